@@ -1,0 +1,36 @@
+"""alt-fast: token merging whose FLOP saving reaches the clock, and ALT, "align before adapt", for video recognition."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+import alt_fast._torchvision  # noqa: F401  (first of all: see its docstring)
+
+if TYPE_CHECKING:
+    from alt_fast.checkpoint import TrainedModel, load_model
+    from alt_fast.corpus import Corpus, Entity
+    from alt_fast.model import ALT, ModelConfig, create_model
+
+__version__ = "0.1.0"
+
+_LAZY = {
+    "ALT": "alt_fast.model",
+    "Corpus": "alt_fast.corpus",
+    "Entity": "alt_fast.corpus",
+    "ModelConfig": "alt_fast.model",
+    "TrainedModel": "alt_fast.checkpoint",
+    "create_model": "alt_fast.model",
+    "load_model": "alt_fast.checkpoint",
+}
+
+__all__ = ["ALT", "Corpus", "Entity", "ModelConfig", "TrainedModel", "create_model", "load_model"]
+
+
+def __getattr__(name: str) -> Any:
+    """Public names load on first use."""
+    if name in _LAZY:
+        return getattr(import_module(_LAZY[name]), name)
+    raise AttributeError(f"module 'alt_fast' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_LAZY])

@@ -1,0 +1,139 @@
+"""Every setting of a training job in one dataclass; YAML files and command-line options fill it."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from alt_fast.data.augment import AugmentConfig
+from alt_fast.data.motion_shapes import MotionShapesConfig
+from alt_fast.model import ModelConfig
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where the videos are.
+
+    Args:
+        train: list of training videos; `path label` lines, CSV, or a public dataset's own annotation file.
+        test: list of test videos.
+        classes: class file, `id,name` CSV or a public dataset's own; may be left out where lists name their classes.
+        unseen: list of videos of classes never trained on, tested zero-shot.
+        unseen_classes: class file of `unseen`.
+        root: folder that video paths start from; each list's own folder by default.
+        generate: write this dataset into `root` first (and take its lists).
+        shapes: size of the generated dataset.
+        workers: decoding processes.
+        max_bad_share: stop when more than this share of the training videos cannot be used.
+    """
+
+    train: str | None = None
+    test: str | None = None
+    classes: str | None = None
+    unseen: str | None = None
+    unseen_classes: str | None = None
+    root: str | None = None
+    generate: Literal["motion_shapes"] | None = None
+    shapes: MotionShapesConfig = field(default_factory=MotionShapesConfig)
+    workers: int = 2
+    max_bad_share: float = 0.01
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """How the model trains; defaults are the paper's (section 3.4, appendix B) and X-CLIP's.
+
+    Args:
+        epochs: passes over the training list.
+        warmup_epochs: of linear warm-up from zero, part of `epochs`.
+        batch_size: clips per step.
+        accumulate: parts that a batch is computed in, to save memory.
+        lr: learning rate of everything but the backbone.
+        backbone_lr: learning rate of the image tower.
+        final_lr: where the cosine ends, as a fraction of the learning rate.
+        weight_decay: AdamW's, on parameters with two dimensions or more.
+        clip_grad: largest gradient norm; null for no limit.
+        mixup: Beta parameter of Mixup; 0 for none.
+        cutmix: Beta parameter of CutMix; 0 for none.
+        mix_switch: probability of CutMix when both are on.
+        label_smoothing: probability mass spread over all classes.
+        amp: compute in bfloat16 where it is safe.
+    """
+
+    epochs: int = 30
+    warmup_epochs: int = 5
+    batch_size: int = 256
+    accumulate: int = 1
+    lr: float = 8e-5
+    backbone_lr: float = 8e-6
+    final_lr: float = 0.01
+    weight_decay: float = 0.001
+    clip_grad: float | None = None
+    mixup: float = 0.8
+    cutmix: float = 1.0
+    mix_switch: float = 0.5
+    label_smoothing: float = 0.1
+    amp: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "accumulate"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
+        if self.batch_size % self.accumulate:
+            raise ValueError(f"accumulate must divide batch_size {self.batch_size}, got {self.accumulate}")
+        if not 0 <= self.warmup_epochs <= self.epochs:
+            raise ValueError(f"warmup_epochs must be in [0, epochs], got {self.warmup_epochs}")
+        if (self.mixup or self.cutmix) and (self.batch_size // self.accumulate) % 2:
+            raise ValueError("mixup and cutmix pair clips, so batch_size / accumulate must be even")
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """Contrastive training of the tiny CLIP on captioned single frames, before ALT.
+
+    Args:
+        steps: batches.
+        batch_size: frames per batch.
+        lr: peak learning rate.
+    """
+
+    steps: int = 500
+    batch_size: int = 128
+    lr: float = 1e-3
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A training job.
+
+    Args:
+        model: what the model is.
+        data: where the videos are.
+        augment: how clips are cropped and coloured.
+        optim: how the model trains.
+        pretrain: train the image and text towers first, on generated captioned frames; null for none.
+        corpus: corpus file (JSON), or "motion_shapes"; null when model.query is not "entities".
+        templates: prompts for class names: "action" for names such as "playing guitar", "plain" for whole sentences.
+        output: run folder; by default a new one under runs/.
+        resume: go on with the run in `output` from its last checkpoint, or start it when there is none.
+        compile: compile the model with torch.compile.
+        frame_only: also train and test the same model on single frames, to show what time adds.
+        seed: of everything random.
+        checkpoint_every: steps between checkpoints.
+        eval_every: epochs between evaluations while training; 0 for one at the end.
+        device: "cpu", "cuda", or "auto".
+    """
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    pretrain: PretrainConfig | None = None
+    corpus: str | None = None
+    templates: Literal["action", "plain"] = "action"
+    output: str | None = None
+    resume: bool = False
+    compile: bool = False
+    frame_only: bool = False
+    seed: int = 0
+    checkpoint_every: int = 200
+    eval_every: int = 0
+    device: str = "auto"

@@ -1,0 +1,83 @@
+"""The text corpus: entities of {unit, description, category} that region tokens align to (paper, section 3.1)."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+CATEGORIES = ("object", "body", "scene", "motion")
+FORMAT_VERSION = 1
+
+
+class CorpusError(ValueError):
+    """A corpus file that cannot be used; the message names the file and the entry."""
+
+
+@dataclass(frozen=True)
+class Entity:
+    """One text entity. `sources` says where it comes from (labels, steps)."""
+
+    unit: str
+    description: str
+    category: str
+    sources: list[str] = field(default_factory=list)
+
+    @property
+    def text(self) -> str:
+        """What the text tower reads."""
+        return f"{self.unit}: {self.description}"
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """An ordered list of entities; the order is that of their embeddings."""
+
+    entities: tuple[Entity, ...]
+
+    def __len__(self) -> int:
+        return len(self.entities)
+
+    def select(self, categories: Sequence[str] | None) -> "Corpus":
+        """The entities of some categories (Table C3); all of them for None. Raises CorpusError when none is left."""
+        if categories is None:
+            return self
+        unknown = sorted(set(categories) - set(CATEGORIES))
+        if unknown:
+            raise CorpusError(f"unknown corpus category {', '.join(unknown)}; known are {', '.join(CATEGORIES)}")
+        chosen = tuple(entity for entity in self.entities if entity.category in categories)
+        if not chosen:
+            raise CorpusError(f"the corpus has no entity of category {', '.join(categories)}")
+        return Corpus(chosen)
+
+    def save(self, path: str | Path) -> None:
+        """Write as JSON, one entity a line, so that versions can be compared."""
+        lines = ",\n".join("    " + json.dumps(asdict(entity), ensure_ascii=False) for entity in self.entities)
+        Path(path).write_text(
+            f'{{\n  "version": {FORMAT_VERSION},\n  "entities": [\n{lines}\n  ]\n}}\n', encoding="utf-8"
+        )
+
+    @staticmethod
+    def load(path: str | Path) -> "Corpus":
+        """Read `save`'s format. Raises CorpusError naming file and entry."""
+        try:
+            content = json.loads(Path(path).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as e:
+            raise CorpusError(f"cannot read corpus {path}: {e}") from e
+        if not isinstance(content, dict) or content.get("version") != FORMAT_VERSION:
+            raise CorpusError(f"{path} is not a corpus of version {FORMAT_VERSION}")
+        entries = content.get("entities")
+        if not isinstance(entries, list) or not entries:
+            raise CorpusError(f"corpus {path} has no entities")
+        return Corpus(tuple(_parse(entry, f"{path}, entity {number}") for number, entry in enumerate(entries, start=1)))
+
+
+def _parse(entry: Any, where: str) -> Entity:
+    if not isinstance(entry, dict):
+        raise CorpusError(f"{where}: expected an object, got {type(entry).__name__}")
+    for key in ("unit", "description", "category"):
+        if not isinstance(entry.get(key), str) or not entry[key].strip():
+            raise CorpusError(f"{where}: {key!r} must be a non-empty string")
+    if entry["category"] not in CATEGORIES:
+        raise CorpusError(f"{where}: category {entry['category']!r} is none of {', '.join(CATEGORIES)}")
+    return Entity(entry["unit"], entry["description"], entry["category"], list(entry.get("sources", [])))

@@ -1,0 +1,1 @@
+"""Video files to clips: annotations, frame sampling, decoding, augmentation, datasets."""

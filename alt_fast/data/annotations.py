@@ -1,0 +1,238 @@
+"""Read lists of labelled videos: our own, and the files that public datasets are distributed with.
+
+`read_list` recognises:
+
+| dataset | file | video file |
+|---|---|---|
+| any | `path label` lines, or CSV with columns path,label | path below the root |
+| Kinetics | CSV (label,youtube_id,time_start,time_end,split) or JSON | id_START_END.mp4, at the root or in the label's folder |
+| UCF-101 | trainlist01.txt (`Class/v.avi 1`), testlist01.txt (`Class/v.avi`) | Class/v.avi |
+| HMDB-51 | a folder of CLASS_test_splitN.txt (`v.avi 1`), given as FOLDER/*_test_splitN.txt | CLASS/v.avi, or v.avi |
+| Something-Something V2 | JSON of {id, label, template} | ID.webm |
+
+A label is a class's id or its name. `read_classes` takes `id,name` CSV files, UCF-101's classInd.txt and
+Something-Something's labels.json.
+"""
+
+import csv
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+Subset = Literal["train", "test"]
+
+
+class AnnotationError(ValueError):
+    """A list or class file that cannot be used; the message names file, line and cause."""
+
+
+class Video(NamedTuple):
+    """One labelled video: path of the file, and index of its class in the class list."""
+
+    path: Path
+    label: int
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One entry before its label is looked up. `where` names file and line; `paths` are tried in turn."""
+
+    where: str
+    paths: tuple[str, ...]
+    label: str
+
+
+def read_classes(path: str | Path) -> list[str]:
+    """Class names in the order of their ids, as text that a person would say."""
+    path = Path(path)
+    text = _read(path)
+    if path.suffix == ".json":
+        numbered = [(str(number), name) for name, number in _json(path, text, dict).items()]
+    elif path.suffix == ".csv":
+        numbered = [(row["id"], row["name"]) for row in _csv(path, text, ("id", "name"))]
+    else:  # UCF-101's classInd.txt: `1 ApplyEyeMakeup`
+        pairs = [line.split(maxsplit=1) for line in text.splitlines() if line.strip()]
+        if not all(len(pair) == 2 for pair in pairs):
+            raise AnnotationError(f"{path}: expected `id,name` CSV or lines of `number name`")
+        numbered = [(number, spoken(name)) for number, name in pairs]
+    try:
+        ids = [int(number) for number, _ in numbered]
+    except ValueError as e:
+        raise AnnotationError(f"{path}: class ids must be whole numbers ({e})") from e
+    if not ids or sorted(ids) != list(range(min(ids), min(ids) + len(ids))) or min(ids) not in (0, 1):
+        raise AnnotationError(f"{path}: class ids must be consecutive from 0 (or 1), each once")
+    names = [name for _, name in sorted(zip(ids, (name for _, name in numbered), strict=True))]
+    doubled = sorted({name for name in names if names.count(name) > 1})
+    if doubled:
+        raise AnnotationError(f"{path}: class name {doubled[0]!r} stands for several classes")
+    return names
+
+
+def read_list(
+    path: str | Path, classes: Sequence[str] | None = None, root: str | Path | None = None, subset: Subset = "train"
+) -> tuple[list[Video], list[str]]:
+    """Labelled videos, and the class names their labels index.
+
+    path: the list; for HMDB-51 a glob of its split files. classes: from `read_classes`; None takes the labels found, in
+    alphabetical order (datasets that name their classes). root: where video paths start; the list's folder by default.
+    subset: which rows of a file that holds both, as HMDB-51's do.
+
+    Raises AnnotationError for unreadable files, unknown formats, labels outside the classes and paths named twice. Whether
+    the videos exist shows when they are opened.
+    """
+    path = Path(path)
+    folder = Path(root) if root is not None else path.parent
+    rows = _read_hmdb(path, subset) if "*" in path.name else _read_rows(path)
+    if not rows:
+        raise AnnotationError(f"{path}: the list names no videos")
+    if classes is None:
+        if all(row.label.isdigit() for row in rows):
+            raise AnnotationError(f"{path}: its labels are numbers, so a class file is needed to name them")
+        classes = sorted({spoken(row.label) for row in rows})
+    lookup = _label_lookup(classes, starts_at_one=_counts_from_one(path, rows))
+    videos, seen = [], {}
+    for row in rows:
+        label = lookup.get(row.label, lookup.get(spoken(row.label)))
+        if label is None:
+            raise AnnotationError(f"{row.where}: label {row.label!r} is not among the {len(classes)} classes")
+        found = next((folder / name for name in row.paths if (folder / name).exists()), folder / row.paths[0])
+        if found in seen:
+            raise AnnotationError(f"{row.where}: {found} was listed before ({seen[found]})")
+        seen[found] = row.where
+        videos.append(Video(found, label))
+    return videos, list(classes)
+
+
+def spoken(name: str) -> str:
+    """A class name as text: "ApplyEyeMakeup" and "apply_eye_makeup" become "apply eye makeup"."""
+    name = name.replace("_", " ")
+    if " " not in name:
+        name = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
+        name = name.lower() if name != name.lower() and not name.isupper() else name
+    return name.strip()
+
+
+def _label_lookup(classes: Sequence[str], starts_at_one: bool) -> dict[str, int]:
+    lookup = {str(index + starts_at_one): index for index in range(len(classes))}
+    return lookup | {name: index for index, name in enumerate(classes)}
+
+
+def _counts_from_one(path: Path, rows: Sequence[_Row]) -> bool:
+    return re.fullmatch(r"trainlist\d\d\.txt", path.name) is not None and all(row.label.isdigit() for row in rows)
+
+
+def _read_rows(path: Path) -> list[_Row]:
+    text = _read(path)
+    if path.suffix == ".json":
+        content = _json(path, text, (list, dict))
+        return _something_rows(path, content) if isinstance(content, list) else _kinetics_json_rows(path, content)
+    header = text.splitlines()[0] if text.strip() else ""
+    if "youtube_id" in header.split(","):
+        return [
+            _kinetics_row(f"{path}, line {number}", row["youtube_id"], row["time_start"], row["time_end"], row["label"])
+            for number, row in enumerate(_csv(path, text, ("label", "youtube_id", "time_start", "time_end")), start=2)
+        ]
+    if path.suffix == ".csv":
+        table = _csv(path, text, ("path", "label"))
+        return [_Row(f"{path}, line {n}", (row["path"],), row["label"]) for n, row in enumerate(table, start=2)]
+    return list(_line_rows(path, text))
+
+
+def _line_rows(path: Path, text: str) -> Iterable[_Row]:
+    """`path label` lines; in UCF-101's test lists the path alone, whose folder is the class."""
+    unlabelled = re.fullmatch(r"testlist\d\d\.txt", path.name) is not None
+    for number, line in enumerate(text.splitlines(), start=1):
+        if not line.strip():
+            continue
+        parts = [line.strip()] if unlabelled else line.rsplit(maxsplit=1)
+        if unlabelled:
+            parts.append(parts[0].split("/")[0])
+        if len(parts) != 2:
+            raise AnnotationError(f"{path}, line {number}: expected `path label`, got {line.strip()!r}")
+        yield _Row(f"{path}, line {number}", (parts[0].strip(),), parts[1])
+
+
+def _kinetics_json_rows(path: Path, content: dict[str, Any]) -> list[_Row]:
+    rows = []
+    for youtube_id, entry in content.items():
+        where = f"{path}, entry {youtube_id!r}"
+        try:
+            annotation = entry["annotations"]
+            start, end = annotation["segment"]
+            rows.append(_kinetics_row(where, youtube_id, start, end, annotation["label"]))
+        except (KeyError, TypeError, ValueError) as e:
+            raise AnnotationError(f"{where}: expected annotations with label and segment") from e
+    return rows
+
+
+def _kinetics_row(where: str, youtube_id: str, start: Any, end: Any, label: str) -> _Row:
+    try:
+        name = f"{youtube_id}_{int(float(start)):06d}_{int(float(end)):06d}.mp4"
+    except (TypeError, ValueError) as e:
+        raise AnnotationError(f"{where}: start and end must be seconds, got {start!r} and {end!r}") from e
+    return _Row(where, (name, f"{label}/{name}", f"{label.replace(' ', '_')}/{name}"), label)
+
+
+def _something_rows(path: Path, content: list[Any]) -> list[_Row]:
+    rows = []
+    for number, entry in enumerate(content, start=1):
+        where = f"{path}, entry {number}"
+        if not isinstance(entry, dict) or "id" not in entry or not ("template" in entry or "label" in entry):
+            raise AnnotationError(f"{where}: expected an object with id and template (or label)")
+        label = str(entry.get("template", entry.get("label"))).replace("[", "").replace("]", "")
+        rows.append(_Row(where, (f"{entry['id']}.webm",), label))
+    return rows
+
+
+def _read_hmdb(pattern: Path, subset: Subset) -> list[_Row]:
+    """CLASS_test_splitN.txt files with `name.avi flag` lines: 1 train, 2 test, 0 neither."""
+    wanted = {"train": "1", "test": "2"}[subset]
+    files = sorted(pattern.parent.glob(pattern.name))
+    if not files:
+        raise AnnotationError(f"no file matches {pattern}")
+    rows = []
+    for file in files:
+        match = re.fullmatch(r"(.+)_test_split\d\.txt", file.name)
+        if match is None:
+            raise AnnotationError(f"{file}: a pattern must match HMDB-51's split files, CLASS_test_splitN.txt")
+        for number, line in enumerate(_read(file).splitlines(), start=1):
+            parts = line.split()
+            if not parts:
+                continue
+            if len(parts) != 2 or parts[1] not in ("0", "1", "2"):
+                raise AnnotationError(f"{file}, line {number}: expected `name.avi 0|1|2`, got {line.strip()!r}")
+            if parts[1] == wanted:
+                rows.append(_Row(f"{file}, line {number}", (f"{match[1]}/{parts[0]}", parts[0]), match[1]))
+    return rows
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as e:
+        raise AnnotationError(f"cannot read {path}: {e}") from e
+
+
+def _json(path: Path, text: str, kinds: type | tuple[type, ...]) -> Any:
+    try:
+        content = json.loads(text)
+    except ValueError as e:
+        raise AnnotationError(f"{path} is not JSON: {e}") from e
+    if not isinstance(content, kinds):
+        raise AnnotationError(f"{path}: unexpected JSON, a {type(content).__name__} at the top")
+    return content
+
+
+def _csv(path: Path, text: str, columns: Sequence[str]) -> list[dict[str, str]]:
+    reader = csv.DictReader(text.splitlines(), strict=True)
+    missing = sorted(set(columns) - set(reader.fieldnames or ()))
+    if missing:
+        raise AnnotationError(f"{path}: column {missing[0]!r} is missing (found {reader.fieldnames})")
+    rows = list(reader)
+    for number, row in enumerate(rows, start=2):
+        if any(not row[column] for column in columns):
+            raise AnnotationError(f"{path}, line {number}: {', '.join(columns)} must not be empty")
+    return rows

@@ -1,0 +1,163 @@
+"""Decode chosen frames of a video file with PyAV, without trusting its header."""
+
+import bisect
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import av
+import numpy as np
+from numpy.typing import NDArray
+
+Frames = NDArray[np.uint8]
+
+_MISSING_FRAMES = 2  # packets at the end that may give no frame, as in some AVIs
+_MISSING_SHARE = 0.1  # of the promised duration: more than this missing is a truncated file
+
+
+class VideoError(ValueError):
+    """A video that cannot be used. `path` names the file, `cause` says why."""
+
+    def __init__(self, path: str | Path, cause: str) -> None:
+        super().__init__(str(path), cause)
+        self.path, self.cause = str(path), cause
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.cause}"
+
+
+def decode_clip(path: str | Path, positions: Sequence[float]) -> Frames:
+    """Frames at relative positions of a video.
+
+    positions: ascending numbers in [0, 1); position p of a video of n frames is frame floor(p * n).
+    Returns uint8 RGB [len(positions), H, W, 3], upright (rotation metadata applied).
+
+    The packets are listed first (demuxing decodes nothing), so frame counts are true whatever the header says; then only
+    the groups of pictures that hold a wanted frame are decoded. Raises VideoError for files that are missing, empty, not
+    video, truncated or broken.
+    """
+    path = str(path)
+    if not Path(path).is_file():
+        raise VideoError(path, "not a regular file" if Path(path).exists() else "no such file")
+    if Path(path).stat().st_size == 0:
+        raise VideoError(path, "empty file (0 bytes)")
+    try:
+        index = _list_frames(path)
+        wanted = [min(int(position * index.count), index.count - 1) for position in positions]
+        return _decode(path, index, wanted)
+    except av.error.FFmpegError as e:
+        raise VideoError(path, f"truncated, damaged or no video ({e.strerror})") from e
+
+
+@dataclass(frozen=True)
+class _Index:
+    """What demuxing tells: the number of frames and, when packets carry them, their presentation times, ascending."""
+
+    count: int
+    times: list[int] | None
+    keyframes: list[int]
+
+
+def _open(path: str) -> "av.container.InputContainer":
+    return av.open(path, metadata_errors="ignore")
+
+
+def _list_frames(path: str) -> _Index:
+    with _open(path) as container:
+        if not container.streams.video:
+            kinds = ", ".join(sorted({stream.type for stream in container.streams})) or "no"
+            raise VideoError(path, f"no video stream (it has {kinds} streams)")
+        stream = container.streams.video[0]
+        packets = [packet for packet in container.demux(stream) if packet.size and not packet.is_discard]
+        if not packets:
+            raise VideoError(path, "the video stream holds no frames")
+        if any(packet.pts is None for packet in packets):
+            return _Index(len(packets), None, [])  # old AVIs, raw streams: frames can only be counted
+        times = sorted(packet.pts for packet in packets)
+        _check_duration(path, container, stream, times)
+        return _Index(len(times), times, sorted(packet.pts for packet in packets if packet.is_keyframe))
+
+
+def _check_duration(
+    path: str, container: "av.container.InputContainer", stream: "av.video.stream.VideoStream", times: list[int]
+) -> None:
+    """Refuse a file that ends long before its header says it does."""
+    if stream.duration is not None:
+        promised = float(stream.duration * stream.time_base)
+    elif container.duration is not None and len(container.streams) == 1:
+        promised = container.duration / av.time_base
+    else:
+        return
+    if len(times) == 1:
+        return  # one frame may stand for any time
+    step = (times[-1] - times[0]) / (len(times) - 1)
+    found = float((times[-1] - times[0] + step) * stream.time_base)
+    if promised - found > _MISSING_SHARE * promised + _MISSING_FRAMES * float(step * stream.time_base):
+        raise VideoError(path, f"truncated: the header promises {promised:.2f} s, the file holds {found:.2f} s")
+
+
+def _decode(path: str, index: _Index, wanted: list[int]) -> Frames:
+    """The frames numbered `wanted` (ascending, repeats allowed)."""
+    pictures = _decode_seeking(path, index, sorted(set(wanted))) if index.times else None
+    if pictures is None:
+        pictures = _decode_counting(path, index, sorted(set(wanted)))
+    return np.stack([pictures[number] for number in wanted])
+
+
+def _decode_seeking(path: str, index: _Index, wanted: list[int]) -> dict[int, Frames] | None:
+    """Decode from the keyframe before each wanted frame; None when the container does not seek exactly."""
+    assert index.times is not None
+    pictures: dict[int, Frames] = {}
+    with _open(path) as container:
+        stream = container.streams.video[0]
+        stream.thread_type = "NONE"  # loader workers are the parallelism
+        frames: Iterator[av.VideoFrame] = container.decode(stream)
+        reached = index.times[0] - 1  # presentation time of the last decoded frame
+        for number in wanted:
+            target = index.times[number]
+            place = bisect.bisect_right(index.keyframes, target)
+            key = index.keyframes[place - 1] if place else index.times[0]
+            sought = key > max(reached, index.times[0])
+            if sought:
+                container.seek(key, stream=stream)
+                frames = container.decode(stream)
+            for frame in frames:
+                if frame.pts is None or frame.pts > target or (sought and frame.pts > key):
+                    return None
+                sought, reached = False, frame.pts
+                if reached == target:
+                    pictures[number] = _upright(frame)
+                    break
+            else:
+                return None
+    return pictures
+
+
+def _decode_counting(path: str, index: _Index, wanted: list[int]) -> dict[int, Frames]:
+    """Decode from the start and count; frames missing at the very end are stood in for by the last one."""
+    pictures: dict[int, Frames] = {}
+    pending = iter(wanted)
+    following = next(pending, None)
+    count = 0
+    with _open(path) as container:
+        stream = container.streams.video[0]
+        stream.thread_type = "NONE"
+        frame = None
+        for frame in container.decode(stream):
+            if following is None:
+                break
+            if count == following:
+                pictures[following] = _upright(frame)
+                following = next(pending, None)
+            count += 1
+    while following is not None:
+        if frame is None or index.count - count > _MISSING_FRAMES:
+            raise VideoError(path, f"broken: only {count} of {index.count} frames decode")
+        pictures[following] = _upright(frame)
+        following = next(pending, None)
+    return pictures
+
+
+def _upright(frame: av.VideoFrame) -> Frames:
+    """RGB [H, W, 3] with the display rotation (degrees, counter-clockwise) applied."""
+    return np.rot90(frame.to_ndarray(format="rgb24"), (frame.rotation // 90) % 4)

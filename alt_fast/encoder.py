@@ -1,0 +1,116 @@
+"""Frames to region tokens: a CLIP image tower whose blocks merge tokens (paper, eq. 1 to 3)."""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
+from torch import Tensor, nn
+
+from alt_fast.adapters import MLP_SCALE, Tuning, make_adapters
+from alt_fast.tome import Reduction, merge_schedule
+from alt_fast_kernels import MergePlan, compose, match, merge, proportional_attention
+
+CLASS_TOKENS = 1  # the class token leads the sequence and never merges
+
+
+class Regions(NamedTuple):
+    """What the encoder sees in each of F frames.
+
+    tokens: [F, N', d] class token first, then regions, in the joint image-text space (not normalised).
+    size: [F, N'] fp32, patches in each token.
+    source: [F, N] int32, the token that each of the N initial tokens (class token, then patches by row) ended in.
+    """
+
+    tokens: Tensor
+    size: Tensor
+    source: Tensor
+
+
+class RegionEncoder(nn.Module):
+    """Runs an open_clip VisionTransformer with attention, merge, MLP in every block.
+
+    The tower's parameters stay where open_clip put them (`visual.*`), so any of its checkpoints loads. With r = 0 the
+    class token equals open_clip's image feature. Raises ValueError for towers this order of operations cannot honour.
+    """
+
+    def __init__(self, visual: VisionTransformer, r: Reduction, tuning: Tuning, num_frames: int) -> None:
+        super().__init__()
+        check_tower(visual)
+        self.visual = visual
+        blocks = visual.transformer.resblocks
+        self.schedule = merge_schedule(r, len(blocks))
+        self.num_frames = num_frames
+        width = visual.conv1.out_channels
+        self.adapters = nn.ModuleList(make_adapters(tuning, width) for _ in blocks)
+        visual.requires_grad_(tuning == "finetune")
+
+    def forward(self, frames: Tensor) -> Regions:
+        """frames: [F, 3, H, W] normalised, the frames of a clip in a row (the temporal adapter looks along them)."""
+        x = self.embed(frames)
+        batch, num_tokens = x.shape[:2]
+        size = torch.ones(batch, num_tokens, device=x.device)
+        identity = torch.arange(num_tokens, dtype=torch.int32, device=x.device).expand(batch, -1)
+        trace = MergePlan(identity, num_tokens)
+        for block, adapters, r in zip(self.visual.transformer.resblocks, self.adapters, self.schedule, strict=True):
+            if "temporal" in adapters:
+                x = x + adapters["temporal"](self._attend_over_time(block, x))
+            merged = trace.num_slots < num_tokens
+            out, key = attend(block, x, size if merged else None)
+            if "spatial" in adapters:
+                out = out + adapters["spatial"](out)
+            x = x + block.ls_1(out)
+            if r:
+                plan = match(key, r, protected=CLASS_TOKENS)
+                x, size = merge(x, size, plan)
+                trace = compose(trace, plan)
+            normed = block.ln_2(x)
+            x = x + block.ls_2(block.mlp(normed))
+            if "mlp" in adapters:
+                x = x + MLP_SCALE * adapters["mlp"](normed)
+        return Regions(self.visual.ln_post(x) @ self.visual.proj, size, trace.slot)
+
+    def embed(self, frames: Tensor) -> Tensor:
+        """Patches, class token and positions: [F, 3, H, W] -> [F, N, width] (eq. 1)."""
+        visual = self.visual
+        if frames.ndim != 4 or tuple(frames.shape[2:]) != tuple(visual.image_size):
+            raise ValueError(f"frames must be [F, 3, {visual.image_size[0]}, {visual.image_size[1]}], "
+                             f"got shape {tuple(frames.shape)}")  # fmt: skip
+        x = visual.conv1(frames).flatten(2).transpose(1, 2)
+        class_token = visual.class_embedding.to(x.dtype).expand(x.shape[0], 1, -1)
+        x = torch.cat([class_token, x], dim=1) + visual.positional_embedding.to(x.dtype)
+        return visual.ln_pre(x)
+
+    def _attend_over_time(self, block: ResidualAttentionBlock, x: Tensor) -> Tensor:
+        """The block's own attention along the frames, slot by slot, as AIM does.
+
+        After merging, a slot need not show the same place in every frame; only the class token surely corresponds.
+        """
+        clips = x.unflatten(0, (-1, self.num_frames)).transpose(1, 2)  # [B, N, T, width]
+        out, _ = attend(block, clips.flatten(0, 1), None)
+        return out.unflatten(0, clips.shape[:2]).transpose(1, 2).flatten(0, 1)
+
+
+def attend(block: ResidualAttentionBlock, x: Tensor, size: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The block's self-attention on LN(x): [B, N, width] -> the branch's output and its keys [B, N, H, D] (eq. 2)."""
+    attn = block.attn
+    qkv = F.linear(block.ln_1(x), attn.in_proj_weight, attn.in_proj_bias)
+    q, k, v = qkv.unflatten(-1, (3, attn.num_heads, -1)).unbind(2)
+    return attn.out_proj(proportional_attention(q, k, v, size)), k
+
+
+def check_tower(visual: nn.Module) -> None:
+    """Refuse image towers whose forward pass is not the one above."""
+    if not isinstance(visual, VisionTransformer):
+        raise ValueError(f"the image tower must be open_clip's VisionTransformer, got {type(visual).__name__}")
+    reasons = {
+        "attentional pooling": visual.attn_pool is not None,
+        "pooling other than the class token": visual.pool_type != "tok",
+        "a final norm after pooling": visual.final_ln_after_pool,
+        "patch dropout": not isinstance(visual.patch_dropout, nn.Identity),
+        "no projection": visual.proj is None,
+        "custom attention blocks": any(type(b) is not ResidualAttentionBlock for b in visual.transformer.resblocks),
+    }
+    refused = [reason for reason, holds in reasons.items() if holds]
+    if refused:
+        raise ValueError(f"this image tower cannot be used: it has {', '.join(refused)}")

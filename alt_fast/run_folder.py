@@ -1,0 +1,111 @@
+"""The folder of a run: what it was started with, where it ran, and which videos it could not use."""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from alt_fast.checkpoint import write_atomically, write_json
+from alt_fast.config import TrainConfig
+from alt_fast.data.dataset import Failure
+
+
+class RunError(RuntimeError):
+    """A run that cannot start or go on; the message says why and what to do."""
+
+
+def open_run_folder(config: TrainConfig) -> Path:
+    """Create the run folder with config.yaml and environment.json, or check that it is this run's to go on with."""
+    if config.output is None:
+        if config.resume:
+            raise RunError("--resume needs --output: the folder of the run to go on with")
+        folder = Path("runs") / time.strftime("%Y%m%d-%H%M%S")
+    else:
+        folder = Path(config.output)
+    recorded = folder / "config.yaml"
+    # Where a run lies and how it is called may change; anything else would change its result.
+    settings = {k: v for k, v in asdict(config).items() if k not in ("output", "resume", "device", "checkpoint_every")}
+    text = json.dumps(settings, indent=2) + "\n"  # JSON is YAML
+    if recorded.exists():
+        if not config.resume:
+            raise RunError(f"{folder} holds a run already: add --resume to go on with it, or choose another --output")
+        changed = _differences(json.loads(recorded.read_text()), json.loads(text))
+        if changed:
+            raise RunError(f"{folder} was started with other settings: {'; '.join(changed)}")
+        return folder
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "environment.json", describe_environment())
+    write_atomically(recorded, lambda partial: partial.write_text(text) and None)
+    return folder
+
+
+def _differences(before: Any, now: Any, key: str = "") -> list[str]:
+    if isinstance(before, dict) and isinstance(now, dict):
+        names = sorted(before.keys() | now.keys())
+        return [d for name in names for d in _differences(before.get(name), now.get(name), f"{key}.{name}".strip("."))]
+    return [] if before == now else [f"{key} was {before!r}, now {now!r}"]
+
+
+def describe_environment() -> dict[str, Any]:
+    """What a result depends on besides the configuration."""
+    packages = ("alt-fast", "torch", "open-clip-torch", "timm", "av", "numpy")
+    commit = subprocess.run(
+        ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+    )
+    return {
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "packages": {name: version(name) for name in packages},
+        "machine": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "commit": commit.stdout.strip() or None,
+    }
+
+
+def pick_device(name: str) -> torch.device:
+    """ "auto" is CUDA where there is a GPU. Raises RunError for a device that is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise RunError(f"device {name!r} was asked for, but this PyTorch sees no GPU")
+    return torch.device(name)
+
+
+class Quarantine:
+    """The videos that could not be used, in a file of one JSON object a line."""
+
+    def __init__(self, path: Path, num_videos: int, max_share: float) -> None:
+        self.path, self.num_videos, self.max_share = path, num_videos, max_share
+        lines = path.read_text().splitlines() if path.exists() else []
+        self.paths = {json.loads(line)["path"] for line in lines}
+
+    def add(self, failures: Sequence[Failure]) -> None:
+        """Record failures not seen before. Raises RunError past the allowed share."""
+        for failure in failures:
+            if failure.path in self.paths:
+                continue
+            self.paths.add(failure.path)
+            with open(self.path, "a") as file:
+                file.write(json.dumps(failure._asdict()) + "\n")
+            say(f"quarantined {failure.path}: {failure.cause}")
+        if len(self.paths) > self.max_share * self.num_videos:
+            raise RunError(
+                f"{len(self.paths)} of {self.num_videos} training videos cannot be used, more than data.max_bad_share = "
+                f"{self.max_share}; they are listed in {self.path}"
+            )
+
+
+def say(message: str) -> None:
+    """A line for the person who watches."""
+    print(message, flush=True)

@@ -1,0 +1,58 @@
+"""The frozen text side: prompts, CLIP's text tower, embeddings of class names and entities."""
+
+from collections.abc import Sequence
+
+import open_clip
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+TEMPLATES = (
+    "{}",
+    "a video of {}.",
+    "a video clip showing {}.",
+    "a photo of {}.",
+    "footage of {}.",
+    "a person {}.",
+    "someone is {}.",
+    "an example of the action {}.",
+)
+"""Prompts for action names; their embeddings are averaged (paper, section 3.4)."""
+
+PLAIN_TEMPLATES = ("{}", "a video of {}.")
+"""For class names that are whole sentences already."""
+
+
+class TextTower(nn.Module):
+    """CLIP's text tower with its tokenizer; frozen, always in eval mode."""
+
+    def __init__(self, clip: open_clip.CLIP) -> None:
+        """Takes over everything of `clip` but its image tower, which must have been taken off (`visual` None)."""
+        super().__init__()
+        if clip.visual is not None:
+            raise ValueError("take the image tower off first: clip.visual must be None")
+        self.clip = clip.requires_grad_(False)
+        self.tokenizer = open_clip.SimpleTokenizer(context_length=clip.context_length)
+        if clip.vocab_size != self.tokenizer.vocab_size:
+            raise ValueError(
+                f"the text tower has {clip.vocab_size} tokens, CLIP's tokenizer {self.tokenizer.vocab_size}"
+            )
+
+    @torch.no_grad()
+    def forward(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
+        """Unit-length embeddings [len(texts), d], fp32. Texts past the context length are cut."""
+        if not texts:
+            raise ValueError("texts must not be empty")
+        device = self.clip.positional_embedding.device
+        tokens = self.tokenizer(list(texts)).to(device)
+        return torch.cat([self.clip.encode_text(part, normalize=True).float() for part in tokens.split(batch_size)])
+
+    def classes(self, names: Sequence[str], templates: Sequence[str] = TEMPLATES) -> Tensor:
+        """Class embeddings [len(names), d]: the normalised mean over templates of each name's embeddings."""
+        prompts = [template.format(name) for name in names for template in templates]
+        embeddings = self(prompts).view(len(names), len(templates), -1)
+        return F.normalize(embeddings.mean(1), dim=-1)
+
+    def train(self, mode: bool = True) -> "TextTower":
+        """Stays in eval mode: the tower is frozen."""
+        return super().train(False)

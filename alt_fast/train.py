@@ -1,0 +1,307 @@
+"""Train ALT. With no arguments: the whole default job on Motion Shapes, on any machine.
+
+python -m alt_fast.train --compile
+python -m alt_fast.train --config kinetics400_b16 --data.train train.csv --data.test val.csv --corpus corpus.json
+"""
+
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jsonargparse
+import numpy as np
+import torch
+import torch.nn.functional as F
+from timm.data import Mixup
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+from alt_fast.checkpoint import WEIGHTS, CheckpointError, TrainedModel, save_model, save_module, write_json
+from alt_fast.clip import WeightsError, load_clip
+from alt_fast.config import DataConfig, TrainConfig
+from alt_fast.corpus import Corpus
+from alt_fast.data import motion_shapes
+from alt_fast.data.annotations import Subset, Video, read_classes, read_list
+from alt_fast.data.dataset import Batch, ClipSpec, TrainClips, train_loader
+from alt_fast.data.rng import Stream, integer
+from alt_fast.evaluate import Result, evaluate
+from alt_fast.fit import Schedule, Task, fit, parameter_groups
+from alt_fast.model import ALT, ModelConfig
+from alt_fast.pretrain import pretrain_task
+from alt_fast.run_folder import Quarantine, RunError, open_run_folder, pick_device, say
+from alt_fast.text import PLAIN_TEMPLATES, TEMPLATES
+
+CONFIGS = Path(__file__).parent / "configs"
+
+
+@dataclass(frozen=True)
+class Lists:
+    """Videos and class names of a job; empty where it has none."""
+
+    train: list[Video]
+    test: list[Video]
+    classes: list[str]
+    unseen: list[Video]
+    unseen_classes: list[str]
+
+
+@dataclass(frozen=True)
+class Run:
+    """What every stage of a job shares."""
+
+    config: TrainConfig
+    folder: Path
+    device: torch.device
+    lists: Lists
+    corpus: Corpus | None
+    writer: SummaryWriter
+
+    @property
+    def templates(self) -> Sequence[str]:
+        return PLAIN_TEMPLATES if self.config.templates == "plain" else TEMPLATES
+
+
+def run(config: TrainConfig) -> dict[str, Any]:
+    """Do the whole job: data, pretraining, ALT, evaluation, and the frame-only comparison. Returns the metrics."""
+    started = time.monotonic()
+    folder = open_run_folder(config)
+    device = pick_device(config.device)
+    data = prepare_data(config.data)
+    lists = read_lists(data)
+    say(f"run folder {folder}; {len(lists.train)} training videos of {len(lists.classes)} classes; device {device}")
+    corpus = load_corpus(config.corpus, config.model)
+    (folder / "classes.csv").write_text("id,name\n" + "".join(f"{i},{c}\n" for i, c in enumerate(lists.classes)))
+    with SummaryWriter(str(folder / "tensorboard")) as writer:
+        this = Run(config, folder, device, lists, corpus, writer)
+        seconds = {"data": time.monotonic() - started}
+        model_config = config.model
+        if config.pretrain is not None:
+            path, seconds["clip"] = pretrain(this)
+            model_config = replace(model_config, pretrained=str(path))
+        model, seconds["alt"] = train_model(this, "alt", model_config)
+        save_model(folder / WEIGHTS, TrainedModel(model, lists.classes, list(this.templates), config.augment))
+        metrics = measure(this, model)
+        if config.frame_only:
+            frame_model, seconds["frame_only"] = train_model(this, "frame_only", replace(model_config, frames=1))
+            metrics |= {
+                f"frame_only_{name}": value for name, value in measure(this, frame_model).items() if "top" in name
+            }
+    seconds["total"] = time.monotonic() - started
+    metrics |= {
+        "seconds": round(seconds["total"], 1),
+        "stage_seconds": {name: round(value, 1) for name, value in seconds.items()},
+        "parameters": model.count_parameters(),
+        "seed": config.seed,
+    }
+    write_json(folder / "metrics.json", metrics)
+    return metrics
+
+
+def prepare_data(data: DataConfig) -> DataConfig:
+    """Generate the dataset when asked to, and fill in its lists."""
+    if data.generate is None:
+        return data
+    root = Path(data.root or "data/motion_shapes")
+    motion_shapes.generate(root, data.shapes)
+    files = {name: str(root / f"{name}.txt") for name in ("train", "test", "unseen")}
+    classes = {name: str(root / f"{name}.csv") for name in ("classes", "unseen_classes")}
+    return replace(data, root=None, **files, **classes)
+
+
+def read_lists(data: DataConfig) -> Lists:
+    """Read every list of the job. Raises RunError or AnnotationError."""
+    if data.train is None or data.test is None:
+        raise RunError("name the videos: --data.train LIST and --data.test LIST (or --data.generate motion_shapes)")
+
+    def read(path: str, names: Sequence[str] | None, subset: Subset) -> tuple[list[Video], list[str]]:
+        return read_list(path, names, data.root, subset)
+
+    classes = None if data.classes is None else read_classes(data.classes)
+    train, classes = read(data.train, classes, "train")
+    test, _ = read(data.test, classes, "test")
+    unseen, unseen_classes = [], []
+    if data.unseen is not None:
+        names = None if data.unseen_classes is None else read_classes(data.unseen_classes)
+        unseen, unseen_classes = read(data.unseen, names, "test")
+        shared = sorted(set(classes) & set(unseen_classes))
+        if shared:
+            raise RunError(f"class {shared[0]!r} is in both classes and unseen_classes: it would not be unseen")
+    return Lists(train, test, classes, unseen, unseen_classes)
+
+
+def load_corpus(name: str | None, model: ModelConfig) -> Corpus | None:
+    """The corpus file, or the packaged one of that name; None when the model asks for none."""
+    if model.query != "entities":
+        return None
+    if name is None:
+        raise RunError("name the text corpus: --corpus FILE (or --model.query learned, which needs none)")
+    return Corpus.load(Path(__file__).parent / "corpus" / "motion_shapes.json" if name == "motion_shapes" else name)
+
+
+def pretrain(this: Run) -> tuple[Path, float]:
+    """Train the image and text towers; returns the file of their weights and the seconds it took."""
+    config = this.config
+    assert config.pretrain is not None
+    torch.manual_seed(integer(config.seed, Stream.INIT, sample=0))
+    clip = load_clip(config.model.backbone, None, config.model.image_size).to(this.device)
+    task = pretrain_task(clip, config.pretrain, config.seed, config.augment.normalize, config.data.workers, this.device)
+    seconds = fit(task, this.folder / "clip.state", this.writer, config.checkpoint_every)
+    path = this.folder / "clip.safetensors"
+    save_module(path, clip)
+    return path, seconds
+
+
+def train_model(this: Run, name: str, model_config: ModelConfig) -> tuple[ALT, float]:
+    """Train one ALT; returns it with the seconds it took."""
+    config, optim = this.config, this.config.optim
+    torch.manual_seed(integer(config.seed, Stream.INIT, sample=1))
+    model = ALT(model_config, this.corpus).to(this.device)
+    model.embed_corpus()
+    task = alt_task(this, name, model)
+    seconds = fit(task, this.folder / f"{name}.state", this.writer, config.checkpoint_every)
+    clips = task.schedule.steps * optim.batch_size
+    say(f"{name}: {task.schedule.steps} steps in {seconds:.0f} s, {clips / seconds:.1f} clips/s")
+    return model, seconds
+
+
+def alt_task(this: Run, name: str, model: ALT) -> Task:
+    """The stage that trains `model`."""
+    config, optim, lists, device = this.config, this.config.optim, this.lists, this.device
+    spec = ClipSpec(model.config.frames, model.image_size, config.augment)
+    clips = TrainClips(lists.train, spec, config.seed)
+    part_size = optim.batch_size // optim.accumulate
+    steps_per_epoch = len(lists.train) // optim.batch_size
+    if steps_per_epoch == 0:
+        raise RunError(f"optim.batch_size {optim.batch_size} is more than the {len(lists.train)} training videos")
+    parts = steps_per_epoch * optim.accumulate * optim.epochs
+    classes = model.text.classes(lists.classes, this.templates)
+    forward = torch.compile(model) if config.compile and name == "alt" else model  # one compilation a run
+    mix = make_mixup(config, len(lists.classes))
+    quarantine = Quarantine(this.folder / "quarantine.jsonl", len(lists.train), config.data.max_bad_share)
+
+    def batches(step: int) -> Any:
+        return train_loader(clips, part_size, range(step * optim.accumulate, parts), config.data.workers)
+
+    def loss(batch: Batch, part: int) -> Tensor:
+        quarantine.add(batch.failures)
+        number = integer(config.seed, Stream.STEP, sample=part)
+        video, target = mix(batch.video, batch.label, number)
+        with torch.autocast(device.type, torch.bfloat16, enabled=optim.amp):
+            seed = torch.tensor(number, device=device)
+            logits = forward(video.to(device, non_blocking=True), classes, seed).logits
+        return F.cross_entropy(logits.float(), target.to(device, non_blocking=True), label_smoothing=0.0)
+
+    def every_epoch(done: int) -> None:
+        if config.eval_every and done % config.eval_every == 0 and done < optim.epochs:
+            result = test(this, model, lists.test, lists.classes)
+            this.writer.add_scalar(f"{name}/top1", result.top(1), done * steps_per_epoch)
+            say(f"{name}: epoch {done} of {optim.epochs}, top-1 {result.top(1):.3f}")
+
+    rate: Callable[[str], float] = lambda n: optim.backbone_lr if n.startswith("encoder.visual.") else optim.lr  # noqa: E731
+    return Task(
+        name=name,
+        module=model,
+        groups=parameter_groups(model, rate, optim.weight_decay),
+        schedule=Schedule(steps_per_epoch * optim.epochs, steps_per_epoch * optim.warmup_epochs, optim.final_lr),
+        batches=batches,
+        loss=loss,
+        steps_per_epoch=steps_per_epoch,
+        accumulate=optim.accumulate,
+        clip_grad=optim.clip_grad,
+        every_epoch=every_epoch,
+    )
+
+
+def make_mixup(config: TrainConfig, num_classes: int) -> Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]:
+    """Mixup, CutMix and label smoothing of a batch, a pure function of (video, label, number)."""
+    optim = config.optim
+    smoothing = optim.label_smoothing
+    mixup = Mixup(
+        mixup_alpha=optim.mixup,
+        cutmix_alpha=optim.cutmix,
+        switch_prob=optim.mix_switch,
+        label_smoothing=smoothing,
+        num_classes=num_classes,
+    )
+
+    def mix(video: Tensor, label: Tensor, number: int) -> tuple[Tensor, Tensor]:
+        if not optim.mixup and not optim.cutmix:
+            return video, F.one_hot(label, num_classes).float() * (1 - smoothing) + smoothing / num_classes
+        np.random.seed(number)  # timm draws from NumPy's global generator
+        mixed, target = mixup(video.flatten(1, 2), label)  # timm mixes images: frames ride as channels
+        return mixed.view_as(video), target
+
+    return mix
+
+
+def test(this: Run, model: ALT, videos: Sequence[Video], names: Sequence[str]) -> Result:
+    """Single-view scores of videos against class names."""
+    spec = ClipSpec(model.config.frames, model.image_size, this.config.augment)
+    classes = model.text.classes(names, this.templates)
+    size = max(1, this.config.optim.batch_size // this.config.optim.accumulate)
+    return evaluate(model, videos, spec, classes, size, this.config.data.workers)
+
+
+def measure(this: Run, model: ALT) -> dict[str, Any]:
+    """Accuracy on the test videos and, zero-shot, on those of unseen classes (fractions of 1)."""
+    lists = this.lists
+    result = test(this, model, lists.test, lists.classes)
+    metrics: dict[str, Any] = {
+        "top1": result.top(1),
+        "top5": result.top(5),
+        "chance": 1 / len(lists.classes),
+        "test_videos": len(lists.test),
+        "unreadable": [failure._asdict() for failure in result.failures],
+    }
+    if lists.unseen:
+        unseen = test(this, model, lists.unseen, lists.unseen_classes)
+        metrics |= {
+            "top1_unseen_pairs": unseen.top(1),
+            "chance_unseen_pairs": 1 / len(lists.unseen_classes),
+            "unseen_videos": len(lists.unseen),
+        }
+        metrics["unreadable"] += [failure._asdict() for failure in unseen.failures]
+    return metrics
+
+
+def parse(arguments: Sequence[str]) -> TrainConfig:
+    """Command line to configuration: a YAML file (by default the Motion Shapes job), changed by options."""
+    packaged = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
+    parser = jsonargparse.ArgumentParser(
+        prog="python -m alt_fast.train",
+        description="Train ALT. Without --config: the default job, Motion Shapes on a tiny CLIP, in minutes on a CPU.",
+    )
+    parser.add_argument("--config", action="config", help=f"YAML file, or one that comes along: {', '.join(packaged)}")
+    parser.add_class_arguments(TrainConfig)
+    arguments = list(arguments)
+    if not any(argument.split("=")[0] == "--config" for argument in arguments):
+        arguments = ["--config", "motion_shapes", *arguments]
+    for i, argument in enumerate(arguments[:-1]):
+        if argument == "--config" and arguments[i + 1] in packaged:
+            arguments[i + 1] = str(CONFIGS / f"{arguments[i + 1]}.yaml")
+    fields = parser.instantiate(parser.parse_args(arguments))
+    return TrainConfig(**{name: fields[name] for name in TrainConfig.__dataclass_fields__})
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    config = parse(sys.argv[1:] if arguments is None else arguments)
+    try:
+        metrics = run(config)
+    except (RunError, CheckpointError, WeightsError, ValueError) as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted; go on with the same command and --output RUN --resume", file=sys.stderr)
+        return 130
+    for name, value in metrics.items():
+        if isinstance(value, float):
+            print(f"{name:32} {value:.3f}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,44 @@
+"""Executable specification of entity alignment."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_LOW32 = 0xFFFFFFFF
+
+
+def _mix(x: Tensor) -> Tensor:
+    """A bijection of 32-bit integers (held in int64) whose output bits look independent: murmur3's finalizer."""
+    x = x ^ (x >> 16)
+    x = (x * 0x85EBCA6B) & _LOW32
+    x = x ^ (x >> 13)
+    x = (x * 0xC2B2AE35) & _LOW32
+    return x ^ (x >> 16)
+
+
+def gumbel_noise(seed: Tensor, rows: int, columns: int) -> Tensor:
+    """Gumbel(0, 1) samples [rows, columns], fp32, a pure function of (seed, row, column)."""
+    seed = seed.reshape(())
+    key = _mix((seed & _LOW32) ^ _mix((seed >> 32) & _LOW32))
+    row = _mix(torch.arange(rows, device=seed.device) ^ key)
+    column = _mix(torch.arange(columns, device=seed.device) + 0x9E3779B9 & _LOW32)
+    bits = _mix(_mix(row[:, None] ^ column[None, :]) ^ key)
+    uniform = ((bits >> 9).float() + 0.5) * 2.0**-23  # exact in fp32, so never 0 or 1
+    return -(-uniform.log()).log()
+
+
+def align_reference(tokens: Tensor, entities: Tensor, tau: float, seed: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Eq. 4 and 5 with the whole [tokens, K] assignment in memory. Contract: `alt_fast_kernels.align`."""
+    dtype = torch.promote_types(tokens.dtype, torch.float32)
+    with torch.autocast(tokens.device.type, enabled=False):
+        x = tokens.to(dtype).flatten(0, -2)  # [M, C]
+        s = entities.to(dtype)
+        logits = F.normalize(x, dim=-1, eps=1e-12) @ F.normalize(s, dim=-1, eps=1e-12).T / tau
+        if seed is not None:
+            logits = logits + gumbel_noise(seed, *logits.shape).to(dtype)
+        index = logits.argmax(dim=-1)
+        aligned = s[index]
+        if logits.requires_grad:  # inference needs no soft assignment
+            soft = logits.softmax(dim=-1) @ s
+            aligned = aligned + (soft - soft.detach())
+    return index.view(tokens.shape[:-1]), aligned.view(tokens.shape).to(tokens.dtype)

@@ -1,0 +1,60 @@
+"""Bipartite soft matching: which tokens merge into which (ToMe, arXiv 2210.09461, section 3)."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from alt_fast_kernels.match.reference import match_reference
+
+__all__ = ["MergePlan", "compose", "match", "max_r"]
+
+
+class MergePlan(NamedTuple):
+    """Where every token goes.
+
+    slot: [B, N] int32, the output slot of each input token, in [0, num_slots).
+    num_slots: number of tokens after merging, N - r.
+    """
+
+    slot: Tensor
+    num_slots: int
+
+
+def max_r(num_tokens: int, protected: int) -> int:
+    """The largest reduction one matching can make: (N - protected) // 2, as in ToMe."""
+    return max(0, (num_tokens - protected) // 2)
+
+
+@torch.no_grad()
+def match(key: Tensor, r: int, protected: int = 0) -> MergePlan:
+    """Choose the r most similar (even, odd) token pairs by cosine similarity.
+
+    key: [B, N, H, D] keys as the QKV projection leaves them (the head mean is taken here), or any metric [B, N, C];
+        floating point, compared in fp32 (fp64 stays fp64).
+    r: tokens to remove; clipped to (N - protected) // 2.
+    protected: leading tokens that never merge (class, distillation, registers); they keep the first slots.
+
+    Equal scores are settled in favour of the lower index. The slots hold the protected tokens, then the surviving
+    even tokens (by index; without protected tokens by falling score, as ToMe does), then the odd tokens by index.
+    The choice carries no gradient. Raises TypeError or ValueError naming the argument at fault.
+    """
+    if not isinstance(r, int) or isinstance(r, bool):
+        raise TypeError(f"r must be an int, got {type(r).__name__}")
+    if r < 0:
+        raise ValueError(f"r must be >= 0, got {r}")
+    if key.ndim not in (3, 4):
+        raise ValueError(f"key must be [B, N, C] or [B, N, H, D], got shape {tuple(key.shape)}")
+    if not key.is_floating_point():
+        raise TypeError(f"key must be floating point, got {key.dtype}")
+    num_tokens = key.shape[1]
+    if not 0 <= protected <= num_tokens:
+        raise ValueError(f"protected must be in [0, {num_tokens}], got {protected}")
+    r = min(r, max_r(num_tokens, protected))
+    return MergePlan(match_reference(key, r, protected), num_tokens - r)
+
+
+def compose(first: MergePlan, second: MergePlan) -> MergePlan:
+    """The plan of merging by `first`, then by `second`: traces a token through several layers."""
+    slot = second.slot.gather(1, first.slot.long())
+    return MergePlan(slot, second.num_slots)
