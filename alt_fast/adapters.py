@@ -12,7 +12,7 @@ MLP_SCALE = 0.5  # AIM's weight of the MLP adapter, which runs beside the MLP
 
 
 class Adapter(nn.Module):
-    """Linear to a quarter of the width, GELU, linear back. Starts as the zero map: training leaves from the backbone."""
+    """Linear to a quarter of the width, GELU, linear back. Zero at first: training starts at the backbone."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -27,6 +27,6 @@ class Adapter(nn.Module):
 
 
 def make_adapters(tuning: Tuning, width: int) -> nn.ModuleDict:
-    """The adapters of one block: "spatial" after attention, "mlp" beside the MLP, "temporal" after attention over time."""
+    """One block's adapters: "spatial" after attention, "mlp" beside the MLP, "temporal" after attention over time."""
     names = {"s": ("spatial",), "sm": ("spatial", "mlp"), "stm": ("spatial", "mlp", "temporal")}.get(tuning, ())
     return nn.ModuleDict({name: Adapter(width) for name in names})

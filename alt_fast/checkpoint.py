@@ -25,7 +25,7 @@ class CheckpointError(RuntimeError):
     """A checkpoint that cannot be used; the message names file and cause."""
 
 
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Call `write` on a temporary name beside `path`, flush to disk, then rename."""
     partial = path.with_name(f".{path.name}.partial")
     write(partial)
@@ -37,7 +37,7 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write indented JSON, atomically."""
     text = json.dumps(content, indent=2) + "\n"
-    write_atomically(path, lambda partial: partial.write_text(text, encoding="utf-8") and None)
+    write_atomically(path, lambda partial: partial.write_text(text, encoding="utf-8"))
 
 
 def save_state(path: Path, state: Mapping[str, Any]) -> None:

@@ -1,5 +1,6 @@
 """Frames to region tokens: a CLIP image tower whose blocks merge tokens (paper, eq. 1 to 3)."""
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -39,11 +40,15 @@ class RegionEncoder(nn.Module):
         check_tower(visual)
         self.visual = visual
         blocks = visual.transformer.resblocks
-        self.schedule = merge_schedule(r, len(blocks))
+        self.set_r(r)
         self.num_frames = num_frames
         width = visual.conv1.out_channels
         self.adapters = nn.ModuleList(make_adapters(tuning, width) for _ in blocks)
         visual.requires_grad_(tuning == "finetune")
+
+    def set_r(self, r: Reduction) -> None:
+        """Change the merge schedule; no weight depends on it."""
+        self.schedule = merge_schedule(r, len(self.visual.transformer.resblocks))
 
     def forward(self, frames: Tensor) -> Regions:
         """frames: [F, 3, H, W] normalised, the frames of a clip in a row (the temporal adapter looks along them)."""
@@ -52,7 +57,7 @@ class RegionEncoder(nn.Module):
         size = torch.ones(batch, num_tokens, device=x.device)
         identity = torch.arange(num_tokens, dtype=torch.int32, device=x.device).expand(batch, -1)
         trace = MergePlan(identity, num_tokens)
-        for block, adapters, r in zip(self.visual.transformer.resblocks, self.adapters, self.schedule, strict=True):
+        for block, adapters, r in self._layers():
             if "temporal" in adapters:
                 x = x + adapters["temporal"](self._attend_over_time(block, x))
             merged = trace.num_slots < num_tokens
@@ -69,6 +74,9 @@ class RegionEncoder(nn.Module):
             if "mlp" in adapters:
                 x = x + MLP_SCALE * adapters["mlp"](normed)
         return Regions(self.visual.ln_post(x) @ self.visual.proj, size, trace.slot)
+
+    def _layers(self) -> "Iterator[tuple[ResidualAttentionBlock, nn.ModuleDict, int]]":
+        return zip(self.visual.transformer.resblocks, self.adapters, self.schedule, strict=True)  # type: ignore[arg-type]
 
     def embed(self, frames: Tensor) -> Tensor:
         """Patches, class token and positions: [F, 3, H, W] -> [F, N, width] (eq. 1)."""

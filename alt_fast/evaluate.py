@@ -1,15 +1,27 @@
-"""Test a trained model on a list of videos."""
+"""Test a trained model on lists of videos.
 
+python -m alt_fast.evaluate --checkpoint runs/mine
+python -m alt_fast.evaluate --checkpoint runs/mine --list val.csv --classes classes.csv --json
+"""
+
+import argparse
+import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from alt_fast.data.annotations import Video
+from alt_fast.checkpoint import CheckpointError, TrainedModel, load_model
+from alt_fast.data import motion_shapes
+from alt_fast.data.annotations import AnnotationError, Video, read_classes, read_list
 from alt_fast.data.dataset import ClipSpec, EvalClips, Failure, eval_loader
 from alt_fast.model import ALT
+from alt_fast.run_folder import RunError, pick_device
 
 
 @dataclass(frozen=True)
@@ -54,3 +66,86 @@ def evaluate(
     readable = torch.tensor([str(video.path) not in bad for video in videos])
     labels = torch.tensor([video.label for video in videos])
     return Result(torch.cat(logits) * readable[:, None], labels, failures, readable)
+
+
+def default_lists(checkpoint: Path) -> list[tuple[str, str | None]]:
+    """(list, class file) pairs that a run tested on, from its folder. Raises RunError when there are none."""
+    recorded = checkpoint / "config.yaml"
+    if not recorded.is_file():
+        raise RunError(f"{checkpoint} is no run folder, so name the videos to test on: --list FILE")
+    data = json.loads(recorded.read_text())["data"]
+    if data["generate"] == "motion_shapes":
+        root = Path(data["root"] or motion_shapes.DEFAULT_ROOT)
+        return [
+            (str(root / "test.txt"), str(root / "classes.csv")),
+            (str(root / "unseen.txt"), str(root / "unseen_classes.csv")),
+        ]
+    lists = [(data["test"], data["classes"])]
+    if data["unseen"] is not None:
+        lists.append((data["unseen"], data["unseen_classes"]))
+    return lists
+
+
+def test_list(
+    path: str, class_file: str | None, trained: TrainedModel, arguments: argparse.Namespace
+) -> dict[str, Any]:
+    """Accuracy on one list, with what is needed to read it."""
+    names = read_classes(class_file) if class_file is not None else None
+    if names is None and set(read_list(path, names, arguments.root, "test")[1]) <= set(trained.classes):
+        names = trained.classes
+    videos, names = read_list(path, names, arguments.root, "test")
+    device = pick_device(arguments.device)
+    classes = trained.model.to(device).text.classes(names, trained.templates)
+    result = evaluate(
+        trained.model, videos, trained.spec, classes, arguments.batch_size, arguments.workers, Path(path).name
+    )
+    return {
+        "list": path,
+        "videos": len(videos),
+        "classes": len(names),
+        "chance": 1 / len(names),
+        "top1": result.top(1),
+        "top5": result.top(5),
+        "unreadable": [failure._asdict() for failure in result.failures],
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status: 1 when a video could not be read (it counts as wrong)."""
+    parser = argparse.ArgumentParser(
+        prog="python -m alt_fast.evaluate", description="Test a trained model: single view, middle frames, center crop."
+    )
+    parser.add_argument("--checkpoint", required=True, metavar="RUN", help="run folder or model.safetensors")
+    parser.add_argument("--list", metavar="FILE", help="videos to test on; default: the lists of the run")
+    parser.add_argument("--classes", metavar="FILE", help="class file of --list; default: the classes trained on")
+    parser.add_argument("--root", metavar="DIR", help="folder that video paths start from; default: the list's")
+    parser.add_argument("--r", type=int, metavar="R", help="tokens merged away per layer; default: as trained")
+    parser.add_argument("--batch-size", type=int, default=32, metavar="B", help="clips at once (default 32)")
+    parser.add_argument("--workers", type=int, default=2, metavar="N", help="decoding processes (default 2)")
+    parser.add_argument("--device", default="auto", help="cpu, cuda or auto (default)")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    arguments = parser.parse_args(argv)
+    try:
+        trained = load_model(arguments.checkpoint)
+        if arguments.r is not None:
+            trained.model.encoder.set_r(arguments.r)
+        lists = [(arguments.list, arguments.classes)] if arguments.list else default_lists(Path(arguments.checkpoint))
+        rows = [test_list(path, class_file, trained, arguments) for path, class_file in lists]
+    except (AnnotationError, CheckpointError, RunError, ValueError) as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 1
+    if arguments.json:
+        print(json.dumps(rows, indent=2))
+    else:
+        print(f"{'list':40} {'videos':>7} {'classes':>8} {'chance':>7} {'top-1':>7} {'top-5':>7}")
+        for row in rows:
+            scores = " ".join(f"{row[name]:7.1%}" for name in ("chance", "top1", "top5"))
+            print(f"{row['list']:40} {row['videos']:7} {row['classes']:8} {scores}")
+    failures = [failure for row in rows for failure in row["unreadable"]]
+    for failure in failures:
+        print(f"unreadable, counted as wrong: {failure['path']}: {failure['cause']}", file=sys.stderr)
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -70,7 +70,7 @@ PRESETS = {
 
 
 class Output(NamedTuple):
-    """logits [B, I] over the classes; video [B, d], the paper's z; entity [B, T, n], corpus index of each aligned token."""
+    """logits [B, I] over classes; video [B, d], the paper's z; entity [B, T, n], corpus index of each aligned token."""
 
     logits: Tensor
     video: Tensor
@@ -78,7 +78,7 @@ class Output(NamedTuple):
 
 
 class ALT(nn.Module):
-    """The model. `corpus` is None exactly when the queries are not entities; call `embed_corpus` before the first use."""
+    """The model. `corpus` is None exactly when the queries are not entities; call `embed_corpus` before first use."""
 
     def __init__(self, config: ModelConfig, corpus: Corpus | None) -> None:
         super().__init__()
@@ -97,7 +97,7 @@ class ALT(nn.Module):
         self.logit_scale = nn.Parameter(clip.logit_scale.detach().clone(), requires_grad=config.cosine)
 
     def forward(self, video: Tensor, classes: Tensor, seed: Tensor | None = None) -> Output:
-        """video: [B, T, 3, H, W] normalised. classes: [I, d] from `text.classes`. seed: int64 scalar for eq. 4's noise."""
+        """video: [B, T, 3, H, W] normalised. classes: [I, d] of `text.classes`. seed: int64 scalar, eq. 4's noise."""
         tokens = self.encode(video)
         queries, entity = self.alignment(tokens, seed if self.training and self.config.noise else None)
         z = self.decoder(queries, tokens[:, :, 0])
@@ -116,7 +116,7 @@ class ALT(nn.Module):
         return self.logit_scale.exp() * F.normalize(z.float(), dim=-1) @ classes.T
 
     def clip_logits(self, video: Tensor, classes: Tensor) -> Tensor:
-        """CLIP's own zero-shot scores [B, I]: the mean of the frame tokens against the classes; no ALT training needed."""
+        """CLIP's own zero-shot scores [B, I], the mean frame token against the classes: no ALT training needed."""
         frames = F.normalize(self.encode(video)[:, :, 0].float(), dim=-1)
         return self.logit_scale.exp() * F.normalize(frames.mean(1), dim=-1) @ classes.T
 

@@ -44,7 +44,7 @@ def open_run_folder(config: TrainConfig) -> Path:
         return folder
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "environment.json", describe_environment())
-    write_atomically(recorded, lambda partial: partial.write_text(text) and None)
+    write_atomically(recorded, lambda partial: partial.write_text(text))
     return folder
 
 
@@ -57,7 +57,7 @@ def _differences(before: Any, now: Any, key: str = "") -> list[str]:
 
 def describe_environment() -> dict[str, Any]:
     """What a result depends on besides the configuration."""
-    packages = ("alt-fast", "torch", "open-clip-torch", "timm", "av", "numpy")
+    packages = ("torch", "open-clip-torch", "timm", "av", "numpy")
     commit = subprocess.run(
         ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
     )
@@ -101,8 +101,8 @@ class Quarantine:
             say(f"quarantined {failure.path}: {failure.cause}")
         if len(self.paths) > self.max_share * self.num_videos:
             raise RunError(
-                f"{len(self.paths)} of {self.num_videos} training videos cannot be used, more than data.max_bad_share = "
-                f"{self.max_share}; they are listed in {self.path}"
+                f"{len(self.paths)} of {self.num_videos} training videos cannot be used, more than data.max_bad_share "
+                f"{self.max_share} allows; they are listed in {self.path}"
             )
 
 

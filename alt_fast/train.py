@@ -7,7 +7,7 @@ python -m alt_fast.train --config kinetics400_b16 --data.train train.csv --data.
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from alt_fast.config import DataConfig, TrainConfig
 from alt_fast.corpus import Corpus
 from alt_fast.data import motion_shapes
 from alt_fast.data.annotations import Subset, Video, read_classes, read_list
-from alt_fast.data.dataset import Batch, ClipSpec, TrainClips, train_loader
+from alt_fast.data.dataset import NO_LABEL, Batch, ClipSpec, TrainClips, train_loader
 from alt_fast.data.rng import Stream, integer
 from alt_fast.evaluate import Result, evaluate
 from alt_fast.fit import Schedule, Task, fit, parameter_groups
@@ -104,11 +104,17 @@ def prepare_data(data: DataConfig) -> DataConfig:
     """Generate the dataset when asked to, and fill in its lists."""
     if data.generate is None:
         return data
-    root = Path(data.root or "data/motion_shapes")
+    root = Path(data.root or motion_shapes.DEFAULT_ROOT)
     motion_shapes.generate(root, data.shapes)
-    files = {name: str(root / f"{name}.txt") for name in ("train", "test", "unseen")}
-    classes = {name: str(root / f"{name}.csv") for name in ("classes", "unseen_classes")}
-    return replace(data, root=None, **files, **classes)
+    return replace(
+        data,
+        root=None,
+        train=str(root / "train.txt"),
+        test=str(root / "test.txt"),
+        classes=str(root / "classes.csv"),
+        unseen=str(root / "unseen.txt"),
+        unseen_classes=str(root / "unseen_classes.csv"),
+    )
 
 
 def read_lists(data: DataConfig) -> Lists:
@@ -122,7 +128,8 @@ def read_lists(data: DataConfig) -> Lists:
     classes = None if data.classes is None else read_classes(data.classes)
     train, classes = read(data.train, classes, "train")
     test, _ = read(data.test, classes, "test")
-    unseen, unseen_classes = [], []
+    unseen: list[Video] = []
+    unseen_classes: list[str] = []
     if data.unseen is not None:
         names = None if data.unseen_classes is None else read_classes(data.unseen_classes)
         unseen, unseen_classes = read(data.unseen, names, "test")
@@ -187,6 +194,9 @@ def alt_task(this: Run, name: str, model: ALT) -> Task:
 
     def loss(batch: Batch, part: int) -> Tensor:
         quarantine.add(batch.failures)
+        if NO_LABEL in batch.label:
+            path, cause = batch.failures[-1]
+            raise RunError(f"video after video cannot be used, the last {path}: {cause}. Is data.root right?")
         number = integer(config.seed, Stream.STEP, sample=part)
         video, target = mix(batch.video, batch.label, number)
         with torch.autocast(device.type, torch.bfloat16, enabled=optim.amp):
@@ -282,8 +292,17 @@ def parse(arguments: Sequence[str]) -> TrainConfig:
     for i, argument in enumerate(arguments[:-1]):
         if argument == "--config" and arguments[i + 1] in packaged:
             arguments[i + 1] = str(CONFIGS / f"{arguments[i + 1]}.yaml")
-    fields = parser.instantiate(parser.parse_args(arguments))
-    return TrainConfig(**{name: fields[name] for name in TrainConfig.__dataclass_fields__})
+    switches = {f"--{field.name}" for field in fields(TrainConfig) if field.type is bool}
+    following = [*arguments[1:], ""]
+    arguments = [
+        f"{argument}=true" if argument in switches and value.lower() not in ("true", "false") else argument
+        for argument, value in zip(arguments, following, strict=True)
+    ]
+    try:
+        values = parser.instantiate(parser.parse_args(arguments))
+    except ValueError as e:  # a configuration that contradicts itself
+        parser.error(str(e))
+    return TrainConfig(**{field.name: values[field.name] for field in fields(TrainConfig)})
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -5,7 +5,7 @@
 | dataset | file | video file |
 |---|---|---|
 | any | `path label` lines, or CSV with columns path,label | path below the root |
-| Kinetics | CSV (label,youtube_id,time_start,time_end,split) or JSON | id_START_END.mp4, at the root or in the label's folder |
+| Kinetics | CSV (label,youtube_id,time_start,time_end,...) or JSON | ID_START_END.mp4, or LABEL/ID_START_END.mp4 |
 | UCF-101 | trainlist01.txt (`Class/v.avi 1`), testlist01.txt (`Class/v.avi`) | Class/v.avi |
 | HMDB-51 | a folder of CLASS_test_splitN.txt (`v.avi 1`), given as FOLDER/*_test_splitN.txt | CLASS/v.avi, or v.avi |
 | Something-Something V2 | JSON of {id, label, template} | ID.webm |
@@ -80,8 +80,8 @@ def read_list(
     alphabetical order (datasets that name their classes). root: where video paths start; the list's folder by default.
     subset: which rows of a file that holds both, as HMDB-51's do.
 
-    Raises AnnotationError for unreadable files, unknown formats, labels outside the classes and paths named twice. Whether
-    the videos exist shows when they are opened.
+    Raises AnnotationError for unreadable files, unknown formats, labels outside the classes and paths named twice.
+    Whether the videos exist shows when they are opened.
     """
     path = Path(path)
     folder = Path(root) if root is not None else path.parent
@@ -93,7 +93,8 @@ def read_list(
             raise AnnotationError(f"{path}: its labels are numbers, so a class file is needed to name them")
         classes = sorted({spoken(row.label) for row in rows})
     lookup = _label_lookup(classes, starts_at_one=_counts_from_one(path, rows))
-    videos, seen = [], {}
+    videos: list[Video] = []
+    seen: dict[Path, str] = {}
     for row in rows:
         label = lookup.get(row.label, lookup.get(spoken(row.label)))
         if label is None:

@@ -27,7 +27,7 @@ class AugmentConfig:
     """X-CLIP's recipe by default.
 
     Args:
-        scales: crop sizes of MultiScaleCrop, as fractions of the short side; width and height differ by one step at most.
+        scales: crop sizes of MultiScaleCrop, fractions of the short side; width and height are at most one step apart.
         flip: probability of a horizontal flip; 0 where left and right matter.
         jitter: probability of colour jitter.
         brightness: range of the brightness factor, 1 +- this.
@@ -91,7 +91,8 @@ def draw_record(rng: np.random.Generator, config: AugmentConfig, num_frames: int
     x, y = _ANCHORS[rng.integers(len(_ANCHORS))]
     flip, gray, jitter = (bool(rng.random() < p) for p in (config.flip, config.gray, config.jitter))
     spread = (config.brightness, config.contrast, config.saturation)
-    factors = (*(float(rng.uniform(max(0, 1 - s), 1 + s)) for s in spread), float(rng.uniform(-config.hue, config.hue)))
+    brightness, contrast, saturation = (float(rng.uniform(max(0, 1 - s), 1 + s)) for s in spread)
+    factors = (brightness, contrast, saturation, float(rng.uniform(-config.hue, config.hue)))
     order = tuple(int(i) for i in rng.permutation(4))
     return ClipRecord(positions, (width, height, x, y), flip, ColorJitter(factors, order) if jitter else None, gray)
 

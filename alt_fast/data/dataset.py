@@ -13,6 +13,7 @@ from alt_fast.data.augment import AugmentConfig, apply, center_record, draw_reco
 from alt_fast.data.decode import VideoError, decode_clip
 from alt_fast.data.rng import Stream, generator
 
+NO_LABEL = -1
 _ATTEMPTS = 50  # replacements tried for one unreadable video before giving up
 
 
@@ -24,11 +25,10 @@ class Failure(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """video [B, T, 3, H, W] fp32 normalised, label [B] int64, index [B] int64 into the list, failures met on the way."""
+    """video [B, T, 3, H, W] fp32 normalised, label [B] int64, unreadable videos met on the way."""
 
     video: Tensor
     label: Tensor
-    index: Tensor
     failures: list[Failure]
 
 
@@ -37,7 +37,6 @@ class Sample(NamedTuple):
 
     video: Tensor
     label: int
-    index: int
     failures: list[Failure]
 
 
@@ -51,7 +50,10 @@ class ClipSpec:
 
 
 class TrainClips(Dataset[Sample]):
-    """Augmented clips by (epoch, index). An unreadable video is replaced by another one, drawn from the seed."""
+    """Augmented clips by (epoch, index). An unreadable video is replaced by another one, drawn from the seed.
+
+    When one replacement after the other fails, the sample has NO_LABEL: the list as a whole is wrong.
+    """
 
     def __init__(self, videos: Sequence[Video], spec: ClipSpec, seed: int) -> None:
         self.videos, self.spec, self.seed = videos, spec, seed
@@ -70,10 +72,8 @@ class TrainClips(Dataset[Sample]):
                 failures.append(Failure(e.path, e.cause))
                 index = int(replacement.integers(len(self.videos)))
                 continue
-            return Sample(apply(record, frames, self.spec.size, self.spec.augment), label, index, failures)
-        raise RuntimeError(
-            f"{_ATTEMPTS} videos in a row cannot be used; the last: {failures[-1].path}: {failures[-1].cause}"
-        )
+            return Sample(apply(record, frames, self.spec.size, self.spec.augment), label, failures)
+        return Sample(torch.zeros(self.spec.num_frames, 3, *self.spec.size), NO_LABEL, failures)
 
 
 class EvalClips(Dataset[Sample]):
@@ -92,12 +92,12 @@ class EvalClips(Dataset[Sample]):
             frames = decode_clip(path, record.positions)
         except VideoError as e:
             empty = torch.zeros(self.spec.num_frames, 3, *self.spec.size)
-            return Sample(empty, label, index, [Failure(e.path, e.cause)])
-        return Sample(apply(record, frames, self.spec.size, self.spec.augment), label, index, [])
+            return Sample(empty, label, [Failure(e.path, e.cause)])
+        return Sample(apply(record, frames, self.spec.size, self.spec.augment), label, [])
 
 
 class EpochSampler:
-    """Batches of (epoch, index) from any step to the last: each epoch a new permutation, its incomplete batch left out."""
+    """Batches of (epoch, index) for a range of steps. Each epoch is a new permutation, without its incomplete batch."""
 
     def __init__(self, num_samples: int, batch_size: int, seed: int, steps: range) -> None:
         self.num_samples, self.batch_size, self.seed, self.steps = num_samples, batch_size, seed, steps
@@ -122,23 +122,22 @@ def collate(samples: Sequence[Sample]) -> Batch:
     return Batch(
         torch.stack([sample.video for sample in samples]),
         torch.tensor([sample.label for sample in samples]),
-        torch.tensor([sample.index for sample in samples]),
         [failure for sample in samples for failure in sample.failures],
     )
 
 
-def train_loader(clips: TrainClips, batch_size: int, steps: range, workers: int) -> "DataLoader[Batch]":
+def train_loader(clips: TrainClips, batch_size: int, steps: range, workers: int) -> "DataLoader[Any]":
     """Batches of the training steps in `steps`, counted over all epochs."""
     sampler = EpochSampler(len(clips.videos), batch_size, clips.seed, steps)
     return _loader(clips, workers, batch_sampler=sampler)
 
 
-def eval_loader(clips: EvalClips, batch_size: int, workers: int) -> "DataLoader[Batch]":
+def eval_loader(clips: EvalClips, batch_size: int, workers: int) -> "DataLoader[Any]":
     """Every clip once, in order."""
     return _loader(clips, workers, batch_size=batch_size)
 
 
-def _loader(clips: "TrainClips | EvalClips", workers: int, **options: Any) -> "DataLoader[Batch]":
+def _loader(clips: "TrainClips | EvalClips", workers: int, **options: Any) -> "DataLoader[Any]":
     return DataLoader(
         clips,
         num_workers=workers,

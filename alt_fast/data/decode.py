@@ -32,9 +32,9 @@ def decode_clip(path: str | Path, positions: Sequence[float]) -> Frames:
     positions: ascending numbers in [0, 1); position p of a video of n frames is frame floor(p * n).
     Returns uint8 RGB [len(positions), H, W, 3], upright (rotation metadata applied).
 
-    The packets are listed first (demuxing decodes nothing), so frame counts are true whatever the header says; then only
-    the groups of pictures that hold a wanted frame are decoded. Raises VideoError for files that are missing, empty, not
-    video, truncated or broken.
+    The packets are listed first (demuxing decodes nothing), so frame counts are true whatever the header says; then
+    only the groups of pictures that hold a wanted frame are decoded. Raises VideoError for files that are missing,
+    empty, not video, truncated or broken.
     """
     path = str(path)
     if not Path(path).is_file():
@@ -71,19 +71,21 @@ def _list_frames(path: str) -> _Index:
         packets = [packet for packet in container.demux(stream) if packet.size and not packet.is_discard]
         if not packets:
             raise VideoError(path, "the video stream holds no frames")
-        if any(packet.pts is None for packet in packets):
+        times = sorted(packet.pts for packet in packets if packet.pts is not None)
+        if len(times) < len(packets):
             return _Index(len(packets), None, [])  # old AVIs, raw streams: frames can only be counted
-        times = sorted(packet.pts for packet in packets)
         _check_duration(path, container, stream, times)
-        return _Index(len(times), times, sorted(packet.pts for packet in packets if packet.is_keyframe))
+        keyframes = sorted(packet.pts for packet in packets if packet.pts is not None and packet.is_keyframe)
+        return _Index(len(times), times, keyframes)
 
 
 def _check_duration(
     path: str, container: "av.container.InputContainer", stream: "av.video.stream.VideoStream", times: list[int]
 ) -> None:
     """Refuse a file that ends long before its header says it does."""
+    tick = float(stream.time_base or 0)  # seconds
     if stream.duration is not None:
-        promised = float(stream.duration * stream.time_base)
+        promised = stream.duration * tick
     elif container.duration is not None and len(container.streams) == 1:
         promised = container.duration / av.time_base
     else:
@@ -91,8 +93,8 @@ def _check_duration(
     if len(times) == 1:
         return  # one frame may stand for any time
     step = (times[-1] - times[0]) / (len(times) - 1)
-    found = float((times[-1] - times[0] + step) * stream.time_base)
-    if promised - found > _MISSING_SHARE * promised + _MISSING_FRAMES * float(step * stream.time_base):
+    found = (times[-1] - times[0] + step) * tick
+    if promised - found > _MISSING_SHARE * promised + _MISSING_FRAMES * step * tick:
         raise VideoError(path, f"truncated: the header promises {promised:.2f} s, the file holds {found:.2f} s")
 
 

@@ -1,9 +1,9 @@
 """Motion Shapes: a generated video dataset of shapes doing things, real files that decode everywhere (VP9 in WebM).
 
-A label is an object and a motion, "a star circling clockwise". Every motion is directional: played backwards, a clip shows
-the opposite motion, so that a single frame cannot give the class away. Some (object, motion) pairs are never trained on:
-they are the zero-shot test. Train, test, unseen and pretraining draw from separate random streams and never share a seed
-or a background.
+A label is an object and a motion, "a star circling clockwise". Every motion is directional: played backwards, a clip
+shows the opposite motion, so that a single frame cannot give the class away. Some (object, motion) pairs are never
+trained on: they are the zero-shot test. Train, test, unseen and pretraining draw from separate random streams and never
+share a seed or a background.
 
     python -m alt_fast.data.motion_shapes --output data/motion_shapes
 """
@@ -12,7 +12,6 @@ import argparse
 import json
 import os
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -20,6 +19,7 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from alt_fast.data.rng import Stream, generator
@@ -48,7 +48,9 @@ COLORS = {
 }
 TEXTURES = ("striped", "checkered", "dotted", "cloudy")
 
-ORBIT = 0.18  # radius of a circling object's path, as a fraction of the frame
+ORBIT = 0.22  # radius of a circling object's path, as a fraction of the frame
+
+DEFAULT_ROOT = "data/motion_shapes"
 
 _FORMAT_VERSION = 1
 _SPLITS = ("train", "test", "unseen", "pretrain")  # position: high part of a clip's counter, so that none coincide
@@ -87,7 +89,7 @@ class MotionShapesConfig:
 
 @dataclass(frozen=True)
 class Clip:
-    """Everything random about one video. Lengths and positions are fractions of the frame; angles in radians, clockwise."""
+    """Everything random about a video. Lengths and places are fractions of the frame, angles clockwise radians."""
 
     object: str
     motion: str
@@ -120,13 +122,13 @@ def draw_clip(seed: int, split: str, index: int, pair: tuple[str, str]) -> Clip:
     part = _SPLITS.index(split)
     rng = generator(seed, Stream.VIDEO, part, index)
     object_name, motion = pair
-    amount = {"moving": (0.3, 0.5), "circling": (3.5, 5.0)}.get(motion.split()[0], (0.7, 1.1))
+    amount = {"moving": (0.4, 0.6), "circling": (3.5, 5.0)}.get(motion.split()[0], (0.7, 1.1))
     return Clip(
         object=object_name,
         motion=motion,
         color=str(rng.choice(list(COLORS))),
         texture=str(rng.choice(TEXTURES)),
-        center=(float(rng.uniform(0.32, 0.68)), float(rng.uniform(0.32, 0.68))),
+        center=(float(rng.uniform(0.36, 0.64)), float(rng.uniform(0.36, 0.64))),
         radius=float(np.exp(rng.uniform(np.log(0.16), np.log(0.3)))),
         tilt=float(rng.uniform(-0.25, 0.25)),
         phase=float(rng.uniform(0, 2 * np.pi)),
@@ -147,10 +149,10 @@ def render(clip: Clip, seed: int, times: Sequence[float], size: int) -> Image8:
     color = np.array(COLORS[clip.color], np.float32)
     frames = []
     for time in times:
-        left, top = (int(round(size / 2 + d * size * (time - 0.5))) for d in clip.drift)
+        left, top = (round(size / 2 + d * size * (time - 0.5)) for d in clip.drift)
         mask = _mask(clip, time, size)[..., None]
         frame = background[top : top + size, left : left + size] * (1 - mask) + color * mask
-        frame += noise.normal(0, max(clip.noise, 1e-6), frame.shape).astype(np.float32)
+        frame = frame + noise.normal(0, clip.noise, frame.shape)
         frames.append(frame.clip(0, 255).astype(np.uint8))
     return np.stack(frames)
 
@@ -192,7 +194,7 @@ def _mask(clip: Clip, time: float, size: int) -> NDArray[np.float32]:
     points = (_OUTLINES[clip.object] @ turn * radius + (x, y)) * size * scale
     canvas = Image.new("L", (size * scale, size * scale))
     ImageDraw.Draw(canvas).polygon([tuple(point) for point in points.tolist()], fill=255)
-    return np.asarray(canvas.reduce(scale), np.float32) / 255
+    return np.asarray(canvas.reduce(scale), np.float32) / np.float32(255)
 
 
 def _outlines() -> dict[str, NDArray[np.float64]]:
@@ -247,7 +249,7 @@ def _background(clip: Clip, seed: int, size: int) -> NDArray[np.float32]:
 
 
 def write_video(path: Path, frames: Image8, rate: int = 10) -> None:
-    """Write frames [T, H, W, 3] as VP9 in WebM. The same frames give the same bytes; the file appears whole or not at all."""
+    """Write frames [T, H, W, 3] as VP9 in WebM, always the same bytes. The file appears whole or not at all."""
     partial = path.with_suffix(f".{os.getpid()}.partial")
     options = {"crf": "24", "b": "0", "deadline": "realtime", "cpu-used": "8"}
     with av.open(str(partial), "w", format="webm", options={"fflags": "+bitexact"}) as container:
@@ -285,10 +287,12 @@ def generate(root: str | Path, config: MotionShapesConfig, workers: int | None =
     ]
     for split in _SPLITS[:3]:
         (root / split).mkdir(exist_ok=True)
-    with ProcessPoolExecutor(workers) as pool:
-        done = pool.map(_generate_one, jobs, chunksize=16)
-        for _ in tqdm(done, "Motion Shapes", len(jobs), unit="video", disable=None):
-            pass
+    # A DataLoader rather than a process pool: its workers end when their parent is killed.
+    writers = DataLoader(
+        _Writer(jobs), batch_size=None, num_workers=os.cpu_count() or 1 if workers is None else workers
+    )
+    for _ in tqdm(writers, "Motion Shapes", unit="video", disable=None):
+        pass
     for split, pairs, count in _plan(config):
         lines = (f"{split}/{i * count + k:05d}.webm {i}\n" for i in range(len(pairs)) for k in range(count))
         (root / f"{split}.txt").write_text("".join(lines))
@@ -306,11 +310,21 @@ def _plan(config: MotionShapesConfig) -> list[tuple[str, tuple[tuple[str, str], 
     ]
 
 
-def _generate_one(job: tuple[Path, MotionShapesConfig, str, int, tuple[str, str]]) -> None:
-    root, config, split, index, pair = job
-    clip = draw_clip(config.seed, split, index, pair)
-    frames = render(clip, config.seed, np.linspace(0, 1, config.frames).tolist(), config.size)
-    write_video(root / split / f"{index:05d}.webm", frames)
+class _Writer(Dataset[int]):
+    """Writes a job's video when it is asked for."""
+
+    def __init__(self, jobs: Sequence[tuple[Path, MotionShapesConfig, str, int, tuple[str, str]]]) -> None:
+        self.jobs = jobs
+
+    def __len__(self) -> int:
+        return len(self.jobs)
+
+    def __getitem__(self, number: int) -> int:
+        root, config, split, index, pair = self.jobs[number]
+        clip = draw_clip(config.seed, split, index, pair)
+        frames = render(clip, config.seed, np.linspace(0, 1, config.frames).tolist(), config.size)
+        write_video(root / split / f"{index:05d}.webm", frames)
+        return number
 
 
 def _write_json(path: Path, content: dict[str, object]) -> None:
@@ -341,21 +355,39 @@ def _caption(clip: Clip, time: float, rng: np.random.Generator) -> str:
     place = " ".join(filter(None, (vertical, horizontal))) or "center"
     extent = "small" if radius < 0.18 else "big" if radius > 0.26 else "medium"
     colored = f"{_with_article(clip.color)} {name}"
-    plain = [f"a {name}", f"a photo of a {name}", f"{name}: {DESCRIPTIONS[name]}"]
-    detailed = [
-        colored,
-        f"a {extent} {name}",
-        f"a {name} at the {place} of the picture",
-        f"a {extent} {clip.color} {name} at the {place}",
-        f"{colored} in front of a {clip.texture} background",
-        f"a {clip.texture} background with a {name}",
-    ]
-    return str(rng.choice(plain if rng.random() < 0.5 else detailed))
+    kinds = (
+        [f"a {name}", f"a photo of a {name}", f"{name}: {DESCRIPTIONS[name]}"],
+        [f"a {name} at the {place}", f"a {extent} {name} at the {place}", f"{colored} at the {place} of the picture"],
+        [
+            colored,
+            f"a {extent} {name}",
+            f"{colored} on a {clip.texture} background",
+            f"a {name} on a {clip.texture} background",
+        ],
+    )
+    return str(rng.choice(kinds[rng.integers(len(kinds))]))
 
 
 def _with_article(word: str) -> str:
     return f"{'an' if word[0] in 'aeiou' else 'a'} {word}"
 
+
+def reworded_labels() -> tuple[list[str], list[str]]:
+    """The labels of the trained pairs, and the same sentences in other words."""
+    labels = [label_of(*pair) for pair in PAIRS]
+    return labels, [f"a {object_name} {WORDINGS[motion]}" for object_name, motion in PAIRS]
+
+
+WORDINGS = {
+    "moving left": "going towards the left border",
+    "moving right": "going towards the right border",
+    "moving up": "going towards the upper border",
+    "moving down": "going towards the lower border",
+    "circling clockwise": "going around like the hands of a clock",
+    "circling counterclockwise": "going around against the hands of a clock",
+    "growing": "becoming bigger",
+    "shrinking": "becoming smaller",
+}
 
 DESCRIPTIONS = {
     "square": "a shape with four equal sides and four right angles",

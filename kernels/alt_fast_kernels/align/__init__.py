@@ -12,8 +12,8 @@ def align(tokens: Tensor, entities: Tensor, tau: float = 1.0, seed: Tensor | Non
     """Hard choice of the most similar entity, with the gradient of the soft choice.
 
     tokens: [..., C]. entities: [K, C], K >= 1. tau: softmax temperature, > 0.
-    seed: int64 scalar tensor that draws the Gumbel noise of eq. 4, or None for no noise. The noise is counter-based: the
-        same seed gives the same choice on every device.
+    seed: int64 scalar tensor that draws the Gumbel noise of eq. 4, or None for no noise. The noise is counter-based:
+        the same seed gives the same choice on every device.
     Returns index [...] int64, the entity chosen for each token, and aligned [..., C] = entities[index] in tokens'
     dtype; its gradient is that of softmax(cosine / tau + noise) @ entities. Computed in at least fp32.
     Raises ValueError or TypeError naming the argument at fault.

@@ -27,11 +27,11 @@ def match_reference(key: Tensor, r: int, protected: int) -> Tensor:
 
     if protected:
         slot_a = (~merged).cumsum(1) - 1 + protected_b
-        slot_a[:, :protected_a] = torch.arange(0, protected, 2, device=key.device)
+        slot_a[:, :protected_a] = 2 * torch.arange(protected_a, device=key.device)
     else:
         slot_a = rank - r
     slot_b = survivors + torch.arange(scores.shape[2], device=key.device)
-    slot_b[:protected_b] = torch.arange(1, protected, 2, device=key.device)
+    slot_b[:protected_b] = 2 * torch.arange(protected_b, device=key.device) + 1
     slot_a = torch.where(merged, slot_b[partner], slot_a)
 
     slot = torch.empty(batch, num_tokens, dtype=torch.int32, device=key.device)

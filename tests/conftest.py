@@ -1,0 +1,81 @@
+"""What tests share: a tiny corpus, a tiny dataset of real video files, and a trained run."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from alt_fast.corpus import Corpus, Entity
+from alt_fast.data.motion_shapes import MotionShapesConfig, generate
+from alt_fast.train import main
+
+
+@pytest.fixture
+def corpus() -> Corpus:
+    """Five entities, every category."""
+    return Corpus(
+        (
+            Entity("star", "a shape with five tips", "object"),
+            Entity("moon", "a crescent", "object"),
+            Entity("tip", "a pointed end", "body"),
+            Entity("striped background", "parallel stripes", "scene"),
+            Entity("growing", "becoming bigger", "motion"),
+        )
+    )
+
+
+@pytest.fixture(scope="session")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small Motion Shapes: 72 training, 36 test and 12 unseen videos."""
+    root = tmp_path_factory.mktemp("shapes")
+    generate(root, MotionShapesConfig(train_per_class=2, test_per_class=1, frames=10, size=48))
+    return root
+
+
+VideoWriter = Callable[..., Path]
+
+
+@pytest.fixture
+def write_video(tmp_path: Path) -> VideoWriter:
+    """Writes a video whose frame i has grey level 20 + 6 * i, so that frames tell their number."""
+
+    def write(
+        name: str, codec: str = "libx264", frames: int = 30, width: int = 64, height: int = 48, **options: int | str
+    ) -> Path:
+        path = tmp_path / name
+        with av.open(str(path), "w") as container:
+            stream = container.add_stream(codec, rate=10)
+            stream.width, stream.height = width, height
+            if codec == "mpeg4":
+                stream.bit_rate = 1_000_000
+            stream.pix_fmt = str(options.get("pix_fmt", "yuv420p"))
+            if "gop" in options:
+                stream.codec_context.gop_size = int(options["gop"])
+            if "b_frames" in options:
+                stream.codec_context.max_b_frames = int(options["b_frames"])
+            for i in range(frames):
+                image = np.full((height, width, 3), 20 + 6 * i, np.uint8)
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+            container.mux(stream.encode(None))
+        return path
+
+    return write
+
+
+SMALL_JOB = [
+    *("--data.shapes.train_per_class", "1", "--data.shapes.test_per_class", "1"),
+    *("--data.shapes.frames", "6", "--data.shapes.size", "48", "--data.workers", "1"),
+    *("--model.frames", "2", "--pretrain.steps", "4", "--pretrain.batch_size", "8"),
+    *("--optim.epochs", "2", "--optim.warmup_epochs", "1", "--optim.batch_size", "12", "--checkpoint_every", "2"),
+]
+"""The default job, made as small as it goes: six steps."""
+
+
+@pytest.fixture(scope="session")
+def trained_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of SMALL_JOB, next to its data."""
+    root = tmp_path_factory.mktemp("job")
+    assert main([*SMALL_JOB, "--output", str(root / "run"), "--data.root", str(root / "data")]) == 0
+    return root / "run"

@@ -1,0 +1,194 @@
+"""Exact frames from every codec the installed FFmpeg writes, and a clear error for every kind of bad file."""
+
+import wave
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from alt_fast.data.decode import VideoError, _Index, _upright, decode_clip
+from tests.conftest import VideoWriter
+
+CODECS = [
+    ("h264.mp4", "libx264", {}),
+    ("short_gops.mp4", "libx264", {"gop": 5}),
+    ("hevc.mp4", "libx265", {}),
+    ("mpeg4.avi", "mpeg4", {}),
+    ("b_frames.avi", "mpeg4", {"gop": 6, "b_frames": 2}),
+    ("mjpeg.avi", "mjpeg", {"pix_fmt": "yuvj420p"}),
+    ("vp8.webm", "libvpx", {}),
+    ("vp9.webm", "libvpx-vp9", {}),
+    ("av1.mkv", "libsvtav1", {}),
+    ("stream.ts", "libx264", {"gop": 5}),
+    ("raw.h264", "libx264", {}),
+    ("odd.webm", "libvpx-vp9", {"width": 37, "height": 53}),
+]
+
+
+def frame_numbers(clip: np.ndarray) -> list[int]:
+    """Which frames these are, read off their grey level."""
+    return ((clip.reshape(len(clip), -1).mean(1) - 20) / 6).round().astype(int).tolist()
+
+
+@pytest.mark.parametrize(("name", "codec", "options"), CODECS, ids=[name for name, _, _ in CODECS])
+def test_exact_frames(write_video: VideoWriter, name: str, codec: str, options: dict) -> None:
+    path = write_video(name, codec, 30, **options)
+    everything = decode_clip(path, [(i + 0.5) / 30 for i in range(30)])
+    assert everything.shape == (30, options.get("height", 48), options.get("width", 64), 3)
+    assert frame_numbers(everything) == list(range(30))
+    assert frame_numbers(decode_clip(path, [0.1, 0.1, 0.5, 0.99])) == [3, 3, 15, 29]
+
+
+def test_seeks_instead_of_decoding_what_is_not_sampled(
+    write_video: VideoWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_video("long.mp4", frames=39, gop=3)
+    decoded = []
+    original = av.container.InputContainer.decode
+
+    class Counting:
+        def __init__(self, container: av.container.InputContainer) -> None:
+            self.container = container
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(self.container, name)
+
+        def __enter__(self) -> "Counting":
+            return self
+
+        def __exit__(self, *error: object) -> None:
+            self.container.close()
+
+        def decode(self, stream: object) -> object:
+            for frame in original(self.container, stream):
+                decoded.append(frame.pts)
+                yield frame
+
+    monkeypatch.setattr("alt_fast.data.decode._open", lambda path: Counting(av.open(path)))
+    assert frame_numbers(decode_clip(path, [0.01, 0.5, 0.98])) == [0, 19, 38]
+    assert len(decoded) <= 3 * 3
+
+
+def test_one_frame(write_video: VideoWriter) -> None:
+    clip = decode_clip(write_video("one.webm", "libvpx-vp9", frames=1), [0.1, 0.5, 0.9])
+    assert frame_numbers(clip) == [0, 0, 0]
+
+
+@pytest.mark.parametrize("header", [0, 7, 2000])
+def test_header_that_lies_about_the_frame_count(write_video: VideoWriter, header: int) -> None:
+    path = write_video("lies.avi", "mpeg4", 30)
+    content = bytearray(path.read_bytes())
+    main, stream = content.index(b"avih") + 8, content.index(b"strh") + 8
+    content[main + 16 : main + 20] = header.to_bytes(4, "little")  # dwTotalFrames
+    content[stream + 32 : stream + 36] = header.to_bytes(4, "little")  # dwLength
+    path.write_bytes(content)
+    if header == 2000:
+        with pytest.raises(VideoError, match=r"truncated: the header promises 200\.00 s, the file holds 3\.00 s"):
+            decode_clip(path, [0.5])
+    else:
+        assert frame_numbers(decode_clip(path, [0.1, 0.5, 0.99])) == [3, 15, 29]
+
+
+def test_rotation_is_applied(write_video: VideoWriter, tmp_path: Path) -> None:
+    source = write_video("landscape.mp4", width=64, height=32)
+    content = bytearray(source.read_bytes())
+    place = content.index(
+        (0x10000).to_bytes(4, "big") + bytes(12) + (0x10000).to_bytes(4, "big"), content.index(b"tkhd")
+    )
+    one, minus = (0x10000).to_bytes(4, "big"), (-0x10000 & 0xFFFFFFFF).to_bytes(4, "big")
+    content[place : place + 20] = bytes(4) + one + bytes(4) + minus + bytes(4)  # a phone held upright
+    (tmp_path / "upright.mp4").write_bytes(content)
+    assert decode_clip(tmp_path / "upright.mp4", [0.5]).shape == (1, 64, 32, 3)
+
+
+def test_rotation_turns_the_right_way() -> None:
+    class Frame:
+        rotation = 90  # counter-clockwise
+
+        def to_ndarray(self, format: str) -> np.ndarray:
+            return np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
+
+    assert _upright(Frame())[..., 0].tolist() == [[3, 9], [0, 6]]  # type: ignore[arg-type]
+
+
+def test_variable_frame_rate(tmp_path: Path) -> None:
+    path = tmp_path / "vfr.mkv"
+    times = [0, 10, 20, 500, 510, 900, 1000, 2000]
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        stream.codec_context.time_base = Fraction(1, 1000)
+        for i, time in enumerate(times):
+            frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 20 + 6 * i, np.uint8), format="rgb24")
+            frame.pts, frame.time_base = time, Fraction(1, 1000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    assert frame_numbers(decode_clip(path, [(i + 0.5) / 8 for i in range(8)])) == list(range(8))
+
+
+def test_metadata_that_is_not_utf8(write_video: VideoWriter) -> None:
+    path = write_video("title.avi", "mpeg4")
+    content = path.read_bytes()
+    assert b"Lavf" in content
+    path.write_bytes(content.replace(b"Lavf", b"\xff\xfe\xe9\xf1", 1))
+    assert len(decode_clip(path, [0.5])) == 1
+
+
+def cut(path: Path, share: float) -> Path:
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
+    return path
+
+
+@pytest.mark.parametrize(("name", "codec"), [("a.mp4", "libx264"), ("a.webm", "libvpx-vp9"), ("a.avi", "mpeg4")])
+@pytest.mark.parametrize("share", [0.2, 0.6])
+def test_truncated_files(write_video: VideoWriter, name: str, codec: str, share: float) -> None:
+    path = cut(write_video(name, codec), share)
+    with pytest.raises(VideoError, match=r"truncated|no video stream") as caught:
+        decode_clip(path, [0.5])
+    assert caught.value.path == str(path)
+
+
+def test_damaged_pictures(write_video: VideoWriter) -> None:
+    path = write_video("damaged.avi", "mpeg4", gop=300)
+    content = bytearray(path.read_bytes())
+    start = content.index(b"00dc", content.index(b"movi"))
+    for _ in range(30):  # overwrite every picture
+        size = int.from_bytes(content[start + 4 : start + 8], "little")
+        content[start + 8 : start + 8 + size] = b"\xff" * size
+        start = content.find(b"00dc", start + 8 + size)
+    path.write_bytes(content)
+    with pytest.raises(VideoError, match="damaged"):
+        decode_clip(path, [0.1, 0.9])
+
+
+def test_packets_that_give_no_frame(write_video: VideoWriter, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_video("short.avi", "mpeg4", frames=30)
+    monkeypatch.setattr("alt_fast.data.decode._list_frames", lambda path: _Index(31, None, []))
+    assert frame_numbers(decode_clip(path, [0.5, 0.99])) == [15, 29]  # one missing at the end: the last one stands in
+    monkeypatch.setattr("alt_fast.data.decode._list_frames", lambda path: _Index(40, None, []))
+    with pytest.raises(VideoError, match="broken: only 30 of 40 frames decode"):
+        decode_clip(path, [0.5, 0.99])
+
+
+def test_files_that_are_no_videos(tmp_path: Path) -> None:
+    (tmp_path / "empty.mp4").touch()
+    (tmp_path / "text.mp4").write_text("not a video " * 100)
+    with wave.open(str(tmp_path / "sound.wav"), "wb") as sound:
+        sound.setnchannels(1)
+        sound.setsampwidth(2)
+        sound.setframerate(8000)
+        sound.writeframes(bytes(16000))
+    causes = {
+        "missing.mp4": "no such file",
+        "empty.mp4": "empty file",
+        "text.mp4": "no video",
+        "sound.wav": r"no video stream \(it has audio streams\)",
+    }
+    for name, cause in causes.items():
+        with pytest.raises(VideoError, match=cause) as caught:
+            decode_clip(tmp_path / name, [0.5])
+        assert name in str(caught.value)
+    with pytest.raises(VideoError, match="not a regular file"):
+        decode_clip(tmp_path, [0.5])

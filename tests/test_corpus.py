@@ -1,0 +1,52 @@
+"""The corpus file."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from alt_fast.corpus import CATEGORIES, Corpus, CorpusError
+from alt_fast.model import ModelConfig
+from alt_fast.train import load_corpus
+
+
+def test_round_trip(corpus: Corpus, tmp_path: Path) -> None:
+    corpus.save(tmp_path / "corpus.json")
+    assert Corpus.load(tmp_path / "corpus.json") == corpus
+    lines = (tmp_path / "corpus.json").read_text().splitlines()
+    assert sum("unit" in line for line in lines) == len(corpus)  # an entity a line: diffable
+
+
+def test_select_keeps_order_and_categories(corpus: Corpus) -> None:
+    assert [entity.unit for entity in corpus.select(["motion", "object"]).entities] == ["star", "moon", "growing"]
+    assert corpus.select(None) is corpus
+    with pytest.raises(CorpusError, match="unknown corpus category colour"):
+        corpus.select(["colour"])
+    with pytest.raises(CorpusError, match="no entity of category body"):
+        Corpus(corpus.entities[:1]).select(["body"])
+
+
+def test_packaged_corpus_has_every_category() -> None:
+    corpus = load_corpus("motion_shapes", ModelConfig())
+    assert corpus is not None
+    assert {entity.category for entity in corpus.entities} == set(CATEGORIES)
+    assert len({entity.text for entity in corpus.entities}) == len(corpus)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("no json", "cannot read"),
+        (json.dumps([1]), "not a corpus of version 1"),
+        (json.dumps({"version": 2, "entities": [1]}), "not a corpus of version 1"),
+        (json.dumps({"version": 1, "entities": []}), "no entities"),
+        (json.dumps({"version": 1, "entities": [3]}), "entity 1: expected an object"),
+        (json.dumps({"version": 1, "entities": [{"unit": "", "description": "x", "category": "body"}]}), "'unit'"),
+        (json.dumps({"version": 1, "entities": [{"unit": "a", "description": "x", "category": "y"}]}), "category 'y'"),
+    ],
+)
+def test_bad_files(tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / "bad.json").write_text(content)
+    with pytest.raises(CorpusError, match=message) as caught:
+        Corpus.load(tmp_path / "bad.json")
+    assert "bad.json" in str(caught.value)

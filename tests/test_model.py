@@ -1,0 +1,336 @@
+"""The model against its equations, and every option against what its name says."""
+
+import copy
+import pickle
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from alt_fast import ALT, Corpus, create_model
+from alt_fast.text import TEMPLATES, TextTower
+from alt_fast_kernels.align.reference import gumbel_noise
+from tests.kernels.test_match import match_by_loops
+
+SMALL = {"frames": 2, "r": 3, "depth": 2}
+
+
+def build(corpus: Corpus | None, seed: int = 0, **options: Any) -> ALT:
+    torch.manual_seed(seed)
+    return create_model("alt_tiny", corpus, **{**SMALL, **options}).eval()
+
+
+def video(batch: int = 2, frames: int = 2) -> Tensor:
+    return torch.randn(batch, frames, 3, 48, 48, generator=torch.Generator().manual_seed(3))
+
+
+def classes(model: ALT) -> Tensor:
+    return model.text.classes(["a star growing", "a moon shrinking", "a heart moving left"])
+
+
+def encode_by_equations(model: ALT, frame: Tensor) -> Tensor:
+    """Eq. 1 to 3 for one frame [3, H, W], token by token."""
+    visual = model.encoder.visual
+    patches = F.unfold(frame[None], 8, stride=8)[0].T @ visual.conv1.weight.flatten(1).T
+    x = visual.ln_pre(torch.cat([visual.class_embedding[None], patches]) + visual.positional_embedding)
+    size = torch.ones(len(x))
+    for block, r in zip(visual.transformer.resblocks, model.encoder.schedule, strict=True):
+        normed = block.ln_1(x)
+        heads = block.attn.num_heads
+        q, k, v = (normed @ block.attn.in_proj_weight.T + block.attn.in_proj_bias).chunk(3, dim=-1)
+        q, k, v = (t.view(len(x), heads, -1).transpose(0, 1) for t in (q, k, v))
+        attention = (q @ k.transpose(1, 2) / q.shape[-1] ** 0.5 + size.log()).softmax(-1)
+        x = x + block.attn.out_proj((attention @ v).transpose(0, 1).flatten(1))
+        slots = torch.tensor(match_by_loops(k.mean(0)[None], r, 1)[0])
+        merged, sizes = [], []
+        for slot in range(int(slots.max()) + 1):
+            weights = size[slots == slot]
+            merged.append((x[slots == slot] * weights[:, None]).sum(0) / weights.sum())
+            sizes.append(weights.sum())
+        x, size = torch.stack(merged), torch.stack(sizes)
+        x = x + block.mlp(block.ln_2(x))
+    return visual.ln_post(x) @ visual.proj
+
+
+def test_encoder_follows_equations_1_to_3(corpus: Corpus) -> None:
+    model = build(corpus)
+    frames = video()[0]
+    tokens = model.encode(frames[None])[0]
+    assert tokens.shape == (2, 37 - 4 * 3, 64)
+    for i in range(2):
+        torch.testing.assert_close(tokens[i], encode_by_equations(model, frames[i]), rtol=1e-4, atol=1e-5)
+
+
+def test_alignment_follows_equations_4_to_6(corpus: Corpus) -> None:
+    model = build(corpus).train()
+    tokens, seed = torch.randn(2, 2, 5, 64), torch.tensor(11)
+    queries, index = model.alignment(tokens, seed)
+    entities = model.alignment.entities
+    cosine = F.cosine_similarity(tokens[..., None, :], entities, dim=-1)
+    assignment = (cosine / model.config.tau + gumbel_noise(seed, 20, len(corpus)).view(2, 2, 5, -1)).softmax(-1)
+    assert torch.equal(index, assignment.argmax(-1))
+    one_hot = F.one_hot(assignment.argmax(-1), len(corpus)).float()
+    torch.testing.assert_close(queries, model.alignment.mlp((one_hot @ entities).mean(2)))
+
+
+def test_decoder_follows_equations_8_and_9(corpus: Corpus) -> None:
+    decoder = build(corpus).decoder
+    queries, frames = torch.randn(2, 4, 64), torch.randn(2, 4, 64)
+
+    def attend(attention: torch.nn.Module, x: Tensor, context: Tensor) -> Tensor:
+        k, v = attention.kv(context).chunk(2, dim=-1)
+        return attention.proj((attention.q(x) @ k.transpose(1, 2) / 8).softmax(-1) @ v)  # one head of width 64
+
+    q = queries
+    for block in decoder.blocks:
+        padded = F.pad(frames, (0, 0, 1, 1))
+        weight = block.conv.weight[:, 0]
+        conv = sum(padded[:, k : k + 4] * weight[:, k] for k in range(3)) + block.conv.bias
+        x = frames + conv  # every block starts from the same frame features
+        x = x + block.frame_mlp.branch(block.frame_mlp.norm(x))
+        normed = block.self_attention.norm(q)
+        q = q + attend(block.self_attention.branch, normed, normed)
+        q = q + block.self_mlp.branch(block.self_mlp.norm(q))
+        q = q + attend(block.cross_attention.branch, block.cross_attention.norm(q), block.context_norm(x))
+        q = q + block.cross_mlp.branch(block.cross_mlp.norm(q))
+    expected = decoder.mlp(decoder.norm(q.mean(1)))
+    torch.testing.assert_close(decoder(queries, frames), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_scores_follow_equation_10(corpus: Corpus) -> None:
+    for cosine in (True, False):
+        model = build(corpus, cosine=cosine)
+        c = classes(model)
+        output = model(video(), c)
+        if cosine:
+            expected = model.logit_scale.exp() * F.cosine_similarity(output.video[:, None], c, dim=-1)
+        else:
+            expected = output.video @ c.T
+        torch.testing.assert_close(output.logits, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_frames_align_independently_and_batches_too(corpus: Corpus) -> None:
+    model = build(corpus)
+    both = model(video(2), classes(model))
+    one = model(video(2)[:1], classes(model))
+    torch.testing.assert_close(both.logits[:1], one.logits, rtol=1e-4, atol=1e-5)
+
+
+def test_order_of_frames_matters(corpus: Corpus) -> None:
+    model = build(corpus, frames=4)
+    clip = video(1, 4)
+    assert not torch.allclose(model(clip, classes(model)).video, model(clip.flip(1), classes(model)).video, atol=1e-5)
+
+
+# Options: each changes what its name says, and nothing else.
+
+
+def shapes(model: ALT) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in model.state_dict().items() if not name.startswith("text.")}
+
+
+def test_r_changes_tokens_but_no_weight(corpus: Corpus) -> None:
+    counts = {0: 37, 3: 25, 6: 13}
+    for r, tokens in counts.items():
+        assert build(corpus, r=r).encode(video()).shape == (2, 2, tokens, 64)
+        assert shapes(build(corpus, r=r)) == shapes(build(corpus))
+    assert build(corpus, r=[1, 2, 3, 4]).encode(video()).shape[2] == 37 - 10
+    assert build(corpus, r=(4, -1.0)).encoder.schedule == [8, 5, 2, 0]
+
+
+def test_frames_sets_the_clip_length(corpus: Corpus) -> None:
+    model = build(corpus, frames=5)
+    assert model(video(1, 5), classes(model)).entity.shape == (1, 5, 25)
+    with pytest.raises(ValueError, match=r"video must be \[B, 5, 3, H, W\]"):
+        model(video(1, 2), classes(model))
+    assert shapes(model) == shapes(build(corpus))
+
+
+def test_depth_sets_the_decoder_blocks(corpus: Corpus) -> None:
+    assert len(build(corpus, depth=3).decoder.blocks) == 3
+
+
+def test_regions_off_aligns_the_frame_token_only(corpus: Corpus) -> None:
+    on, off = build(corpus), build(corpus, regions=False)
+    tokens = torch.randn(1, 2, 6, 64)
+    changed = tokens.clone()
+    changed[:, :, 1:] += 1
+    assert off.alignment(tokens, None)[1].shape == (1, 2, 1)
+    torch.testing.assert_close(off.alignment(tokens, None)[0], off.alignment(changed, None)[0])
+    assert not torch.equal(on.alignment(tokens, None)[1], on.alignment(changed, None)[1])
+
+
+def test_query_frame_uses_no_corpus(corpus: Corpus) -> None:
+    model = build(None, query="frame")
+    tokens = torch.randn(1, 2, 6, 64)
+    queries, entity = model.alignment(tokens, None)
+    torch.testing.assert_close(queries, model.alignment.mlp(tokens[:, :, 0]))
+    assert entity.shape == (1, 2, 0)
+    with pytest.raises(ValueError, match="query 'frame' needs no corpus"):
+        build(corpus, query="frame")
+    with pytest.raises(ValueError, match="query 'entities' needs a corpus"):
+        build(None)
+
+
+def test_query_learned_does_not_look_at_the_tokens() -> None:
+    model = build(None, query="learned")
+    first, second = (model.alignment(torch.randn(2, 2, 6, 64), None)[0] for _ in range(2))
+    assert torch.equal(first, second)
+    assert model.alignment.learned.requires_grad
+
+
+def test_categories_choose_entities(corpus: Corpus) -> None:
+    model = build(corpus, categories=["scene", "motion"])
+    assert model.corpus is not None
+    assert [entity.unit for entity in model.corpus.entities] == ["striped background", "growing"]
+    full = build(corpus)
+    torch.testing.assert_close(model.alignment.entities, full.alignment.entities[[3, 4]], rtol=0, atol=1e-6)
+
+
+def test_tau_and_noise(corpus: Corpus) -> None:
+    noisy, quiet = build(corpus).train(), build(corpus, noise=False).train()
+    c = classes(noisy)
+    assert not torch.equal(noisy(video(), c, torch.tensor(1)).entity, noisy(video(), c, torch.tensor(2)).entity)
+    assert torch.equal(quiet(video(), c, torch.tensor(1)).entity, quiet(video(), c, torch.tensor(2)).entity)
+    assert torch.equal(noisy.eval()(video(), c, torch.tensor(1)).entity, quiet(video(), c).entity)
+    sharp = build(corpus, tau=0.001).train()  # the noise no longer matters
+    assert torch.equal(sharp(video(), c, torch.tensor(1)).entity, quiet(video(), c).entity)
+
+
+@pytest.mark.parametrize(("option", "part"), [("self_attention", ".self_attention."), ("conv", ".conv.")])
+def test_decoder_parts_can_be_left_out(corpus: Corpus, option: str, part: str) -> None:
+    full, reduced = shapes(build(corpus)), shapes(build(corpus, **{option: False}))
+    assert {name for name in full if name not in reduced} == {name for name in full if part in name} != set()
+    model = build(corpus, **{option: False})
+    assert model(video(), classes(model)).logits.isfinite().all()
+
+
+ADAPTERS = {
+    "finetune": set(),
+    "frozen": set(),
+    "s": {"spatial"},
+    "sm": {"spatial", "mlp"},
+    "stm": {"spatial", "mlp", "temporal"},
+}
+
+
+@pytest.mark.parametrize("tuning", list(ADAPTERS))
+def test_tuning_trains_what_it_says(corpus: Corpus, tuning: str) -> None:
+    model = build(corpus, tuning=tuning).train()
+    model(video(), classes(model), torch.tensor(0)).logits.square().sum().backward()
+    with_gradient = {name for name, p in model.named_parameters() if p.grad is not None}
+    backbone = {name for name, _ in model.named_parameters() if name.startswith("encoder.visual.")}
+    assert backbone <= with_gradient if tuning == "finetune" else not backbone & with_gradient
+    adapters = {name.split(".")[3] for name in with_gradient if name.startswith("encoder.adapters.")}
+    assert adapters == ADAPTERS[tuning]
+    assert not any(name.startswith("text.") for name in with_gradient)
+    assert any(name.startswith("decoder.") for name in with_gradient)
+
+
+def test_adapters_start_as_the_identity_and_then_act(corpus: Corpus) -> None:
+    plain = build(corpus, tuning="frozen")
+    for tuning, names in ADAPTERS.items():
+        adapted = build(corpus, tuning=tuning)
+        adapted.load_state_dict(plain.state_dict(), strict=False)
+        torch.testing.assert_close(adapted.encode(video()), plain.encode(video()))
+        for name in names:
+            changed = copy.deepcopy(adapted)
+            torch.nn.init.normal_(changed.encoder.adapters[0][name].up.weight)
+            assert not torch.allclose(changed.encode(video()), plain.encode(video()), atol=1e-3)
+
+
+def test_only_the_temporal_adapter_looks_at_other_frames(corpus: Corpus) -> None:
+    clip = video(1)
+    other = clip.clone()
+    other[:, 1] += 1
+    for tuning, crosses in (("sm", False), ("stm", True)):
+        model = build(corpus, tuning=tuning)
+        for adapters in model.encoder.adapters:
+            for adapter in adapters.values():
+                torch.nn.init.normal_(adapter.up.weight, std=0.1)
+        same = torch.allclose(model.encode(clip)[:, 0], model.encode(other)[:, 0], atol=1e-5)
+        assert same is not crosses
+
+
+def test_cosine_off_is_the_literal_equation(corpus: Corpus) -> None:
+    model = build(corpus, cosine=False)
+    assert not model.logit_scale.requires_grad
+    assert build(corpus).logit_scale.requires_grad
+
+
+# The rest of the interface.
+
+
+def test_clip_head_is_zero_shot_clip_at_r_0(corpus: Corpus) -> None:
+    model = build(corpus, r=0)
+    frames = F.normalize(model.encode(video())[:, :, 0], dim=-1).mean(1)
+    expected = model.logit_scale.exp() * F.normalize(frames, dim=-1) @ classes(model).T
+    torch.testing.assert_close(model.clip_logits(video(), classes(model)), expected)
+
+
+def test_source_traces_every_patch(corpus: Corpus) -> None:
+    model = build(corpus)
+    regions = model.encoder(video().flatten(0, 1))
+    assert regions.source.shape == (4, 37)
+    counts = torch.stack([row.bincount(minlength=25) for row in regions.source])
+    assert torch.equal(counts.float(), regions.size)  # a token's size is the number of patches that ended in it
+    assert (regions.source[:, 0] == 0).all()
+    assert (counts[:, 0] == 1).all()  # nothing merges into the class token
+
+
+def test_text_tower_is_frozen_and_averages_templates(corpus: Corpus) -> None:
+    model = build(corpus).train()
+    assert not model.text.training
+    names = ["a star growing", "surfing"]
+    prompts = [template.format(name) for name in names for template in TEMPLATES]
+    expected = F.normalize(model.text(prompts).view(2, len(TEMPLATES), -1).mean(1), dim=-1)
+    torch.testing.assert_close(model.text.classes(names), expected)
+    torch.testing.assert_close(model.text(prompts, batch_size=3), model.text(prompts), rtol=0, atol=1e-6)
+    with pytest.raises(ValueError, match="texts must not be empty"):
+        model.text([])
+
+
+def test_pickle_and_deepcopy(corpus: Corpus) -> None:
+    model = build(corpus)
+    expected = model(video(), classes(model)).logits
+    for clone in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(clone(video(), classes(clone)).logits, expected)
+
+
+def test_compiles_without_graph_breaks(corpus: Corpus) -> None:
+    model = build(corpus).train()
+    c, seed = classes(model), torch.tensor(5)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")  # tests/test_train.py generates code
+    eager_out, compiled_out = model(video(), c, seed), compiled(video(), c, seed)
+    torch.testing.assert_close(compiled_out.logits, eager_out.logits, rtol=1e-4, atol=1e-4)
+    assert torch.equal(compiled_out.entity, eager_out.entity)
+    compiled_out.logits.sum().backward()
+    gradient = model.decoder.mlp[0].weight.grad.clone()
+    model.zero_grad()
+    eager_out.logits.sum().backward()
+    torch.testing.assert_close(gradient, model.decoder.mlp[0].weight.grad, rtol=1e-3, atol=1e-4)
+
+
+def test_bad_options(corpus: Corpus) -> None:
+    for options, message in [
+        ({"frames": 0}, "frames must be >= 1"),
+        ({"tau": 0.0}, "tau must be > 0"),
+        ({"r": -1}, "r must be >= 0"),
+        ({"size": 3}, "unknown model option size"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            build(corpus, **options)
+    with pytest.raises(ValueError, match="unknown model 'alt_x'"):
+        create_model("alt_x", corpus)
+    model = build(corpus)
+    with pytest.raises(ValueError, match="frames must be"):
+        model(torch.randn(1, 2, 3, 32, 32), classes(model))
+
+
+def test_text_tower_wants_the_image_tower_off() -> None:
+    from alt_fast.clip import load_clip
+
+    with pytest.raises(ValueError, match="take the image tower off"):
+        TextTower(load_clip("tiny"))

@@ -1,0 +1,243 @@
+"""The whole job at its smallest: from nothing to metrics, interrupted anywhere, on other people's files."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from alt_fast.config import OptimConfig, TrainConfig
+from alt_fast.data.dataset import Failure
+from alt_fast.run_folder import Quarantine, RunError, pick_device
+from alt_fast.train import main, make_mixup, parse
+from safetensors.torch import load_file
+
+from tests.conftest import SMALL_JOB, VideoWriter
+
+
+def test_leaves_a_run_folder_that_explains_itself(trained_run: Path) -> None:
+    metrics = json.loads((trained_run / "metrics.json").read_text())
+    assert metrics["chance"] == 1 / 36
+    assert metrics["chance_unseen_pairs"] == 1 / 12
+    names = {"top1", "top5", "top1_unseen_pairs", "frame_only_top1", "frame_only_top1_unseen_pairs"}
+    assert all(0 <= metrics[name] <= 1 for name in names)
+    assert metrics["test_videos"] == 36
+    assert metrics["unreadable"] == []
+    assert set(metrics["stage_seconds"]) == {"data", "clip", "alt", "frame_only", "total"}
+    config = json.loads((trained_run / "config.yaml").read_text())
+    assert config["optim"]["epochs"] == 2
+    environment = json.loads((trained_run / "environment.json").read_text())
+    assert environment["packages"]["torch"] == torch.__version__
+    assert list((trained_run / "tensorboard").glob("events*"))
+    assert (trained_run / "classes.csv").read_text().startswith("id,name\n0,a square moving right\n")
+
+
+def run_cli(*arguments: str, output: Path, data: Path) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-m", "alt_fast.train", *SMALL_JOB, "--output", str(output), "--data.root", str(data)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    return subprocess.Popen([*command, *arguments], stderr=subprocess.PIPE, text=True, env=environment)
+
+
+def test_killed_anywhere_and_resumed_gives_the_same_weights(trained_run: Path, tmp_path: Path) -> None:
+    """kill -9 while generating data, pretraining, training and training the frame-only model."""
+    output, data = tmp_path / "run", tmp_path / "data"
+    for sign in (
+        data / "train" / "00003.webm",
+        output / "clip.state",
+        output / "alt.state",
+        output / "frame_only.state",
+    ):
+        process = run_cli("--resume", output=output, data=data)
+        while not sign.exists():
+            assert process.poll() is None, process.communicate()[1]
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert not (output / "metrics.json").exists()
+    process = run_cli("--resume", output=output, data=data)
+    assert process.wait() == 0, process.communicate()[1]
+    expected, resumed = load_file(trained_run / "model.safetensors"), load_file(output / "model.safetensors")
+    assert expected.keys() == resumed.keys()
+    assert all(torch.equal(expected[name], resumed[name]) for name in expected)
+    scores = [json.loads((run / "metrics.json").read_text()) for run in (trained_run, output)]
+    assert scores[0]["frame_only_top1"] == scores[1]["frame_only_top1"]
+
+
+def test_seeds_differ(trained_run: Path, shapes: Path, tmp_path: Path) -> None:
+    arguments = [*SMALL_JOB, "--output", str(tmp_path / "run"), "--data.root", str(trained_run.parent / "data")]
+    assert main([*arguments, "--seed", "1", "--frame_only", "false", "--optim.epochs", "1"]) == 0
+    first, second = load_file(trained_run / "model.safetensors"), load_file(tmp_path / "run" / "model.safetensors")
+    assert not torch.equal(first["decoder.mlp.0.weight"], second["decoder.mlp.0.weight"])
+
+
+def test_compile_trains(trained_run: Path, tmp_path: Path) -> None:
+    arguments = [*SMALL_JOB, "--output", str(tmp_path / "run"), "--data.root", str(trained_run.parent / "data")]
+    assert main([*arguments, "--compile", "--frame_only", "false"]) == 0
+    eager, compiled = load_file(trained_run / "model.safetensors"), load_file(tmp_path / "run" / "model.safetensors")
+    assert eager.keys() == compiled.keys()
+    name = "decoder.mlp.0.weight"
+    torch.testing.assert_close(eager[name], compiled[name], rtol=0, atol=2e-3)  # six steps of different rounding
+
+
+def test_amp_and_mixing_train(trained_run: Path, tmp_path: Path) -> None:
+    arguments = [*SMALL_JOB, "--output", str(tmp_path / "run"), "--data.root", str(trained_run.parent / "data")]
+    mixing = ["--optim.amp", "true", "--optim.mixup", "0.8", "--optim.cutmix", "1.0", "--optim.accumulate", "2"]
+    assert main([*arguments, *mixing, "--frame_only", "false", "--eval_every", "1", "--optim.clip_grad", "null"]) == 0
+    assert (tmp_path / "run" / "model.safetensors").exists()
+
+
+def test_a_folder_with_a_run_is_not_overwritten(trained_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = [*SMALL_JOB, "--output", str(trained_run), "--data.root", str(trained_run.parent / "data")]
+    before = (trained_run / "model.safetensors").read_bytes()
+    assert main(arguments) == 1
+    assert "holds a run already: add --resume" in capsys.readouterr().err
+    assert main([*arguments, "--resume", "--optim.lr", "0.5"]) == 1
+    assert "other settings: optim.lr was 0.001, now 0.5" in capsys.readouterr().err
+    assert main([*SMALL_JOB, "--resume"]) == 1
+    assert "--resume needs --output" in capsys.readouterr().err
+    assert (trained_run / "model.safetensors").read_bytes() == before
+
+
+def other_dataset(write_video: VideoWriter, folder: Path, bad: int = 0) -> list[str]:
+    """A dataset of the user's own, with a class file, H.264 videos and `bad` unusable ones; the options to train on it."""
+    for i in range(24 - bad):
+        write_video(f"clip {i}.mp4", frames=8)
+    for i in range(24 - bad, 24):
+        (folder / f"clip {i}.mp4").write_bytes(b"no video")
+    (folder / "train.txt").write_text("".join(f"clip {i}.mp4 {i % 2}\n" for i in range(24)))
+    (folder / "test.csv").write_text("path,label\nclip 0.mp4,going dark\nclip 1.mp4,getting bright\nnone.mp4,1\n")
+    (folder / "names.csv").write_text("id,name\n0,going dark\n1,getting bright\n")
+    lists = {"train": "train.txt", "test": "test.csv", "classes": "names.csv"}
+    options = [f"--data.{name}={folder / file}" for name, file in lists.items()]
+    return [*SMALL_JOB, "--data.generate", "null", *options, "--frame_only", "false", "--output", str(folder / "run")]
+
+
+def test_own_videos_with_a_bad_one(
+    write_video: VideoWriter, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = other_dataset(write_video, tmp_path, bad=1)
+    assert main([*arguments, "--data.max_bad_share", "0.1"]) == 0
+    quarantine = [json.loads(line) for line in (tmp_path / "run" / "quarantine.jsonl").read_text().splitlines()]
+    assert [Path(entry["path"]).name for entry in quarantine] == ["clip 23.mp4"]
+    assert "no video" in quarantine[0]["cause"]
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert [Path(entry["path"]).name for entry in metrics["unreadable"]] == ["none.mp4"]
+    assert metrics["top1"] <= 2 / 3  # the missing video counts as wrong
+    assert "quarantined" in capsys.readouterr().out
+
+
+def test_too_many_bad_videos_stop_the_run(
+    write_video: VideoWriter, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(other_dataset(write_video, tmp_path, bad=4)) == 1
+    message = capsys.readouterr().err
+    assert "of 24 training videos cannot be used, more than data.max_bad_share 0.01 allows" in message
+    assert str(tmp_path / "run" / "quarantine.jsonl") in message
+
+
+def test_a_wrong_root_stops_the_run(
+    write_video: VideoWriter, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [*other_dataset(write_video, tmp_path), "--data.root", str(tmp_path / "elsewhere")]
+    assert main([*arguments, "--data.max_bad_share", "1"]) == 1
+    assert "no such file. Is data.root right?" in capsys.readouterr().err
+
+
+def test_quarantine_remembers_across_restarts(tmp_path: Path) -> None:
+    path = tmp_path / "quarantine.jsonl"
+    Quarantine(path, 100, 0.01).add([Failure("a.mp4", "empty"), Failure("a.mp4", "empty")])
+    again = Quarantine(path, 100, 0.01)
+    again.add([Failure("a.mp4", "empty")])
+    assert len(path.read_text().splitlines()) == 1
+    with pytest.raises(RunError, match="2 of 100"):
+        again.add([Failure("b.mp4", "empty")])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--data.generate", "null"], "name the videos"),
+        (["--corpus", "null"], "name the text corpus"),
+        (["--corpus", "/nowhere.json"], "cannot read corpus /nowhere.json"),
+        (["--optim.batch_size", "500"], "optim.batch_size 500 is more than the 36 training videos"),
+        (["--device", "cuda:9"], "device 'cuda:9' was asked for"),
+        (["--pretrain", "null", "--model.pretrained", "nonsense"], "neither a file nor a tag"),
+    ],
+)
+def test_bad_settings(
+    trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
+) -> None:
+    if options[0] == "--device" and torch.cuda.is_available():
+        pytest.skip("this machine has CUDA devices")
+    data = trained_run.parent / "data"
+    assert main([*SMALL_JOB, "--output", str(tmp_path / "run"), "--data.root", str(data), *options]) == 1
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--optim.epochs", "0"], "epochs must be >= 1"),
+        (["--optim.accumulate", "5"], "accumulate must divide batch_size"),
+        (["--optim.warmup_epochs", "9"], "warmup_epochs must be in"),
+        (["--optim.mixup", "0.8", "--optim.batch_size", "9"], "must be even"),
+        (["--model.tuning", "half"], "half"),
+        (["--no.such", "1"], "no.such"),
+    ],
+)
+def test_bad_options(capsys: pytest.CaptureFixture[str], options: list[str], message: str) -> None:
+    with pytest.raises(SystemExit):
+        parse([*SMALL_JOB, *options])
+    assert message in capsys.readouterr().err
+
+
+def test_configuration_files(tmp_path: Path) -> None:
+    paper = parse(["--config", "kinetics400_b16"])
+    assert paper.optim == OptimConfig()
+    assert paper.model.backbone == "ViT-B-16"
+    assert parse([]).model.backbone == "tiny"
+    assert parse([]).data.generate == "motion_shapes"
+    (tmp_path / "mine.yaml").write_text("model:\n  r: [8, -0.5]\n  categories: [body, scene]\noptim:\n  lr: 0.25\n")
+    mine = parse(["--config", str(tmp_path / "mine.yaml"), "--model.depth", "7"])
+    assert tuple(mine.model.r) == (8, -0.5)  # type: ignore[arg-type]
+    assert mine.model.categories == ["body", "scene"]
+    assert (mine.optim.lr, mine.model.depth, mine.data.generate) == (0.25, 7, None)
+
+
+def test_help_names_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parse(["--help"])
+    assert caught.value.code == 0
+    text = capsys.readouterr().out
+    for option in ("--compile", "--resume", "--output", "--model.r", "--optim.lr", "--data.train", "--augment.flip"):
+        assert option in text
+    assert "go on with the run in `output` from its last checkpoint" in " ".join(text.split())
+
+
+def test_label_smoothing_and_mixing() -> None:
+    video, label = torch.randn(4, 2, 3, 8, 8), torch.tensor([0, 1, 2, 0])
+    plain = TrainConfig(optim=OptimConfig(mixup=0, cutmix=0, label_smoothing=0.1))
+    same, target = make_mixup(plain, 5)(video.clone(), label, 3)
+    assert torch.equal(same, video)
+    torch.testing.assert_close(target[0], torch.tensor([0.92, 0.02, 0.02, 0.02, 0.02]))
+    mix = make_mixup(TrainConfig(), 5)
+    for number in range(20):
+        mixed, target = mix(video.clone(), label, number)
+        again, same_target = mix(video.clone(), label, number)
+        assert torch.equal(mixed, again)
+        assert torch.equal(target, same_target)
+        torch.testing.assert_close(target.sum(1), torch.ones(4))
+        # every pixel of every frame is the same mixture of a clip and its partner, the batch in reverse
+        weight = ((mixed - video.flip(0)) / (video - video.flip(0))).clamp(0, 1)
+        spread = weight.flatten(3).amax(3) - weight.flatten(3).amin(3)
+        assert (spread < 1e-3).all() or ((weight < 1e-3) | (weight > 1 - 1e-3)).all()
+        assert torch.allclose(weight[:, :1].expand_as(weight), weight, atol=1e-3)
+
+
+def test_auto_picks_a_device() -> None:
+    assert pick_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+    assert pick_device("cpu").type == "cpu"
