@@ -68,39 +68,31 @@ def evaluate(
     return Result(torch.cat(logits) * readable[:, None], labels, failures, readable)
 
 
-def default_lists(checkpoint: Path) -> list[tuple[str, str | None]]:
-    """(list, class file) pairs that a run tested on, from its folder. Raises RunError when there are none."""
+def run_lists(checkpoint: Path, trained: TrainedModel) -> list[tuple[str, list[Video], list[str]]]:
+    """(name, videos, class names) of what a run tested on. Raises RunError when `checkpoint` is no run folder."""
     recorded = checkpoint / "config.yaml"
     if not recorded.is_file():
         raise RunError(f"{checkpoint} is no run folder, so name the videos to test on: --list FILE")
     data = json.loads(recorded.read_text())["data"]
     if data["generate"] == "motion_shapes":
         root = Path(data["root"] or motion_shapes.DEFAULT_ROOT)
-        return [
-            (str(root / "test.txt"), str(root / "classes.csv")),
-            (str(root / "unseen.txt"), str(root / "unseen_classes.csv")),
-        ]
-    lists = [(data["test"], data["classes"])]
+        files = {"test": "test.txt", "unseen": "unseen.txt", "unseen_classes": "unseen_classes.csv"}
+        data |= {name: str(root / file) for name, file in files.items()} | {"root": None}
+    lists = [(data["test"], *read_list(data["test"], trained.classes, data["root"], "test"))]
     if data["unseen"] is not None:
-        lists.append((data["unseen"], data["unseen_classes"]))
+        names = None if data["unseen_classes"] is None else read_classes(data["unseen_classes"])
+        lists.append((data["unseen"], *read_list(data["unseen"], names, data["root"], "test")))
     return lists
 
 
 def test_list(
-    path: str, class_file: str | None, trained: TrainedModel, arguments: argparse.Namespace
+    name: str, videos: Sequence[Video], names: Sequence[str], trained: TrainedModel, batch_size: int, workers: int
 ) -> dict[str, Any]:
-    """Accuracy on one list, with what is needed to read it."""
-    names = read_classes(class_file) if class_file is not None else None
-    if names is None and set(read_list(path, names, arguments.root, "test")[1]) <= set(trained.classes):
-        names = trained.classes
-    videos, names = read_list(path, names, arguments.root, "test")
-    device = pick_device(arguments.device)
-    classes = trained.model.to(device).text.classes(names, trained.templates)
-    result = evaluate(
-        trained.model, videos, trained.spec, classes, arguments.batch_size, arguments.workers, Path(path).name
-    )
+    """Accuracy on one list (fractions of 1), with what is needed to read it."""
+    classes = trained.model.text.classes(names, trained.templates)
+    result = evaluate(trained.model, videos, trained.spec, classes, batch_size, workers, Path(name).name)
     return {
-        "list": path,
+        "list": name,
         "videos": len(videos),
         "classes": len(names),
         "chance": 1 / len(names),
@@ -129,8 +121,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         trained = load_model(arguments.checkpoint)
         if arguments.r is not None:
             trained.model.encoder.set_r(arguments.r)
-        lists = [(arguments.list, arguments.classes)] if arguments.list else default_lists(Path(arguments.checkpoint))
-        rows = [test_list(path, class_file, trained, arguments) for path, class_file in lists]
+        trained.model.to(pick_device(arguments.device))
+        if arguments.list:
+            names = read_classes(arguments.classes) if arguments.classes else trained.classes
+            lists = [(arguments.list, *read_list(arguments.list, names, arguments.root, "test"))]
+        else:
+            lists = run_lists(Path(arguments.checkpoint), trained)
+        rows = [test_list(*entry, trained, arguments.batch_size, arguments.workers) for entry in lists]
     except (AnnotationError, CheckpointError, RunError, ValueError) as e:
         print(f"error: {e}", file=sys.stderr)
         return 1

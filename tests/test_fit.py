@@ -5,10 +5,11 @@ from typing import Any
 
 import pytest
 import torch
-from alt_fast.checkpoint import CheckpointError, load_state
-from alt_fast.fit import Schedule, Task, fit, parameter_groups
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
+
+from alt_fast.checkpoint import CheckpointError, load_state
+from alt_fast.fit import Schedule, Task, fit, parameter_groups
 
 
 @pytest.fixture

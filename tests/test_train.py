@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
+
 from alt_fast.config import OptimConfig, TrainConfig
 from alt_fast.data.dataset import Failure
 from alt_fast.run_folder import Quarantine, RunError, pick_device
 from alt_fast.train import main, make_mixup, parse
-from safetensors.torch import load_file
-
 from tests.conftest import SMALL_JOB, VideoWriter
 
 
@@ -103,7 +103,7 @@ def test_a_folder_with_a_run_is_not_overwritten(trained_run: Path, capsys: pytes
 
 
 def other_dataset(write_video: VideoWriter, folder: Path, bad: int = 0) -> list[str]:
-    """A dataset of the user's own, with a class file, H.264 videos and `bad` unusable ones; the options to train on it."""
+    """A dataset of the user's own, H.264 with `bad` unusable files; returns the options to train on it."""
     for i in range(24 - bad):
         write_video(f"clip {i}.mp4", frames=8)
     for i in range(24 - bad, 24):

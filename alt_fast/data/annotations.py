@@ -10,8 +10,8 @@
 | HMDB-51 | a folder of CLASS_test_splitN.txt (`v.avi 1`), given as FOLDER/*_test_splitN.txt | CLASS/v.avi, or v.avi |
 | Something-Something V2 | JSON of {id, label, template} | ID.webm |
 
-A label is a class's id or its name. `read_classes` takes `id,name` CSV files, UCF-101's classInd.txt and
-Something-Something's labels.json.
+A label is a class's id or its name (in `path label` lines a single word: use CSV for names with spaces).
+`read_classes` takes `id,name` CSV files, UCF-101's classInd.txt and Something-Something's labels.json.
 """
 
 import csv

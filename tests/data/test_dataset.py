@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from alt_fast.data.annotations import Video, read_classes, read_list
 from alt_fast.data.augment import AugmentConfig
 from alt_fast.data.dataset import NO_LABEL, ClipSpec, EpochSampler, EvalClips, TrainClips, eval_loader, train_loader

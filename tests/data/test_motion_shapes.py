@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from alt_fast.data import motion_shapes
 from alt_fast.data.annotations import read_classes, read_list
 from alt_fast.data.decode import decode_clip

@@ -1,0 +1,94 @@
+"""Files of weights: what they hold, and what is refused."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from alt_fast import Corpus, create_model
+from alt_fast.checkpoint import CheckpointError, TrainedModel, load_model, save_model, write_atomically
+from alt_fast.data.augment import AugmentConfig
+
+
+@pytest.fixture
+def trained(corpus: Corpus) -> TrainedModel:
+    torch.manual_seed(0)
+    model = create_model("alt_tiny", corpus, frames=2, r=(3, 0.5), categories=["object", "scene"]).eval()
+    return TrainedModel(model, ["growing", "shrinking"], ["{}"], AugmentConfig(normalize="clip"))
+
+
+def test_one_file_holds_everything(trained: TrainedModel, tmp_path: Path) -> None:
+    save_model(tmp_path / "model.safetensors", trained)
+    for path in (tmp_path, tmp_path / "model.safetensors"):
+        loaded = load_model(path)
+        assert (loaded.classes, loaded.templates, loaded.augment) == (
+            trained.classes,
+            trained.templates,
+            trained.augment,
+        )
+        assert loaded.model.corpus == trained.model.corpus
+        assert loaded.spec == trained.spec
+        video = torch.randn(1, 2, 3, 48, 48)
+        classes = trained.model.text.classes(["x", "y"])
+        assert torch.equal(loaded.model.text.classes(["x", "y"]), classes)
+        assert torch.equal(loaded.model(video, classes).logits, trained.model(video, classes).logits)
+
+
+def rewrite(path: Path, **changes: str) -> None:
+    """Change the metadata of a saved model."""
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    save_file(load_file(path), path, {**metadata, **changes})
+
+
+def test_files_that_are_refused(trained: TrainedModel, tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    save_model(path, trained)
+    rewrite(path, version="7")
+    with pytest.raises(CheckpointError, match="checkpoint version 7; this release reads version 1"):
+        load_model(path)
+    save_model(path, trained)
+    content = {
+        "model": {"backbone": "tiny", "frames": 2, "depth": 3, "query": "frame"},
+        "classes": [],
+        "templates": [],
+        "augment": {},
+        "corpus": None,
+    }
+    rewrite(path, content=json.dumps(content))
+    with pytest.raises(CheckpointError, match="does not fit the model it names"):
+        load_model(path)
+    save_file({"x": torch.zeros(1)}, path)
+    with pytest.raises(CheckpointError, match="not a model of alt-fast"):
+        load_model(path)
+    path.write_bytes(b"broken")
+    with pytest.raises(CheckpointError, match=r"cannot read checkpoint .*model\.safetensors"):
+        load_model(path)
+    with pytest.raises(CheckpointError, match="cannot read checkpoint"):
+        load_model(tmp_path / "none.safetensors")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(CheckpointError, match="not a run folder"):
+        load_model(empty)
+    (empty / "alt.state").touch()
+    with pytest.raises(CheckpointError, match=r"training has not finished: train with --output .* --resume"):
+        load_model(empty)
+
+
+def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("old")
+
+    def fail(partial: Path) -> None:
+        partial.write_text("half")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write_atomically(path, fail)
+    assert path.read_text() == "old"
+    write_atomically(path, lambda partial: partial.write_text("new"))
+    assert [file.name for file in tmp_path.iterdir()] == ["file"]

@@ -1,0 +1,119 @@
+"""Naming the action in a video from the command line."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from alt_fast.checkpoint import load_model
+from alt_fast.classify import classify, load_video, main
+from alt_fast.clip import load_clip
+from tests.conftest import VideoWriter
+
+
+@pytest.fixture
+def video(trained_run: Path) -> Path:
+    return trained_run.parent / "data" / "test" / "00003.webm"
+
+
+def test_json_holds_every_label_and_the_entities_of_every_frame(
+    trained_run: Path, video: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(video), "--checkpoint", str(trained_run), "--json"]) == 0
+    (answer,) = json.loads(capsys.readouterr().out)
+    assert answer["video"] == str(video)
+    probabilities = [row["probability"] for row in answer["labels"]]
+    assert len(probabilities) == 36
+    assert sum(probabilities) == pytest.approx(1)
+    assert probabilities == sorted(probabilities, reverse=True)
+    assert len(answer["frames"]) == 2
+    trained = load_model(trained_run)
+    assert trained.model.corpus is not None
+    units = {entity.unit: entity.category for entity in trained.model.corpus.entities}
+    for frame in answer["frames"]:
+        assert sum(row["share"] for row in frame) == pytest.approx(1)
+        assert all(units[row["entity"]] == row["category"] for row in frame)
+
+
+def test_answer_is_the_model_s(trained_run: Path, video: Path) -> None:
+    trained = load_model(trained_run)
+    classes = trained.model.text.classes(trained.classes, trained.templates)
+    answer = classify(video, trained, classes, trained.classes, "alt")
+    with torch.no_grad():
+        output = trained.model(load_video(video, trained), classes)
+    best = int(output.logits.argmax())
+    assert answer["labels"][0]["label"] == trained.classes[best]
+    assert answer["labels"][0]["probability"] == pytest.approx(output.logits.softmax(-1).max().item(), rel=1e-4)
+
+
+def test_table_of_an_h264_file_with_new_labels(
+    trained_run: Path, write_video: VideoWriter, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_video("my holiday.mp4")
+    assert (
+        main([str(path), "--checkpoint", str(trained_run), "--labels", "surfing", "eating", "a cat", "--top-k", "2"])
+        == 0
+    )
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == str(path)
+    assert sum(line.strip().endswith(("surfing", "eating", "a cat")) for line in lines[1:3]) == 2
+    assert lines[3].startswith("  frame 1: ")
+    assert len(lines) == 5
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [("labels.txt", "surfing\n\neating\n"), ("l.csv", "id,name\n0,surfing\n1,eating\n")]
+)
+def test_labels_from_a_file(
+    trained_run: Path, video: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, text: str
+) -> None:
+    (tmp_path / name).write_text(text)
+    assert main([str(video), "--checkpoint", str(trained_run), "--labels", str(tmp_path / name), "--json"]) == 0
+    (answer,) = json.loads(capsys.readouterr().out)
+    assert {row["label"] for row in answer["labels"]} == {"surfing", "eating"}
+
+
+def test_clip_head_with_and_without_a_checkpoint(
+    trained_run: Path, video: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(video), "--checkpoint", str(trained_run), "--head", "clip", "--json"]) == 0
+    (answer,) = json.loads(capsys.readouterr().out)
+    assert len(answer["labels"]) == 36
+    assert answer["frames"] == []
+    weights = tmp_path / "clip.pt"
+    torch.save(load_clip("tiny").state_dict(), weights)
+    bare = ["--head", "clip", "--backbone", "tiny", "--pretrained", str(weights), "--r", "2"]
+    assert main([str(video), *bare, "--labels", "a star", "a moon", "--json"]) == 0
+    (answer,) = json.loads(capsys.readouterr().out)
+    assert len(answer["labels"]) == 2
+
+
+def test_a_bad_file_does_not_keep_the_others_from_being_named(
+    trained_run: Path, video: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = tmp_path / "broken.mp4"
+    bad.write_text("no video")
+    assert main([str(bad), str(video), "--checkpoint", str(trained_run)]) == 1
+    out, err = capsys.readouterr()
+    assert str(video) in out
+    assert f"error: {bad}: truncated, damaged or no video" in err
+    assert main([str(bad), str(video), "--checkpoint", str(trained_run), "--json"]) == 1
+    answers = json.loads(capsys.readouterr().out)
+    assert "no video" in answers[0]["error"]
+    assert "labels" in answers[1]
+
+
+def test_bad_requests(video: Path, tmp_path: Path, trained_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    requests = {
+        (str(video),): "--head alt needs --checkpoint RUN",
+        (str(video), "--head", "clip"): "needs --labels",
+        (str(video), "--checkpoint", str(tmp_path)): "not a run folder",
+        (str(video), "--head", "clip", "--pretrained", "nonsense", "--labels", "x"): "neither a file nor a tag",
+    }
+    for request, message in requests.items():
+        assert main(list(request)) == 1
+        assert message in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([str(video), "--checkpoint", str(trained_run), "--top-k", "0"])
+    assert "--top-k must be >= 1" in capsys.readouterr().err

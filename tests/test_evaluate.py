@@ -1,0 +1,83 @@
+"""Testing a trained model: counts, lists, and the command line."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from alt_fast.checkpoint import load_model
+from alt_fast.data.annotations import read_classes, read_list
+from alt_fast.evaluate import Result, evaluate, main
+
+
+def result(logits: list[list[float]], labels: list[int], readable: list[bool] | None = None) -> Result:
+    return Result(torch.tensor(logits), torch.tensor(labels), [], torch.tensor(readable or [True] * len(labels)))
+
+
+def test_top_k() -> None:
+    scores = [[0.1, 0.9, 0.5], [0.7, 0.2, 0.1], [0.1, 0.2, 0.9], [0.3, 0.2, 0.1]]
+    assert result(scores, [1, 1, 0, 2]).top(1) == 0.25
+    assert result(scores, [1, 1, 0, 2]).top(2) == 0.5
+    assert result(scores, [1, 1, 0, 2]).top(5) == 1.0
+    assert result(scores, [1, 0, 2, 0], [True, True, True, False]).top(1) == 0.75  # an unreadable video is wrong
+
+
+def test_scores_every_video_whatever_the_batch_size(trained_run: Path) -> None:
+    trained = load_model(trained_run)
+    data = trained_run.parent / "data"
+    videos, _ = read_list(data / "test.txt", trained.classes)
+    classes = trained.model.text.classes(trained.classes, trained.templates)
+    results = [
+        evaluate(trained.model, videos, trained.spec, classes, size, workers) for size, workers in ((5, 0), (36, 2))
+    ]
+    assert results[0].logits.shape == (36, 36)
+    torch.testing.assert_close(results[0].logits, results[1].logits, rtol=1e-4, atol=1e-4)
+    metrics = json.loads((trained_run / "metrics.json").read_text())
+    assert results[0].top(1) == metrics["top1"]
+
+
+def test_command_line_repeats_the_run_s_metrics(trained_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--checkpoint", str(trained_run), "--workers", "0", "--json"]) == 0
+    seen, unseen = json.loads(capsys.readouterr().out)
+    metrics = json.loads((trained_run / "metrics.json").read_text())
+    assert (seen["top1"], seen["top5"]) == (metrics["top1"], metrics["top5"])
+    assert unseen["top1"] == metrics["top1_unseen_pairs"]
+    assert (seen["videos"], seen["classes"], unseen["videos"], unseen["classes"]) == (36, 36, 12, 12)
+
+
+def test_table_and_lists_of_one_s_own(trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = trained_run.parent / "data"
+    classes = read_classes(data / "unseen_classes.csv")
+    (tmp_path / "all.csv").write_text("id,name\n" + "".join(f"{i},{name}\n" for i, name in enumerate(classes)))
+    (tmp_path / "mine.csv").write_text(f"path,label\nunseen/00000.webm,{classes[0]}\nmissing.webm,1\n")
+    weights = shutil.copy(trained_run / "model.safetensors", tmp_path / "elsewhere.safetensors")
+    options = ["--list", str(tmp_path / "mine.csv"), "--classes", str(tmp_path / "all.csv"), "--root", str(data)]
+    assert main(["--checkpoint", str(weights), *options, "--workers", "0", "--r", "2"]) == 1
+    out, err = capsys.readouterr()
+    assert "mine.csv" in out
+    assert "8.3%" in out  # chance among 12 classes
+    assert f"unreadable, counted as wrong: {data / 'missing.webm'}: no such file" in err
+
+
+def test_labels_default_to_the_classes_trained_on(
+    trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine.txt").write_text("test/00003.webm 3\n")
+    options = ["--list", str(tmp_path / "mine.txt"), "--root", str(trained_run.parent / "data")]
+    assert main(["--checkpoint", str(trained_run), *options, "--workers", "0", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["classes"] == 36
+
+
+def test_bad_requests(trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    weights = shutil.copy(trained_run / "model.safetensors", tmp_path / "model.safetensors")
+    requests = {
+        ("--checkpoint", str(weights)): "name the videos to test on: --list FILE",
+        ("--checkpoint", str(trained_run), "--list", str(tmp_path / "no.txt")): "cannot read",
+        ("--checkpoint", str(trained_run), "--r", "-1"): "r must be >= 0",
+        ("--checkpoint", str(trained_run), "--device", "cuda:99"): "cuda:99",
+    }
+    for request, message in requests.items():
+        assert main(list(request)) == 1
+        assert message in capsys.readouterr().err
