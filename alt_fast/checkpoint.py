@@ -28,7 +28,10 @@ class CheckpointError(RuntimeError):
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Call `write` on a temporary name beside `path`, flush to disk, then rename."""
     partial = path.with_name(f".{path.name}.partial")
+    partial.touch()
+    mode = partial.stat().st_mode  # safetensors makes files that only their owner can read
     write(partial)
+    partial.chmod(mode)
     with open(partial, "rb") as file:
         os.fsync(file.fileno())
     os.replace(partial, path)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from torch import Tensor
 from tqdm import tqdm
 
@@ -73,7 +74,7 @@ def run_lists(checkpoint: Path, trained: TrainedModel) -> list[tuple[str, list[V
     recorded = checkpoint / "config.yaml"
     if not recorded.is_file():
         raise RunError(f"{checkpoint} is no run folder, so name the videos to test on: --list FILE")
-    data = json.loads(recorded.read_text())["data"]
+    data = yaml.safe_load(recorded.read_text())["data"]
     if data["generate"] == "motion_shapes":
         root = Path(data["root"] or motion_shapes.DEFAULT_ROOT)
         files = {"test": "test.txt", "unseen": "unseen.txt", "unseen_classes": "unseen_classes.csv"}

@@ -15,6 +15,10 @@ from tqdm import tqdm
 from alt_fast.checkpoint import CheckpointError, load_state, save_state
 
 
+class DivergedError(RuntimeError):
+    """The loss is no longer a finite number."""
+
+
 @dataclass(frozen=True)
 class Schedule:
     """Steps in all, of which `warmup` rise linearly from zero; then a cosine down to `final` of the peak."""
@@ -86,7 +90,7 @@ def fit(task: Task, state_path: Path, writer: SummaryWriter, checkpoint_every: i
             group["lr"] = group["peak"] * schedule.factor(step)
         loss = _step(task, optimizer, batches, step)
         if not math.isfinite(loss):
-            raise RuntimeError(f"{task.name}: the loss is {loss} at step {step}; try a lower learning rate")
+            raise DivergedError(f"{task.name}: the loss is {loss} at step {step}; try a lower learning rate")
         progress.set_postfix(loss=f"{loss:.3f}", refresh=False)
         writer.add_scalar(f"{task.name}/loss", loss, step)
         writer.add_scalar(f"{task.name}/lr", optimizer.param_groups[0]["lr"], step)

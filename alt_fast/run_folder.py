@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
 from alt_fast.checkpoint import write_atomically, write_json
 from alt_fast.config import TrainConfig
@@ -34,16 +35,17 @@ def open_run_folder(config: TrainConfig) -> Path:
     recorded = folder / "config.yaml"
     # Where a run lies and how it is called may change; anything else would change its result.
     settings = {k: v for k, v in asdict(config).items() if k not in ("output", "resume", "device", "checkpoint_every")}
-    text = json.dumps(settings, indent=2) + "\n"  # JSON is YAML
+    settings = json.loads(json.dumps(settings))  # tuples become lists, as in the file
     if recorded.exists():
         if not config.resume:
             raise RunError(f"{folder} holds a run already: add --resume to go on with it, or choose another --output")
-        changed = _differences(json.loads(recorded.read_text()), json.loads(text))
+        changed = _differences(yaml.safe_load(recorded.read_text()), settings)
         if changed:
             raise RunError(f"{folder} was started with other settings: {'; '.join(changed)}")
         return folder
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "environment.json", describe_environment())
+    text = yaml.safe_dump(settings, sort_keys=False)
     write_atomically(recorded, lambda partial: partial.write_text(text))
     return folder
 
@@ -79,7 +81,10 @@ def pick_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise RunError(f"device {name!r} was asked for, but this PyTorch sees no GPU")
-    return torch.device(name)
+    try:
+        return torch.device(name)
+    except RuntimeError as e:
+        raise RunError(f"device {name!r} is no device of PyTorch's, such as cpu, cuda or cuda:1") from e
 
 
 class Quarantine:

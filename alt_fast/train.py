@@ -4,6 +4,7 @@ python -m alt_fast.train --compile
 python -m alt_fast.train --config kinetics400_b16 --data.train train.csv --data.test val.csv --corpus corpus.json
 """
 
+import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -28,7 +29,7 @@ from alt_fast.data.annotations import Subset, Video, read_classes, read_list
 from alt_fast.data.dataset import NO_LABEL, Batch, ClipSpec, TrainClips, train_loader
 from alt_fast.data.rng import Stream, integer
 from alt_fast.evaluate import Result, evaluate
-from alt_fast.fit import Schedule, Task, fit, parameter_groups
+from alt_fast.fit import DivergedError, Schedule, Task, fit, parameter_groups
 from alt_fast.model import ALT, ModelConfig
 from alt_fast.pretrain import pretrain_task
 from alt_fast.run_folder import Quarantine, RunError, open_run_folder, pick_device, say
@@ -67,8 +68,10 @@ class Run:
 def run(config: TrainConfig) -> dict[str, Any]:
     """Do the whole job: data, pretraining, ALT, evaluation, and the frame-only comparison. Returns the metrics."""
     started = time.monotonic()
-    folder = open_run_folder(config)
     device = pick_device(config.device)
+    if config.compile and device.type == "cpu" and not any(map(shutil.which, ("g++", "clang++"))):
+        raise RunError("--compile on a CPU needs a C++ compiler, g++ or clang++, and none is on the PATH")
+    folder = open_run_folder(config)
     data = prepare_data(config.data)
     lists = read_lists(data)
     say(f"run folder {folder}; {len(lists.train)} training videos of {len(lists.classes)} classes; device {device}")
@@ -310,7 +313,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     config = parse(sys.argv[1:] if arguments is None else arguments)
     try:
         metrics = run(config)
-    except (RunError, CheckpointError, WeightsError, ValueError) as e:
+    except (RunError, CheckpointError, DivergedError, WeightsError, ValueError) as e:
         print(f"error: {e}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -21,6 +21,8 @@ def trained(corpus: Corpus) -> TrainedModel:
 
 def test_one_file_holds_everything(trained: TrainedModel, tmp_path: Path) -> None:
     save_model(tmp_path / "model.safetensors", trained)
+    (tmp_path / "any").touch()
+    assert (tmp_path / "model.safetensors").stat().st_mode == (tmp_path / "any").stat().st_mode
     for path in (tmp_path, tmp_path / "model.safetensors"):
         loaded = load_model(path)
         assert (loaded.classes, loaded.templates, loaded.augment) == (

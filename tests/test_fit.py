@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
 from alt_fast.checkpoint import CheckpointError, load_state
-from alt_fast.fit import Schedule, Task, fit, parameter_groups
+from alt_fast.fit import DivergedError, Schedule, Task, fit, parameter_groups
 
 
 @pytest.fixture
@@ -110,7 +110,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path, writer: Summary
     task = make_task()
     with torch.no_grad():
         task.module[0].weight.fill_(float("inf"))
-    with pytest.raises(RuntimeError, match="toy: the loss is nan at step 0"):
+    with pytest.raises(DivergedError, match="toy: the loss is nan at step 0"):
         fit(task, tmp_path / "a.state", writer, 100)
 
 

@@ -26,9 +26,8 @@ def test_constraints_pin_every_dependency() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     wanted = project["dependencies"] + project["optional-dependencies"]["dev"]
     names = {re.split(r"[\[<>=~! ]", requirement)[0].lower() for requirement in wanted}
-    pinned = {
-        line.split("==")[0].lower() for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line
-    }
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pinned = {line.split("==")[0].lower().replace("_", "-") for line in lines if "==" in line}
     assert names <= pinned
 
 
@@ -48,12 +47,13 @@ def test_installs_and_works_outside_the_repository(tmp_path: Path, editable: boo
         if name and (ROOT / name).exists():  # changes not committed yet
             (source / name).parent.mkdir(parents=True, exist_ok=True)
             (source / name).write_bytes((ROOT / name).read_bytes())
-    venv.create(tmp_path / "venv", with_pip=True)
+    venv.create(tmp_path / "venv")
     python = str(tmp_path / "venv" / "bin" / "python")
     site = next((tmp_path / "venv" / "lib").glob("python*/site-packages"))
     borrowed = [path for path in sys.path if path.endswith("site-packages")]
     (site / "borrowed.pth").write_text("\n".join(borrowed) + "\n")
-    install = [python, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation", "--no-index"]
+    pip = [sys.executable, "-m", "pip", "--python", python]
+    install = [*pip, "install", "-q", "--no-deps", "--no-build-isolation", "--no-index"]
     subprocess.run([*install, *(["-e"] if editable else []), str(source)], check=True)
     check = """
 import alt_fast, alt_fast_kernels, json, pathlib, sys

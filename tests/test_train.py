@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 from alt_fast.config import OptimConfig, TrainConfig
@@ -28,8 +29,11 @@ def test_leaves_a_run_folder_that_explains_itself(trained_run: Path) -> None:
     assert metrics["test_videos"] == 36
     assert metrics["unreadable"] == []
     assert set(metrics["stage_seconds"]) == {"data", "clip", "alt", "frame_only", "total"}
-    config = json.loads((trained_run / "config.yaml").read_text())
+    config = yaml.safe_load((trained_run / "config.yaml").read_text())
     assert config["optim"]["epochs"] == 2
+    assert parse(["--config", str(trained_run / "config.yaml")]) == parse(
+        SMALL_JOB + [f"--data.root={config['data']['root']}"]
+    )
     environment = json.loads((trained_run / "environment.json").read_text())
     assert environment["packages"]["torch"] == torch.__version__
     assert list((trained_run / "tensorboard").glob("events*"))
@@ -81,6 +85,15 @@ def test_compile_trains(trained_run: Path, tmp_path: Path) -> None:
     assert eager.keys() == compiled.keys()
     name = "decoder.mlp.0.weight"
     torch.testing.assert_close(eager[name], compiled[name], rtol=0, atol=2e-3)  # six steps of different rounding
+
+
+def test_compile_without_a_compiler_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert main([*SMALL_JOB, "--output", str(tmp_path / "run"), "--device", "cpu", "--compile"]) == 1
+    assert "needs a C++ compiler" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 def test_amp_and_mixing_train(trained_run: Path, tmp_path: Path) -> None:
@@ -241,3 +254,5 @@ def test_label_smoothing_and_mixing() -> None:
 def test_auto_picks_a_device() -> None:
     assert pick_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
     assert pick_device("cpu").type == "cpu"
+    with pytest.raises(RunError, match="'toaster' is no device"):
+        pick_device("toaster")

@@ -34,6 +34,7 @@ class AugmentConfig:
         contrast: range of the contrast factor, 1 +- this.
         saturation: range of the saturation factor, 1 +- this.
         hue: range of the hue shift, +- this (0.5 is half a turn of the colour wheel).
+        jitter_per_frame: draw colour jitter anew for every frame, as X-CLIP's code does, rather than once for the clip.
         gray: probability of grayscale.
         test_crop: side of the square center crop for testing, as a fraction of the short side.
         normalize: mean and standard deviation that pixels are normalised with; X-CLIP takes ImageNet's, not CLIP's.
@@ -46,6 +47,7 @@ class AugmentConfig:
     contrast: float = 0.4
     saturation: float = 0.2
     hue: float = 0.1
+    jitter_per_frame: bool = False
     gray: float = 0.2
     test_crop: float = 0.875
     normalize: Literal["imagenet", "clip"] = "imagenet"
@@ -72,13 +74,13 @@ class ClipRecord:
     """Every random choice about one clip.
 
     positions: of the frames. crop: width and height as fractions of the short side, then the place of the box, x and y
-    from 0 (left, top) to 1 (right, bottom).
+    from 0 (left, top) to 1 (right, bottom). jitter: none, one for the clip, or one for every frame.
     """
 
     positions: Positions
     crop: tuple[float, float, float, float]
     flip: bool = False
-    jitter: ColorJitter | None = None
+    jitter: tuple[ColorJitter, ...] = ()
     gray: bool = False
 
 
@@ -90,11 +92,16 @@ def draw_record(rng: np.random.Generator, config: AugmentConfig, num_frames: int
     width, height = shapes[rng.integers(len(shapes))]
     x, y = _ANCHORS[rng.integers(len(_ANCHORS))]
     flip, gray, jitter = (bool(rng.random() < p) for p in (config.flip, config.gray, config.jitter))
+    jitters = (num_frames if config.jitter_per_frame else 1) if jitter else 0
+    drawn = tuple(_draw_jitter(rng, config) for _ in range(jitters))
+    return ClipRecord(positions, (width, height, x, y), flip, drawn, gray)
+
+
+def _draw_jitter(rng: np.random.Generator, config: AugmentConfig) -> ColorJitter:
     spread = (config.brightness, config.contrast, config.saturation)
     brightness, contrast, saturation = (float(rng.uniform(max(0, 1 - s), 1 + s)) for s in spread)
-    factors = (brightness, contrast, saturation, float(rng.uniform(-config.hue, config.hue)))
-    order = tuple(int(i) for i in rng.permutation(4))
-    return ClipRecord(positions, (width, height, x, y), flip, ColorJitter(factors, order) if jitter else None, gray)
+    hue = float(rng.uniform(-config.hue, config.hue))
+    return ColorJitter((brightness, contrast, saturation, hue), tuple(int(i) for i in rng.permutation(4)))
 
 
 def center_record(config: AugmentConfig, num_frames: int) -> ClipRecord:
@@ -117,11 +124,17 @@ def apply(record: ClipRecord, frames: Frames, size: tuple[int, int], config: Aug
         clip = F.interpolate(clip, size, mode="bilinear", antialias=True, align_corners=False).clamp(0, 1)
     if record.flip:
         clip = clip.flip(-1)
-    if record.jitter is not None:
-        adjust = (TF.adjust_brightness, TF.adjust_contrast, TF.adjust_saturation, TF.adjust_hue)
-        for i in record.jitter.order:
-            clip = adjust[i](clip, record.jitter.factors[i])
+    if record.jitter:
+        parts = clip.chunk(len(record.jitter))
+        clip = torch.cat([_adjust_colors(part, jitter) for part, jitter in zip(parts, record.jitter, strict=True)])
     if record.gray:
         clip = TF.rgb_to_grayscale(clip, num_output_channels=3)
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in MEAN_STD[config.normalize])
     return (clip - mean) / std
+
+
+def _adjust_colors(frames: Tensor, jitter: ColorJitter) -> Tensor:
+    adjust = (TF.adjust_brightness, TF.adjust_contrast, TF.adjust_saturation, TF.adjust_hue)
+    for i in jitter.order:
+        frames = adjust[i](frames, jitter.factors[i])
+    return frames

@@ -43,7 +43,7 @@ def test_draws_follow_the_configuration() -> None:
     records = [draw_record(np.random.default_rng(seed), CONFIG, 8) for seed in range(2000)]
     for share, expected in [
         (np.mean([r.flip for r in records]), 0.5),
-        (np.mean([r.jitter is not None for r in records]), 0.8),
+        (np.mean([len(r.jitter) for r in records]), 0.8),
         (np.mean([r.gray for r in records]), 0.2),
     ]:
         assert abs(share - expected) < 0.05
@@ -52,7 +52,7 @@ def test_draws_follow_the_configuration() -> None:
     assert {r.crop[:2] for r in records} == {
         (w, h) for i, w in enumerate(scales) for j, h in enumerate(scales) if abs(i - j) < 2
     }
-    jitters = [r.jitter for r in records if r.jitter is not None]
+    jitters = [jitter for r in records for jitter in r.jitter]
     assert all(0.6 <= f <= 1.4 for j in jitters for f in j.factors[:2])
     assert all(0.8 <= j.factors[2] <= 1.2 and -0.1 <= j.factors[3] <= 0.1 for j in jitters)
 
@@ -87,16 +87,25 @@ def test_flip_gray_and_jitter_treat_all_frames_alike() -> None:
     gray = pixels(apply(replace(PLAIN, gray=True), source, (32, 32), CONFIG))
     torch.testing.assert_close(gray[:, 0], gray[:, 1], rtol=0, atol=1e-6)
     jitter = ColorJitter((1.3, 0.7, 1.1, 0.05), (2, 0, 3, 1))
-    colored = apply(replace(PLAIN, jitter=jitter), source, (32, 32), CONFIG)
+    colored = apply(replace(PLAIN, jitter=(jitter,)), source, (32, 32), CONFIG)
     assert not torch.allclose(colored, plain)
     assert torch.equal(colored[0], colored[1])
 
 
 def test_jitter_order_matters() -> None:
     def jittered(order: tuple[int, ...]) -> torch.Tensor:
-        return apply(replace(PLAIN, jitter=ColorJitter((1.4, 0.6, 1.2, 0.1), order)), frames(), (32, 32), CONFIG)
+        return apply(replace(PLAIN, jitter=(ColorJitter((1.4, 0.6, 1.2, 0.1), order),)), frames(), (32, 32), CONFIG)
 
     assert not torch.allclose(jittered((0, 1, 2, 3)), jittered((1, 0, 2, 3)))
+
+
+def test_jitter_per_frame_is_drawn_anew() -> None:
+    config = AugmentConfig(jitter=1.0, jitter_per_frame=True)
+    record = draw_record(np.random.default_rng(0), config, 3)
+    assert len(set(record.jitter)) == 3
+    assert len(draw_record(np.random.default_rng(0), AugmentConfig(jitter=1.0), 3).jitter) == 1
+    clip = apply(replace(record, gray=False), np.repeat(frames()[:1], 3, axis=0), (32, 32), config)
+    assert not torch.allclose(clip[0], clip[1])
 
 
 @pytest.mark.parametrize(
