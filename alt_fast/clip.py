@@ -1,5 +1,6 @@
 """CLIP models and their weights, through open_clip."""
 
+import logging
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,9 @@ def _find_weights(backbone: str, pretrained: str) -> tuple[str, bool | None]:
     if not tag:
         known = ", ".join(open_clip.list_pretrained_tags_by_model(backbone)) or "none"
         raise WeightsError(f"pretrained={pretrained!r} is neither a file nor a tag of {backbone} (its tags: {known})")
+    hub = logging.getLogger("huggingface_hub")
+    level = hub.level
+    hub.setLevel(logging.ERROR)  # it reports every retry; the error below says it once
     try:
         path = open_clip.download_pretrained(tag)
     except Exception as e:  # whatever a hub or URL client raises
@@ -104,6 +108,8 @@ def _find_weights(backbone: str, pretrained: str) -> tuple[str, bool | None]:
             f"weights {pretrained!r} of {backbone} could not be downloaded ({type(e).__name__}: {e}). Fetch the file "
             "where there is a network and pass its path as pretrained=PATH (--model.pretrained PATH)"
         ) from e
+    finally:
+        hub.setLevel(level)
     return path, bool(tag.get("quick_gelu", False))
 
 

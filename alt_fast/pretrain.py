@@ -6,7 +6,7 @@ image and text alone would leave the text tower deaf to motions, and all labels 
 have read about motions; here a text-to-text term stands in for that: labels must match their rewordings, no images.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -69,11 +69,10 @@ def pretrain_task(
         scale = clip.logit_scale.exp().clamp(max=100)
         return contrastive_loss(image, text, captions, scale) + contrastive_loss(label, reworded, labels, scale)
 
-    rate: Callable[[str], float] = lambda name: config.lr  # noqa: E731
     return Task(
         name="clip",
         module=clip,
-        groups=parameter_groups(clip, rate, weight_decay=0.01),
+        groups=parameter_groups(clip, lambda name: config.lr, weight_decay=0.01),
         schedule=Schedule(config.steps, warmup=min(50, config.steps // 4)),
         batches=batches,
         loss=loss,

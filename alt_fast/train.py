@@ -86,15 +86,17 @@ def run(config: TrainConfig) -> dict[str, Any]:
             model_config = replace(model_config, pretrained=str(path))
         model, seconds["alt"] = train_model(this, "alt", model_config)
         save_model(folder / WEIGHTS, TrainedModel(model, lists.classes, list(this.templates), config.augment))
-        metrics = measure(this, model)
+        frame_model = None
         if config.frame_only:
             frame_model, seconds["frame_only"] = train_model(this, "frame_only", replace(model_config, frames=1))
-            metrics |= {
-                f"frame_only_{name}": value for name, value in measure(this, frame_model).items() if "top" in name
-            }
-    seconds["total"] = time.monotonic() - started
+        trained = time.monotonic()
+        metrics = measure(this, model)
+        if frame_model is not None:
+            scores = measure(this, frame_model)
+            metrics |= {f"frame_only_{name}": value for name, value in scores.items() if name.startswith("top")}
+        seconds["evaluation"] = time.monotonic() - trained
     metrics |= {
-        "seconds": round(seconds["total"], 1),
+        "seconds": round(sum(seconds.values()), 1),  # over all restarts
         "stage_seconds": {name: round(value, 1) for name, value in seconds.items()},
         "parameters": model.count_parameters(),
         "seed": config.seed,
@@ -182,18 +184,18 @@ def alt_task(this: Run, name: str, model: ALT) -> Task:
     config, optim, lists, device = this.config, this.config.optim, this.lists, this.device
     spec = ClipSpec(model.config.frames, model.image_size, config.augment)
     clips = TrainClips(lists.train, spec, config.seed)
-    part_size = optim.batch_size // optim.accumulate
     steps_per_epoch = len(lists.train) // optim.batch_size
     if steps_per_epoch == 0:
         raise RunError(f"optim.batch_size {optim.batch_size} is more than the {len(lists.train)} training videos")
-    parts = steps_per_epoch * optim.accumulate * optim.epochs
+    schedule = Schedule(steps_per_epoch * optim.epochs, steps_per_epoch * optim.warmup_epochs, optim.final_lr)
     classes = model.text.classes(lists.classes, this.templates)
     forward = torch.compile(model) if config.compile and name == "alt" else model  # one compilation a run
     mix = make_mixup(config, len(lists.classes))
     quarantine = Quarantine(this.folder / "quarantine.jsonl", len(lists.train), config.data.max_bad_share)
 
     def batches(step: int) -> Any:
-        return train_loader(clips, part_size, range(step * optim.accumulate, parts), config.data.workers)
+        steps = range(step, schedule.steps)
+        return train_loader(clips, optim.batch_size, steps, optim.accumulate, config.data.workers)
 
     def loss(batch: Batch, part: int) -> Tensor:
         quarantine.add(batch.failures)
@@ -205,7 +207,7 @@ def alt_task(this: Run, name: str, model: ALT) -> Task:
         with torch.autocast(device.type, torch.bfloat16, enabled=optim.amp):
             seed = torch.tensor(number, device=device)
             logits = forward(video.to(device, non_blocking=True), classes, seed).logits
-        return F.cross_entropy(logits.float(), target.to(device, non_blocking=True), label_smoothing=0.0)
+        return F.cross_entropy(logits.float(), target.to(device, non_blocking=True))
 
     def every_epoch(done: int) -> None:
         if config.eval_every and done % config.eval_every == 0 and done < optim.epochs:
@@ -213,12 +215,14 @@ def alt_task(this: Run, name: str, model: ALT) -> Task:
             this.writer.add_scalar(f"{name}/top1", result.top(1), done * steps_per_epoch)
             say(f"{name}: epoch {done} of {optim.epochs}, top-1 {result.top(1):.3f}")
 
-    rate: Callable[[str], float] = lambda n: optim.backbone_lr if n.startswith("encoder.visual.") else optim.lr  # noqa: E731
+    def rate(parameter: str) -> float:
+        return optim.backbone_lr if parameter.startswith("encoder.visual.") else optim.lr
+
     return Task(
         name=name,
         module=model,
         groups=parameter_groups(model, rate, optim.weight_decay),
-        schedule=Schedule(steps_per_epoch * optim.epochs, steps_per_epoch * optim.warmup_epochs, optim.final_lr),
+        schedule=schedule,
         batches=batches,
         loss=loss,
         steps_per_epoch=steps_per_epoch,

@@ -28,11 +28,11 @@ def test_leaves_a_run_folder_that_explains_itself(trained_run: Path) -> None:
     assert all(0 <= metrics[name] <= 1 for name in names)
     assert metrics["test_videos"] == 36
     assert metrics["unreadable"] == []
-    assert set(metrics["stage_seconds"]) == {"data", "clip", "alt", "frame_only", "total"}
+    assert set(metrics["stage_seconds"]) == {"data", "clip", "alt", "frame_only", "evaluation"}
     config = yaml.safe_load((trained_run / "config.yaml").read_text())
     assert config["optim"]["epochs"] == 2
     assert parse(["--config", str(trained_run / "config.yaml")]) == parse(
-        SMALL_JOB + [f"--data.root={config['data']['root']}"]
+        [*SMALL_JOB, f"--data.root={config['data']['root']}"]
     )
     environment = json.loads((trained_run / "environment.json").read_text())
     assert environment["packages"]["torch"] == torch.__version__

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -97,24 +98,28 @@ class EvalClips(Dataset[Sample]):
 
 
 class EpochSampler:
-    """Batches of (epoch, index) for a range of steps. Each epoch is a new permutation, without its incomplete batch."""
+    """Keys (epoch, index) of a range of steps, each step's batch in `parts` of equal size.
 
-    def __init__(self, num_samples: int, batch_size: int, seed: int, steps: range) -> None:
+    Every epoch is a new permutation, without its last, incomplete batch.
+    """
+
+    def __init__(self, num_samples: int, batch_size: int, seed: int, steps: range, parts: int = 1) -> None:
         self.num_samples, self.batch_size, self.seed, self.steps = num_samples, batch_size, seed, steps
-        self.steps_per_epoch = num_samples // batch_size
+        self.parts = parts
 
     def __len__(self) -> int:
-        return len(self.steps)
+        return len(self.steps) * self.parts
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        current, order = -1, None
+        order, order_epoch = np.empty(0, np.int64), -1
         for step in self.steps:
-            epoch, position = divmod(step, self.steps_per_epoch)
-            if epoch != current or order is None:
-                current = epoch
+            epoch, batch = divmod(step, self.num_samples // self.batch_size)
+            if epoch != order_epoch:
                 order = generator(self.seed, Stream.SHUFFLE, epoch).permutation(self.num_samples)
-            start = position * self.batch_size
-            yield [(epoch, int(index)) for index in order[start : start + self.batch_size]]
+                order_epoch = epoch
+            indices = order[batch * self.batch_size :][: self.batch_size]
+            for part in indices.reshape(self.parts, -1):
+                yield [(epoch, int(index)) for index in part]
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
@@ -126,9 +131,9 @@ def collate(samples: Sequence[Sample]) -> Batch:
     )
 
 
-def train_loader(clips: TrainClips, batch_size: int, steps: range, workers: int) -> "DataLoader[Any]":
-    """Batches of the training steps in `steps`, counted over all epochs."""
-    sampler = EpochSampler(len(clips.videos), batch_size, clips.seed, steps)
+def train_loader(clips: TrainClips, batch_size: int, steps: range, parts: int, workers: int) -> "DataLoader[Any]":
+    """The batches of `steps` (counted over all epochs), each in `parts`."""
+    sampler = EpochSampler(len(clips.videos), batch_size, clips.seed, steps, parts)
     return _loader(clips, workers, batch_sampler=sampler)
 
 

@@ -34,11 +34,18 @@ def test_any_step_can_be_the_first() -> None:
     assert len(EpochSampler(23, 5, 3, range(7, 12))) == 5
 
 
+def test_parts_of_a_batch_make_up_the_batch() -> None:
+    whole = list(EpochSampler(31, 8, 3, range(1, 9)))
+    parts = list(EpochSampler(31, 8, 3, range(1, 9), parts=4))
+    assert [len(part) for part in parts] == [2] * 32 == [2] * len(EpochSampler(31, 8, 3, range(1, 9), parts=4))
+    assert [[key for part in parts[i : i + 4] for key in part] for i in range(0, 32, 4)] == whole
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_batches_are_the_same_in_any_process(videos: list[Video], workers: int) -> None:
     clips = TrainClips(videos, SPEC, seed=5)
     expected = [clips[key] for batch in EpochSampler(len(videos), 6, 5, range(10, 13)) for key in batch]
-    got = list(train_loader(clips, 6, range(10, 13), workers))
+    got = list(train_loader(clips, 6, range(10, 13), 1, workers))
     assert torch.equal(torch.cat([batch.video for batch in got]), torch.stack([sample.video for sample in expected]))
     assert torch.cat([batch.label for batch in got]).tolist() == [sample.label for sample in expected]
 
