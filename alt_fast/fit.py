@@ -95,9 +95,12 @@ def fit(task: Task, state_path: Path, writer: SummaryWriter, checkpoint_every: i
         writer.add_scalar(f"{task.name}/loss", loss, step)
         writer.add_scalar(f"{task.name}/lr", optimizer.param_groups[0]["lr"], step)
         done = step + 1
-        if done % task.steps_per_epoch == 0 and task.every_epoch is not None:
-            task.every_epoch(done // task.steps_per_epoch)
-            module.train()
+        if done % task.steps_per_epoch == 0:
+            if progress.disable:  # no terminal: a line an epoch instead of a bar
+                print(f"{task.name}: step {done} of {schedule.steps}, loss {loss:.3f}", flush=True)
+            if task.every_epoch is not None:
+                task.every_epoch(done // task.steps_per_epoch)
+                module.train()
         if done % checkpoint_every == 0 or done == schedule.steps:
             save(done)
     return before + time.monotonic() - start

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from alt_fast.config import PretrainConfig
 from alt_fast.data.augment import MEAN_STD
-from alt_fast.data.motion_shapes import captioned_frame, reworded_labels
+from alt_fast.data.shape_captions import captioned_frame, reworded_labels
 from alt_fast.fit import Schedule, Task, parameter_groups
 
 

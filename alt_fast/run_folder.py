@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import yaml
 
+import alt_fast
 from alt_fast.checkpoint import write_atomically, write_json
 from alt_fast.config import TrainConfig
 from alt_fast.data.dataset import Failure
@@ -60,19 +61,31 @@ def _differences(before: Any, now: Any, key: str = "") -> list[str]:
 def describe_environment() -> dict[str, Any]:
     """What a result depends on besides the configuration."""
     packages = ("torch", "open-clip-torch", "timm", "av", "numpy")
-    commit = subprocess.run(
-        ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-    )
     return {
         "command": sys.argv,
+        "alt_fast": alt_fast.__version__,
+        "commit": _commit(),
         "python": platform.python_version(),
         "packages": {name: version(name) for name in packages},
         "machine": platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "commit": commit.stdout.strip() or None,
     }
+
+
+def _commit() -> str | None:
+    """The commit of this code, when it runs from a checkout."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(Path(__file__).parent), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", Path(__file__).name)  # an installed copy may lie in somebody else's checkout
+        return git("rev-parse", "HEAD")
+    except (OSError, subprocess.CalledProcessError):
+        return None
 
 
 def pick_device(name: str) -> torch.device:

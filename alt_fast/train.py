@@ -289,7 +289,9 @@ def parse(arguments: Sequence[str]) -> TrainConfig:
     packaged = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
     parser = jsonargparse.ArgumentParser(
         prog="python -m alt_fast.train",
-        description="Train ALT. Without --config: the default job, Motion Shapes on a tiny CLIP, in minutes on a CPU.",
+        usage="python -m alt_fast.train [--config FILE] [--output RUN] [--resume] [--compile] [--SETTING VALUE ...]",
+        description="Train ALT. Without --config: the default job, Motion Shapes on a tiny CLIP, in minutes on a CPU. "
+        "--resume, --compile and --frame_only may stand without a value.",
     )
     parser.add_argument("--config", action="config", help=f"YAML file, or one that comes along: {', '.join(packaged)}")
     parser.add_class_arguments(TrainConfig)

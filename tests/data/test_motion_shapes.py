@@ -18,12 +18,12 @@ from alt_fast.data.motion_shapes import (
     UNSEEN_PAIRS,
     Clip,
     MotionShapesConfig,
-    captioned_frame,
     draw_clip,
     generate,
     pose,
     render,
 )
+from alt_fast.data.shape_captions import captioned_frame
 
 TIMES = np.linspace(0, 1, 21).tolist()
 
