@@ -30,12 +30,3 @@ def merge_schedule(r: Reduction, num_layers: int) -> list[int]:
     if min(schedule) < 0:
         raise ValueError(f"r must be >= 0 in every layer, got {schedule}")
     return schedule
-
-
-def token_counts(num_tokens: int, schedule: Sequence[int], protected: int = 1) -> list[int]:
-    """Tokens after each layer, clipped as `alt_fast_kernels.match` clips: the first protected tokens never merge."""
-    counts = []
-    for r in schedule:
-        num_tokens -= min(r, max(0, (num_tokens - protected) // 2))
-        counts.append(num_tokens)
-    return counts

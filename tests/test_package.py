@@ -22,6 +22,15 @@ def test_public_names_load_on_first_use() -> None:
         alt_fast.nonsense  # noqa: B018
 
 
+def test_torchvision_imports_whether_or_not_its_operators_load() -> None:
+    import torchvision.transforms  # dies beside a CPU build of torch unless alt_fast came first
+
+    from alt_fast._torchvision import _declare_missing_schemas
+
+    assert torchvision.__version__
+    assert _declare_missing_schemas() is None  # nothing is declared twice
+
+
 def test_constraints_pin_every_dependency() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     wanted = project["dependencies"] + project["optional-dependencies"]["dev"]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from alt_fast.tome import merge_schedule, token_counts
+from alt_fast.tome import merge_schedule
 
 
 def test_one_r_for_every_layer() -> None:
@@ -19,11 +19,6 @@ def test_inflect_moves_merging_early_or_late() -> None:
     assert merge_schedule((8, -1.0), 3) == [16, 8, 0]
     assert merge_schedule((8, 1.0), 3) == [0, 8, 16]
     assert merge_schedule((8, 0.5), 1) == [4]
-
-
-def test_token_counts_clip_like_match() -> None:
-    assert token_counts(197, [8] * 12)[-1] == 197 - 96
-    assert token_counts(11, [4, 4, 4, 4]) == [7, 4, 3, 2]
 
 
 @pytest.mark.parametrize(

@@ -68,15 +68,21 @@ def _list_frames(path: str) -> _Index:
             kinds = ", ".join(sorted({stream.type for stream in container.streams})) or "no"
             raise VideoError(path, f"no video stream (it has {kinds} streams)")
         stream = container.streams.video[0]
-        packets = [packet for packet in container.demux(stream) if packet.size and not packet.is_discard]
-        if not packets:
+        count, times, keyframes = 0, [], []
+        for packet in container.demux(stream):  # packets are not kept: together they are as large as the file
+            if packet.size and not packet.is_discard:
+                count += 1
+                if packet.pts is not None:
+                    times.append(packet.pts)
+                    if packet.is_keyframe:
+                        keyframes.append(packet.pts)
+        if count == 0:
             raise VideoError(path, "the video stream holds no frames")
-        times = sorted(packet.pts for packet in packets if packet.pts is not None)
-        if len(times) < len(packets):
-            return _Index(len(packets), None, [])  # old AVIs, raw streams: frames can only be counted
+        if len(times) < count:
+            return _Index(count, None, [])  # old AVIs, raw streams: frames can only be counted
+        times.sort()
         _check_duration(path, container, stream, times)
-        keyframes = sorted(packet.pts for packet in packets if packet.pts is not None and packet.is_keyframe)
-        return _Index(len(times), times, keyframes)
+        return _Index(count, times, sorted(keyframes))
 
 
 def _check_duration(
@@ -103,6 +109,9 @@ def _decode(path: str, index: _Index, wanted: list[int]) -> Frames:
     pictures = _decode_seeking(path, index, sorted(set(wanted))) if index.times else None
     if pictures is None:
         pictures = _decode_counting(path, index, sorted(set(wanted)))
+    sizes = sorted({f"{picture.shape[1]} x {picture.shape[0]}" for picture in pictures.values()})
+    if len(sizes) > 1:
+        raise VideoError(path, f"its frames differ in size ({', '.join(sizes)})")
     return np.stack([pictures[number] for number in wanted])
 
 

@@ -172,6 +172,33 @@ def test_packets_that_give_no_frame(write_video: VideoWriter, monkeypatch: pytes
         decode_clip(path, [0.5, 0.99])
 
 
+def test_frames_that_change_size(write_video: VideoWriter, tmp_path: Path) -> None:
+    parts = [write_video("a.h264", width=64), write_video("b.h264", width=96)]
+    (tmp_path / "both.h264").write_bytes(b"".join(part.read_bytes() for part in parts))
+    with pytest.raises(VideoError, match=r"its frames differ in size \(64 x 48, 96 x 48\)"):
+        decode_clip(tmp_path / "both.h264", [0.1, 0.9])
+    assert decode_clip(tmp_path / "both.h264", [0.1, 0.4]).shape == (2, 48, 64, 3)
+
+
+@pytest.mark.parametrize(("name", "codec"), [("a.mp4", "libx264"), ("a.webm", "libvpx-vp9"), ("a.avi", "mpeg4")])
+def test_damage_anywhere_gives_frames_or_a_video_error(write_video: VideoWriter, name: str, codec: str) -> None:
+    path = write_video(name, codec)
+    content = path.read_bytes()
+    rng = np.random.default_rng(0)
+    outcomes = {"frames": 0, "error": 0}
+    for _ in range(60):
+        damaged = bytearray(content)
+        for place in rng.integers(0, len(content), int(rng.integers(1, 4))):
+            damaged[place] = int(rng.integers(256))
+        path.write_bytes(damaged[: int(rng.integers(1, len(content) + 1))] if rng.random() < 0.3 else damaged)
+        try:
+            assert decode_clip(path, [0.1, 0.5, 0.9]).shape[0] == 3
+            outcomes["frames"] += 1
+        except VideoError:
+            outcomes["error"] += 1
+    assert all(outcomes.values())
+
+
 def test_files_that_are_no_videos(tmp_path: Path) -> None:
     (tmp_path / "empty.mp4").touch()
     (tmp_path / "text.mp4").write_text("not a video " * 100)
