@@ -1,13 +1,10 @@
 # `make test`, `make lint` and `make demo` use the environment that the README's commands make.
 PYTHON ?= .venv/bin/python
 
-.PHONY: lint test slow demo
+.PHONY: lint test demo
 
 test:
 	$(PYTHON) -m pytest
-
-slow:
-	$(PYTHON) -m pytest -m slow
 
 lint:
 	$(PYTHON) -m ruff format --check .

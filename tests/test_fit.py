@@ -67,8 +67,13 @@ def test_a_finished_state_is_not_trained_further(tmp_path: Path, writer: Summary
 
 def test_accumulation_equals_the_large_batch(tmp_path: Path, writer: SummaryWriter) -> None:
     large, parts = make_task(), make_task(accumulate=4)
-    fit(large, tmp_path / "large.state", writer, 100)
-    fit(parts, tmp_path / "parts.state", writer, 100)
+    gradients: dict[str, list[Tensor]] = {"large": [], "parts": []}
+    for name, task in (("large", large), ("parts", parts)):
+        seen = gradients[name]
+        task.module[0].weight.register_post_accumulate_grad_hook(lambda p, seen=seen: seen.append(p.grad.clone()))
+        fit(task, tmp_path / f"{name}.state", writer, 100)
+    for a, b in zip(gradients["large"], gradients["parts"][3::4], strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
     for a, b in zip(weights(large), weights(parts), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 

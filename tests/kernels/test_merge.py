@@ -88,6 +88,8 @@ def test_bad_input() -> None:
         merge(x[0], size, plan)
     with pytest.raises(ValueError, match="size must be"):
         merge(x, size[:, :5], plan)
+    with pytest.raises(TypeError, match=r"size must be fp32 \(or fp64\), got torch.bfloat16"):
+        merge(x, size.bfloat16(), plan)
     with pytest.raises(ValueError, match="size must not require grad"):
         merge(x, size.requires_grad_(), plan)
     with pytest.raises(ValueError, match="x must be"):

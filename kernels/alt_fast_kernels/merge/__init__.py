@@ -1,5 +1,6 @@
 """Size-weighted merging of tokens by a plan, and its inverse for dense use (ToMe, section 3)."""
 
+import torch
 from torch import Tensor
 
 from alt_fast_kernels.match import MergePlan
@@ -13,13 +14,16 @@ def merge(x: Tensor, size: Tensor, plan: MergePlan) -> tuple[Tensor, Tensor]:
 
     x: [B, N, C] floating point. size: [B, N] fp32 (fp64 with fp64 tokens), patches each token stands for; > 0.
     Returns x' [B, N', C] in x's dtype, accumulated in at least fp32, and size' [B, N'] in size's dtype.
-    Differentiable in x; size is a count and carries no gradient. Raises ValueError on shapes that do not fit the plan.
+    Differentiable in x; size is a count and carries no gradient. Raises ValueError on shapes that do not fit the plan,
+    TypeError on sizes of another dtype.
     """
     if x.ndim != 3:
         raise ValueError(f"x must be [B, N, C], got shape {tuple(x.shape)}")
     for name, shape in (("size", size.shape), ("plan.slot", plan.slot.shape)):
         if shape != x.shape[:2]:
             raise ValueError(f"{name} must be {tuple(x.shape[:2])} to fit x, got shape {tuple(shape)}")
+    if size.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"size must be fp32 (or fp64), got {size.dtype}: half precision cannot count past 2048")
     if size.requires_grad:
         raise ValueError("size must not require grad: token sizes are counts")
     return merge_reference(x, size, plan.slot, plan.num_slots)
