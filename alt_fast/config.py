@@ -137,3 +137,11 @@ class TrainConfig:
     checkpoint_every: int = 200
     eval_every: int = 0
     device: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.pretrain is not None and self.model.pretrained is not None:
+            raise ValueError("pretrain makes the weights that model.pretrained would name: set one of them to null")
+        if self.checkpoint_every < 1:
+            raise ValueError(f"checkpoint_every must be >= 1, got {self.checkpoint_every}")
+        if self.eval_every < 0:
+            raise ValueError(f"eval_every must be >= 0, got {self.eval_every}")

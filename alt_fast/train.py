@@ -309,9 +309,10 @@ def parse(arguments: Sequence[str]) -> TrainConfig:
     ]
     try:
         values = parser.instantiate(parser.parse_args(arguments))
+        config = TrainConfig(**{field.name: values[field.name] for field in fields(TrainConfig)})
     except ValueError as e:  # a configuration that contradicts itself
         parser.error(str(e))
-    return TrainConfig(**{field.name: values[field.name] for field in fields(TrainConfig)})
+    return config
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

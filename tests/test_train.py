@@ -200,6 +200,9 @@ def test_bad_settings(
         (["--optim.mixup", "0.8", "--optim.batch_size", "9"], "must be even"),
         (["--model.tuning", "half"], "half"),
         (["--no.such", "1"], "no.such"),
+        (["--model.pretrained", "openai"], "set one of them to null"),
+        (["--checkpoint_every", "0"], "checkpoint_every must be >= 1"),
+        (["--eval_every", "-1"], "eval_every must be >= 0"),
     ],
 )
 def test_bad_options(capsys: pytest.CaptureFixture[str], options: list[str], message: str) -> None:
