@@ -55,6 +55,8 @@ def load_clip(backbone: str, pretrained: str | None = None, image_size: int | No
             )
         config = found
     config = {**config, "vision_cfg": dict(config["vision_cfg"])}
+    if config.pop("custom_text", False) or "hf_model_name" in config["text_cfg"]:
+        raise ValueError(f"backbone {backbone!r} has a text tower other than CLIP's, which is not supported")
     if image_size is not None:
         config["vision_cfg"]["image_size"] = image_size
 
@@ -66,8 +68,6 @@ def load_clip(backbone: str, pretrained: str | None = None, image_size: int | No
             quick_gelu = True
         if quick_gelu is not None:
             config["quick_gelu"] = quick_gelu
-    if config.pop("custom_text", False):
-        raise ValueError(f"backbone {backbone!r} has a custom text tower, which is not supported")
     model = open_clip.CLIP(**config)
     if weights is not None:
         _load_weights(model, weights, f"{backbone!r} from {pretrained!r}")
@@ -75,7 +75,7 @@ def load_clip(backbone: str, pretrained: str | None = None, image_size: int | No
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
-    """Tensors of a CLIP checkpoint; never runs code from it. Raises WeightsError naming the file."""
+    """Tensors of a CLIP checkpoint; never runs Python code from it. Raises WeightsError naming the file."""
     try:
         if str(path).endswith(".safetensors"):
             return load_file(str(path))

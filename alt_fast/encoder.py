@@ -81,9 +81,9 @@ class RegionEncoder(nn.Module):
     def embed(self, frames: Tensor) -> Tensor:
         """Patches, class token and positions: [F, 3, H, W] -> [F, N, width] (eq. 1)."""
         visual = self.visual
-        if frames.ndim != 4 or tuple(frames.shape[2:]) != tuple(visual.image_size):
-            raise ValueError(f"frames must be [F, 3, {visual.image_size[0]}, {visual.image_size[1]}], "
-                             f"got shape {tuple(frames.shape)}")  # fmt: skip
+        height, width = visual.image_size
+        if frames.ndim != 4 or tuple(frames.shape[1:]) != (3, height, width):
+            raise ValueError(f"frames must be [F, 3, {height}, {width}], got shape {tuple(frames.shape)}")
         x = visual.conv1(frames).flatten(2).transpose(1, 2)
         class_token = visual.class_embedding.to(x.dtype).expand(x.shape[0], 1, -1)
         x = torch.cat([class_token, x], dim=1) + visual.positional_embedding.to(x.dtype)

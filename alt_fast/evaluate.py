@@ -29,8 +29,8 @@ from alt_fast.run_folder import RunError, pick_device
 class Result:
     """Scores of every video of a list, in its order.
 
-    logits: [N, I] fp32; rows of unreadable videos are zero. labels: [N]. failures: unreadable videos; they count as
-    wrong, so that leaving out hard files cannot raise a score.
+    logits: [N, I] fp32; rows of unreadable videos are zero. labels: [N]. failures: unreadable videos; readable: [N]
+    bool. What cannot be read counts as wrong, so that leaving out hard files cannot raise a score.
     """
 
     logits: Tensor
@@ -86,7 +86,7 @@ def run_lists(checkpoint: Path, trained: TrainedModel) -> list[tuple[str, list[V
     return lists
 
 
-def test_list(
+def score_list(
     name: str, videos: Sequence[Video], names: Sequence[str], trained: TrainedModel, batch_size: int, workers: int
 ) -> dict[str, Any]:
     """Accuracy on one list (fractions of 1), with what is needed to read it."""
@@ -128,7 +128,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             lists = [(arguments.list, *read_list(arguments.list, names, arguments.root, "test"))]
         else:
             lists = run_lists(Path(arguments.checkpoint), trained)
-        rows = [test_list(*entry, trained, arguments.batch_size, arguments.workers) for entry in lists]
+        rows = [score_list(*entry, trained, arguments.batch_size, arguments.workers) for entry in lists]
     except (AnnotationError, CheckpointError, RunError, ValueError) as e:
         print(f"error: {e}", file=sys.stderr)
         return 1

@@ -106,22 +106,24 @@ class Quarantine:
     def __init__(self, path: Path, num_videos: int, max_share: float) -> None:
         self.path, self.num_videos, self.max_share = path, num_videos, max_share
         lines = path.read_text().splitlines() if path.exists() else []
-        self.paths = {json.loads(line)["path"] for line in lines}
+        self.causes: dict[str, str] = {entry["path"]: entry["cause"] for entry in map(json.loads, lines)}
 
     def add(self, failures: Sequence[Failure]) -> None:
-        """Record failures not seen before. Raises RunError past the allowed share."""
-        for failure in failures:
-            if failure.path in self.paths:
-                continue
-            self.paths.add(failure.path)
-            with open(self.path, "a") as file:
-                file.write(json.dumps(failure._asdict()) + "\n")
-            say(f"quarantined {failure.path}: {failure.cause}")
-        if len(self.paths) > self.max_share * self.num_videos:
+        """Record videos not seen before. Raises RunError past the allowed share."""
+        for path, cause in failures:
+            if path not in self.causes:
+                self.causes[path] = cause
+                write_atomically(self.path, self._write)
+                say(f"quarantined {path}: {cause}")
+        if len(self.causes) > self.max_share * self.num_videos:
             raise RunError(
-                f"{len(self.paths)} of {self.num_videos} training videos cannot be used, more than data.max_bad_share "
-                f"{self.max_share} allows; they are listed in {self.path}"
+                f"{len(self.causes)} of {self.num_videos} training videos cannot be used, more than "
+                f"data.max_bad_share {self.max_share} allows; they are listed in {self.path}"
             )
+
+    def _write(self, partial: Path) -> None:
+        entries = ({"path": path, "cause": cause} for path, cause in self.causes.items())
+        partial.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
 
 
 def say(message: str) -> None:

@@ -26,9 +26,9 @@ from alt_fast.config import DataConfig, TrainConfig
 from alt_fast.corpus import Corpus
 from alt_fast.data import motion_shapes
 from alt_fast.data.annotations import Subset, Video, read_classes, read_list
-from alt_fast.data.dataset import NO_LABEL, Batch, ClipSpec, TrainClips, train_loader
+from alt_fast.data.dataset import NO_LABEL, Batch, TrainClips, train_loader
 from alt_fast.data.rng import Stream, integer
-from alt_fast.evaluate import Result, evaluate
+from alt_fast.evaluate import score_list
 from alt_fast.fit import DivergedError, Schedule, Task, fit, parameter_groups
 from alt_fast.model import ALT, ModelConfig
 from alt_fast.pretrain import pretrain_task
@@ -84,21 +84,21 @@ def run(config: TrainConfig) -> dict[str, Any]:
         if config.pretrain is not None:
             path, seconds["clip"] = pretrain(this)
             model_config = replace(model_config, pretrained=str(path))
-        model, seconds["alt"] = train_model(this, "alt", model_config)
-        save_model(folder / WEIGHTS, TrainedModel(model, lists.classes, list(this.templates), config.augment))
+        trained, seconds["alt"] = train_model(this, "alt", model_config)
+        save_model(folder / WEIGHTS, trained)
         frame_model = None
         if config.frame_only:
             frame_model, seconds["frame_only"] = train_model(this, "frame_only", replace(model_config, frames=1))
-        trained = time.monotonic()
-        metrics = measure(this, model)
+        trained_at = time.monotonic()
+        metrics = measure(this, trained)
         if frame_model is not None:
             scores = measure(this, frame_model)
             metrics |= {f"frame_only_{name}": value for name, value in scores.items() if name.startswith("top")}
-        seconds["evaluation"] = time.monotonic() - trained
+        seconds["evaluation"] = time.monotonic() - trained_at
     metrics |= {
         "seconds": round(sum(seconds.values()), 1),  # over all restarts
         "stage_seconds": {name: round(value, 1) for name, value in seconds.items()},
-        "parameters": model.count_parameters(),
+        "parameters": trained.model.count_parameters(),
         "seed": config.seed,
     }
     write_json(folder / "metrics.json", metrics)
@@ -166,24 +166,25 @@ def pretrain(this: Run) -> tuple[Path, float]:
     return path, seconds
 
 
-def train_model(this: Run, name: str, model_config: ModelConfig) -> tuple[ALT, float]:
+def train_model(this: Run, name: str, model_config: ModelConfig) -> tuple[TrainedModel, float]:
     """Train one ALT; returns it with the seconds it took."""
     config, optim = this.config, this.config.optim
     torch.manual_seed(integer(config.seed, Stream.INIT, sample=1))
     model = ALT(model_config, this.corpus).to(this.device)
     model.embed_corpus()
-    task = alt_task(this, name, model)
+    trained = TrainedModel(model, this.lists.classes, list(this.templates), config.augment)
+    task = alt_task(this, name, trained)
     seconds = fit(task, this.folder / f"{name}.state", this.writer, config.checkpoint_every)
     clips = task.schedule.steps * optim.batch_size
     say(f"{name}: {task.schedule.steps} steps in {seconds:.0f} s, {clips / seconds:.1f} clips/s")
-    return model, seconds
+    return trained, seconds
 
 
-def alt_task(this: Run, name: str, model: ALT) -> Task:
-    """The stage that trains `model`."""
+def alt_task(this: Run, name: str, trained: TrainedModel) -> Task:
+    """The stage that trains `trained.model` in place."""
     config, optim, lists, device = this.config, this.config.optim, this.lists, this.device
-    spec = ClipSpec(model.config.frames, model.image_size, config.augment)
-    clips = TrainClips(lists.train, spec, config.seed)
+    model = trained.model
+    clips = TrainClips(lists.train, trained.spec, config.seed)
     steps_per_epoch = len(lists.train) // optim.batch_size
     if steps_per_epoch == 0:
         raise RunError(f"optim.batch_size {optim.batch_size} is more than the {len(lists.train)} training videos")
@@ -211,9 +212,9 @@ def alt_task(this: Run, name: str, model: ALT) -> Task:
 
     def every_epoch(done: int) -> None:
         if config.eval_every and done % config.eval_every == 0 and done < optim.epochs:
-            result = test(this, model, lists.test, lists.classes)
-            this.writer.add_scalar(f"{name}/top1", result.top(1), done * steps_per_epoch)
-            say(f"{name}: epoch {done} of {optim.epochs}, top-1 {result.top(1):.3f}")
+            top1 = score(this, trained, "test", lists.test, lists.classes)["top1"]
+            this.writer.add_scalar(f"{name}/top1", top1, done * steps_per_epoch)
+            say(f"{name}: epoch {done} of {optim.epochs}, top-1 {top1:.3f}")
 
     def rate(parameter: str) -> float:
         return optim.backbone_lr if parameter.startswith("encoder.visual.") else optim.lr
@@ -254,33 +255,25 @@ def make_mixup(config: TrainConfig, num_classes: int) -> Callable[[Tensor, Tenso
     return mix
 
 
-def test(this: Run, model: ALT, videos: Sequence[Video], names: Sequence[str]) -> Result:
-    """Single-view scores of videos against class names."""
-    spec = ClipSpec(model.config.frames, model.image_size, this.config.augment)
-    classes = model.text.classes(names, this.templates)
-    size = max(1, this.config.optim.batch_size // this.config.optim.accumulate)
-    return evaluate(model, videos, spec, classes, size, this.config.data.workers)
+def score(this: Run, trained: TrainedModel, name: str, videos: Sequence[Video], names: Sequence[str]) -> dict[str, Any]:
+    """Single-view scores of videos against class names, as `alt_fast.evaluate` gives them."""
+    optim = this.config.optim
+    return score_list(name, videos, names, trained, optim.batch_size // optim.accumulate, this.config.data.workers)
 
 
-def measure(this: Run, model: ALT) -> dict[str, Any]:
+def measure(this: Run, trained: TrainedModel) -> dict[str, Any]:
     """Accuracy on the test videos and, zero-shot, on those of unseen classes (fractions of 1)."""
     lists = this.lists
-    result = test(this, model, lists.test, lists.classes)
-    metrics: dict[str, Any] = {
-        "top1": result.top(1),
-        "top5": result.top(5),
-        "chance": 1 / len(lists.classes),
-        "test_videos": len(lists.test),
-        "unreadable": [failure._asdict() for failure in result.failures],
-    }
+    test = score(this, trained, "test", lists.test, lists.classes)
+    metrics = {name: test[name] for name in ("top1", "top5", "chance", "unreadable")} | {"test_videos": test["videos"]}
     if lists.unseen:
-        unseen = test(this, model, lists.unseen, lists.unseen_classes)
+        unseen = score(this, trained, "unseen", lists.unseen, lists.unseen_classes)
         metrics |= {
-            "top1_unseen_pairs": unseen.top(1),
-            "chance_unseen_pairs": 1 / len(lists.unseen_classes),
-            "unseen_videos": len(lists.unseen),
+            "top1_unseen_pairs": unseen["top1"],
+            "chance_unseen_pairs": unseen["chance"],
+            "unseen_videos": unseen["videos"],
+            "unreadable": test["unreadable"] + unseen["unreadable"],
         }
-        metrics["unreadable"] += [failure._asdict() for failure in unseen.failures]
     return metrics
 
 

@@ -109,6 +109,9 @@ def test_bad_weights(tmp_path: Path) -> None:
         load_clip("ViT-B-16", "nonsense")
     with pytest.raises(ValueError, match="backbone 'ViT-Z'"):
         load_clip("ViT-Z")
+    for backbone in ("roberta-ViT-B-32", "ViT-B-16-SigLIP"):
+        with pytest.raises(ValueError, match="text tower other than CLIP's"):
+            load_clip(backbone, "nonsense")
     (tmp_path / "text.pt").write_text("hello")
     with pytest.raises(WeightsError, match=r"cannot read CLIP weights from .*text.pt"):
         read_state_dict(tmp_path / "text.pt")

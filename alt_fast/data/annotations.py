@@ -99,7 +99,9 @@ def read_list(
         label = lookup.get(row.label, lookup.get(spoken(row.label)))
         if label is None:
             raise AnnotationError(f"{row.where}: label {row.label!r} is not among the {len(classes)} classes")
-        found = next((folder / name for name in row.paths if (folder / name).exists()), folder / row.paths[0])
+        found = folder / row.paths[0]
+        if len(row.paths) > 1:
+            found = next((folder / name for name in row.paths if (folder / name).exists()), found)
         if found in seen:
             raise AnnotationError(f"{row.where}: {found} was listed before ({seen[found]})")
         seen[found] = row.where

@@ -67,10 +67,13 @@ def _list_frames(path: str) -> _Index:
         if not container.streams.video:
             kinds = ", ".join(sorted({stream.type for stream in container.streams})) or "no"
             raise VideoError(path, f"no video stream (it has {kinds} streams)")
-        stream = container.streams.video[0]
+        video = container.streams.video[0]
         count, times, keyframes = 0, [], []
-        for packet in container.demux(stream):  # packets are not kept: together they are as large as the file
-            if packet.size and not packet.is_discard:
+        end = 0.0  # of any stream, in seconds
+        for packet in container.demux():  # packets are not kept: together they are as large as the file
+            if packet.size and packet.pts is not None:
+                end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
+            if packet.stream.index == video.index and packet.size and not packet.is_discard:
                 count += 1
                 if packet.pts is not None:
                     times.append(packet.pts)
@@ -81,26 +84,30 @@ def _list_frames(path: str) -> _Index:
         if len(times) < count:
             return _Index(count, None, [])  # old AVIs, raw streams: frames can only be counted
         times.sort()
-        _check_duration(path, container, stream, times)
+        _check_duration(path, container, video, times, end)
         return _Index(count, times, sorted(keyframes))
 
 
 def _check_duration(
-    path: str, container: "av.container.InputContainer", stream: "av.video.stream.VideoStream", times: list[int]
+    path: str,
+    container: "av.container.InputContainer",
+    video: "av.video.stream.VideoStream",
+    times: list[int],
+    end: float,
 ) -> None:
-    """Refuse a file that ends long before its header says it does."""
-    tick = float(stream.time_base or 0)  # seconds
-    if stream.duration is not None:
-        promised = stream.duration * tick
-    elif container.duration is not None and len(container.streams) == 1:
-        promised = container.duration / av.time_base
-    else:
-        return
+    """Refuse a file that ends long before its header says it does, be it the video's or the whole file's."""
     if len(times) == 1:
         return  # one frame may stand for any time
-    step = (times[-1] - times[0]) / (len(times) - 1)
-    found = (times[-1] - times[0] + step) * tick
-    if promised - found > _MISSING_SHARE * promised + _MISSING_FRAMES * step * tick:
+    tick = float(video.time_base or 0)  # seconds
+    step = (times[-1] - times[0]) / (len(times) - 1) * tick
+    if video.duration is not None:
+        promised, found = video.duration * tick, (times[-1] - times[0]) * tick + step
+    elif container.duration is not None:
+        start = (container.start_time or 0) / av.time_base
+        promised, found = container.duration / av.time_base, max(end, times[-1] * tick + step) - start
+    else:
+        return
+    if promised - found > _MISSING_SHARE * promised + _MISSING_FRAMES * step:
         raise VideoError(path, f"truncated: the header promises {promised:.2f} s, the file holds {found:.2f} s")
 
 
@@ -108,7 +115,7 @@ def _decode(path: str, index: _Index, wanted: list[int]) -> Frames:
     """The frames numbered `wanted` (ascending, repeats allowed)."""
     pictures = _decode_seeking(path, index, sorted(set(wanted))) if index.times else None
     if pictures is None:
-        pictures = _decode_counting(path, index, sorted(set(wanted)))
+        pictures = _decode_linear(path, index, sorted(set(wanted)))
     sizes = sorted({f"{picture.shape[1]} x {picture.shape[0]}" for picture in pictures.values()})
     if len(sizes) > 1:
         raise VideoError(path, f"its frames differ in size ({', '.join(sizes)})")
@@ -144,29 +151,30 @@ def _decode_seeking(path: str, index: _Index, wanted: list[int]) -> dict[int, Fr
     return pictures
 
 
-def _decode_counting(path: str, index: _Index, wanted: list[int]) -> dict[int, Frames]:
-    """Decode from the start and count; frames missing at the very end are stood in for by the last one."""
+def _decode_linear(path: str, index: _Index, wanted: list[int]) -> dict[int, Frames]:
+    """Decode from the start; each wanted number or time takes the first frame that is not before it.
+
+    Packets may give no frame (hidden frames of VP8, the last ones of some AVIs): at the end the last frame stands in.
+    """
+    order: Sequence[int] = index.times or range(index.count)
     pictures: dict[int, Frames] = {}
-    pending = iter(wanted)
-    following = next(pending, None)
-    count = 0
+    pending = list(wanted)
+    frame, decoded = None, 0
     with _open(path) as container:
         stream = container.streams.video[0]
         stream.thread_type = "NONE"
-        frame = None
-        for frame in container.decode(stream):
-            if following is None:
-                break
-            if count == following:
-                pictures[following] = _upright(frame)
-                following = next(pending, None)
-            count += 1
-    while following is not None:
-        if frame is None or index.count - count > _MISSING_FRAMES:
-            raise VideoError(path, f"broken: only {count} of {index.count} frames decode")
-        pictures[following] = _upright(frame)
-        following = next(pending, None)
-    return pictures
+        for number, frame in enumerate(container.decode(stream)):
+            place = frame.pts if index.times else number
+            if place is None:
+                raise VideoError(path, "its frames carry no times")
+            decoded = bisect.bisect_right(order, place)
+            while pending and order[pending[0]] <= place:
+                pictures[pending.pop(0)] = _upright(frame)
+            if not pending:
+                return pictures
+    if frame is None or index.count - decoded > _MISSING_FRAMES:
+        raise VideoError(path, f"broken: decoding ends at frame {decoded} of {index.count}")
+    return pictures | dict.fromkeys(pending, _upright(frame))
 
 
 def _upright(frame: av.VideoFrame) -> Frames:

@@ -8,7 +8,7 @@ import av
 import numpy as np
 import pytest
 
-from alt_fast.data.decode import VideoError, _Index, _upright, decode_clip
+from alt_fast.data.decode import VideoError, _Index, _list_frames, _upright, decode_clip
 from tests.conftest import VideoWriter
 
 CODECS = [
@@ -168,8 +168,40 @@ def test_packets_that_give_no_frame(write_video: VideoWriter, monkeypatch: pytes
     monkeypatch.setattr("alt_fast.data.decode._list_frames", lambda path: _Index(31, None, []))
     assert frame_numbers(decode_clip(path, [0.5, 0.99])) == [15, 29]  # one missing at the end: the last one stands in
     monkeypatch.setattr("alt_fast.data.decode._list_frames", lambda path: _Index(40, None, []))
-    with pytest.raises(VideoError, match="broken: only 30 of 40 frames decode"):
+    with pytest.raises(VideoError, match="broken: decoding ends at frame 30 of 40"):
         decode_clip(path, [0.5, 0.99])
+
+
+def test_hidden_frames_shift_nothing(write_video: VideoWriter, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_video("hidden.webm", "libvpx", frames=30)
+    real = _list_frames(path)
+    assert real.times is not None
+    hidden = [real.times[i] - 1 for i in (8, 16, 24)]  # packets that are decoded and never shown, as VP8 may have
+    times = sorted(real.times + hidden)
+    monkeypatch.setattr("alt_fast.data.decode._list_frames", lambda path: _Index(33, times, real.keyframes))
+    positions = [(times.index(real.times[i]) + 0.5) / 33 for i in (0, 7, 8, 17, 29)]
+    assert frame_numbers(decode_clip(path, positions)) == [0, 7, 8, 17, 29]
+    assert frame_numbers(decode_clip(path, [(times.index(hidden[1]) + 0.5) / 33])) == [16]
+
+
+@pytest.mark.parametrize("share", [0.3, 0.6])
+def test_truncated_file_with_sound(tmp_path: Path, share: float) -> None:
+    path = tmp_path / "sound.webm"
+    rng = np.random.default_rng(0)
+    with av.open(str(path), "w") as container:
+        video, audio = container.add_stream("libvpx-vp9", rate=10), container.add_stream("libopus", rate=48000)
+        video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"
+        for i in range(40):
+            image = rng.integers(0, 255, (48, 64, 3), dtype=np.uint8)
+            container.mux(video.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+            sound = av.AudioFrame.from_ndarray(np.zeros((1, 9600), np.int16), format="s16", layout="stereo")
+            sound.sample_rate, sound.pts, sound.time_base = 48000, i * 4800, Fraction(1, 48000)
+            container.mux(audio.encode(sound))
+        container.mux(video.encode(None))
+        container.mux(audio.encode(None))
+    assert len(decode_clip(path, [0.5])) == 1
+    with pytest.raises(VideoError, match="truncated"):
+        decode_clip(cut(path, share), [0.5])
 
 
 def test_frames_that_change_size(write_video: VideoWriter, tmp_path: Path) -> None:
