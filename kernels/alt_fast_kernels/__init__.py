@@ -1,14 +1,30 @@
-"""The four operations of token merging and entity alignment, each beside an executable reference.
+"""The four operations of token merging and entity alignment: Triton kernels, each beside an executable reference.
 
-plan = match(key, r, protected=1)                  # which tokens merge
-x, size = merge(x, size, plan)                     # size-weighted mean of every slot
-out = proportional_attention(q, k, v, size)        # softmax(q k^T * scale + log size) v
-index, aligned = align(tokens, entities, tau, seed)  # straight-through choice of one entity per token
+plan = match(key, r, protected=1)                          # which tokens merge
+x, size = merge(x, size, plan)                             # size-weighted mean of every slot
+x, size, normed = merge(x, size, plan, branch, norm=norm)  # with residual add and LayerNorm, in one pass
+out = proportional_attention(q, k, v, size)                # softmax(q k^T * scale + log size) v
+index, aligned = align(tokens, entities, tau, seed)        # straight-through choice of one entity per token
+
+Tensors on a GPU take the kernels, all others the references; `use_backend` overrides that.
 """
 
 from alt_fast_kernels.align import align
-from alt_fast_kernels.attention import proportional_attention
+from alt_fast_kernels.attention import proportional_attention, proportional_attention_qkvpacked
+from alt_fast_kernels.dispatch import check_values, use_backend
 from alt_fast_kernels.match import MergePlan, compose, match, max_r
 from alt_fast_kernels.merge import merge, unmerge
 
-__all__ = ["MergePlan", "align", "compose", "match", "max_r", "merge", "proportional_attention", "unmerge"]
+__all__ = [
+    "MergePlan",
+    "align",
+    "check_values",
+    "compose",
+    "match",
+    "max_r",
+    "merge",
+    "proportional_attention",
+    "proportional_attention_qkvpacked",
+    "unmerge",
+    "use_backend",
+]

@@ -3,29 +3,49 @@
 import torch
 from torch import Tensor
 
+from alt_fast_kernels.align.op import align_op
 from alt_fast_kernels.align.reference import align_reference
+from alt_fast_kernels.dispatch import check_device, takes_kernel
 
 __all__ = ["align"]
+
+MAX_WIDTH = 1024
+"""Wider tokens than the kernels' tiles run on the reference."""
 
 
 def align(tokens: Tensor, entities: Tensor, tau: float = 1.0, seed: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Hard choice of the most similar entity, with the gradient of the soft choice.
 
-    tokens: [..., C]. entities: [K, C], K >= 1. tau: softmax temperature, > 0.
+    tokens: [..., C]. entities: [K, C], K >= 1, fixed: text embeddings. tau: softmax temperature, > 0.
     seed: int64 scalar tensor that draws the Gumbel noise of eq. 4, or None for no noise. The noise is counter-based:
-        the same seed gives the same choice on every device.
+        the same seed gives the same noise on every device.
     Returns index [...] int64, the entity chosen for each token, and aligned [..., C] = entities[index] in tokens'
-    dtype; its gradient is that of softmax(cosine / tau + noise) @ entities. Computed in at least fp32.
+    dtype; its gradient is that of softmax(cosine / tau + noise) @ entities. Summed in at least fp32; half-precision
+    tokens meet entities rounded to their dtype. On a GPU (C <= 1024) memory does not grow with K.
     Raises ValueError or TypeError naming the argument at fault.
     """
     if entities.ndim != 2 or entities.shape[0] == 0:
         raise ValueError(f"entities must be [K, C] with K >= 1, got shape {tuple(entities.shape)}")
-    if tokens.shape[-1] != entities.shape[1]:
+    if entities.requires_grad:
+        raise ValueError("entities must not require grad: text embeddings are fixed")
+    if tokens.ndim == 0 or tokens.shape[-1] != entities.shape[1]:
         raise ValueError(
             f"tokens must have entities' width {entities.shape[1]} in the last dimension, got {tuple(tokens.shape)}"
         )
+    for name, x in (("tokens", tokens), ("entities", entities)):
+        if not x.is_floating_point():
+            raise TypeError(f"{name} must be floating point, got {x.dtype}")
+    check_device("entities", entities, tokens)
     if not tau > 0:
         raise ValueError(f"tau must be > 0, got {tau}")
-    if seed is not None and (seed.numel() != 1 or seed.dtype != torch.int64):
-        raise TypeError(f"seed must be one int64 number, got {seed.dtype} of shape {tuple(seed.shape)}")
-    return align_reference(tokens, entities, tau, seed)
+    if seed is not None:
+        if seed.numel() != 1 or seed.dtype != torch.int64:
+            raise TypeError(f"seed must be one int64 number, got {seed.dtype} of shape {tuple(seed.shape)}")
+        check_device("seed", seed, tokens)
+    rows = tokens.reshape(-1, tokens.shape[-1])
+    if takes_kernel(tokens) and tokens.shape[-1] <= MAX_WIDTH:
+        soft = tokens.requires_grad and torch.is_grad_enabled()
+        index, aligned, _, _ = align_op(rows, entities, tau, seed, soft)
+    else:
+        index, aligned = align_reference(rows, entities, tau, seed)
+    return index.view(tokens.shape[:-1]), aligned.view(tokens.shape)

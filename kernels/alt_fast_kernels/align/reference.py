@@ -28,12 +28,13 @@ def gumbel_noise(seed: Tensor, rows: int, columns: int) -> Tensor:
 
 
 def align_reference(tokens: Tensor, entities: Tensor, tau: float, seed: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Eq. 4 and 5 with the whole [tokens, K] assignment in memory. Contract: `alt_fast_kernels.align`."""
+    """Eq. 4 and 5 with the whole [M, K] assignment in memory; tokens [M, C]. Contract: `alt_fast_kernels.align`."""
     dtype = torch.promote_types(tokens.dtype, torch.float32)
     with torch.autocast(tokens.device.type, enabled=False):
-        x = tokens.to(dtype).flatten(0, -2)  # [M, C]
-        s = entities.to(dtype)
-        logits = F.normalize(x, dim=-1, eps=1e-12) @ F.normalize(s, dim=-1, eps=1e-12).T / tau
+        x, s = tokens.to(dtype), entities.to(dtype)
+        unit = F.normalize(s, dim=-1, eps=1e-12).to(tokens.dtype).to(dtype)  # half-precision tokens meet half entities
+        norm = x.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+        logits = x @ unit.T / (norm * tau)
         if seed is not None:
             logits = logits + gumbel_noise(seed, *logits.shape).to(dtype)
         index = logits.argmax(dim=-1)
@@ -41,4 +42,4 @@ def align_reference(tokens: Tensor, entities: Tensor, tau: float, seed: Tensor |
         if logits.requires_grad:  # inference needs no soft assignment
             soft = logits.softmax(dim=-1) @ s
             aligned = aligned + (soft - soft.detach())
-    return index.view(tokens.shape[:-1]), aligned.view(tokens.shape).to(tokens.dtype)
+    return index, aligned.to(tokens.dtype)

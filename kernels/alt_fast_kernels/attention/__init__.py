@@ -2,28 +2,56 @@
 
 from torch import Tensor
 
+from alt_fast_kernels.attention.op import attention_op, attention_packed_op
 from alt_fast_kernels.attention.reference import attention_reference
+from alt_fast_kernels.dispatch import check_device, check_size, takes_kernel, to_autocast_dtype
 
-__all__ = ["proportional_attention"]
+__all__ = ["proportional_attention", "proportional_attention_qkvpacked"]
+
+MAX_HEAD_DIM = 128
+"""Wider heads than the kernels' tiles run on PyTorch's attention."""
 
 
 def proportional_attention(
-    q: Tensor, k: Tensor, v: Tensor, size: Tensor | None = None, scale: float | None = None
+    q: Tensor, k: Tensor, v: Tensor, size: Tensor | None = None, scale: float | None = None, dropout_p: float = 0.0
 ) -> Tensor:
     """softmax(q k^T * scale + log size) v (ToMe, eq. 1).
 
-    q, k, v: [B, N, H, D], any strides: views of a packed QKV projection. size: [B, N] > 0, or None for plain attention.
-    scale: 1 / sqrt(D) by default. Returns [B, N, H * D].
-    Raises ValueError on shapes that do not fit, and on a size that requires grad: sizes are counts.
+    q: [B, N, H, D]. k, v: [B, M, H, D]. Any strides over B, N and H: views of a packed QKV projection are read in place.
+    size: [B, M] fp32 > 0, or None for plain attention. scale: 1 / sqrt(D) by default.
+    dropout_p: drops attention weights; with p > 0 or D > 128 PyTorch's attention runs, on every device.
+    Returns [B, N, H * D] in q's dtype (inside autocast, in autocast's).
+    Raises ValueError on shapes, dtypes or devices that do not fit, on sizes <= 0 and on a size that requires grad: sizes
+    are counts.
     """
-    if q.ndim != 4 or q.shape[0] != k.shape[0] or q.shape[2:] != k.shape[2:] or k.shape != v.shape:
+    if q.ndim != 4 or k.ndim != 4 or q.shape[0] != k.shape[0] or q.shape[2:] != k.shape[2:] or k.shape != v.shape:
         raise ValueError(
             "q, k, v must be [B, N, H, D] with the same B, H, D (k and v also N), got "
             f"{tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)}"
         )
+    check_device("k", k, q)
+    check_device("v", v, q)
     if size is not None:
-        if size.shape != k.shape[:2]:
-            raise ValueError(f"size must be {tuple(k.shape[:2])} to fit k, got shape {tuple(size.shape)}")
-        if size.requires_grad:
-            raise ValueError("size must not require grad: token sizes are counts")
-    return attention_reference(q, k, v, size, scale)
+        check_size(size, k)
+    q, k, v = to_autocast_dtype(q, k, v)
+    if not q.dtype == k.dtype == v.dtype:
+        raise ValueError(f"q, k, v must have one dtype, got {q.dtype}, {k.dtype}, {v.dtype}")
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    if takes_kernel(q) and q.shape[-1] <= MAX_HEAD_DIM and dropout_p == 0:
+        return attention_op(q, k, v, size, scale)[0]
+    return attention_reference(q, k, v, size, scale, dropout_p)
+
+
+def proportional_attention_qkvpacked(
+    qkv: Tensor, size: Tensor | None = None, scale: float | None = None, dropout_p: float = 0.0
+) -> Tensor:
+    """`proportional_attention` of q, k, v = qkv.unbind(2), qkv [B, N, 3, H, D]: the gradient stays packed, uncopied."""
+    if qkv.ndim != 5 or qkv.shape[2] != 3:
+        raise ValueError(f"qkv must be [B, N, 3, H, D], got shape {tuple(qkv.shape)}")
+    if takes_kernel(qkv) and qkv.shape[-1] <= MAX_HEAD_DIM and dropout_p == 0:
+        if size is not None:
+            check_size(size, qkv)
+        (qkv,) = to_autocast_dtype(qkv)
+        return attention_packed_op(qkv, size, qkv.shape[-1] ** -0.5 if scale is None else scale)[0]
+    q, k, v = qkv.unbind(2)
+    return proportional_attention(q, k, v, size, scale, dropout_p)

@@ -5,19 +5,24 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from alt_fast_kernels.dispatch import takes_kernel
+from alt_fast_kernels.match.op import match_op
 from alt_fast_kernels.match.reference import match_reference
 
 __all__ = ["MergePlan", "compose", "match", "max_r"]
 
 
 class MergePlan(NamedTuple):
-    """Where every token goes.
+    """Where every token goes, and the way back.
 
     slot: [B, N] int32, the output slot of each input token, in [0, num_slots).
+    order: [B, N] int32, the tokens by slot: first the one that keeps each slot, then the N - num_slots merged ones,
+        sorted by slot and index.
     num_slots: number of tokens after merging, N - r.
     """
 
     slot: Tensor
+    order: Tensor
     num_slots: int
 
 
@@ -31,13 +36,15 @@ def match(key: Tensor, r: int, protected: int = 0) -> MergePlan:
     """Choose the r most similar (even, odd) token pairs by cosine similarity.
 
     key: [B, N, H, D] keys as the QKV projection leaves them (the head mean is taken here), or any metric [B, N, C];
-        floating point, compared in fp32 (fp64 stays fp64).
+        any strides, floating point, compared in fp32 (fp64 stays fp64).
     r: tokens to remove; clipped to (N - protected) // 2.
     protected: leading tokens that never merge (class, distillation, registers); they keep the first slots.
 
     Equal scores are settled in favour of the lower index. The slots hold the protected tokens, then the surviving
     even tokens (by index; without protected tokens by falling score, as ToMe does), then the odd tokens by index.
-    The choice carries no gradient. Raises TypeError or ValueError naming the argument at fault.
+    The choice carries no gradient.
+    Raises TypeError or ValueError naming the argument at fault. A key that is not finite is an error where values may
+    be read (`check_values`); elsewhere its pairs rank below all others, by index.
     """
     if not isinstance(r, int) or isinstance(r, bool):
         raise TypeError(f"r must be an int, got {type(r).__name__}")
@@ -47,14 +54,19 @@ def match(key: Tensor, r: int, protected: int = 0) -> MergePlan:
         raise ValueError(f"key must be [B, N, C] or [B, N, H, D], got shape {tuple(key.shape)}")
     if not key.is_floating_point():
         raise TypeError(f"key must be floating point, got {key.dtype}")
+    if 0 in key.shape[2:]:
+        raise ValueError(f"key must have at least one channel, got shape {tuple(key.shape)}")
     num_tokens = key.shape[1]
     if not 0 <= protected <= num_tokens:
         raise ValueError(f"protected must be in [0, {num_tokens}], got {protected}")
     r = min(r, max_r(num_tokens, protected))
-    return MergePlan(match_reference(key, r, protected), num_tokens - r)
+    if r == 0:
+        identity = torch.arange(num_tokens, dtype=torch.int32, device=key.device).expand(key.shape[0], -1)
+        return MergePlan(identity, identity, num_tokens)
+    run = match_op if takes_kernel(key) else match_reference
+    return MergePlan(*run(key if key.ndim == 4 else key.unsqueeze(2), r, protected), num_tokens - r)
 
 
-def compose(first: MergePlan, second: MergePlan) -> MergePlan:
-    """The plan of merging by `first`, then by `second`: traces a token through several layers."""
-    slot = second.slot.gather(1, first.slot.long())
-    return MergePlan(slot, second.num_slots)
+def compose(first: Tensor, second: Tensor) -> Tensor:
+    """Slots after two mergings: first [B, N], second [B, N'] -> [B, N] int32. Traces tokens through the layers."""
+    return second.gather(1, first.long())

@@ -3,38 +3,36 @@
 import torch
 from torch import Tensor
 
+from alt_fast_kernels.dispatch import may_read_values
 
-def match_reference(key: Tensor, r: int, protected: int) -> Tensor:
-    """Slot of every token, [B, N] int32; r must already be clipped. Contract: `alt_fast_kernels.match`."""
+
+def match_reference(key: Tensor, r: int, protected: int) -> tuple[Tensor, Tensor]:
+    """Slot and order, both [B, N] int32, of key [B, N, H, D]; 0 < r, already clipped. Contract: `alt_fast_kernels.match`."""
     batch, num_tokens = key.shape[:2]
-    if r == 0:
-        return torch.arange(num_tokens, dtype=torch.int32, device=key.device).expand(batch, -1)
-
-    metric = key.to(torch.promote_types(key.dtype, torch.float32))
-    if metric.ndim == 4:
-        metric = metric.mean(2)
-    metric = metric / metric.norm(dim=-1, keepdim=True).clamp_min(1e-12)
-    scores = metric[:, ::2] @ metric[:, 1::2].transpose(1, 2)  # [B, A, B'], even tokens against odd ones
-    protected_a, protected_b = (protected + 1) // 2, protected // 2
-    scores[:, :protected_a] = -torch.inf
-    scores[:, :, :protected_b] = -torch.inf
+    with torch.autocast(key.device.type, enabled=False):
+        mean = key.to(torch.promote_types(key.dtype, torch.float32)).mean(2)
+        norm = mean.norm(dim=-1, keepdim=True)
+        metric = mean / norm.clamp_min(1e-12)
+        first_a, first_b = protected + protected % 2, protected + 1 - protected % 2
+        scores = metric[:, first_a::2] @ metric[:, first_b::2].transpose(1, 2)  # [B, A, B'], even against odd tokens
+    if may_read_values(key):
+        if not bool(norm.isfinite().all()):
+            raise ValueError("key must be finite, got NaN, infinity or a norm beyond fp32")
+    else:
+        scores = scores.masked_fill(scores.isnan(), -2.0)  # below every cosine
 
     best, partner = scores.max(dim=-1)  # the first of equal maxima
-    order = best.argsort(dim=-1, descending=True, stable=True)
-    rank = torch.empty_like(order).scatter_(1, order, torch.arange(order.shape[1], device=key.device).expand_as(order))
-    merged = rank < r
-    survivors = order.shape[1] - r
-
+    by_rank = best.argsort(dim=-1, descending=True, stable=True)
+    merged, kept = by_rank[:, :r], by_rank[:, r:]
     if protected:
-        slot_a = (~merged).cumsum(1) - 1 + protected_b
-        slot_a[:, :protected_a] = 2 * torch.arange(protected_a, device=key.device)
-    else:
-        slot_a = rank - r
-    slot_b = survivors + torch.arange(scores.shape[2], device=key.device)
-    slot_b[:protected_b] = 2 * torch.arange(protected_b, device=key.device) + 1
-    slot_a = torch.where(merged, slot_b[partner], slot_a)
+        kept = kept.sort(dim=-1).values
+    num_a, num_b = scores.shape[1:]
+    code = (partner.gather(1, merged) * num_a + merged).sort(dim=-1).values  # by partner, then by index
+    partner, merged = code // num_a, code % num_a
 
-    slot = torch.empty(batch, num_tokens, dtype=torch.int32, device=key.device)
-    slot[:, ::2] = slot_a
-    slot[:, 1::2] = slot_b
-    return slot
+    num_slots = num_tokens - r
+    tokens = torch.arange(num_tokens, device=key.device).expand(batch, -1)
+    order = torch.cat([tokens[:, :protected], first_a + 2 * kept, tokens[:, first_b::2], first_a + 2 * merged], dim=1)
+    target = torch.cat([tokens[:, :num_slots], num_slots - num_b + partner], dim=1)
+    slot = torch.zeros_like(order).scatter(1, order, target)
+    return slot.int(), order.int()

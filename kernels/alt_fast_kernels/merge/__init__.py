@@ -1,36 +1,81 @@
 """Size-weighted merging of tokens by a plan, and its inverse for dense use (ToMe, section 3)."""
 
-import torch
-from torch import Tensor
+from typing import overload
 
+import torch
+from torch import Tensor, nn
+
+from alt_fast_kernels.dispatch import check_device, check_size, takes_kernel
 from alt_fast_kernels.match import MergePlan
-from alt_fast_kernels.merge.reference import merge_reference
+from alt_fast_kernels.merge.op import merge_op
+from alt_fast_kernels.merge.reference import layer_norm_reference, merge_reference
 
 __all__ = ["merge", "unmerge"]
 
 
-def merge(x: Tensor, size: Tensor, plan: MergePlan) -> tuple[Tensor, Tensor]:
-    """Weighted mean of the tokens of every slot.
+@overload
+def merge(
+    x: Tensor, size: Tensor, plan: MergePlan, residual: Tensor | None = None, norm: None = None
+) -> tuple[Tensor, Tensor]: ...
+
+
+@overload
+def merge(
+    x: Tensor, size: Tensor, plan: MergePlan, residual: Tensor | None = None, *, norm: nn.LayerNorm
+) -> tuple[Tensor, Tensor, Tensor]: ...
+
+
+def merge(
+    x: Tensor, size: Tensor, plan: MergePlan, residual: Tensor | None = None, norm: nn.LayerNorm | None = None
+) -> tuple[Tensor, ...]:
+    """Weighted mean of the tokens of every slot; optionally of x + residual, and with LayerNorm of the result.
 
     x: [B, N, C] floating point. size: [B, N] fp32 (fp64 with fp64 tokens), patches each token stands for; > 0.
-    Returns x' [B, N', C] in x's dtype, accumulated in at least fp32, and size' [B, N'] in size's dtype.
-    Differentiable in x; size is a count and carries no gradient. Raises ValueError on shapes that do not fit the plan,
-    TypeError on sizes of another dtype.
+    residual: [B, N, C], added to x first: the attention branch of a pre-norm block.
+    norm: LayerNorm over C, the one before the block's MLP.
+    Returns x' [B, N', C] in the (promoted) dtype of x and residual, accumulated in at least fp32, and size' [B, N'] in
+    size's dtype; with norm also norm(x') in the dtype of x'. One kernel reads and writes the stream once.
+    Differentiable in x, residual and norm; size is a count and carries no gradient.
+    Raises ValueError on shapes or devices that do not fit the plan and on sizes <= 0, TypeError on other dtypes.
     """
     if x.ndim != 3:
         raise ValueError(f"x must be [B, N, C], got shape {tuple(x.shape)}")
-    for name, shape in (("size", size.shape), ("plan.slot", plan.slot.shape)):
-        if shape != x.shape[:2]:
-            raise ValueError(f"{name} must be {tuple(x.shape[:2])} to fit x, got shape {tuple(shape)}")
-    if size.dtype not in (torch.float32, torch.float64):
-        raise TypeError(f"size must be fp32 (or fp64), got {size.dtype}: half precision cannot count past 2048")
-    if size.requires_grad:
-        raise ValueError("size must not require grad: token sizes are counts")
-    return merge_reference(x, size, plan.slot, plan.num_slots)
+    if not x.is_floating_point():
+        raise TypeError(f"x must be floating point, got {x.dtype}")
+    if plan.slot.shape != x.shape[:2]:
+        raise ValueError(f"plan.slot must be {tuple(x.shape[:2])} to fit x, got shape {tuple(plan.slot.shape)}")
+    check_device("plan.slot", plan.slot, x)
+    check_size(size, x)
+    if residual is not None:
+        if residual.shape != x.shape:
+            raise ValueError(f"residual must be {tuple(x.shape)} to fit x, got shape {tuple(residual.shape)}")
+        check_device("residual", residual, x)
+    weights = None if norm is None else _norm_weights(norm, x)
+
+    if takes_kernel(x) and plan.num_slots < x.shape[1]:
+        weight, bias, eps = weights or (None, None, 0.0)
+        out, new_size, normed, _, _ = merge_op(
+            x, residual, size, plan.slot, plan.order, plan.num_slots, weight, bias, eps
+        )
+        return (out, new_size) if norm is None else (out, new_size, normed)
+    if residual is not None:
+        x = x + residual
+    if plan.num_slots < x.shape[1]:
+        x, size = merge_reference(x, size, plan.slot, plan.order, plan.num_slots)
+    return (x, size) if weights is None else (x, size, layer_norm_reference(x, *weights))
 
 
-def unmerge(x: Tensor, plan: MergePlan) -> Tensor:
-    """Give every original token the value of its slot: [B, N', C] -> [B, N, C]."""
-    if x.ndim != 3 or x.shape[1] != plan.num_slots:
-        raise ValueError(f"x must be [B, {plan.num_slots}, C] to fit the plan, got shape {tuple(x.shape)}")
-    return x.gather(1, plan.slot.long().unsqueeze(-1).expand(-1, -1, x.shape[-1]))
+def _norm_weights(norm: nn.LayerNorm, x: Tensor) -> tuple[Tensor, Tensor, float]:
+    if not isinstance(norm, nn.LayerNorm) or norm.normalized_shape != (x.shape[2],):
+        raise ValueError(f"norm must be an nn.LayerNorm over {x.shape[2]} channels, got {norm}")
+    weight = norm.weight if norm.weight is not None else torch.ones(x.shape[2], device=x.device)
+    return weight, norm.bias if norm.bias is not None else torch.zeros_like(weight), norm.eps
+
+
+def unmerge(x: Tensor, slot: Tensor) -> Tensor:
+    """Give every token the value of its slot: x [B, N', C], slot [B, N] (a plan's, or composed) -> [B, N, C]."""
+    if x.ndim != 3:
+        raise ValueError(f"x must be [B, N', C], got shape {tuple(x.shape)}")
+    if slot.ndim != 2 or slot.shape[0] != x.shape[0]:
+        raise ValueError(f"slot must be [{x.shape[0]}, N] to fit x, got shape {tuple(slot.shape)}")
+    return x.gather(1, slot.long().unsqueeze(-1).expand(-1, -1, x.shape[-1]))

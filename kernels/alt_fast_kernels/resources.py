@@ -1,0 +1,206 @@
+"""Compile every shipped launch configuration for every target, without a GPU, and tabulate what it takes.
+
+    python -m alt_fast_kernels.resources [--target sm_90] [--kernel attention] [--markdown FILE]
+
+Registers and stack (a stack means spills) are read from the machine code, shared memory from Triton. Exits with 1 when a
+kernel spills or needs more shared memory than a block of its target may have.
+"""
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+from triton.runtime.driver import driver
+
+from alt_fast_kernels.align.triton import align_argmax_launch, align_soft_bwd_launch, align_soft_fwd_launch
+from alt_fast_kernels.attention.triton import attention_bwd_launches, attention_fwd_launch
+from alt_fast_kernels.launch import Arch, Launch
+from alt_fast_kernels.match.triton import match_launch
+from alt_fast_kernels.merge.triton import backward_programs, merge_bwd_launch, merge_fwd_launch
+
+TARGETS = {
+    "sm_80": GPUTarget("cuda", 80, 32),
+    "sm_90": GPUTarget("cuda", 90, 32),
+    "sm_100": GPUTarget("cuda", 100, 32),
+    "gfx942": GPUTarget("hip", "gfx942", 64),
+}
+SHARED_LIMIT = {"sm_80": 99 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024, "gfx942": 64 * 1024}
+"""Bytes of shared memory a block may have. sm_80's row also serves 86 and 89, whose limit is the lower one."""
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+HEAD_DIMS = (32, 64, 80, 96, 128)
+WIDTHS = (384, 768, 1024)  # ViT-S, B and L
+JOINT_WIDTHS = (512, 768)  # CLIP B and L
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one kernel takes on one target. registers: per thread. spills: bytes of stack, or spilled registers (AMD)."""
+
+    target: Arch
+    kernel: str
+    case: str
+    registers: int
+    spills: int
+    shared: int
+
+    @property
+    def fits(self) -> bool:
+        return self.spills == 0 and self.shared <= SHARED_LIMIT[self.target]
+
+
+class _Target:
+    """Stands in for a GPU driver, so that Triton compiles for a target that is not here."""
+
+    def __init__(self, name: Arch) -> None:
+        self.name = name
+
+    def get_current_target(self) -> GPUTarget:
+        return TARGETS[self.name]
+
+    def get_current_device(self) -> int:
+        return list(TARGETS).index(self.name)
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+
+def launches(arch: Arch) -> Iterator[tuple[str, str, Launch]]:
+    """(op, case, launch) of every kernel in every configuration that a user can reach."""
+    for name, dtype in DTYPES.items():
+        yield "match", name, _match(dtype)
+        for width in WIDTHS:
+            for fused in (False, True):
+                case = f"{name} C={width}{' fused' if fused else ''}"
+                for launch in _merge(dtype, width, fused):
+                    yield "merge", case, launch
+        for dim in HEAD_DIMS:
+            for sized in (False, True):
+                for launch in _attention(dtype, dim, sized, arch):
+                    yield "attention", f"{name} D={dim}{' sized' if sized else ''}", launch
+        for width in JOINT_WIDTHS:
+            for noise in (False, True):
+                for launch in _align(dtype, width, noise, arch):
+                    yield "align", f"{name} C={width}{' noise' if noise else ''}", launch
+
+
+def _plan() -> tuple[Tensor, Tensor, Tensor]:
+    """size, slot, order of 2 images, 197 tokens."""
+    return torch.empty(2, 197), torch.empty(2, 197, dtype=torch.int32), torch.empty(2, 197, dtype=torch.int32)
+
+
+def _match(dtype: torch.dtype) -> Launch:
+    _, slot, order = _plan()
+    return match_launch(torch.empty(2, 197, 3, 12, 64, dtype=dtype)[:, :, 1], 8, 1, slot, order)
+
+
+def _merge(dtype: torch.dtype, width: int, fused: bool) -> Iterator[Launch]:
+    x, out = torch.empty(2, 197, width, dtype=dtype), torch.empty(2, 189, width, dtype=dtype)
+    stats, weight = torch.empty(2, 189), torch.empty(width)
+    size, slot, order = _plan()
+    norm = (weight, weight, 1e-5) if fused else None
+    yield merge_fwd_launch(x, x if fused else None, size, slot, order, norm, (out, stats, out, stats, stats))
+    partial = torch.empty(backward_programs(2, 189, width), width)
+    saved = (weight, stats, stats) if fused else None
+    yield merge_bwd_launch((out, out if fused else None), out, (size, slot, order), saved, (x, partial, partial))
+
+
+def _attention(dtype: torch.dtype, dim: int, sized: bool, arch: Arch) -> Iterator[Launch]:
+    q, k, v = torch.empty(2, 197, 3, 12, dim, dtype=dtype).unbind(2)
+    out, lse = torch.empty(2, 197, 12 * dim, dtype=dtype), torch.empty(2, 12, 197)
+    inputs = (q, k, v, _plan()[0] if sized else None, dim**-0.5)
+    yield attention_fwd_launch(inputs, out, lse, arch)
+    yield from attention_bwd_launches(inputs, (out, out, lse), lse, (q, k, v), arch)
+
+
+def _align(dtype: torch.dtype, width: int, noise: bool, arch: Arch) -> Iterator[Launch]:
+    tokens, entities = torch.empty(101, width, dtype=dtype), torch.empty(5000, width, dtype=dtype)
+    inputs = (tokens, entities, torch.empty(101), torch.zeros(1, dtype=torch.int64) if noise else None)
+    best, lse, soft = torch.empty(8, 101), torch.empty(101), torch.empty(101, width)
+    yield align_argmax_launch(inputs, best, best.int(), arch)
+    yield align_soft_fwd_launch(inputs, torch.empty(5000), soft, lse, arch)
+    yield align_soft_bwd_launch(inputs, torch.empty(5000), 1.0, (soft, lse, tokens), tokens, arch)
+
+
+def measure(arch: Arch, op: str, case: str, launch: Launch) -> Row:
+    """Compile one launch for one target and read what it takes."""
+    driver.set_active(_Target(arch))
+    compiled = launch.kernel.warmup(*launch.args, grid=(launch.grid,), **launch.options)
+    name = f"{op}: {launch.kernel.__name__.removesuffix('_kernel')}"
+    if TARGETS[arch].backend == "hip":
+        found = {
+            field: int(value)
+            for field, value in re.findall(r"\.(vgpr_count|vgpr_spill_count|sgpr_spill_count):\s*(\d+)", compiled.asm["amdgcn"])
+        }
+        spills = found["vgpr_spill_count"] + found["sgpr_spill_count"]
+        return Row(arch, name, case, found["vgpr_count"], spills, compiled.metadata.shared)
+    registers, stack = _cubin_usage(compiled.asm["cubin"])
+    return Row(arch, name, case, registers, stack, compiled.metadata.shared)
+
+
+def _cubin_usage(cubin: bytes) -> tuple[int, int]:
+    """Registers per thread and bytes of stack, as cuobjdump reads them from machine code."""
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        text = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+    found = re.search(r"REG:(\d+) STACK:(\d+)", text)
+    if found is None:
+        raise RuntimeError(f"cuobjdump printed no register count: {text!r}")
+    return int(found[1]), int(found[2])
+
+
+def _measure_slice(arch: Arch, kernel: str | None, part: int, parts: int) -> list[Row]:
+    wanted = [item for item in launches(arch) if kernel is None or kernel in item[0]]
+    return [measure(arch, *item) for item in wanted[part::parts]]
+
+
+def table(targets: list[Arch], kernel: str | None, workers: int) -> list[Row]:
+    """Rows of all launches on all targets, in order, compiled by `workers` processes."""
+    with ProcessPoolExecutor(workers) as pool:
+        parts = [
+            [pool.submit(_measure_slice, target, kernel, part, workers) for part in range(workers)] for target in targets
+        ]
+        slices = [[future.result() for future in futures] for futures in parts]
+    rows = []
+    for found in slices:
+        for i in range(max(map(len, found))):
+            rows += [part[i] for part in found if i < len(part)]
+    return rows
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Print the table; 1 when something does not fit."""
+    parser = argparse.ArgumentParser(prog="python -m alt_fast_kernels.resources", description=__doc__.split("\n")[0])
+    parser.add_argument("--target", action="append", choices=list(TARGETS), help="repeatable; all by default")
+    parser.add_argument("--kernel", help="only ops whose name contains this")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes that compile")
+    options: Any = parser.parse_args(argv)
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        parser.error("unset TRITON_INTERPRET: interpreted kernels are not compiled")
+    rows = table(options.target or list(TARGETS), options.kernel, options.workers)
+    print(f"Triton {triton.__version__}. Registers per thread; spills in bytes (registers on gfx942); shared memory in bytes.\n")
+    print("| target | kernel | case | registers | spills | shared |\n|---|---|---|--:|--:|--:|")
+    for row in rows:
+        mark = "" if row.fits else " **does not fit**"
+        print(f"| {row.target} | {row.kernel} | {row.case} | {row.registers} | {row.spills} | {row.shared}{mark} |")
+    bad = sum(not row.fits for row in rows)
+    print(f"\n{len(rows)} kernels compiled, {bad} do not fit")
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
