@@ -1,7 +1,12 @@
 """What tests share: a tiny corpus, a tiny dataset of real video files, and a trained run."""
 
+# ruff: noqa: E402  (Triton decides when it is first imported whether it compiles or interprets)
+
+import os
 from collections.abc import Callable
 from pathlib import Path
+
+os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import av
 import numpy as np
@@ -10,6 +15,24 @@ import pytest
 from alt_fast.corpus import Corpus, Entity
 from alt_fast.data.motion_shapes import MotionShapesConfig, generate
 from alt_fast.train import main
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--device", choices=["cpu", "cuda"], default="cpu", help="where kernels are tested")
+    parser.addoption("--seed", type=int, help="repeat kernel tests with this seed")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--device") == "cuda" and os.environ["TRITON_INTERPRET"] != "0":
+        raise pytest.UsageError("--device cuda compiles the kernels: set TRITON_INTERPRET=0 (make test-gpu does)")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Tests marked gpu need --device cuda."""
+    if config.getoption("--device") == "cpu":
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a GPU: make test-gpu"))
 
 
 @pytest.fixture

@@ -40,6 +40,16 @@ class Config:
     block_n: int
     num_warps: int
     num_stages: int
+    maxnreg: int | None = None
+
+
+def compile_options(arch: Arch, num_warps: int, num_stages: int = 1, maxnreg: int | None = None) -> dict[str, int]:
+    """Triton's options for one kernel.
+
+    maxnreg: registers a thread may take on NVIDIA. Left alone, ptxas spills some to reach the next step of occupancy.
+    """
+    options = {"num_warps": num_warps, "num_stages": num_stages}
+    return options if maxnreg is None or arch == "gfx942" else {**options, "maxnreg": maxnreg}
 
 
 @cache

@@ -24,7 +24,7 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 
-from alt_fast_kernels.align.triton import align_argmax_launch, align_soft_bwd_launch, align_soft_fwd_launch
+from alt_fast_kernels.align.triton import Inputs, align_bwd_logits_launch, align_bwd_sum_launch, align_fwd_launch
 from alt_fast_kernels.attention.triton import attention_bwd_launches, attention_fwd_launch
 from alt_fast_kernels.launch import Arch, Launch
 from alt_fast_kernels.match.triton import match_launch
@@ -42,7 +42,7 @@ SHARED_LIMIT = {"sm_80": 99 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024, "
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 HEAD_DIMS = (32, 64, 80, 96, 128)
 WIDTHS = (384, 768, 1024)  # ViT-S, B and L
-JOINT_WIDTHS = (512, 768)  # CLIP B and L
+JOINT_WIDTH = 512  # of CLIP B; the align kernels take the width as a number, not as a tile
 
 
 @dataclass(frozen=True)
@@ -80,20 +80,19 @@ class _Target:
 def launches(arch: Arch) -> Iterator[tuple[str, str, Launch]]:
     """(op, case, launch) of every kernel in every configuration that a user can reach."""
     for name, dtype in DTYPES.items():
-        yield "match", name, _match(dtype)
+        yield "match", name, _match(dtype, arch)
         for width in WIDTHS:
             for fused in (False, True):
                 case = f"{name} C={width}{' fused' if fused else ''}"
-                for launch in _merge(dtype, width, fused):
+                for launch in _merge(dtype, width, fused, arch):
                     yield "merge", case, launch
         for dim in HEAD_DIMS:
             for sized in (False, True):
                 for launch in _attention(dtype, dim, sized, arch):
                     yield "attention", f"{name} D={dim}{' sized' if sized else ''}", launch
-        for width in JOINT_WIDTHS:
-            for noise in (False, True):
-                for launch in _align(dtype, width, noise, arch):
-                    yield "align", f"{name} C={width}{' noise' if noise else ''}", launch
+        for noise in (False, True):
+            for launch in _align(dtype, noise, arch):
+                yield "align", f"{name}{' noise' if noise else ''}", launch
 
 
 def _plan() -> tuple[Tensor, Tensor, Tensor]:
@@ -101,20 +100,20 @@ def _plan() -> tuple[Tensor, Tensor, Tensor]:
     return torch.empty(2, 197), torch.empty(2, 197, dtype=torch.int32), torch.empty(2, 197, dtype=torch.int32)
 
 
-def _match(dtype: torch.dtype) -> Launch:
+def _match(dtype: torch.dtype, arch: Arch) -> Launch:
     _, slot, order = _plan()
-    return match_launch(torch.empty(2, 197, 3, 12, 64, dtype=dtype)[:, :, 1], 8, 1, slot, order)
+    return match_launch(torch.empty(2, 197, 3, 12, 64, dtype=dtype)[:, :, 1], 8, 1, slot, order, arch)
 
 
-def _merge(dtype: torch.dtype, width: int, fused: bool) -> Iterator[Launch]:
+def _merge(dtype: torch.dtype, width: int, fused: bool, arch: Arch) -> Iterator[Launch]:
     x, out = torch.empty(2, 197, width, dtype=dtype), torch.empty(2, 189, width, dtype=dtype)
     stats, weight = torch.empty(2, 189), torch.empty(width)
     size, slot, order = _plan()
     norm = (weight, weight, 1e-5) if fused else None
-    yield merge_fwd_launch(x, x if fused else None, size, slot, order, norm, (out, stats, out, stats, stats))
+    yield merge_fwd_launch(x, x if fused else None, size, slot, order, norm, (out, stats, out, stats, stats), arch)
     partial = torch.empty(backward_programs(2, 189, width), width)
     saved = (weight, stats, stats) if fused else None
-    yield merge_bwd_launch((out, out if fused else None), out, (size, slot, order), saved, (x, partial, partial))
+    yield merge_bwd_launch((out, out if fused else None), out, (size, slot, order), saved, (x, partial, partial), arch)
 
 
 def _attention(dtype: torch.dtype, dim: int, sized: bool, arch: Arch) -> Iterator[Launch]:
@@ -125,13 +124,14 @@ def _attention(dtype: torch.dtype, dim: int, sized: bool, arch: Arch) -> Iterato
     yield from attention_bwd_launches(inputs, (out, out, lse), lse, (q, k, v), arch)
 
 
-def _align(dtype: torch.dtype, width: int, noise: bool, arch: Arch) -> Iterator[Launch]:
-    tokens, entities = torch.empty(101, width, dtype=dtype), torch.empty(5000, width, dtype=dtype)
-    inputs = (tokens, entities, torch.empty(101), torch.zeros(1, dtype=torch.int64) if noise else None)
-    best, lse, soft = torch.empty(8, 101), torch.empty(101), torch.empty(101, width)
-    yield align_argmax_launch(inputs, best, best.int(), arch)
-    yield align_soft_fwd_launch(inputs, torch.empty(5000), soft, lse, arch)
-    yield align_soft_bwd_launch(inputs, torch.empty(5000), 1.0, (soft, lse, tokens), tokens, arch)
+def _align(dtype: torch.dtype, noise: bool, arch: Arch) -> Iterator[Launch]:
+    tokens, entities = torch.empty(101, JOINT_WIDTH, dtype=dtype), torch.empty(5000, JOINT_WIDTH, dtype=dtype)
+    seed = torch.zeros(1, dtype=torch.int64) if noise else None
+    inputs = Inputs(tokens, entities, torch.empty(101), torch.empty(5000), seed)
+    parts, stats = torch.empty(8, 101), torch.empty(2, 101)
+    yield align_fwd_launch(inputs, parts, parts.int(), parts, arch)
+    yield align_bwd_sum_launch(inputs, stats, tokens, parts, arch)
+    yield align_bwd_logits_launch(inputs, (stats, tokens, stats[0]), 1024, torch.empty(101, 1024, dtype=dtype), arch)
 
 
 def measure(arch: Arch, op: str, case: str, launch: Launch) -> Row:
@@ -142,10 +142,9 @@ def measure(arch: Arch, op: str, case: str, launch: Launch) -> Row:
     if TARGETS[arch].backend == "hip":
         found = {
             field: int(value)
-            for field, value in re.findall(r"\.(vgpr_count|vgpr_spill_count|sgpr_spill_count):\s*(\d+)", compiled.asm["amdgcn"])
+            for field, value in re.findall(r"\.(vgpr_count|vgpr_spill_count):\s*(\d+)", compiled.asm["amdgcn"])
         }
-        spills = found["vgpr_spill_count"] + found["sgpr_spill_count"]
-        return Row(arch, name, case, found["vgpr_count"], spills, compiled.metadata.shared)
+        return Row(arch, name, case, found["vgpr_count"], found["vgpr_spill_count"], compiled.metadata.shared)
     registers, stack = _cubin_usage(compiled.asm["cubin"])
     return Row(arch, name, case, registers, stack, compiled.metadata.shared)
 

@@ -4,8 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from alt_fast_kernels import align
+from alt_fast_kernels import align, use_backend
 from alt_fast_kernels.align.reference import gumbel_noise
+from alt_fast_kernels.testing import assert_as_accurate
 
 
 def test_chooses_the_most_similar_entity() -> None:
@@ -22,6 +23,7 @@ def test_forward_is_hard_while_training() -> None:
     torch.testing.assert_close(aligned, entities[index], rtol=0, atol=1e-6)
 
 
+@pytest.mark.reference_only
 def test_gradient_is_that_of_the_soft_assignment() -> None:
     tokens, entities = torch.randn(6, 5, dtype=torch.float64), torch.randn(9, 5, dtype=torch.float64)
     weight, tau, seed = torch.randn(6, 5, dtype=torch.float64), 0.3, torch.tensor(7)
@@ -72,12 +74,74 @@ def test_choices_follow_the_softmax() -> None:
     torch.testing.assert_close(share, expected, rtol=0, atol=0.015)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_tokens_are_compared_in_fp32(dtype: torch.dtype) -> None:
-    tokens, entities = torch.randn(50, 32).to(dtype), torch.randn(20, 32)
+@pytest.mark.kernel_only
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(("rows", "num_entities", "width"), [(1, 2, 16), (37, 150, 48), (130, 33, 100), (5, 1200, 32)])
+@pytest.mark.parametrize("noisy", [False, True])
+def test_kernel_is_as_accurate_as_pytorch(
+    rows: int, num_entities: int, width: int, dtype: torch.dtype, noisy: bool
+) -> None:
+    tokens, entities = torch.randn(rows, width).to(dtype), torch.randn(num_entities, width)
+    tau, seed = 0.2, torch.tensor(-(2**40) + 77) if noisy else None
+    unit = F.normalize(entities, dim=-1).to(dtype)  # what half-precision tokens meet
+    weight = torch.randn(rows, width)
+
+    def run(backend: str, dtype: torch.dtype) -> list[torch.Tensor]:
+        leaf = tokens.to(dtype, copy=True).requires_grad_()
+        with use_backend(backend):  # type: ignore[arg-type]
+            index, aligned = align(leaf, unit.to(dtype), tau, seed)
+        (aligned * weight.to(dtype)).sum().backward()
+        return [index, aligned.detach(), leaf.grad]  # type: ignore[list-item]
+
+    index, aligned, grad = run("triton", dtype)
+    plain = tokens.clone().requires_grad_()  # what one would write in this precision
+    noise = 0 if seed is None else gumbel_noise(seed, rows, num_entities).to(dtype)
+    assignment = (F.normalize(plain, dim=-1) @ unit.T / tau + noise).softmax(-1)
+    (assignment @ unit * weight.to(dtype)).sum().backward()
+    _, _, exact_grad = run("reference", torch.float64)
+    assert torch.equal(aligned, unit.to(dtype)[index])
+    assert plain.grad is not None
+    assert_as_accurate(grad, plain.grad, exact_grad)
+    logits = F.normalize(tokens.double(), dim=-1) @ unit.double().T / tau
+    if seed is not None:
+        logits = logits + gumbel_noise(seed, rows, num_entities)
+    chosen = logits.gather(1, index[:, None])[:, 0]
+    assert (logits.max(-1).values - chosen).max() < 1e-5 / tau  # the best one, up to rounding
+    with torch.no_grad():  # inference takes no soft assignment and chooses the same
+        assert torch.equal(align(tokens, unit, tau, seed)[0], index)
+
+
+def test_ties_across_the_whole_corpus_go_to_the_lower_index() -> None:
+    entities = torch.eye(16)[torch.arange(900) % 16]
+    index, _ = align(torch.eye(16), entities)
+    assert index.tolist() == list(range(16))
+
+
+def test_large_norms_and_zero_tokens() -> None:
+    tokens, entities = torch.randn(6, 8) * 1e6, torch.randn(9, 8) * 100
+    tokens[2] = 0
     index, aligned = align(tokens, entities)
-    assert aligned.dtype == dtype
-    assert torch.equal(index, align(tokens.float(), entities)[0])
+    assert torch.equal(aligned, entities[index])
+    assert index[2] == 0  # all cosines are 0: a tie
+
+
+def test_empty_batch() -> None:
+    leaf = torch.empty(0, 3, 8, requires_grad=True)
+    index, aligned = align(leaf, torch.randn(4, 8))
+    assert index.shape == (0, 3)
+    aligned.sum().backward()
+
+
+def test_repeats_exactly() -> None:
+    tokens, entities = torch.randn(40, 24), torch.randn(70, 24)
+
+    def once() -> torch.Tensor:
+        leaf = tokens.clone().requires_grad_()
+        align(leaf, entities, 0.5, torch.tensor(3))[1].square().sum().backward()
+        assert leaf.grad is not None
+        return leaf.grad
+
+    assert torch.equal(once(), once())
 
 
 def test_bad_input() -> None:
@@ -90,3 +154,9 @@ def test_bad_input() -> None:
         align(tokens, entities, tau=0.0)
     with pytest.raises(TypeError, match="seed must be one int64"):
         align(tokens, entities, seed=torch.tensor(1.0))
+    with pytest.raises(ValueError, match="entities must not require grad"):
+        align(tokens, entities.clone().requires_grad_())
+    with pytest.raises(TypeError, match="tokens must be floating point"):
+        align(tokens.long(), entities)
+    with pytest.raises(ValueError, match="entities must be on"):
+        align(tokens, entities.to("meta"))

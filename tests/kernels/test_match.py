@@ -6,7 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from alt_fast_kernels import compose, match, max_r
+from alt_fast_kernels import check_values, compose, match, max_r, merge, unmerge
+from alt_fast_kernels.testing import assert_best_plan
+
+HALVES = [torch.float32, torch.float16, torch.bfloat16]
 
 
 def match_by_loops(metric: Tensor, r: int, protected: int) -> list[list[int]]:
@@ -36,19 +39,41 @@ def match_by_loops(metric: Tensor, r: int, protected: int) -> list[list[int]]:
 @pytest.mark.parametrize("protected", [0, 1, 2, 5])
 @pytest.mark.parametrize("num_tokens", [6, 7, 50, 65])
 def test_equals_the_definition(num_tokens: int, protected: int) -> None:
-    metric = torch.randn(3, num_tokens, 16)
+    # Sums of a few multiples of 1/8 are exact in fp32, so that no rounding decides between near ties.
+    metric = torch.randint(-8, 9, (3, num_tokens, 16)).float() / 8
+    metric[..., 0] = (17 - metric[..., 1:].square().sum(-1)).clamp_min(0).sqrt()
     for r in (1, 2, num_tokens):
         plan = match(metric, r, protected)
-        assert plan.slot.tolist() == match_by_loops(metric, r, protected)
-        assert plan.num_slots == num_tokens - min(r, max_r(num_tokens, protected))
+        assert_best_plan(plan, metric[:, :, None], r, protected)
 
 
-@pytest.mark.parametrize("protected", [0, 1, 2])
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize(("num_tokens", "heads", "dim"), [(2, 1, 1), (3, 2, 5), (64, 3, 32), (129, 2, 80), (197, 3, 64)])
+def test_is_a_best_plan(num_tokens: int, heads: int, dim: int, dtype: torch.dtype) -> None:
+    key = torch.randn(2, num_tokens, 3, heads, dim).to(dtype)[:, :, 1]  # strided, as the projection leaves it
+    for protected in {0, 1, 2, min(5, num_tokens)}:
+        for r in (0, 1, 13, num_tokens):
+            assert_best_plan(match(key, r, protected), key, r, protected)
+
+
+@pytest.mark.parametrize("num_tokens", [1025, 1370])
+def test_long_sequences(num_tokens: int) -> None:
+    key = torch.randn(1, num_tokens, 1, 8)
+    assert_best_plan(match(key, 100, 1), key, 100, 1)
+
+
+def test_wide_metrics() -> None:
+    metric = torch.randn(2, 21, 300)  # several chunks of channels
+    assert_best_plan(match(metric, 6, 1), metric[:, :, None], 6, 1)
+
+
+@pytest.mark.parametrize("protected", [0, 1, 2, 5])
 def test_ties_go_to_the_lower_index(protected: int) -> None:
-    equal = torch.ones(2, 12, 4)
-    few = torch.eye(3).repeat(4, 1)[None]  # every score is 0 or 1, most of them tied
-    for metric in (equal, few):
-        for r in (1, 3, 6):
+    equal = torch.ones(2, 150, 4)
+    few = torch.eye(3).repeat(50, 1)[None]  # every score is 0 or 1, most of them tied
+    mixed = torch.eye(4)[torch.randint(4, (2, 150))]
+    for metric in (equal, few, mixed, mixed[:, :11]):
+        for r in (1, 3, 6, 70):
             assert match(metric, r, protected).slot.tolist() == match_by_loops(metric, r, protected)
 
 
@@ -56,50 +81,114 @@ def test_takes_the_mean_over_heads_of_strided_keys() -> None:
     qkv = torch.randn(2, 21, 3, 4, 8)
     key = qkv[:, :, 1]
     assert torch.equal(match(key, 5, 1).slot, match(key.mean(2), 5, 1).slot)
+    assert torch.equal(match(key, 5, 1).slot, match(key.mT.contiguous().mT, 5, 1).slot)  # strided channels as well
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=25)
 @given(st.integers(1, 40), st.integers(0, 30), st.integers(0, 3), st.integers(0, 2**31))
 def test_plan_is_a_partition(num_tokens: int, r: int, protected: int, seed: int) -> None:
     protected = min(protected, num_tokens)
-    metric = torch.randn(2, num_tokens, 8, generator=torch.Generator().manual_seed(seed))
-    plan = match(metric, r, protected)
-    assert plan.slot.dtype == torch.int32
+    torch.manual_seed(seed)
+    key = torch.randn(2, num_tokens, 1, 8)
+    plan = match(key, r, protected)
+    assert plan.slot.dtype == plan.order.dtype == torch.int32
     for slots in plan.slot.tolist():
         assert sorted(set(slots)) == list(range(plan.num_slots))  # every slot is filled
         assert slots[:protected] == list(range(protected))
         assert all(slots.count(slot) == 1 for slot in range(protected))  # nothing merges into a protected token
+    assert_best_plan(plan, key, r, protected)
+
+
+@settings(deadline=None, max_examples=15)
+@given(st.integers(4, 24), st.integers(1, 10), st.integers(0, 2**31))
+def test_swapping_equal_tokens_changes_nothing(num_tokens: int, r: int, seed: int) -> None:
+    torch.manual_seed(seed)
+    x = torch.eye(4)[torch.randint(4, (1, num_tokens))]  # many equal tokens
+    i = int(torch.randint(num_tokens, (), device="cpu"))
+    same = (x[0] == x[0, i]).all(-1).nonzero()[:, 0]
+    order = torch.arange(num_tokens)
+    order[same] = same[torch.randperm(len(same))]
+    plan, swapped = match(x, r, 1), match(x[:, order], r, 1)
+    assert torch.equal(plan.slot, swapped.slot)
+    size = torch.ones(1, num_tokens)
+    assert torch.equal(merge(x, size, plan)[0], merge(x[:, order], size, swapped)[0])
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_a_key_that_is_not_finite_is_an_error_where_values_may_be_read(bad: float) -> None:
+    key = torch.randn(2, 9, 2, 4)
+    key[1, 4, 1, 2] = bad
+    with check_values(), pytest.raises(ValueError, match="key must be finite"):
+        match(key, 2, 1)
+
+
+@pytest.mark.kernel_only
+@pytest.mark.parametrize("protected", [0, 1])
+def test_nan_never_chooses_where_values_cannot_be_read(protected: int) -> None:
+    """As on a GPU stream: the bad token merges last, lowest index first, and the plan stays valid."""
+    key = torch.randn(1, 12, 1, 6)
+    bad = 4
+    key[0, bad] = float("nan")
+    from alt_fast_kernels.match.op import match_op
+
+    slot, _ = match_op(key, 3, protected)
+    others = torch.cat([key[:, :bad], torch.zeros(1, 1, 1, 6), key[:, bad + 1 :]], 1)
+    others[0, bad, 0, 0] = -1e-30  # any direction: must not merge either way below
+    assert (slot == slot[:, bad : bad + 1]).sum() == 1  # it merged with nothing, nothing merged into it
+    hopeless = torch.full((1, 12, 1, 6), float("nan"))
+    slot, _ = match_op(hopeless, 3, protected)
+    assert slot.tolist() == match_by_loops(torch.ones(1, 12, 6), 3, protected)  # all equal: the lower index
 
 
 def test_r_0_is_the_identity() -> None:
     plan = match(torch.randn(2, 9, 4), 0, 1)
     assert plan.slot.tolist() == [list(range(9))] * 2
+    assert plan.num_slots == 9
 
 
 def test_compose_follows_tokens_through_layers() -> None:
     first = match(torch.randn(2, 20, 8), 6, 1)
     second = match(torch.randn(2, 14, 8), 4, 1)
-    both = compose(first, second)
+    both = compose(first.slot, second.slot)
     for image in range(2):
         for token in range(20):
-            assert both.slot[image, token] == second.slot[image, first.slot[image, token]]
-    assert both.num_slots == 10
+            assert both[image, token] == second.slot[image, first.slot[image, token]]
+    x = torch.randn(2, 10, 3)
+    assert torch.equal(unmerge(x, both), unmerge(unmerge(x, second.slot), first.slot))
 
 
 def test_empty_batch() -> None:
     assert match(torch.empty(0, 10, 4), 2, 1).slot.shape == (0, 10)
 
 
+def test_repeats_exactly() -> None:
+    key = torch.randn(4, 65, 2, 16)
+    plans = [match(key, 12, 1) for _ in range(3)]
+    assert all(torch.equal(plan.slot, plans[0].slot) and torch.equal(plan.order, plans[0].order) for plan in plans)
+
+
+@pytest.mark.reference_only
+def test_is_not_computed_in_autocast_precision() -> None:
+    key = torch.randn(2, 50, 64)
+    with torch.autocast(key.device.type, torch.bfloat16):
+        assert torch.equal(match(key, 20, 1).slot, match(key.double(), 20, 1).slot)
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ((torch.randn(2, 8), 1), ValueError, "key must be"),
-        ((torch.zeros(2, 8, 4, dtype=torch.int64), 1), TypeError, "floating point"),
-        ((torch.randn(2, 8, 4), -1), ValueError, "r must be >= 0"),
-        ((torch.randn(2, 8, 4), 1.5), TypeError, "r must be an int"),
-        ((torch.randn(2, 8, 4), 1, 9), ValueError, "protected must be in"),
+        (((2, 8), 1), ValueError, "key must be"),
+        (((2, 8, 0), 1), ValueError, "at least one channel"),
+        (((2, 8, 4), -1), ValueError, "r must be >= 0"),
+        (((2, 8, 4), 1.5), TypeError, "r must be an int"),
+        (((2, 8, 4), True), TypeError, "r must be an int"),
+        (((2, 8, 4), 1, 9), ValueError, "protected must be in"),
+        (((2, 8, 4), 1, -1), ValueError, "protected must be in"),
     ],
 )
 def test_bad_input(arguments: tuple, error: type[Exception], message: str) -> None:
+    shape, *rest = arguments
     with pytest.raises(error, match=message):
-        match(*arguments)
+        match(torch.randn(shape), *rest)
+    with pytest.raises(TypeError, match="floating point"):
+        match(torch.zeros(2, 8, 4, dtype=torch.int64), 1)

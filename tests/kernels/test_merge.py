@@ -1,26 +1,35 @@
-"""Size-weighted merging."""
+"""Size-weighted merging, plain and fused with the residual add and LayerNorm."""
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor, nn
 
-from alt_fast_kernels import MergePlan, match, merge, unmerge
+from alt_fast_kernels import MergePlan, match, merge, unmerge, use_backend
+from alt_fast_kernels.testing import assert_as_accurate
 
-
-def make_case(
-    batch: int, num_tokens: int, channels: int, r: int, seed: int
-) -> tuple[torch.Tensor, torch.Tensor, MergePlan]:
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(batch, num_tokens, channels, generator=generator)
-    size = torch.randint(1, 3000, (batch, num_tokens), generator=generator).float()
-    return x, size, match(x, r, 1)
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
 
-@settings(deadline=None, max_examples=30)
+def make_case(batch: int, num_tokens: int, channels: int, r: int, protected: int = 1) -> tuple[Tensor, Tensor, MergePlan]:
+    x = torch.randn(batch, num_tokens, channels)
+    size = torch.randint(1, 3000, (batch, num_tokens)).float()
+    return x, size, match(x, r, protected)
+
+
+def random_norm(channels: int, dtype: torch.dtype = torch.float32) -> nn.LayerNorm:
+    norm = nn.LayerNorm(channels, dtype=dtype)
+    nn.init.normal_(norm.weight)
+    nn.init.normal_(norm.bias)
+    return norm
+
+
+@settings(deadline=None, max_examples=20)
 @given(st.integers(2, 60), st.integers(0, 30), st.integers(0, 2**31))
 def test_equals_the_weighted_mean_of_every_slot(num_tokens: int, r: int, seed: int) -> None:
-    x, size, plan = make_case(2, num_tokens, 5, r, seed)
+    torch.manual_seed(seed)
+    x, size, plan = make_case(2, num_tokens, 5, r)
     merged, new_size = merge(x, size, plan)
     assert merged.shape == (2, plan.num_slots, 5)
     for image in range(2):
@@ -34,7 +43,7 @@ def test_equals_the_weighted_mean_of_every_slot(num_tokens: int, r: int, seed: i
 
 
 def test_a_token_alone_passes_through_exactly() -> None:
-    x, size, plan = make_case(2, 33, 7, 8, 0)
+    x, size, plan = make_case(2, 33, 7, 8)
     merged, _ = merge(x, size, plan)
     for image in range(2):
         counts = plan.slot[image].bincount()
@@ -44,16 +53,20 @@ def test_a_token_alone_passes_through_exactly() -> None:
 
 
 def test_r_0_is_the_identity() -> None:
-    x, size, plan = make_case(2, 10, 4, 0, 0)
+    x, size, plan = make_case(2, 10, 4, 0)
     merged, new_size = merge(x, size, plan)
     assert torch.equal(merged, x)
     assert torch.equal(new_size, size)
+    norm = random_norm(4)
+    summed, _, normed = merge(x, size, plan, x, norm=norm)
+    assert torch.equal(summed, x + x)
+    torch.testing.assert_close(normed, norm(x + x))
 
 
 def test_unmerge_is_constant_on_slots() -> None:
-    x, size, plan = make_case(3, 30, 4, 9, 1)
+    x, size, plan = make_case(3, 30, 4, 9)
     merged, _ = merge(x, size, plan)
-    grid = unmerge(merged, plan)
+    grid = unmerge(merged, plan.slot)
     for image in range(3):
         for token in range(30):
             assert torch.equal(grid[image, token], merged[image, plan.slot[image, token]])
@@ -64,33 +77,141 @@ def test_accumulates_in_fp32(dtype: torch.dtype) -> None:
     # Half precision cannot add 1 to 3000: the mean of one 0 among 3000 equal tokens would be lost.
     x = torch.tensor([[[4.0], [0.0]]], dtype=dtype)
     size = torch.tensor([[3000.0, 1000.0]])
-    merged, new_size = merge(x, size, MergePlan(torch.zeros(1, 2, dtype=torch.int32), 1))
+    plan = MergePlan(torch.zeros(1, 2, dtype=torch.int32), torch.tensor([[0, 1]], dtype=torch.int32), 1)
+    merged, new_size = merge(x, size, plan)
     assert merged.dtype == dtype
     assert merged.item() == 3.0
     assert new_size.item() == 4000.0
 
 
+@pytest.mark.kernel_only
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("num_tokens", "channels", "r"), [(2, 3, 1), (17, 33, 8), (65, 128, 20), (50, 1100, 3)])
+def test_fused_kernel_is_as_accurate_as_pytorch(num_tokens: int, channels: int, r: int, dtype: torch.dtype) -> None:
+    x, size, plan = make_case(2, num_tokens, channels, r)
+    residual = torch.randn_like(x)
+    x, residual = x.to(dtype), residual.to(dtype)
+    weights = torch.randn(2, 2, plan.num_slots, channels)  # of the loss
+
+    def run(backend: str, dtype: torch.dtype, fused: bool) -> list[Tensor]:
+        norm = random_norm(channels, dtype)
+        norm.load_state_dict(state)
+        leaves = [t.to(dtype, copy=True).requires_grad_() for t in (x, residual)]
+        counts = size.double() if dtype == torch.float64 else size
+        with use_backend(backend):  # type: ignore[arg-type]
+            out = merge(leaves[0], counts, plan, leaves[1], norm=norm) if fused else merge(leaves[0], counts, plan)
+        (sum((o * w.to(dtype)).sum() for o, w in zip(out[::2], weights, strict=False))).backward()
+        learned = [norm.weight.grad, norm.bias.grad, leaves[1].grad] if fused else []
+        return [*out[::2], leaves[0].grad, *learned]  # type: ignore[list-item]
+
+    state = random_norm(channels, dtype).state_dict()
+    for fused in (False, True):
+        results = zip(
+            run("triton", dtype, fused), run("reference", dtype, fused), run("reference", torch.float64, fused), strict=True
+        )
+        for kernel, reference, exact in results:
+            assert_as_accurate(kernel, reference, exact)
+
+
+def test_only_one_output_used_in_training() -> None:
+    x, size, plan = make_case(2, 12, 8, 4)
+    norm = random_norm(8)
+    for used in (0, 2):
+        leaf = x.clone().requires_grad_()
+        merge(leaf, size, plan, norm=norm)[used].square().sum().backward()
+        expected = x.clone().requires_grad_()
+        with use_backend("reference"):
+            merge(expected, size, plan, norm=norm)[used].square().sum().backward()
+        torch.testing.assert_close(leaf.grad, expected.grad)
+
+
+def test_strided_tokens_and_mixed_dtypes() -> None:
+    x, size, plan = make_case(2, 20, 16, 5)
+    residual = torch.randn(2, 16, 20).mT.bfloat16()  # channels are strided; autocast leaves branches in half precision
+    merged, _, normed = merge(x.transpose(0, 1).contiguous().transpose(0, 1), size, plan, residual, norm=random_norm(16))
+    assert merged.dtype == normed.dtype == torch.float32
+    expected, _ = merge(x + residual, size, plan)
+    torch.testing.assert_close(merged, expected)
+    leaf = residual.clone().requires_grad_()
+    merge(x, size, plan, leaf)[0].sum().backward()
+    assert leaf.grad is not None
+    assert leaf.grad.dtype == torch.bfloat16
+
+
+def test_norm_without_weights() -> None:
+    x, size, plan = make_case(2, 20, 16, 5)
+    for norm in (nn.LayerNorm(16, elementwise_affine=False), nn.LayerNorm(16, bias=False)):
+        merged, _, normed = merge(x, size, plan, norm=norm)
+        torch.testing.assert_close(normed, norm(merged))
+
+
+@pytest.mark.reference_only
 def test_gradient() -> None:
-    x, size, plan = make_case(2, 9, 3, 3, 2)
-    assert torch.autograd.gradcheck(lambda x: merge(x, size.double(), plan)[0], x.double().requires_grad_())
+    x, size, plan = make_case(2, 9, 3, 3)
+    norm = random_norm(3, torch.float64)
+    leaves = (x.double().requires_grad_(), torch.randn_like(x, dtype=torch.float64).requires_grad_())
+    assert torch.autograd.gradcheck(lambda x, y: merge(x, size.double(), plan, y, norm=norm)[::2], leaves)
 
 
 def test_empty_batch() -> None:
     plan = match(torch.empty(0, 6, 4), 2)
-    merged, new_size = merge(torch.empty(0, 6, 4), torch.empty(0, 6), plan)
-    assert merged.shape == (0, 4, 4)
+    leaf = torch.empty(0, 6, 4, requires_grad=True)
+    merged, new_size, normed = merge(leaf, torch.empty(0, 6), plan, norm=nn.LayerNorm(4))
+    assert merged.shape == normed.shape == (0, 4, 4)
     assert new_size.shape == (0, 4)
+    normed.sum().backward()
+    assert leaf.grad is not None
+
+
+def test_repeats_exactly() -> None:
+    x, size, plan = make_case(3, 65, 40, 25)
+    norm = random_norm(40)
+
+    def once() -> list[Tensor]:
+        leaf = x.clone().requires_grad_()
+        norm.zero_grad()
+        merged, _, normed = merge(leaf, size, plan, norm=norm)
+        (merged.sum() + normed.square().sum()).backward()
+        return [merged, normed, leaf.grad, norm.weight.grad, norm.bias.grad]  # type: ignore[list-item]
+
+    for a, b in zip(once(), once(), strict=True):
+        assert torch.equal(a, b)
 
 
 def test_bad_input() -> None:
-    x, size, plan = make_case(2, 8, 4, 2, 0)
+    x, size, plan = make_case(2, 8, 4, 2)
     with pytest.raises(ValueError, match="x must be"):
         merge(x[0], size, plan)
+    with pytest.raises(TypeError, match="x must be floating point"):
+        merge(x.long(), size, plan)
+    with pytest.raises(ValueError, match="plan.slot must be"):
+        merge(x[:, :5], size[:, :5], plan)
     with pytest.raises(ValueError, match="size must be"):
         merge(x, size[:, :5], plan)
     with pytest.raises(TypeError, match=r"size must be fp32 \(or fp64\), got torch.bfloat16"):
         merge(x, size.bfloat16(), plan)
     with pytest.raises(ValueError, match="size must not require grad"):
-        merge(x, size.requires_grad_(), plan)
+        merge(x, size.clone().requires_grad_(), plan)
+    with pytest.raises(ValueError, match="residual must be"):
+        merge(x, size, plan, x[:, :5])
+    with pytest.raises(ValueError, match="norm must be an nn.LayerNorm over 4 channels"):
+        merge(x, size, plan, norm=nn.LayerNorm(5))
+    with pytest.raises(ValueError, match="size must be on"):
+        merge(x, size.to("meta"), plan)
     with pytest.raises(ValueError, match="x must be"):
-        unmerge(x, plan)
+        unmerge(x[0], plan.slot)
+    with pytest.raises(ValueError, match="slot must be"):
+        unmerge(x, plan.slot[:1])
+
+
+@pytest.mark.parametrize("bad", [0.0, -1.0, float("nan")])
+def test_sizes_must_be_positive(bad: float) -> None:
+    from alt_fast_kernels import check_values, proportional_attention
+
+    x, size, plan = make_case(2, 8, 4, 2)
+    size[1, 3] = bad
+    with check_values():
+        with pytest.raises(ValueError, match="size must be > 0"):
+            merge(x, size, plan)
+        with pytest.raises(ValueError, match="size must be > 0"):
+            proportional_attention(*x[:, :, None].expand(3, 2, 8, 1, 4).unbind(0), size)

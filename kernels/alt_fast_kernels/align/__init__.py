@@ -9,9 +9,6 @@ from alt_fast_kernels.dispatch import check_device, takes_kernel
 
 __all__ = ["align"]
 
-MAX_WIDTH = 1024
-"""Wider tokens than the kernels' tiles run on the reference."""
-
 
 def align(tokens: Tensor, entities: Tensor, tau: float = 1.0, seed: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Hard choice of the most similar entity, with the gradient of the soft choice.
@@ -21,7 +18,7 @@ def align(tokens: Tensor, entities: Tensor, tau: float = 1.0, seed: Tensor | Non
         the same seed gives the same noise on every device.
     Returns index [...] int64, the entity chosen for each token, and aligned [..., C] = entities[index] in tokens'
     dtype; its gradient is that of softmax(cosine / tau + noise) @ entities. Summed in at least fp32; half-precision
-    tokens meet entities rounded to their dtype. On a GPU (C <= 1024) memory does not grow with K.
+    tokens meet entities rounded to their dtype. On a GPU memory does not grow with K.
     Raises ValueError or TypeError naming the argument at fault.
     """
     if entities.ndim != 2 or entities.shape[0] == 0:
@@ -43,9 +40,8 @@ def align(tokens: Tensor, entities: Tensor, tau: float = 1.0, seed: Tensor | Non
             raise TypeError(f"seed must be one int64 number, got {seed.dtype} of shape {tuple(seed.shape)}")
         check_device("seed", seed, tokens)
     rows = tokens.reshape(-1, tokens.shape[-1])
-    if takes_kernel(tokens) and tokens.shape[-1] <= MAX_WIDTH:
-        soft = tokens.requires_grad and torch.is_grad_enabled()
-        index, aligned, _, _ = align_op(rows, entities, tau, seed, soft)
+    if takes_kernel(tokens):
+        index, aligned, _ = align_op(rows, entities, tau, seed)
     else:
         index, aligned = align_reference(rows, entities, tau, seed)
     return index.view(tokens.shape[:-1]), aligned.view(tokens.shape)

@@ -1,94 +1,89 @@
 """`torch.ops.alt_fast.align` and its backward: the kernels as PyTorch sees them."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from alt_fast_kernels.dispatch import fold_vmap
+if TYPE_CHECKING:
+    from alt_fast_kernels.align.triton import Inputs
 
 
 @torch.library.custom_op("alt_fast::align", mutates_args=())
-def align_op(
-    tokens: Tensor, entities: Tensor, tau: float, seed: Tensor | None, soft: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """tokens [M, C], entities [K, C] -> index [M] int64, aligned [M, C]; with soft also what backward needs.
+def align_op(tokens: Tensor, entities: Tensor, tau: float, seed: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """tokens [M, C], entities [K, C] -> index [M] int64, aligned [M, C], and stats [2, M] fp32 for backward.
 
-    That is softmax(logits) @ entities [M, C] in fp32 and the logits' log-sum-exp [M]; empty without soft.
+    stats: the largest logit of each token, and 1 / sum of exp(logit - largest).
     """
-    from alt_fast_kernels.align.triton import SPLITS, align_argmax_launch, align_soft_fwd_launch
+    from alt_fast_kernels.align.triton import SPLITS, align_fwd_launch
 
-    inputs, length = _prepare(tokens, entities, tau, seed)
-    best = inputs[2].new_empty(SPLITS, len(tokens))
+    inputs = _prepare(tokens, entities, tau, seed)
+    best, total = inputs.factor.new_empty(2, SPLITS, len(tokens))
     index = torch.empty_like(best, dtype=torch.int32)
-    align_argmax_launch(inputs, best, index).run()
-    chosen = index.gather(0, best.argmax(0, keepdim=True))[0].long()  # parts in order: the lower index wins a tie
-    aligned = entities.index_select(0, chosen).to(tokens.dtype)
-    _, _, mixed, lse = _empty_outputs(tokens, soft)
-    if soft:
-        align_soft_fwd_launch(inputs, length, mixed, lse).run()
-    return chosen, aligned, mixed, lse
+    align_fwd_launch(inputs, best, index, total).run()
+    top, part = best.max(0, keepdim=True)  # parts in order: the lower index wins a tie
+    chosen = index.gather(0, part)[0].long()
+    stats = torch.cat([top, 1.0 / (total * (best - top).exp()).sum(0, keepdim=True)])
+    return chosen, entities.index_select(0, chosen).to(tokens.dtype), stats
 
 
 @align_op.register_fake
-def _(
-    tokens: Tensor, entities: Tensor, tau: float, seed: Tensor | None, soft: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return _empty_outputs(tokens, soft)
+def _(tokens: Tensor, entities: Tensor, tau: float, seed: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    index = tokens.new_empty(len(tokens), dtype=torch.int64)
+    return index, tokens.new_empty(tokens.shape), tokens.new_empty(2, len(tokens), dtype=torch.float32)
 
 
 @torch.library.custom_op("alt_fast::align_backward", mutates_args=())
 def align_backward_op(
-    grad_aligned: Tensor, mixed: Tensor, lse: Tensor, tokens: Tensor, entities: Tensor, tau: float, seed: Tensor | None
+    grad_aligned: Tensor, stats: Tensor, tokens: Tensor, entities: Tensor, tau: float, seed: Tensor | None
 ) -> Tensor:
-    """Gradient of tokens [M, C], that of the soft assignment."""
-    from alt_fast_kernels.align.triton import align_soft_bwd_launch
+    """Gradient of tokens [M, C], that of the soft assignment; [M, CHUNK] logits in memory at a time."""
+    from alt_fast_kernels.align.triton import CHUNK, SPLITS, align_bwd_logits_launch, align_bwd_sum_launch
 
-    inputs, length = _prepare(tokens, entities, tau, seed)
-    grad = torch.empty_like(inputs[0])
-    align_soft_bwd_launch(inputs, length, tau, (mixed, lse, grad_aligned.contiguous()), grad).run()
-    return grad
+    inputs = _prepare(tokens, entities, tau, seed)
+    grad_aligned = grad_aligned.contiguous()
+    parts = inputs.factor.new_empty(SPLITS, len(tokens))
+    align_bwd_sum_launch(inputs, stats, grad_aligned, parts).run()
+    saved = (stats, grad_aligned, parts.sum(0))
+    direction = torch.zeros(tokens.shape, device=tokens.device)  # gradient of the unit token, times tau
+    for first in range(0, len(entities), CHUNK):
+        chunk = inputs.entities[first : first + CHUNK]
+        grad_logits = tokens.new_empty(len(tokens), len(chunk))
+        align_bwd_logits_launch(inputs, saved, first, grad_logits).run()
+        direction += grad_logits @ chunk
+    # Through the normalisation: the part along the token does not change its cosine.
+    unit = F.normalize(tokens.float(), dim=-1, eps=1e-12)
+    along = (direction * unit).sum(-1, keepdim=True)
+    return ((direction - unit * along) * inputs.factor[:, None]).to(tokens.dtype)
 
 
 @align_backward_op.register_fake
 def _(
-    grad_aligned: Tensor, mixed: Tensor, lse: Tensor, tokens: Tensor, entities: Tensor, tau: float, seed: Tensor | None
+    grad_aligned: Tensor, stats: Tensor, tokens: Tensor, entities: Tensor, tau: float, seed: Tensor | None
 ) -> Tensor:
     return tokens.new_empty(tokens.shape)
 
 
-def _prepare(
-    tokens: Tensor, entities: Tensor, tau: float, seed: Tensor | None
-) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor | None], Tensor]:
-    """What the kernels read: contiguous tokens, unit entities in their dtype, 1 / (norm * tau); and entity norms."""
-    tokens = tokens.contiguous()
-    length = entities.float().norm(dim=-1)
-    unit = F.normalize(entities.float(), dim=-1, eps=1e-12).to(tokens.dtype)
-    inverse = 1.0 / (tokens.float().norm(dim=-1).clamp_min(1e-12) * tau)
-    return (tokens, unit, inverse, seed), length
+def _prepare(tokens: Tensor, entities: Tensor, tau: float, seed: Tensor | None) -> "Inputs":
+    from alt_fast_kernels.align.triton import Inputs
+
+    wide = entities.float()
+    unit = F.normalize(wide, dim=-1, eps=1e-12).to(tokens.dtype).contiguous()
+    factor = 1.0 / (tokens.float().norm(dim=-1).clamp_min(1e-12) * tau)
+    return Inputs(tokens.contiguous(), unit, factor, wide.norm(dim=-1), seed)
 
 
-def _empty_outputs(tokens: Tensor, soft: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    rows, width = tokens.shape
-    index = tokens.new_empty(rows, dtype=torch.int64)
-    aligned = tokens.new_empty(rows, width)
-    mixed = tokens.new_empty((rows, width) if soft else (0,), dtype=torch.float32)
-    return index, aligned, mixed, mixed.new_empty(rows if soft else 0)
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    tokens, entities, ctx.tau, seed = inputs
+    index, _, stats = output
+    ctx.save_for_backward(stats, tokens, entities, seed)
+    ctx.mark_non_differentiable(index, stats)
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    tokens, entities, ctx.tau, seed, ctx.soft = inputs
-    index, _, mixed, lse = output
-    ctx.save_for_backward(mixed, lse, tokens, entities, seed)
-    ctx.mark_non_differentiable(index, mixed, lse)
-
-
-def _backward(ctx: Any, _: Any, grad_aligned: Tensor, *unused: Any) -> tuple[Tensor | None, ...]:
-    mixed, lse, tokens, entities, seed = ctx.saved_tensors
-    if not ctx.soft:
-        raise RuntimeError("align ran without its soft assignment; call it with soft=True to train")
-    return align_backward_op(grad_aligned, mixed, lse, tokens, entities, ctx.tau, seed), None, None, None, None
+def _backward(ctx: Any, _: Any, grad_aligned: Tensor, __: Any) -> tuple[Tensor | None, ...]:
+    stats, tokens, entities, seed = ctx.saved_tensors
+    return align_backward_op(grad_aligned, stats, tokens, entities, ctx.tau, seed), None, None, None
 
 
 align_op.register_autograd(_backward, setup_context=_save)

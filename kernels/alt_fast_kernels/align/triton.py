@@ -1,17 +1,22 @@
 """Entity alignment that streams over the corpus: no [tokens, entities] matrix. Contract: `alt_fast_kernels.align`.
 
-Choosing (inference and training) is a matmul with an argmax for its epilogue. Training adds the soft assignment: flash
-attention of tokens over entities, with the noise of eq. 4 drawn anew, from its counters, in every pass.
+Every kernel is a matmul of tokens and entities with an epilogue: argmax and softmax's maximum and sum forward; backward first the sums
+over entities, then the gradient of the logits, a chunk of the corpus at a time. Logits are recomputed and the noise of
+eq. 4 drawn anew, from its counters, in every pass.
 """
+
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from alt_fast_kernels.launch import Config, Launch, arch_of, padded
+from alt_fast_kernels.launch import Arch, Config, Launch, arch_of, compile_options
 
-SPLITS = 8  # parts of the corpus searched side by side: enough programs for a whole GPU even when tokens are few
+SPLITS = 8  # parts of the corpus walked side by side: enough programs for a whole GPU even when tokens are few
+CHUNK = 1024  # entities whose logits' gradient is in memory at a time
 
 
 @triton.jit
@@ -38,160 +43,166 @@ def _gumbel(seed, row, column):
 
 
 @triton.jit
-def align_argmax_kernel(
-    tokens, entities, inverse, seed, best, index,
+def _dot(x, s, m, n, num_tokens, num_entities, width, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr):
+    """Tile [BLOCK_M, BLOCK_N] of x s^T, x [num_tokens, width], s [num_entities, width]; fp32."""
+    tile = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    row, column = m[:, None].to(tl.int64) * width, n[None, :].to(tl.int64) * width
+    for c0 in range(0, width, BLOCK_C):
+        c = c0 + tl.arange(0, BLOCK_C)
+        left = tl.load(x + row + c[None, :], mask=(m[:, None] < num_tokens) & (c[None, :] < width), other=0.0)
+        right = tl.load(s + column + c[:, None], mask=(n[None, :] < num_entities) & (c[:, None] < width), other=0.0)
+        tile = tl.dot(left, right, tile, input_precision="ieee")
+    return tile
+
+
+@triton.jit
+def _noisy(cosines, factor, seed, m, n, num_entities, HAS_NOISE: tl.constexpr):
+    """Logits of eq. 4 from x s^T; minus infinity beyond the last entity."""
+    logits = cosines * factor[:, None]
+    if HAS_NOISE:
+        logits += _gumbel(seed, m, n)
+    return tl.where(n[None, :] < num_entities, logits, float("-inf"))
+
+
+@triton.jit
+def align_fwd_kernel(
+    tokens, entities, factor, seed, best, index, total_out,
     num_tokens, num_entities, width, per_split,
     HAS_NOISE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     tiles = tl.cdiv(num_tokens, BLOCK_M)
     split = tl.program_id(0) // tiles
     m = (tl.program_id(0) % tiles) * BLOCK_M + tl.arange(0, BLOCK_M)
-    row = m[:, None].to(tl.int64) * width
-    factor = tl.load(inverse + m, mask=m < num_tokens, other=0.0)
-    top = tl.full([BLOCK_M], float("-inf"), tl.float32)
-    who = tl.zeros([BLOCK_M], tl.int32) + split * per_split
-    for n0 in range(split * per_split, tl.minimum((split + 1) * per_split, num_entities), BLOCK_N):
-        n = n0 + tl.arange(0, BLOCK_N)
-        logits = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-        for c0 in range(0, width, BLOCK_C):
-            c = c0 + tl.arange(0, BLOCK_C)
-            x = tl.load(tokens + row + c[None, :], mask=(m[:, None] < num_tokens) & (c[None, :] < width), other=0.0)
-            at = entities + n[None, :].to(tl.int64) * width + c[:, None]
-            s = tl.load(at, mask=(n[None, :] < num_entities) & (c[:, None] < width), other=0.0)
-            logits = tl.dot(x, s, logits, input_precision="ieee")
-        logits = logits * factor[:, None]
-        if HAS_NOISE:
-            logits += _gumbel(seed, m, n)
-        logits = tl.where(n[None, :] < num_entities, logits, float("-inf"))
-        tile_top, tile_who = tl.max(logits, 1, return_indices=True)  # the first of equal maxima
-        better = tile_top > top
-        top = tl.where(better, tile_top, top)
-        who = tl.where(better, n0 + tile_who, who)
-    tl.store(best + split * num_tokens + m, top, mask=m < num_tokens)
-    tl.store(index + split * num_tokens + m, who, mask=m < num_tokens)
-
-
-@triton.jit
-def align_soft_fwd_kernel(
-    tokens, entities, inverse, length, seed, soft, lse,
-    num_tokens, num_entities, width,
-    HAS_NOISE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
-):  # fmt: skip
-    m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    c = tl.arange(0, BLOCK_C)
-    inside = (m[:, None] < num_tokens) & (c[None, :] < width)
-    at = m[:, None].to(tl.int64) * width + c[None, :]
-    x = tl.load(tokens + at, mask=inside, other=0.0)
-    factor = tl.load(inverse + m, mask=m < num_tokens, other=0.0)
+    scale = tl.load(factor + m, mask=m < num_tokens, other=0.0)
     top = tl.full([BLOCK_M], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
-    mixed = tl.zeros([BLOCK_M, BLOCK_C], tl.float32)
-    for n0 in range(0, num_entities, BLOCK_N):
+    who = tl.zeros([BLOCK_M], tl.int32)
+    first = split * per_split
+    for n0 in range(first, tl.minimum(first + per_split, num_entities), BLOCK_N):
         n = n0 + tl.arange(0, BLOCK_N)
-        known = n < num_entities
-        s = tl.load(entities + n[:, None].to(tl.int64) * width + c[None, :], mask=known[:, None] & (c[None, :] < width), other=0.0)
-        logits = tl.dot(x, tl.trans(s), input_precision="ieee") * factor[:, None]
-        if HAS_NOISE:
-            logits += _gumbel(seed, m, n)
-        logits = tl.where(known[None, :], logits, float("-inf"))
-        new_top = tl.maximum(top, tl.max(logits, 1))
-        weights = tl.exp(logits - new_top[:, None])
-        fade = tl.exp(top - new_top)
-        total = total * fade + tl.sum(weights, 1)
-        weights *= tl.load(length + n, mask=known, other=0.0)[None, :]  # entities are stored as unit vectors
-        mixed = tl.dot(weights.to(s.dtype), s, mixed * fade[:, None], input_precision="ieee")
+        cosines = _dot(tokens, entities, m, n, num_tokens, num_entities, width, BLOCK_M, BLOCK_N, BLOCK_C)
+        logits = _noisy(cosines, scale, seed, m, n, num_entities, HAS_NOISE)
+        tile_top, tile_who = tl.max(logits, 1, return_indices=True)  # the first of equal maxima
+        new_top = tl.maximum(top, tile_top)
+        total = total * tl.exp(top - new_top) + tl.sum(tl.exp(logits - new_top[:, None]), 1)
+        who = tl.where(tile_top > top, n0 + tile_who, who)
         top = new_top
-    tl.store(soft + at, (mixed / total[:, None]).to(soft.dtype.element_ty), mask=inside)
-    tl.store(lse + m, top + tl.log(total), mask=m < num_tokens)
+    at = split.to(tl.int64) * num_tokens + m
+    tl.store(best + at, top, mask=m < num_tokens)
+    tl.store(index + at, who, mask=m < num_tokens)
+    tl.store(total_out + at, total, mask=m < num_tokens)
 
 
 @triton.jit
-def align_soft_bwd_kernel(
-    tokens, entities, inverse, length, seed, soft, lse, grad_out, grad,
-    num_tokens, num_entities, width, tau,
+def align_bwd_sum_kernel(
+    tokens, entities, factor, seed, length, stats, grad_out, delta,
+    num_tokens, num_entities, width, per_split,
     HAS_NOISE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    c = tl.arange(0, BLOCK_C)
-    inside = (m[:, None] < num_tokens) & (c[None, :] < width)
-    at = m[:, None].to(tl.int64) * width + c[None, :]
-    x = tl.load(tokens + at, mask=inside, other=0.0)
-    upstream = tl.load(grad_out + at, mask=inside, other=0.0)
-    shift = tl.sum(upstream.to(tl.float32) * tl.load(soft + at, mask=inside, other=0.0).to(tl.float32), 1)
-    factor = tl.load(inverse + m, mask=m < num_tokens, other=0.0)
-    log_total = tl.load(lse + m, mask=m < num_tokens, other=float("inf"))
-    direction = tl.zeros([BLOCK_M, BLOCK_C], tl.float32)  # gradient of the unit token, times tau
-    for n0 in range(0, num_entities, BLOCK_N):
+    tiles = tl.cdiv(num_tokens, BLOCK_M)
+    split = tl.program_id(0) // tiles
+    m = (tl.program_id(0) % tiles) * BLOCK_M + tl.arange(0, BLOCK_M)
+    scale = tl.load(factor + m, mask=m < num_tokens, other=0.0)
+    top = tl.load(stats + m, mask=m < num_tokens, other=0.0)
+    inverse_total = tl.load(stats + num_tokens + m, mask=m < num_tokens, other=0.0)
+    total = tl.zeros([BLOCK_M], tl.float32)
+    first = split * per_split
+    for n0 in range(first, tl.minimum(first + per_split, num_entities), BLOCK_N):
         n = n0 + tl.arange(0, BLOCK_N)
-        known = n < num_entities
-        s = tl.load(entities + n[:, None].to(tl.int64) * width + c[None, :], mask=known[:, None] & (c[None, :] < width), other=0.0)
-        logits = tl.dot(x, tl.trans(s), input_precision="ieee") * factor[:, None]
-        if HAS_NOISE:
-            logits += _gumbel(seed, m, n)
-        weights = tl.where(known[None, :], tl.exp(logits - log_total[:, None]), 0.0)
-        grad_weights = tl.dot(upstream, tl.trans(s), input_precision="ieee")
-        grad_weights *= tl.load(length + n, mask=known, other=0.0)[None, :]
-        grad_logits = weights * (grad_weights - shift[:, None])
-        direction = tl.dot(grad_logits.to(s.dtype), s, direction, input_precision="ieee")
-    # Through the normalisation: the part along the token does not change its cosine. factor = 1 / (norm * tau).
-    unit = x.to(tl.float32) * factor[:, None] * tau
-    along = tl.sum(direction * unit, 1)
-    tl.store(grad + at, ((direction - unit * along[:, None]) * factor[:, None]).to(grad.dtype.element_ty), mask=inside)
+        cosines = _dot(tokens, entities, m, n, num_tokens, num_entities, width, BLOCK_M, BLOCK_N, BLOCK_C)
+        weights = tl.exp(_noisy(cosines, scale, seed, m, n, num_entities, HAS_NOISE) - top[:, None])
+        grad = _dot(grad_out, entities, m, n, num_tokens, num_entities, width, BLOCK_M, BLOCK_N, BLOCK_C)
+        grad *= tl.load(length + n, mask=n < num_entities, other=0.0)[None, :]  # entities are stored as unit vectors
+        total += tl.sum(weights * grad, 1)
+    tl.store(delta + split.to(tl.int64) * num_tokens + m, total * inverse_total, mask=m < num_tokens)
 
 
-def align_config(kernel: str, dtype: torch.dtype, width: int, arch: str) -> Config:
-    """The launch configuration of "argmax" or "soft"; soft tiles hold whole rows of `width` channels."""
-    if kernel == "argmax":
-        if dtype == torch.float32:
-            return Config(64, 64, 4, 1 if arch == "gfx942" else 2)
-        return Config(128, 64 if arch == "gfx942" else 128, 8, 1 if arch == "gfx942" else 2)
-    return Config(16, 16, 8 if width > 512 else 4, 1)
+@triton.jit
+def align_bwd_logits_kernel(
+    tokens, entities, factor, seed, length, stats, grad_out, delta, grad_logits,
+    num_tokens, num_entities, width, first, chunk,
+    HAS_NOISE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    tiles = tl.cdiv(chunk, BLOCK_N)
+    column = (tl.program_id(0) % tiles) * BLOCK_N + tl.arange(0, BLOCK_N)
+    m = (tl.program_id(0) // tiles) * BLOCK_M + tl.arange(0, BLOCK_M)
+    n = first + column
+    scale = tl.load(factor + m, mask=m < num_tokens, other=0.0)
+    top = tl.load(stats + m, mask=m < num_tokens, other=0.0)
+    inverse_total = tl.load(stats + num_tokens + m, mask=m < num_tokens, other=0.0)
+    shift = tl.load(delta + m, mask=m < num_tokens, other=0.0)
+    cosines = _dot(tokens, entities, m, n, num_tokens, num_entities, width, BLOCK_M, BLOCK_N, BLOCK_C)
+    weights = tl.exp(_noisy(cosines, scale, seed, m, n, num_entities, HAS_NOISE) - top[:, None]) * inverse_total[:, None]
+    grad = _dot(grad_out, entities, m, n, num_tokens, num_entities, width, BLOCK_M, BLOCK_N, BLOCK_C)
+    grad *= tl.load(length + n, mask=n < num_entities, other=0.0)[None, :]
+    grad = weights * (grad - shift[:, None])
+    at = m[:, None].to(tl.int64) * chunk + column[None, :]
+    inside = (m[:, None] < num_tokens) & (column[None, :] < chunk)
+    tl.store(grad_logits + at, grad.to(grad_logits.dtype.element_ty), mask=inside)
 
 
-def _options(kernel: str, tokens: Tensor, block_c: int, seed: Tensor | None, arch: str | None) -> dict:
-    config = align_config(kernel, tokens.dtype, tokens.shape[1], arch or arch_of(tokens.device))
-    return {
-        "HAS_NOISE": seed is not None,
-        "BLOCK_M": config.block_m,
-        "BLOCK_N": config.block_n,
-        "BLOCK_C": block_c,
-        "num_warps": config.num_warps,
-        "num_stages": config.num_stages,
-    }
+def align_config(dtype: torch.dtype, noise: bool, arch: Arch) -> Config:
+    """The launch configuration of all three kernels."""
+    stages = 1 if arch == "gfx942" else 2
+    if dtype == torch.float32:
+        return Config(64, 32, 8, stages, maxnreg=128)
+    return Config(128, 64 if noise else 128, 8, stages)
 
 
-Inputs = tuple[Tensor, Tensor, Tensor, Tensor | None]
-"""tokens [M, C], unit entities [K, C] of the same dtype, inverse [M] fp32 = 1 / (norm of token * tau), seed or None."""
+@dataclass(frozen=True)
+class Inputs:
+    """What every kernel reads. tokens [M, C]; entities [K, C] unit vectors of tokens' dtype; factor [M] fp32 = 1 / (norm *
+    tau); length [K] fp32 the entities' norms; seed or None."""
+
+    tokens: Tensor
+    entities: Tensor
+    factor: Tensor
+    length: Tensor
+    seed: Tensor | None
+
+    @property
+    def head(self) -> tuple[Tensor, ...]:
+        """The first arguments of every kernel."""
+        return self.tokens, self.entities, self.factor, self.tokens if self.seed is None else self.seed
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """M, K, C."""
+        return len(self.tokens), *self.entities.shape  # type: ignore[return-value]
+
+    def options(self, arch: Arch | None) -> dict[str, Any]:
+        arch = arch or arch_of(self.tokens.device)
+        noise = self.seed is not None
+        config = align_config(self.tokens.dtype, noise, arch)
+        block = {"BLOCK_M": config.block_m, "BLOCK_N": config.block_n, "BLOCK_C": 32}
+        return {"HAS_NOISE": noise, **block, **compile_options(arch, config.num_warps, config.num_stages, config.maxnreg)}
 
 
-def align_argmax_launch(inputs: Inputs, best: Tensor, index: Tensor, arch: str | None = None) -> Launch:
-    """Writes the best logit and its entity in each part of the corpus: best [S, M] fp32, index [S, M] int32."""
-    tokens, entities, inverse, seed = inputs
-    options = _options("argmax", tokens, 32 if tokens.dtype == torch.float32 else 64, seed, arch)
-    splits, num_tokens = best.shape
-    per_split = triton.cdiv(triton.cdiv(len(entities), splits), options["BLOCK_N"]) * options["BLOCK_N"]
-    args = (tokens, entities, inverse, tokens if seed is None else seed, best, index)
-    shape = (num_tokens, *entities.shape, per_split)
-    return Launch(align_argmax_kernel, splits * triton.cdiv(num_tokens, options["BLOCK_M"]), (*args, *shape), options)
+def _split_launch(kernel: Any, inputs: Inputs, args: tuple[Tensor, ...], arch: Arch | None) -> Launch:
+    options = inputs.options(arch)
+    per_split = triton.cdiv(triton.cdiv(len(inputs.entities), SPLITS), options["BLOCK_N"]) * options["BLOCK_N"]
+    grid = SPLITS * triton.cdiv(len(inputs.tokens), options["BLOCK_M"])
+    return Launch(kernel, grid, (*inputs.head, *args, *inputs.shape, per_split), options)
 
 
-def align_soft_fwd_launch(
-    inputs: Inputs, length: Tensor, soft: Tensor, lse: Tensor, arch: str | None = None
+def align_fwd_launch(inputs: Inputs, best: Tensor, index: Tensor, total: Tensor, arch: Arch | None = None) -> Launch:
+    """Writes, for each part of the corpus, the best logit, its entity (int32) and the sum of exp(logit - best): [SPLITS, M]."""
+    return _split_launch(align_fwd_kernel, inputs, (best, index, total), arch)
+
+
+def align_bwd_sum_launch(
+    inputs: Inputs, stats: Tensor, grad_out: Tensor, delta: Tensor, arch: Arch | None = None
 ) -> Launch:
-    """length [K] fp32 norms of the entities. Writes the soft assignment [M, C] and lse [M] fp32."""
-    tokens, entities, inverse, seed = inputs
-    options = _options("soft", tokens, padded(tokens.shape[1]), seed, arch)
-    args = (tokens, entities, inverse, length, tokens if seed is None else seed, soft, lse)
-    grid = triton.cdiv(len(tokens), options["BLOCK_M"])
-    return Launch(align_soft_fwd_kernel, grid, (*args, len(tokens), *entities.shape), options)
+    """stats [2, M] (see align_op), grad_out [M, C]. Writes delta [SPLITS, M]: the mean gradient of the weights, by part of the corpus."""
+    return _split_launch(align_bwd_sum_kernel, inputs, (inputs.length, stats, grad_out, delta), arch)
 
 
-def align_soft_bwd_launch(
-    inputs: Inputs, length: Tensor, tau: float, saved: tuple[Tensor, Tensor, Tensor], grad: Tensor, arch: str | None = None
+def align_bwd_logits_launch(
+    inputs: Inputs, saved: tuple[Tensor, Tensor, Tensor], first: int, grad_logits: Tensor, arch: Arch | None = None
 ) -> Launch:
-    """saved: soft, lse, and the gradient of aligned [M, C]. Writes grad [M, C] of the tokens."""
-    tokens, entities, inverse, seed = inputs
-    options = _options("soft", tokens, padded(tokens.shape[1]), seed, arch)
-    args = (tokens, entities, inverse, length, tokens if seed is None else seed, *saved, grad)
-    grid = triton.cdiv(len(tokens), options["BLOCK_M"])
-    return Launch(align_soft_bwd_kernel, grid, (*args, len(tokens), *entities.shape, tau), options)
+    """saved: stats [2, M], grad_out [M, C], delta [M]. Writes the gradient of the logits of entities first, first + 1, ... ."""
+    options = inputs.options(arch)
+    num_tokens, chunk = grad_logits.shape
+    grid = triton.cdiv(num_tokens, options["BLOCK_M"]) * triton.cdiv(chunk, options["BLOCK_N"])
+    args = (*inputs.head, inputs.length, *saved, grad_logits, *inputs.shape, first, chunk)
+    return Launch(align_bwd_logits_kernel, grid, args, options)

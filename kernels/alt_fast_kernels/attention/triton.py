@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from alt_fast_kernels.launch import Config, Launch, arch_of, padded
+from alt_fast_kernels.launch import Arch, Config, Launch, arch_of, compile_options, padded
 
 LOG2_E = math.log2(math.e)
 
@@ -152,19 +152,28 @@ def attention_bwd_kv_kernel(
     tl.store(grad_v + image * gv_b + head * gv_h + at * gv_n + d[None, :], sum_v.to(grad_v.dtype.element_ty), mask=inside)
 
 
-def attention_config(kernel: str, dtype: torch.dtype, block_d: int, arch: str) -> Config:
-    """The launch configuration of "fwd", "bwd_q" or "bwd_kv"."""
+def attention_config(kernel: str, dtype: torch.dtype, block_d: int, arch: Arch) -> Config:
+    """The launch configuration of "fwd", "bwd_q" or "bwd_kv": the largest tiles that do not spill (see `resources`)."""
+    wide = block_d == 128
+    if arch == "gfx942":
+        if dtype == torch.float32:
+            return Config(32, 32, 4, 1)
+        return Config(64, 32 if wide or kernel == "bwd_kv" else 64, 4, 1)
     if dtype == torch.float32:
-        return Config(32, 32, 4, 1 if arch == "gfx942" else 2)
-    if kernel == "fwd":
-        return Config(64, 64, 4, 1 if arch == "gfx942" else 2)
-    return Config(64, 32 if block_d == 128 else 64, 4, 1 if arch == "gfx942" else 2)
+        narrow = kernel == "bwd_q" if arch == "sm_80" else True
+        return Config(32, 16 if wide and narrow else 32, 8, 2)
+    if arch == "sm_80":
+        if kernel == "bwd_kv":
+            return Config(64, 64, 8, 2) if wide else Config(64, 32, 4, 2)
+        return Config(64, 32 if wide and kernel == "fwd" else 64, 4, 2)
+    return Config(64, 64, 8 if kernel == "bwd_kv" else 4, 2, maxnreg=255)
 
 
-def _launch(kernel: object, name: str, q: Tensor, k: Tensor, args: tuple, has_size: bool, arch: str | None) -> Launch:
+def _launch(kernel: object, name: str, q: Tensor, k: Tensor, args: tuple, has_size: bool, arch: Arch | None) -> Launch:
     batch, num_q, num_heads, dim = q.shape
     block_d = padded(dim)
-    config = attention_config(name, q.dtype, block_d, arch or arch_of(q.device))
+    arch = arch or arch_of(q.device)
+    config = attention_config(name, q.dtype, block_d, arch)
     rows = k.shape[1] if name == "bwd_kv" else num_q
     grid = batch * num_heads * triton.cdiv(rows, config.block_m)
     options = {
@@ -172,8 +181,7 @@ def _launch(kernel: object, name: str, q: Tensor, k: Tensor, args: tuple, has_si
         "BLOCK_M": config.block_m,
         "BLOCK_N": config.block_n,
         "BLOCK_D": block_d,
-        "num_warps": config.num_warps,
-        "num_stages": config.num_stages,
+        **compile_options(arch, config.num_warps, config.num_stages, config.maxnreg),
     }
     return Launch(kernel, grid, (*args, num_heads, num_q, k.shape[1], dim), options)
 
@@ -186,7 +194,7 @@ Inputs = tuple[Tensor, Tensor, Tensor, Tensor | None, float]
 """q, k, v [B, N, H, D] with unit stride over D; size [B, N] fp32 contiguous or None; scale of the scores."""
 
 
-def attention_fwd_launch(inputs: Inputs, out: Tensor, lse: Tensor, arch: str | None = None) -> Launch:
+def attention_fwd_launch(inputs: Inputs, out: Tensor, lse: Tensor, arch: Arch | None = None) -> Launch:
     """Writes out [B, N, H * D] and lse [B, H, N] (fp32, base 2)."""
     q, k, v, size, scale = inputs
     args = (q, k, v, q if size is None else size, out, lse, scale * LOG2_E, *_strides(q, k, v))
@@ -198,7 +206,7 @@ def attention_bwd_launches(
     saved: tuple[Tensor, Tensor, Tensor],
     delta: Tensor,
     grads: tuple[Tensor, Tensor, Tensor],
-    arch: str | None = None,
+    arch: Arch | None = None,
 ) -> tuple[Launch, Launch]:
     """saved: grad of out, out (both [B, N, H * D] contiguous), lse. Writes delta [B, H, N] and grads (views like q, k, v).
 

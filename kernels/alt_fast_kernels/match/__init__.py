@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from alt_fast_kernels.dispatch import takes_kernel
+from alt_fast_kernels.dispatch import may_read_values, takes_kernel
 from alt_fast_kernels.match.op import match_op
 from alt_fast_kernels.match.reference import match_reference
 
@@ -63,8 +63,12 @@ def match(key: Tensor, r: int, protected: int = 0) -> MergePlan:
     if r == 0:
         identity = torch.arange(num_tokens, dtype=torch.int32, device=key.device).expand(key.shape[0], -1)
         return MergePlan(identity, identity, num_tokens)
-    run = match_op if takes_kernel(key) else match_reference
-    return MergePlan(*run(key if key.ndim == 4 else key.unsqueeze(2), r, protected), num_tokens - r)
+    key = key if key.ndim == 4 else key.unsqueeze(2)
+    if not takes_kernel(key):
+        return MergePlan(*match_reference(key, r, protected), num_tokens - r)
+    if may_read_values(key) and not bool(key.isfinite().all()):
+        raise ValueError("key must be finite, got NaN or infinity in it")
+    return MergePlan(*match_op(key, r, protected), num_tokens - r)
 
 
 def compose(first: Tensor, second: Tensor) -> Tensor:

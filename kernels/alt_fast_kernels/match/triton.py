@@ -5,9 +5,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from alt_fast_kernels.launch import Launch, padded
+from alt_fast_kernels.launch import Arch, Launch, arch_of, compile_options, padded
 
-BLOCK = 64  # tokens per tile; 4 warps hold a 64 x 64 tile of scores without spilling
+BLOCK = 32  # tokens per tile; 4 warps hold the score tile and its operands in registers on every target
 
 
 @triton.jit
@@ -121,7 +121,9 @@ def match_kernel(
         tl.store(order + p, p, mask=p < protected)
 
 
-def match_launch(key: Tensor, r: int, protected: int, slot: Tensor, order: Tensor) -> Launch:
+def match_launch(
+    key: Tensor, r: int, protected: int, slot: Tensor, order: Tensor, arch: Arch | None = None
+) -> Launch:
     """key [B, N, H, D] any strides; writes slot and order, [B, N] int32 contiguous."""
     batch, num_tokens, num_heads, dim = key.shape
     metric = key.new_empty(batch, num_tokens, dim, dtype=torch.float32)
@@ -129,4 +131,5 @@ def match_launch(key: Tensor, r: int, protected: int, slot: Tensor, order: Tenso
     best = metric.new_empty(batch, num_tokens)
     partner, rank = slot.new_empty(2, batch, num_tokens)
     args = (key, metric, norm, best, partner, rank, slot, order, *key.stride(), num_tokens, num_heads, dim, r, protected)
-    return Launch(match_kernel, batch, args, {"BLOCK": BLOCK, "BLOCK_D": min(64, padded(dim)), "num_warps": 4})
+    options = compile_options(arch or arch_of(key.device), num_warps=4, maxnreg=128)
+    return Launch(match_kernel, batch, args, {"BLOCK": BLOCK, "BLOCK_D": min(64, padded(dim)), **options})

@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from alt_fast_kernels.launch import Launch, padded
+from alt_fast_kernels.launch import Arch, Launch, arch_of, compile_options, padded
 
 MERGED = 16  # merged tokens looked at together when a slot seeks its own
 MAX_CHANNELS = 8192  # a program holds whole rows
@@ -158,15 +158,15 @@ def merge_bwd_kernel(
 BACKWARD_PROGRAMS = 512  # partial sums of the LayerNorm weights' gradient; a few programs per multiprocessor
 
 
-def _tile(channels: int) -> dict[str, int]:
-    """Rows per program so that a tile has 4,096 elements (or one row), and warps to match."""
+def _rows(channels: int) -> int:
+    """Rows per program: a tile of 2,048 elements, or one row."""
+    return max(1, 2048 // padded(channels))
+
+
+def _options(channels: int, arch: Arch) -> dict[str, int]:
     block_c = padded(channels)
-    return {
-        "ROWS": max(1, 4096 // block_c),
-        "BLOCK_C": block_c,
-        "MERGED": MERGED,
-        "num_warps": 4 if block_c <= 1024 else 8,
-    }
+    tile = {"ROWS": _rows(channels), "BLOCK_C": block_c, "MERGED": MERGED}
+    return {**tile, **compile_options(arch, num_warps=4 if block_c <= 2048 else 8, maxnreg=168)}
 
 
 def merge_fwd_launch(
@@ -177,6 +177,7 @@ def merge_fwd_launch(
     order: Tensor,
     norm: tuple[Tensor, Tensor, float] | None,
     outputs: tuple[Tensor, Tensor, Tensor, Tensor, Tensor],
+    arch: Arch | None = None,
 ) -> Launch:
     """x, residual [B, N, C] any strides; size, slot, order contiguous. norm: weight, bias [C] and eps.
 
@@ -190,11 +191,9 @@ def merge_fwd_launch(
         *(x, branch, size, slot, order, weight, bias, *outputs, *x.stride(), *branch.stride()),
         *(num_tokens, num_slots, channels, eps),
     )
-    tile = _tile(channels)
-    grid = batch * triton.cdiv(num_slots, tile["ROWS"])
-    return Launch(
-        merge_fwd_kernel, grid, args, {"HAS_RESIDUAL": residual is not None, "HAS_NORM": norm is not None, **tile}
-    )
+    kind = {"HAS_RESIDUAL": residual is not None, "HAS_NORM": norm is not None}
+    options = {**kind, **_options(channels, arch or arch_of(x.device))}
+    return Launch(merge_fwd_kernel, batch * triton.cdiv(num_slots, _rows(channels)), args, options)
 
 
 def merge_bwd_launch(
@@ -203,6 +202,7 @@ def merge_bwd_launch(
     plan: tuple[Tensor, Tensor, Tensor],
     norm: tuple[Tensor, Tensor, Tensor] | None,
     outputs: tuple[Tensor, Tensor, Tensor],
+    arch: Arch | None = None,
 ) -> Launch:
     """grads: of x' and normed, [B, N', C] contiguous. plan: size, slot, order. norm: weight, mean, rstd.
 
@@ -210,8 +210,7 @@ def merge_bwd_launch(
     """
     batch, num_slots, channels = out.shape
     num_tokens = plan[0].shape[1]
-    tile = _tile(channels)
-    num_tiles = batch * triton.cdiv(num_slots, tile["ROWS"])
+    num_tiles = batch * triton.cdiv(num_slots, _rows(channels))
     weight, mean, rstd = norm or (out, out, out)
     grad_out, grad_normed = grads
     args = (
@@ -219,9 +218,10 @@ def merge_bwd_launch(
         *(num_tokens, num_slots, channels, num_tiles),
     )
     grid = outputs[1].shape[0] if norm else num_tiles
-    return Launch(merge_bwd_kernel, grid, args, {"HAS_NORM": norm is not None, **tile})
+    options = {"HAS_NORM": norm is not None, **_options(channels, arch or arch_of(out.device))}
+    return Launch(merge_bwd_kernel, grid, args, options)
 
 
 def backward_programs(batch: int, num_slots: int, channels: int) -> int:
     """Programs of the backward kernel with LayerNorm, and so rows of its partial sums."""
-    return min(BACKWARD_PROGRAMS, batch * triton.cdiv(num_slots, _tile(channels)["ROWS"]))
+    return min(BACKWARD_PROGRAMS, batch * triton.cdiv(num_slots, _rows(channels)))

@@ -1,0 +1,72 @@
+"""How kernels are held to their references: accuracy relative to PyTorch's own, and plans judged in double precision."""
+
+import itertools
+
+import torch
+from torch import Tensor
+
+from alt_fast_kernels.match import MergePlan, max_r
+
+
+def assert_as_accurate(actual: Tensor, at_precision: Tensor, exact: Tensor) -> None:
+    """Error at most twice that of PyTorch at the same precision, both against `exact` (computed in fp64).
+
+    actual: the kernel's result. at_precision: the reference on the same inputs. Maximum and RMS error must both hold;
+    one rounding of the result's dtype is granted, since either side may be right by luck.
+    """
+    if actual.dtype != at_precision.dtype or actual.shape != exact.shape:
+        raise AssertionError(
+            f"expected {at_precision.dtype} of shape {tuple(exact.shape)}, got {actual.dtype} {tuple(actual.shape)}"
+        )
+    if actual.numel() == 0:
+        return
+    exact = exact.double()
+    error, allowed = actual.double() - exact, at_precision.double() - exact
+    rounding = torch.finfo(actual.dtype).eps
+    for name, norm in (("maximum", torch.inf), ("RMS", 2)):
+        scale = exact.numel() ** -0.5 if norm == 2 else 1.0
+        got, limit, unit = (torch.linalg.vector_norm(x, norm).item() * scale for x in (error, allowed, exact))
+        if not got <= 2 * limit + rounding * unit:
+            raise AssertionError(f"{name} error {got:.3g}, but PyTorch's is {limit:.3g} at a magnitude of {unit:.3g}")
+
+
+def assert_best_plan(plan: MergePlan, key: Tensor, r: int, protected: int, tolerance: float = 1e-6) -> None:
+    """The plan is one that the definition of `match` allows when cosines closer than `tolerance` may swap.
+
+    key: [B, N, H, D]. Two implementations round differently, so a near tie may fall either way; everything else is exact.
+    """
+    metric = torch.nn.functional.normalize(key.double().mean(2), dim=-1).cpu()
+    num_tokens = key.shape[1]
+    r = min(r, max_r(num_tokens, protected))
+    first_a, first_b = protected + protected % 2, protected + 1 - protected % 2
+    even, odd = list(range(first_a, num_tokens, 2)), list(range(first_b, num_tokens, 2))
+    if plan.num_slots != num_tokens - r:
+        raise AssertionError(f"expected {num_tokens - r} slots, got {plan.num_slots}")
+    if r == 0:
+        identity = torch.arange(num_tokens).expand(len(key), -1).tolist()
+        if plan.slot.tolist() != identity or plan.order.tolist() != identity:
+            raise AssertionError("r = 0 must give the identity plan")
+        return
+    for image in range(len(key)):
+        scores = metric[image, even] @ metric[image, odd].T
+        slot, order = plan.slot[image].tolist(), plan.order[image].tolist()
+        survivors, merged = order[: plan.num_slots], order[plan.num_slots :]
+        if sorted(order) != list(range(num_tokens)) or [slot[t] for t in survivors] != list(range(plan.num_slots)):
+            raise AssertionError(f"image {image}: order {order} does not list the survivor of every slot of {slot}")
+        if merged != sorted(merged, key=lambda t: (slot[t], t)) or not set(merged) <= set(even):
+            raise AssertionError(f"image {image}: {merged} are not even tokens by slot and index")
+        kept = survivors[protected : plan.num_slots - len(odd)]
+        if survivors[:protected] != list(range(protected)) or survivors[plan.num_slots - len(odd) :] != odd:
+            raise AssertionError(f"image {image}: protected or odd tokens are out of place in {survivors}")
+        best = {token: scores[i].max().item() for i, token in enumerate(even)}
+        ranks = [best[token] for token in kept]
+        falling = all(a >= b - tolerance for a, b in itertools.pairwise(ranks))
+        if not (kept == sorted(kept) if protected else falling):
+            raise AssertionError(f"image {image}: surviving even tokens {kept} are in the wrong order")
+        for token in merged:
+            partner = survivors[slot[token]]
+            score = scores[even.index(token), odd.index(partner)].item()
+            if score < best[token] - tolerance:
+                raise AssertionError(f"image {image}: token {token} joined {partner} at {score}, best is {best[token]}")
+        if kept and min(best[token] for token in merged) < max(ranks) - tolerance:
+            raise AssertionError(f"image {image}: a token less similar than a survivor merged")

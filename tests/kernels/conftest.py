@@ -1,0 +1,42 @@
+"""Every kernel test runs twice: on the reference, and on the Triton kernels.
+
+Without a GPU the kernels run under Triton's interpreter; `make test-gpu` compiles them. Inputs are fresh on every
+run; a failure prints its seed, and `--seed` repeats it. Memory from torch.empty is poisoned with NaN.
+"""
+
+import random
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from alt_fast_kernels import use_backend
+
+
+@pytest.fixture
+def device(request: pytest.FixtureRequest) -> torch.device:
+    return torch.device(request.config.getoption("--device"))
+
+
+@pytest.fixture(autouse=True)
+def inputs(request: pytest.FixtureRequest, device: torch.device) -> Iterator[None]:
+    """Fresh random tensors, made on the device under test; uninitialised memory is NaN."""
+    seed = request.config.getoption("--seed") or random.randrange(2**31)
+    print(f"repeat with --seed {seed}")
+    torch.manual_seed(seed)
+    torch.set_default_device(device)
+    torch.use_deterministic_algorithms(True, warn_only=True)  # also fills torch.empty
+    yield
+    torch.use_deterministic_algorithms(False)
+    torch.set_default_device(None)
+
+
+@pytest.fixture(autouse=True, params=["reference", "triton"])
+def backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The implementation under test; tests marked `reference_only` run once."""
+    if request.param == "triton" and request.node.get_closest_marker("reference_only"):
+        pytest.skip("the kernels do not take fp64")
+    if request.param == "reference" and request.node.get_closest_marker("kernel_only"):
+        pytest.skip("holds kernels to the reference")
+    with use_backend(request.param):
+        yield request.param
