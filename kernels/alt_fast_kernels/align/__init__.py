@@ -41,7 +41,7 @@ def align(tokens: Tensor, entities: Tensor, tau: float = 1.0, seed: Tensor | Non
         check_device("seed", seed, tokens)
     rows = tokens.reshape(-1, tokens.shape[-1])
     if takes_kernel(tokens):
-        index, aligned, _ = align_op(rows, entities, tau, seed)
+        aligned, index, _ = align_op(rows, entities, tau, seed)
     else:
         index, aligned = align_reference(rows, entities, tau, seed)
     return index.view(tokens.shape[:-1]), aligned.view(tokens.shape)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 @torch.library.custom_op("alt_fast::align", mutates_args=())
 def align_op(tokens: Tensor, entities: Tensor, tau: float, seed: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """tokens [M, C], entities [K, C] -> index [M] int64, aligned [M, C], and stats [2, M] fp32 for backward.
+    """tokens [M, C], entities [K, C] -> aligned [M, C], index [M] int64, and stats [2, M] fp32 for backward.
 
     stats: the largest logit of each token, and 1 / sum of exp(logit - largest).
     """
@@ -25,13 +25,13 @@ def align_op(tokens: Tensor, entities: Tensor, tau: float, seed: Tensor | None) 
     top, part = best.max(0, keepdim=True)  # parts in order: the lower index wins a tie
     chosen = index.gather(0, part)[0].long()
     stats = torch.cat([top, 1.0 / (total * (best - top).exp()).sum(0, keepdim=True)])
-    return chosen, entities.index_select(0, chosen).to(tokens.dtype), stats
+    return entities.index_select(0, chosen).to(tokens.dtype), chosen, stats
 
 
 @align_op.register_fake
 def _(tokens: Tensor, entities: Tensor, tau: float, seed: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     index = tokens.new_empty(len(tokens), dtype=torch.int64)
-    return index, tokens.new_empty(tokens.shape), tokens.new_empty(2, len(tokens), dtype=torch.float32)
+    return tokens.new_empty(tokens.shape), index, tokens.new_empty(2, len(tokens), dtype=torch.float32)
 
 
 @torch.library.custom_op("alt_fast::align_backward", mutates_args=())
@@ -76,12 +76,12 @@ def _prepare(tokens: Tensor, entities: Tensor, tau: float, seed: Tensor | None) 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
     tokens, entities, ctx.tau, seed = inputs
-    index, _, stats = output
+    _, index, stats = output
     ctx.save_for_backward(stats, tokens, entities, seed)
     ctx.mark_non_differentiable(index, stats)
 
 
-def _backward(ctx: Any, _: Any, grad_aligned: Tensor, __: Any) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, grad_aligned: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
     stats, tokens, entities, seed = ctx.saved_tensors
     return align_backward_op(grad_aligned, stats, tokens, entities, ctx.tau, seed), None, None, None
 

@@ -1,0 +1,225 @@
+"""The kernels as PyTorch operators: torch.library's own checks, torch.compile, autocast, vmap, CUDA graphs."""
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import alt_fast_kernels as ops
+from alt_fast_kernels.align.op import align_backward_op, align_op
+from alt_fast_kernels.attention.op import (
+    attention_backward_op,
+    attention_op,
+    attention_packed_backward_op,
+    attention_packed_op,
+)
+from alt_fast_kernels.match.op import match_op
+from alt_fast_kernels.merge.op import merge_backward_op, merge_op
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler() -> Iterator[None]:
+    torch.compiler.reset()
+    yield
+
+
+def operators() -> dict[str, tuple[object, tuple]]:
+    """Every registered op with arguments."""
+    x = torch.randn(2, 9, 6, requires_grad=True)
+    size = torch.randint(1, 9, (2, 9)).float()
+    weight, bias = torch.randn(2, 6).unbind(0)
+    slot, order, slots = ops.match(x.detach(), 3, 1)
+    out, _, _, mean, rstd = merge_op(x, x, size, slot, order, slots, weight, bias, 1e-5)
+    qkv = torch.randn(2, 9, 3, 2, 16, requires_grad=True)
+    q, k, v = (t.detach().requires_grad_() for t in qkv.unbind(2))
+    attended, lse = attention_op(q, k, v, size, 0.25)
+    tokens, entities, seed = torch.randn(5, 8, requires_grad=True), torch.randn(7, 8), torch.tensor(3)
+    aligned, _, stats = align_op(tokens, entities, 0.5, seed)
+    saved = (attended.detach(), attended.detach(), lse.detach())
+    return {
+        "match": (match_op, (qkv.detach()[:, :, 1], 3, 1)),
+        "merge": (merge_op, (x, None, size, slot, order, slots, None, None, 0.0)),
+        "merge_fused": (merge_op, (x, x.detach().clone(), size, slot, order, slots, weight, bias, 1e-5)),
+        "merge_backward": (
+            merge_backward_op,
+            tuple(t.detach() for t in (out, out, out, size, slot, order, mean, rstd, weight)),
+        ),
+        "attention": (attention_op, (q, k, v, size, 0.25)),
+        "attention_backward": (attention_backward_op, (*saved, q.detach(), k.detach(), v.detach(), size, 0.25)),
+        "attention_packed": (attention_packed_op, (qkv, size, 0.25)),
+        "attention_packed_backward": (attention_packed_backward_op, (*saved, qkv.detach(), size, 0.25)),
+        "align": (align_op, (tokens, entities, 0.5, seed)),
+        "align_backward": (align_backward_op, (aligned.detach(), stats, tokens.detach(), entities, 0.5, seed)),
+    }
+
+
+NAMES = [
+    *("match", "merge", "merge_fused", "merge_backward", "attention", "attention_backward"),
+    *("attention_packed", "attention_packed_backward", "align", "align_backward"),
+]
+
+
+@pytest.mark.kernel_only
+@pytest.mark.parametrize("name", NAMES)
+def test_opcheck(name: str) -> None:
+    op, arguments = operators()[name]
+    torch.library.opcheck(op, arguments)  # type: ignore[arg-type]
+
+
+class Block(nn.Module):
+    """A transformer block's worth of ops, as a user would write it."""
+
+    def __init__(self, dim: int = 32, heads: int = 2) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.qkv, self.proj = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
+        self.heads = heads
+
+    def forward(self, x: Tensor, size: Tensor, r: int = 3) -> tuple[Tensor, Tensor]:
+        qkv = self.qkv(self.norm1(x)).view(*x.shape[:2], 3, self.heads, -1)
+        out = self.proj(ops.proportional_attention_qkvpacked(qkv, size))
+        x, size, normed = ops.merge(x, size, ops.match(qkv[:, :, 1], r, 1), out, norm=self.norm2)
+        return x + normed, size
+
+
+def run(model: Callable, x: Tensor, size: Tensor, seed: Tensor) -> list[Tensor]:
+    leaf = x.clone().requires_grad_()
+    tokens, sizes = model(leaf, size)
+    _, aligned = ops.align(tokens, torch.linspace(-1, 1, 160, device=x.device).sin().view(5, 32), 0.5, seed)
+    (tokens.square().sum() + aligned.sum()).backward()
+    assert leaf.grad is not None
+    return [tokens, sizes, aligned, leaf.grad]
+
+
+def test_compiles_without_graph_breaks_and_equals_eager() -> None:
+    block = Block()
+    x, size = torch.randn(2, 21, 32), torch.randint(1, 5, (2, 21)).float()
+    expected = run(block, x, size, torch.tensor(4))
+    compiled = torch.compile(block, fullgraph=True)
+    for a, b in zip(run(compiled, x, size, torch.tensor(4)), expected, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_layers_of_equal_shape_share_their_graph() -> None:
+    """One compilation per distinct token count, none for a second pass over the same shapes."""
+    compiles = 0
+
+    def counting_backend(graph: torch.fx.GraphModule, _: list) -> Callable:
+        nonlocal compiles
+        compiles += 1
+        return graph.forward
+
+    block = Block()
+    step = torch.compile(block, fullgraph=True, backend=counting_backend, dynamic=False)
+    x = torch.randn(2, 21, 32)
+    for _ in range(2):
+        tokens, size = x, torch.ones(2, 21)
+        with torch.no_grad():
+            for r in (0, 3, 3, 0, 0, 3):
+                tokens, size = step(tokens, size, r)
+    assert compiles == 5  # (21, 0), (21, 3), (18, 3), (15, 0), (15, 3)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast(dtype: torch.dtype) -> None:
+    block = Block()
+    x, size = torch.randn(2, 21, 32), torch.ones(2, 21)
+    with torch.autocast(x.device.type, dtype):
+        qkv = block.qkv(x).unflatten(-1, (3, 2, -1))
+        assert ops.proportional_attention(*x[:, :, None, None].expand(-1, -1, 3, 2, -1).unbind(2)).dtype == dtype
+        assert ops.proportional_attention_qkvpacked(x.unflatten(-1, (1, 2, 16)).expand(-1, -1, 3, -1, -1)).dtype == dtype
+        merged, new_size, normed = ops.merge(x, size, ops.match(qkv[:, :, 1], 4, 1), block.proj(x), norm=block.norm2)
+    assert merged.dtype == normed.dtype == new_size.dtype == torch.float32  # the stream and sizes keep full precision
+
+
+def test_vmap() -> None:
+    keys = torch.randn(3, 2, 11, 2, 16)
+    size = torch.randint(1, 5, (3, 2, 11)).float()
+    x = torch.randn(3, 2, 11, 6)
+    weight, bias = torch.randn(6), torch.randn(6)
+    norm = nn.LayerNorm(6)
+    norm.load_state_dict({"weight": weight, "bias": bias})
+
+    def step(key: Tensor, size: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        plan = ops.match(key, 3, 1)
+        merged, new_size, normed = ops.merge(x, size, plan, norm=norm)
+        return ops.proportional_attention(key, key, key, size), new_size, merged + normed
+
+    mapped = torch.vmap(step)(keys, size, x)
+    looped = [torch.stack(parts) for parts in zip(*map(step, keys, size, x), strict=True)]
+    for a, b in zip(mapped, looped, strict=True):
+        torch.testing.assert_close(a, b)
+    shared = torch.vmap(step, in_dims=(0, None, 1))(keys, size[0], x.transpose(0, 1))
+    torch.testing.assert_close(shared[1], torch.stack([step(key, size[0], x)[1] for key, x in zip(keys, x, strict=True)]))
+
+
+@pytest.mark.kernel_only
+def test_vmap_over_weights_is_refused() -> None:
+    x, size = torch.randn(2, 11, 6), torch.ones(2, 11)
+    plan = ops.match(x, 3, 1)
+    with pytest.raises(NotImplementedError, match="per-image tensors only"):
+        torch.vmap(lambda w: merge_op(x, None, size, *plan, w, w, 1e-5)[0])(torch.randn(3, 6))
+
+
+@pytest.mark.kernel_only
+def test_fp64_is_refused_by_the_kernels() -> None:
+    with pytest.raises(TypeError, match="fp32, fp16 and bf16"):
+        ops.match(torch.randn(2, 9, 4, dtype=torch.float64), 1)
+
+
+def test_backend_names() -> None:
+    with pytest.raises(ValueError, match="backend must be"), ops.use_backend("fast"):  # type: ignore[arg-type]
+        pass
+
+
+def test_backend_returns_after_an_error(device: torch.device) -> None:
+    from alt_fast_kernels.dispatch import takes_kernel
+
+    before = takes_kernel(torch.empty(1))
+    with pytest.raises(ZeroDivisionError), ops.use_backend("reference" if before else "triton"):
+        assert takes_kernel(torch.empty(1)) != before
+        raise ZeroDivisionError
+    assert takes_kernel(torch.empty(1)) == before
+
+
+@pytest.mark.gpu
+@pytest.mark.kernel_only
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_cuda_graph_capture_and_replay(dtype: torch.dtype) -> None:
+    torch.use_deterministic_algorithms(False)  # filling memory is no part of the graph
+    block = Block().to(dtype)
+    x, size = torch.randn(4, 197, 32, dtype=dtype), torch.ones(4, 197)
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        run(block, x, size, torch.tensor(1))
+    torch.cuda.current_stream().wait_stream(side)
+    leaf, seed = x.clone().requires_grad_(), torch.tensor(1)
+    entities = torch.randn(50, 32)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        tokens, sizes = block(leaf, size)
+        aligned = ops.align(tokens, entities, 0.5, seed)[1]
+        (grad,) = torch.autograd.grad((tokens.square().sum() + aligned.sum()), leaf)
+    fresh = torch.randn_like(x)
+    with torch.no_grad():
+        leaf.copy_(fresh)
+    graph.replay()
+    other = fresh.clone().requires_grad_()
+    expected, expected_sizes = block(other, size)
+    (expected.square().sum() + ops.align(expected, entities, 0.5, seed)[1].sum()).backward()
+    assert torch.equal(sizes, expected_sizes)
+    torch.testing.assert_close(tokens, expected)
+    torch.testing.assert_close(grad, other.grad)
+
+
+@pytest.mark.gpu
+@pytest.mark.kernel_only
+def test_reduce_overhead_mode() -> None:
+    torch.use_deterministic_algorithms(False)
+    block = Block().eval()
+    x, size = torch.randn(4, 197, 32), torch.ones(4, 197)
+    compiled = torch.compile(block, mode="reduce-overhead", fullgraph=True)
+    with torch.no_grad():
+        for _ in range(4):
+            torch.testing.assert_close(compiled(x, size)[0], block(x, size)[0])
