@@ -9,6 +9,8 @@ if TYPE_CHECKING:
     from alt_fast.checkpoint import TrainedModel, load_model
     from alt_fast.corpus import Corpus, Entity
     from alt_fast.model import ALT, ModelConfig, create_model
+    from alt_fast.patch import MergeTrace, apply_patch, merge_trace, remove_patch
+    from alt_fast.tome import ToMeAttention
 
 __version__ = "0.1.0"
 
@@ -16,13 +18,31 @@ _LAZY = {
     "ALT": "alt_fast.model",
     "Corpus": "alt_fast.corpus",
     "Entity": "alt_fast.corpus",
+    "MergeTrace": "alt_fast.patch",
     "ModelConfig": "alt_fast.model",
+    "ToMeAttention": "alt_fast.tome",
     "TrainedModel": "alt_fast.checkpoint",
+    "apply_patch": "alt_fast.patch",
     "create_model": "alt_fast.model",
     "load_model": "alt_fast.checkpoint",
+    "merge_trace": "alt_fast.patch",
+    "remove_patch": "alt_fast.patch",
 }
 
-__all__ = ["ALT", "Corpus", "Entity", "ModelConfig", "TrainedModel", "create_model", "load_model"]
+__all__ = [
+    "ALT",
+    "Corpus",
+    "Entity",
+    "MergeTrace",
+    "ModelConfig",
+    "ToMeAttention",
+    "TrainedModel",
+    "apply_patch",
+    "create_model",
+    "load_model",
+    "merge_trace",
+    "remove_patch",
+]
 
 
 def __getattr__(name: str) -> Any:

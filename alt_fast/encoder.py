@@ -4,13 +4,11 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from torch import Tensor, nn
 
 from alt_fast.adapters import MLP_SCALE, Tuning, make_adapters
-from alt_fast.tome import Reduction, merge_schedule
-from alt_fast_kernels import MergePlan, compose, match, merge, proportional_attention
+from alt_fast.tome import Reduction, Tokens, attend_multihead, merge_schedule, merge_step
 
 CLASS_TOKENS = 1  # the class token leads the sequence and never merges
 
@@ -55,27 +53,28 @@ class RegionEncoder(nn.Module):
         x = self.embed(frames)
         batch, num_tokens = x.shape[:2]
         size = torch.ones(batch, num_tokens, device=x.device)
-        identity = torch.arange(num_tokens, dtype=torch.int32, device=x.device).expand(batch, -1)
-        trace = MergePlan(identity, num_tokens)
+        source = torch.arange(num_tokens, dtype=torch.int32, device=x.device).expand(batch, -1)
+        tokens = Tokens(x, None, source)
         for block, adapters, r in self._layers():
+            x = tokens.x
             if "temporal" in adapters:
                 x = x + adapters["temporal"](self._attend_over_time(block, x))
-            merged = trace.num_slots < num_tokens
-            out, key = attend(block, x, size if merged else None)
+                tokens = tokens._replace(x=x)
+            out, key = attend_multihead(block.attn, block.ln_1(x), tokens.size)
             if "spatial" in adapters:
                 out = out + adapters["spatial"](out)
-            x = x + block.ls_1(out)
-            if r:
-                plan = match(key, r, protected=CLASS_TOKENS)
-                x, size = merge(x, size, plan)
-                trace = compose(trace, plan)
-            normed = block.ln_2(x)
-            x = x + block.ls_2(block.mlp(normed))
+            tokens, normed = merge_step(tokens, block.ls_1(out), key, block.ln_2, r, CLASS_TOKENS, trace=True)
+            x = tokens.x + block.ls_2(block.mlp(normed))
             if "mlp" in adapters:
                 x = x + MLP_SCALE * adapters["mlp"](normed)
-        return Regions(self.visual.ln_post(x) @ self.visual.proj, size, trace.slot)
+            tokens = tokens._replace(x=x)
+        return Regions(
+            self.visual.ln_post(tokens.x) @ self.visual.proj,
+            size if tokens.size is None else tokens.size,
+            source if tokens.source is None else tokens.source,
+        )
 
-    def _layers(self) -> "Iterator[tuple[ResidualAttentionBlock, nn.ModuleDict, int]]":
+    def _layers(self) -> "Iterator[tuple[ResidualAttentionBlock, nn.ModuleDict, int | float]]":
         return zip(self.visual.transformer.resblocks, self.adapters, self.schedule, strict=True)  # type: ignore[arg-type]
 
     def embed(self, frames: Tensor) -> Tensor:
@@ -95,16 +94,8 @@ class RegionEncoder(nn.Module):
         After merging, a slot need not show the same place in every frame; only the class token surely corresponds.
         """
         clips = x.unflatten(0, (-1, self.num_frames)).transpose(1, 2)  # [B, N, T, width]
-        out, _ = attend(block, clips.flatten(0, 1), None)
+        out, _ = attend_multihead(block.attn, block.ln_1(clips.flatten(0, 1)), None)
         return out.unflatten(0, clips.shape[:2]).transpose(1, 2).flatten(0, 1)
-
-
-def attend(block: ResidualAttentionBlock, x: Tensor, size: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The block's self-attention on LN(x): [B, N, width] -> the branch's output and its keys [B, N, H, D] (eq. 2)."""
-    attn = block.attn
-    qkv = F.linear(block.ln_1(x), attn.in_proj_weight, attn.in_proj_bias)
-    q, k, v = qkv.unflatten(-1, (3, attn.num_heads, -1)).unbind(2)
-    return attn.out_proj(proportional_attention(q, k, v, size)), k
 
 
 def check_tower(visual: nn.Module) -> None:
