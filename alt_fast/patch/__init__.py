@@ -7,14 +7,17 @@ parameter is touched, added or renamed, so state_dict, deepcopy, pickle and opti
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import import_module
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from torch import Tensor, nn
 
 from alt_fast.patch.block import MergingBlock, Settings
-from alt_fast.tome import Reduction, ToMeAttention, merge_schedule
+from alt_fast.tome import Reduction, merge_schedule
 
 __all__ = ["MergeTrace", "apply_patch", "merge_trace", "remove_patch"]
+
+
+Model = TypeVar("Model", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ class MergeTrace(NamedTuple):
     size: Tensor
 
 
-def apply_patch[Model: nn.Module](
+def apply_patch(
     model: Model,
     r: Reduction = 8,
     prop_attn: bool = True,
@@ -83,7 +86,7 @@ def apply_patch[Model: nn.Module](
     return model
 
 
-def remove_patch[Model: nn.Module](model: Model) -> Model:
+def remove_patch(model: Model) -> Model:
     """Undo apply_patch; a model that is not patched stays as it is. Returns the model."""
     for module in model.modules():
         if isinstance(module, MergingBlock):

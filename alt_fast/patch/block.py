@@ -93,11 +93,17 @@ class MergingBlock(nn.Module):
 
 
 def refuse_options(args: tuple[Any, ...], options: dict[str, Any]) -> None:
-    """Hosts pass masks and flags along, None or False when unused; raise ValueError for any that is in use."""
-    if any(value is not None and value is not False for value in args):
-        raise ValueError("a merging block takes no attention mask or other argument: tokens change their number")
-    for name, value in options.items():
-        if name in REFUSED and value is not None and value is not False:
+    """Hosts pass masks and flags along, None or False when unused; raise ValueError for any that is in use.
+
+    While exporting, transformers makes a mask that masks nothing: the exported program then checks that it does so.
+    """
+    positional = {f"argument {i + 2}": value for i, value in enumerate(args)}
+    named = {name: value for name, value in options.items() if name in REFUSED}
+    for name, value in {**positional, **named}.items():
+        if isinstance(value, Tensor) and torch.compiler.is_exporting():
+            keeps_all = value.all() if value.dtype == torch.bool else (value == 0).all()
+            torch._assert_async(keeps_all, f"a merging block cannot honour {name}")
+        elif value is not None and value is not False:
             raise ValueError(f"a merging block cannot honour {name}: tokens change their number from block to block")
 
 

@@ -22,7 +22,10 @@ def match_reference(key: Tensor, r: int, protected: int) -> tuple[Tensor, Tensor
         scores = scores.masked_fill(scores.isnan(), -2.0)  # below every cosine
 
     best, partner = scores.max(dim=-1)  # the first of equal maxima
-    by_rank = best.argsort(dim=-1, descending=True, stable=True)
+    if torch.onnx.is_in_onnx_export():  # ONNX has no stable sort, but its TopK puts the lower index first
+        by_rank = best.topk(best.shape[1], dim=-1).indices
+    else:
+        by_rank = best.argsort(dim=-1, descending=True, stable=True)
     merged, kept = by_rank[:, :r], by_rank[:, r:]
     if protected:
         kept = kept.sort(dim=-1).values

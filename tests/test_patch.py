@@ -1,0 +1,396 @@
+"""apply_patch on every host library: nothing changes at r = 0, the reference at r > 0, and everything around it works."""
+
+import copy
+import io
+import pickle
+import sys
+import types
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import packaging.version
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+
+import alt_fast
+from alt_fast_kernels import use_backend
+from tests.kernels.test_match import match_by_loops
+
+IMAGE = 32
+
+
+def timm_vit(**options: Any) -> nn.Module:
+    defaults = {"img_size": IMAGE, "patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 2, "num_classes": 5}
+    return timm.models.VisionTransformer(**{**defaults, **options})
+
+
+def dinov2_style() -> nn.Module:
+    """LayerScale, registers, qk-norm, SwiGLU: what ToMe's own patch passes over."""
+    return timm_vit(init_values=0.1, reg_tokens=4, no_embed_class=True, qk_norm=True, mlp_layer=timm.layers.SwiGLUPacked)
+
+
+def distilled() -> nn.Module:
+    options = {"img_size": IMAGE, "patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 2, "num_classes": 5}
+    return timm.models.deit.VisionTransformerDistilled(**options)
+
+
+def open_clip_tower(**options: Any) -> nn.Module:
+    from open_clip.transformer import VisionTransformer
+
+    return VisionTransformer(
+        image_size=IMAGE, patch_size=8, width=32, layers=3, heads=2, mlp_ratio=2.0, output_dim=16, **options
+    )
+
+
+def torchvision_vit() -> nn.Module:
+    from torchvision.models import VisionTransformer
+
+    return VisionTransformer(IMAGE, 8, num_layers=3, num_heads=2, hidden_dim=32, mlp_dim=64, num_classes=5)
+
+
+def openai_clip() -> nn.Module:
+    """From the package, whose tokenizer file asks setuptools for a module that it no longer has."""
+    sys.modules.setdefault("pkg_resources", types.SimpleNamespace(packaging=packaging))  # type: ignore[arg-type]
+    from clip import model
+
+    return model.VisionTransformer(IMAGE, 8, width=32, layers=3, heads=2, output_dim=16)
+
+
+def hugging_face(name: str) -> Callable[[], nn.Module]:
+    def build() -> nn.Module:
+        import transformers
+
+        kind = name.removesuffix("ForImageClassification").removesuffix("VisionModel").removesuffix("Model")
+        config = {"CLIP": "CLIPVisionConfig", "Siglip": "SiglipVisionConfig"}.get(kind, f"{kind}Config")
+        config = getattr(transformers, config)(
+            hidden_size=32,
+            num_hidden_layers=3,
+            num_attention_heads=2,
+            intermediate_size=64,
+            image_size=IMAGE,
+            patch_size=8,
+            num_labels=5,
+        )
+        return getattr(transformers, name)(config)
+
+    return build
+
+
+HOSTS: dict[str, Callable[[], nn.Module]] = {
+    "timm": timm_vit,
+    "timm-average": lambda: timm_vit(class_token=False, global_pool="avg"),
+    "timm-attention-pool": lambda: timm_vit(class_token=False, global_pool="map"),
+    "timm-dinov2": dinov2_style,
+    "timm-distilled": distilled,
+    "open_clip": open_clip_tower,
+    "open_clip-layerscale-average": lambda: open_clip_tower(ls_init_value=0.1, pool_type="avg"),
+    "clip": openai_clip,
+    "torchvision": torchvision_vit,
+    **{
+        name: hugging_face(name)
+        for name in (
+            *("ViTModel", "ViTForImageClassification", "DeiTModel", "CLIPVisionModel", "SiglipVisionModel"),
+            *("Dinov2Model", "Dinov2ForImageClassification", "Dinov2WithRegistersModel"),
+        )
+    },
+}
+
+
+@pytest.fixture(params=HOSTS)
+def model(request: pytest.FixtureRequest) -> nn.Module:
+    torch.manual_seed(0)
+    model = HOSTS[request.param]().eval()
+    with torch.no_grad():  # untrained: weights large enough that tokens differ and every layer matters
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.2)
+    return model
+
+
+def images(batch: int = 2) -> Tensor:
+    return torch.randn(batch, 3, IMAGE, IMAGE, generator=torch.Generator().manual_seed(1))
+
+
+def run(model: nn.Module, x: Tensor | None = None) -> Tensor:
+    out = model(images() if x is None else x)
+    if isinstance(out, tuple):
+        return out[0]
+    if isinstance(out, Tensor):
+        return out
+    found = getattr(out, "logits", None)
+    return torch.cat([out.pooler_output[:, None], out.last_hidden_state], 1) if found is None else found
+
+
+def test_r_0_changes_nothing_and_remove_patch_restores(model: nn.Module) -> None:
+    before, keys, classes = run(model), list(model.state_dict()), [type(m) for m in model.modules()]
+    attributes = [set(vars(m)) for m in model.modules()]
+    assert alt_fast.apply_patch(model, r=0) is model
+    torch.testing.assert_close(run(model), before, rtol=1e-5, atol=1e-5)
+    alt_fast.apply_patch(model, r=3, trace_source=True)
+    merged = run(model)
+    assert merged.shape == before.shape
+    assert not torch.allclose(merged, before, atol=1e-3)
+    assert list(model.state_dict()) == keys
+    assert alt_fast.remove_patch(model) is model
+    assert [type(m) for m in model.modules()] == classes
+    assert [set(vars(m)) for m in model.modules()] == attributes
+    assert torch.equal(run(model), before)
+
+
+def test_fused_path_equals_the_reference(model: nn.Module) -> None:
+    alt_fast.apply_patch(model, r=3)
+    expected = run(model)
+    with use_backend("triton"):
+        torch.testing.assert_close(run(model), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_trace_and_unmerge(model: nn.Module) -> None:
+    alt_fast.apply_patch(model, r=3, trace_source=True, unmerge=False)
+    run(model)
+    source, size = alt_fast.merge_trace(model)
+    assert source.shape[1] - size.shape[1] == 9
+    for image in range(2):
+        assert torch.equal(source[image].bincount().float(), size[image])
+
+
+def test_copies_and_pickles(model: nn.Module) -> None:
+    alt_fast.apply_patch(model, r=3, trace_source=True)
+    expected = run(model)
+    assert torch.equal(run(copy.deepcopy(model)), expected)
+    assert torch.equal(run(pickle.loads(pickle.dumps(model))), expected)
+    buffer = io.BytesIO()
+    torch.save(model, buffer)
+    buffer.seek(0)
+    assert torch.equal(run(torch.load(buffer, weights_only=False)), expected)
+
+
+def test_trains(model: nn.Module) -> None:
+    """Every parameter that the plain model trains gets a gradient; dropout and DropPath run."""
+    model.train()
+    run(model).square().sum().backward()
+    plain = {name for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+    model.zero_grad()
+    alt_fast.apply_patch(model, r=3)
+    run(model).square().sum().backward()
+    assert {name for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0} == plain
+
+
+def test_compiles(model: nn.Module) -> None:
+    torch.compiler.reset()
+    alt_fast.apply_patch(model, r=3)
+    expected = run(model)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(run(compiled), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_exports(model: nn.Module) -> None:
+    alt_fast.apply_patch(model, r=3)
+    with torch.no_grad():
+        expected = run(model)
+        program = torch.export.export(model, (images(),))
+        torch.testing.assert_close(run(program.module()), expected, rtol=1e-4, atol=1e-4)
+
+
+def block_by_hand(block: nn.Module, x: Tensor, size: Tensor, r: int, protected: int) -> tuple[Tensor, Tensor]:
+    """One timm block on one image, token by token: attention, merge, MLP."""
+    attn = block.attn
+    qkv = attn.qkv(block.norm1(x)).view(len(x), 3, attn.num_heads, attn.head_dim)
+    q, k, v = attn.q_norm(qkv[:, 0]), attn.k_norm(qkv[:, 1]), qkv[:, 2]
+    scores = torch.einsum("nhd,mhd->hnm", q, k) * attn.scale + size.log()
+    out = torch.einsum("hnm,mhd->nhd", scores.softmax(-1), v).flatten(1)
+    x = x + block.ls1(attn.proj(out))
+    slots = torch.tensor(match_by_loops(k.mean(1)[None], r, protected)[0])
+    merged, sizes = [], []
+    for slot in range(int(slots.max()) + 1):
+        weights = size[slots == slot]
+        merged.append((x[slots == slot] * weights[:, None]).sum(0) / weights.sum())
+        sizes.append(weights.sum())
+    x = torch.stack(merged)
+    return x + block.ls2(block.mlp(block.norm2(x))), torch.stack(sizes)
+
+
+@pytest.mark.parametrize("host", ["timm", "timm-dinov2", "timm-distilled", "timm-average"])
+def test_equals_token_merging_by_hand(host: str) -> None:
+    torch.manual_seed(3)
+    model = HOSTS[host]().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.2)
+    protected = model.num_prefix_tokens
+    alt_fast.apply_patch(model, r=3, unmerge=False)
+    features = model.forward_features(images())
+    alt_fast.remove_patch(model)
+    x = model.norm_pre(model._pos_embed(model.patch_embed(images())))
+    for image in range(2):
+        tokens, size = x[image], torch.ones(x.shape[1])
+        for block in model.blocks:
+            tokens, size = block_by_hand(block, tokens, size, 3, protected)
+        torch.testing.assert_close(features[image], model.norm(tokens), rtol=1e-3, atol=1e-4)
+
+
+def test_unmerged_average_weighs_patches_equally() -> None:
+    model = HOSTS["timm-average"]().eval()
+    alt_fast.apply_patch(model, r=3, unmerge=False, trace_source=True)
+    tokens = model.forward_features(images())
+    _, size = alt_fast.merge_trace(model)
+    expected = (tokens * size[..., None]).sum(1) / size.sum(1, keepdim=True)
+    alt_fast.apply_patch(model, r=3)  # unmerges by itself: the head averages
+    torch.testing.assert_close(model.pool(model.forward_features(images())), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_dense_features_keep_their_grid() -> None:
+    model = alt_fast.apply_patch(timm_vit().eval(), r=3, unmerge=True, trace_source=True)
+    features = model.forward_features(images())
+    source, _ = alt_fast.merge_trace(model)
+    assert features.shape == (2, 17, 32)
+    same = source[:, :, None] == source[:, None, :]
+    assert (features[:, :, None] == features[:, None, :]).all(-1)[same].all()
+
+
+@pytest.mark.parametrize(("r", "tokens"), [([1, 0, 4], 12), ((2, -1.0), 11), (0.25, 8), (0, 17), (100, 3)])
+def test_forms_of_r(r: Any, tokens: int) -> None:
+    model = alt_fast.apply_patch(timm_vit().eval(), r=r)
+    assert model.forward_features(images()).shape[1] == tokens
+
+
+def test_prop_attn_off() -> None:
+    model = timm_vit().eval()
+    proportional = run(alt_fast.apply_patch(model, r=3))
+    plain = run(alt_fast.apply_patch(model, r=3, prop_attn=False))
+    assert not torch.equal(proportional, plain)
+
+
+def test_dynamic_image_size() -> None:
+    model = alt_fast.apply_patch(timm_vit(dynamic_img_size=True).eval(), r=3)
+    assert model.forward_features(torch.randn(1, 3, 48, 40)).shape[1] == 31 - 9
+
+
+@pytest.mark.parametrize("host", ["timm", "open_clip", "ViTModel", "Dinov2Model"])
+def test_activation_checkpointing(host: str) -> None:
+    torch.manual_seed(0)
+    model = alt_fast.apply_patch(HOSTS[host]().train(), r=3)
+    run(model).square().sum().backward()
+    expected = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    if hasattr(model, "gradient_checkpointing_enable"):
+        model.gradient_checkpointing_enable()
+    else:
+        model.set_grad_checkpointing()
+    run(model).square().sum().backward()
+    for name, parameter in model.named_parameters():
+        if name in expected:
+            torch.testing.assert_close(parameter.grad, expected[name])
+
+
+def test_reentrant_checkpointing_is_refused() -> None:
+    from torch.utils.checkpoint import checkpoint
+
+    model = alt_fast.apply_patch(timm_vit().train(), r=3)
+    x = model.blocks[0](torch.randn(1, 17, 32, requires_grad=True))
+    with warnings.catch_warnings(), pytest.raises(RuntimeError, match="use_reentrant=False"):
+        warnings.simplefilter("ignore")
+        checkpoint(model.blocks[1], x, use_reentrant=True)
+
+
+def test_dropout_and_drop_path() -> None:
+    model = timm_vit(attn_drop_rate=0.3, proj_drop_rate=0.2, drop_path_rate=0.5)
+    alt_fast.apply_patch(model, r=3)
+    model.train()
+    assert not torch.equal(run(model), run(model))
+    model.eval()
+    assert torch.equal(run(model), run(model))
+
+
+def test_hidden_states_of_hugging_face() -> None:
+    model = alt_fast.apply_patch(HOSTS["CLIPVisionModel"]().eval(), r=3, unmerge=False)
+    states = model(images(), output_hidden_states=True).hidden_states
+    assert [state.shape[1] for state in states] == [17, 14, 11, 8]
+
+
+def test_whole_clip_models_keep_their_text_tower() -> None:
+    import transformers
+
+    small = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    model = transformers.CLIPModel(
+        transformers.CLIPConfig(
+            text_config={**small, "vocab_size": 50, "bos_token_id": 0, "eos_token_id": 49},
+            vision_config={**small, "image_size": IMAGE, "patch_size": 8},
+        )
+    ).eval()
+    text = [type(module) for module in model.text_model.modules()]
+    alt_fast.apply_patch(model, r=3, trace_source=True)
+    assert [type(module) for module in model.text_model.modules()] == text
+    model(input_ids=torch.tensor([[0, 3, 49]]), pixel_values=images())
+    assert alt_fast.merge_trace(model).size.shape == (2, 11)
+
+
+def test_ddp_wrapping(tmp_path: Any) -> None:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        model = alt_fast.apply_patch(timm_vit(), r=3)
+        expected = run(model)
+        wrapped = nn.parallel.DistributedDataParallel(model)
+        out = run(wrapped)
+        out.sum().backward()
+        torch.testing.assert_close(out, expected)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_onnx_export_runs_in_onnxruntime(tmp_path: Any) -> None:
+    import onnxruntime as runtime
+
+    model = alt_fast.apply_patch(timm_vit().eval(), r=3)
+    path = tmp_path / "model.onnx"
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(model, (images(),), path, dynamo=True, verbose=False)
+        expected = run(model)
+    session = runtime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    (out,) = session.run(None, {session.get_inputs()[0].name: images().numpy()})
+    torch.testing.assert_close(torch.from_numpy(out), expected, rtol=1e-4, atol=1e-4)
+
+
+REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
+    "windows": (
+        lambda: timm.create_model("swin_tiny_patch4_window7_224", depths=(1, 1, 1, 1)),
+        "windows|relative",
+    ),
+    "relative positions": (lambda: timm.create_model("vit_relpos_small_patch16_224", depth=1), "relative"),
+    "rotary positions": (lambda: timm.create_model("eva02_tiny_patch14_224", depth=1), "rotary"),
+    "other blocks": (lambda: timm_vit(block_fn=timm.models.vision_transformer.ParallelScalingBlock), "must be timm's Block"),
+    "custom open_clip blocks": (lambda: open_clip_tower(qk_norm=True), "must be ResidualAttentionBlock"),
+    "no transformer": (lambda: nn.Linear(2, 2), "knows"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refuses_what_merging_cannot_honour(name: str) -> None:
+    build, message = REFUSED[name]
+    model = build()
+    classes = [type(module) for module in model.modules()]
+    with pytest.raises(ValueError, match=message):
+        alt_fast.apply_patch(model, r=2)
+    assert [type(module) for module in model.modules()] == classes
+
+
+def test_masks_are_refused() -> None:
+    model = alt_fast.apply_patch(timm_vit().eval(), r=2)
+    with pytest.raises(ValueError, match="attn_mask"):
+        model.forward_features(images(), attn_mask=torch.ones(17, 17, dtype=torch.bool))
+
+
+def test_bad_input() -> None:
+    with pytest.raises(TypeError, match=r"model must be a torch\.nn\.Module"):
+        alt_fast.apply_patch("vit")
+    for r, error in ((-1, ValueError), ([1, 2], ValueError), (0.7, ValueError), ("8", TypeError), (None, TypeError)):
+        model = timm_vit()
+        with pytest.raises(error, match="r "):
+            alt_fast.apply_patch(model, r=r)
+        assert type(model.blocks[0]) is timm.models.vision_transformer.Block
+    with pytest.raises(ValueError, match="keeps no trace"):
+        alt_fast.merge_trace(alt_fast.apply_patch(timm_vit()))
+    with pytest.raises(ValueError, match="has not run"):
+        alt_fast.merge_trace(alt_fast.apply_patch(timm_vit(), trace_source=True))
