@@ -1,10 +1,14 @@
 # `make test`, `make lint` and `make demo` use the environment that the README's commands make.
 PYTHON ?= .venv/bin/python
 
-.PHONY: lint test demo
+.PHONY: lint test test-gpu demo
 
 test:
 	$(PYTHON) -m pytest
+
+# Every kernel compiled on a GPU, against its reference.
+test-gpu:
+	TRITON_INTERPRET=0 $(PYTHON) -m pytest tests/kernels --device cuda
 
 lint:
 	$(PYTHON) -m ruff format --check .

@@ -51,7 +51,9 @@ def merge_schedule(r: Reduction, num_layers: int) -> list[int | float]:
     elif len(r) == num_layers:
         schedule = [int(value) for value in r]
     else:
-        raise ValueError(f"r must be one number, (r, inflect) with a float inflect, or {num_layers} ints, got {list(r)}")
+        raise ValueError(
+            f"r must be one number, (r, inflect) with a float inflect, or {num_layers} ints, got {list(r)}"
+        )
     if min(schedule, default=0) < 0:
         raise ValueError(f"r must be >= 0 in every layer, got {schedule}")
     return schedule
@@ -156,11 +158,13 @@ class ToMeAttention(Attention):
         proj = getattr(attention, "o_proj", None) or getattr(attention, "out_proj", None)
         layers = [part for part in (*parts, proj) if isinstance(part, nn.Linear)]
         if len(layers) < 4 or len({layer.weight.shape for layer in layers[:3]}) > 1:
-            raise ValueError(f"{type(attention).__name__} has no q_proj, k_proj, v_proj of one width and output projection")
+            raise ValueError(
+                f"{type(attention).__name__} has no q_proj, k_proj, v_proj of one width and output projection"
+            )
         taken = cls._empty(layers[0].in_features, layers[0].out_features // attention.head_dim, False)
         taken.attn_drop.p = getattr(attention, "attention_dropout", getattr(attention, "dropout", 0.0))
         with torch.no_grad():
-            taken.qkv.weight = nn.Parameter(torch.cat([layer.weight for layer in layers[:3]]))
+            taken.qkv.weight = nn.Parameter(torch.cat(tuple(layer.weight for layer in layers[:3])))
             biases = [layer.bias for layer in layers[:3] if layer.bias is not None]
             if len(biases) == 3:
                 taken.qkv.bias = nn.Parameter(torch.cat(biases))
@@ -181,9 +185,7 @@ def check_multihead(attention: nn.MultiheadAttention) -> None:
         raise ValueError("attention must be plain self-attention: one width for q, k, v; no added keys")
 
 
-def attend_multihead(
-    attention: nn.MultiheadAttention, x: Tensor, size: Tensor | None
-) -> tuple[Tensor, Tensor]:
+def attend_multihead(attention: nn.MultiheadAttention, x: Tensor, size: Tensor | None) -> tuple[Tensor, Tensor]:
     """Self-attention with the parameters of nn.MultiheadAttention: x [B, N, C] -> output [B, N, C], keys [B, N, H, D]."""
     qkv = F.linear(x, attention.in_proj_weight, attention.in_proj_bias)
     qkv = qkv.view(*x.shape[:2], 3, attention.num_heads, attention.head_dim)

@@ -1,7 +1,5 @@
 """What tests share: a tiny corpus, a tiny dataset of real video files, and a trained run."""
 
-# ruff: noqa: E402  (Triton decides when it is first imported whether it compiles or interprets)
-
 import os
 from collections.abc import Callable
 from pathlib import Path

@@ -1,8 +1,14 @@
-"""Merge schedules."""
+"""Merge schedules, and attention that knows sizes."""
+
+import re
+from pathlib import Path
 
 import pytest
+import torch
+from timm.layers import Attention
+from torch import nn
 
-from alt_fast.tome import merge_schedule
+from alt_fast.tome import ToMeAttention, merge_schedule
 
 
 def test_one_r_for_every_layer() -> None:
@@ -27,3 +33,79 @@ def test_inflect_moves_merging_early_or_late() -> None:
 def test_bad_schedules(r: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         merge_schedule(r, 12)
+
+
+def test_fractions() -> None:
+    assert merge_schedule(0.1, 3) == [0.1] * 3
+    with pytest.raises(ValueError, match="fraction"):
+        merge_schedule(0.6, 3)
+    with pytest.raises(TypeError, match="r must be"):
+        merge_schedule("8", 3)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("qk_norm", [False, True])
+def test_has_the_constructor_state_and_result_of_timm(qk_norm: bool) -> None:
+    options = {"num_heads": 4, "qkv_bias": True, "qk_norm": qk_norm, "norm_layer": nn.LayerNorm}
+    theirs, ours = Attention(32, **options), ToMeAttention(32, **options)
+    ours.load_state_dict(theirs.state_dict())
+    x = torch.randn(2, 9, 32)
+    torch.testing.assert_close(ours(x)[0], theirs(x))
+    sizes = torch.full((2, 9), 3.0)
+    torch.testing.assert_close(ours(x, sizes)[0], theirs(x))  # equal sizes say nothing
+
+
+def test_takes_over_timm() -> None:
+    theirs = Attention(32, num_heads=4, qkv_bias=True)
+    ours = ToMeAttention.from_timm(theirs)
+    assert ours.qkv.weight is theirs.qkv.weight
+    assert type(theirs) is Attention
+    x = torch.randn(2, 9, 32)
+    torch.testing.assert_close(ours(x)[0], theirs(x))
+    with pytest.raises(TypeError, match="must be timm"):
+        ToMeAttention.from_timm(nn.Linear(2, 2))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+@pytest.mark.parametrize("bias", [True, False])
+def test_takes_over_multihead(batch_first: bool, bias: bool) -> None:
+    theirs = nn.MultiheadAttention(32, 4, bias=bias, batch_first=batch_first).eval()
+    ours = ToMeAttention.from_multihead(theirs)
+    assert ours.qkv.weight is theirs.in_proj_weight
+    x = torch.randn(2, 9, 32)
+    y = x if batch_first else x.transpose(0, 1)
+    expected = theirs(y, y, y, need_weights=False)[0]
+    torch.testing.assert_close(ours(x)[0], expected if batch_first else expected.transpose(0, 1))
+    with pytest.raises(ValueError, match="plain self-attention"):
+        ToMeAttention.from_multihead(nn.MultiheadAttention(32, 4, kdim=8, vdim=8))
+
+
+def test_takes_over_huggingface() -> None:
+    from transformers import CLIPVisionConfig, ViTConfig
+    from transformers.models.clip.modeling_clip import CLIPAttention
+    from transformers.models.vit.modeling_vit import ViTAttention
+
+    small = {"hidden_size": 32, "num_attention_heads": 4}
+    for theirs in (
+        ViTAttention(ViTConfig(**small, attn_implementation="sdpa")).eval(),
+        ViTAttention(ViTConfig(**small, qkv_bias=False, attn_implementation="sdpa")).eval(),
+        CLIPAttention(CLIPVisionConfig(**small, attn_implementation="sdpa")).eval(),
+    ):
+        ours = ToMeAttention.from_huggingface(theirs)
+        x = torch.randn(2, 9, 32)
+        torch.testing.assert_close(ours(x)[0], theirs(x, attention_mask=None)[0])
+    with pytest.raises(ValueError, match="has no q_proj"):
+        ToMeAttention.from_huggingface(nn.Linear(2, 2))
+
+
+def test_the_readme_block_runs_and_merges() -> None:
+    """README's example of a block of one's own, as it stands there."""
+    text = (Path(__file__).parent.parent / "README.md").read_text()
+    code = re.search(r"<!-- block -->\n```python\n(.*?)```", text, re.DOTALL)
+    assert code is not None
+    names: dict = {}
+    exec(code[1], names)
+    block = names["Block"](32, 4)
+    x, size = block(torch.randn(2, 17, 32), torch.ones(2, 17))
+    assert x.shape == (2, 9, 32)
+    assert size.sum(1).tolist() == [17, 17]
+    x.sum().backward()

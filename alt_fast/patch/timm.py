@@ -38,7 +38,7 @@ class TimmBlock(MergingBlock, Block):
     @classmethod
     def patch(cls, block: nn.Module, settings: Settings) -> None:
         super().patch(block, settings)
-        block.attn.__class__ = ToMeAttention  # type: ignore[union-attr, assignment]
+        block.attn.__class__ = ToMeAttention
 
     def unpatch(self) -> None:
         self.attn.__class__ = Attention
@@ -58,12 +58,16 @@ def find_tower(module: nn.Module) -> Tower | None:
         VisionTransformer.forward_features,
         VisionTransformerDistilled.forward_features,
     ):
-        raise ValueError(f"{type(module).__name__} overrides forward_features; write its block with alt_fast.ToMeAttention")
+        raise ValueError(
+            f"{type(module).__name__} overrides forward_features; write its block with alt_fast.ToMeAttention"
+        )
     for block in module.blocks:
         if type(block) is not Block:
             raise ValueError(f"block of {type(module).__name__} must be timm's Block, got {type(block).__name__}")
         if type(block.attn) is not Attention:
-            raise ValueError(f"attention of {type(module).__name__} must be timm's Attention, got {type(block.attn).__name__}")
+            raise ValueError(
+                f"attention of {type(module).__name__} must be timm's Attention, got {type(block.attn).__name__}"
+            )
     pooled = module.attn_pool is not None or module.global_pool not in ("token", "")
     pooled = pooled and not isinstance(module, VisionTransformerDistilled)
     return Tower(list(module.blocks), module.num_prefix_tokens, pooled, {Block: TimmBlock})

@@ -113,18 +113,29 @@ MERGING: dict[type[nn.Module], type[MergingBlock]] = {
     )
 }
 
-PREFIX = {ViTModel: 1, DeiTModel: 2, CLIPVisionModel: 1, Dinov2Model: 1, Dinov2WithRegistersModel: 1, SiglipVisionModel: 0}
+PREFIX = {
+    ViTModel: 1,
+    DeiTModel: 2,
+    CLIPVisionModel: 1,
+    Dinov2Model: 1,
+    Dinov2WithRegistersModel: 1,
+    SiglipVisionModel: 0,
+}
 """Class and distillation tokens of each tower; registers are counted from its configuration."""
 
 
 def find_tower(module: nn.Module) -> Tower | None:
     """The tower that `module` is; ValueError for one that merging cannot honour."""
     if type(module).__name__.endswith("Backbone"):
-        raise ValueError(f"{type(module).__name__} returns grids of every layer, whose tokens merging changes in number")
+        raise ValueError(
+            f"{type(module).__name__} returns grids of every layer, whose tokens merging changes in number"
+        )
     if type(module) not in PREFIX:
         return None
     blocks = [block for block in module.modules() if type(block) in MERGING]
     if not blocks:
-        raise ValueError(f"{type(module).__name__} has no layers that apply_patch knows; transformers 5 or newer is needed")
+        raise ValueError(
+            f"{type(module).__name__} has no layers that apply_patch knows; transformers 5 or newer is needed"
+        )
     protected = PREFIX[type(module)] + getattr(module.config, "num_register_tokens", 0)
     return Tower(blocks, protected, True, MERGING)

@@ -104,7 +104,9 @@ def fold_vmap(op: Callable[..., Any], per_image: int) -> Callable[..., Any]:
         if any(dim is not None for dim in in_dims[per_image:]):
             raise NotImplementedError(f"{op} can be mapped over its {per_image} per-image tensors only")
         folded = [
-            x if x is None else (x.expand(info.batch_size, *x.shape) if dim is None else x.movedim(dim, 0)).flatten(0, 1)
+            x
+            if x is None
+            else (x.expand(info.batch_size, *x.shape) if dim is None else x.movedim(dim, 0)).flatten(0, 1)
             for x, dim in zip(args[:per_image], in_dims, strict=False)
         ]
         out = op(*folded, *args[per_image:])

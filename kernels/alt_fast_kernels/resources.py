@@ -171,7 +171,8 @@ def table(targets: list[Arch], kernel: str | None, workers: int) -> list[Row]:
     """Rows of all launches on all targets, in order, compiled by `workers` processes."""
     with ProcessPoolExecutor(workers) as pool:
         parts = [
-            [pool.submit(_measure_slice, target, kernel, part, workers) for part in range(workers)] for target in targets
+            [pool.submit(_measure_slice, target, kernel, part, workers) for part in range(workers)]
+            for target in targets
         ]
         slices = [[future.result() for future in futures] for futures in parts]
     rows = []
@@ -191,7 +192,9 @@ def main(argv: list[str] | None = None) -> int:
     if os.environ.get("TRITON_INTERPRET") == "1":
         parser.error("unset TRITON_INTERPRET: interpreted kernels are not compiled")
     rows = table(options.target or list(TARGETS), options.kernel, options.workers)
-    print(f"Triton {triton.__version__}. Registers per thread; spills in bytes (registers on gfx942); shared memory in bytes.\n")
+    print(
+        f"Triton {triton.__version__}. Registers per thread; spills in bytes (registers on gfx942); shared memory in bytes.\n"
+    )
     print("| target | kernel | case | registers | spills | shared |\n|---|---|---|--:|--:|--:|")
     for row in rows:
         mark = "" if row.fits else " **does not fit**"

@@ -29,7 +29,8 @@ def test_equals_the_formula_on_packed_views(num_tokens: int, sized: bool) -> Non
 @pytest.mark.kernel_only
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize(
-    ("num_tokens", "dim"), [(2, 32), (67, 32), (2, 64), (67, 64), (130, 64), (67, 80), (3, 96), (67, 96), (2, 128), (67, 128)]
+    ("num_tokens", "dim"),
+    [(2, 32), (67, 32), (2, 64), (67, 64), (130, 64), (67, 80), (3, 96), (67, 96), (2, 128), (67, 128)],
 )
 def test_kernel_is_as_accurate_as_pytorch(num_tokens: int, dim: int, dtype: torch.dtype) -> None:
     """Against the formula in fp64, in both forms, forward and backward."""

@@ -48,7 +48,9 @@ def test_equals_the_definition(num_tokens: int, protected: int) -> None:
 
 
 @pytest.mark.parametrize("dtype", HALVES)
-@pytest.mark.parametrize(("num_tokens", "heads", "dim"), [(2, 1, 1), (3, 2, 5), (64, 3, 32), (129, 2, 80), (197, 3, 64)])
+@pytest.mark.parametrize(
+    ("num_tokens", "heads", "dim"), [(2, 1, 1), (3, 2, 5), (64, 3, 32), (129, 2, 80), (197, 3, 64)]
+)
 def test_is_a_best_plan(num_tokens: int, heads: int, dim: int, dtype: torch.dtype) -> None:
     key = torch.randn(2, num_tokens, 3, heads, dim).to(dtype)[:, :, 1]  # strided, as the projection leaves it
     for protected in {0, 1, 2, min(5, num_tokens)}:

@@ -12,7 +12,9 @@ from alt_fast_kernels.testing import assert_as_accurate
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
 
-def make_case(batch: int, num_tokens: int, channels: int, r: int, protected: int = 1) -> tuple[Tensor, Tensor, MergePlan]:
+def make_case(
+    batch: int, num_tokens: int, channels: int, r: int, protected: int = 1
+) -> tuple[Tensor, Tensor, MergePlan]:
     x = torch.randn(batch, num_tokens, channels)
     size = torch.randint(1, 3000, (batch, num_tokens)).float()
     return x, size, match(x, r, protected)
@@ -107,7 +109,10 @@ def test_fused_kernel_is_as_accurate_as_pytorch(num_tokens: int, channels: int, 
     state = random_norm(channels, dtype).state_dict()
     for fused in (False, True):
         results = zip(
-            run("triton", dtype, fused), run("reference", dtype, fused), run("reference", torch.float64, fused), strict=True
+            run("triton", dtype, fused),
+            run("reference", dtype, fused),
+            run("reference", torch.float64, fused),
+            strict=True,
         )
         for kernel, reference, exact in results:
             assert_as_accurate(kernel, reference, exact)
@@ -128,7 +133,9 @@ def test_only_one_output_used_in_training() -> None:
 def test_strided_tokens_and_mixed_dtypes() -> None:
     x, size, plan = make_case(2, 20, 16, 5)
     residual = torch.randn(2, 16, 20).mT.bfloat16()  # channels are strided; autocast leaves branches in half precision
-    merged, _, normed = merge(x.transpose(0, 1).contiguous().transpose(0, 1), size, plan, residual, norm=random_norm(16))
+    merged, _, normed = merge(
+        x.transpose(0, 1).contiguous().transpose(0, 1), size, plan, residual, norm=random_norm(16)
+    )
     assert merged.dtype == normed.dtype == torch.float32
     expected, _ = merge(x + residual, size, plan)
     torch.testing.assert_close(merged, expected)

@@ -59,9 +59,7 @@ def align_backward_op(
 
 
 @align_backward_op.register_fake
-def _(
-    grad_aligned: Tensor, stats: Tensor, tokens: Tensor, entities: Tensor, tau: float, seed: Tensor | None
-) -> Tensor:
+def _(grad_aligned: Tensor, stats: Tensor, tokens: Tensor, entities: Tensor, tau: float, seed: Tensor | None) -> Tensor:
     return tokens.new_empty(tokens.shape)
 
 

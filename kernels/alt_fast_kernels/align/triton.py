@@ -43,7 +43,9 @@ def _gumbel(seed, row, column):
 
 
 @triton.jit
-def _dot(x, s, m, n, num_tokens, num_entities, width, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr):
+def _dot(
+    x, s, m, n, num_tokens, num_entities, width, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr
+):
     """Tile [BLOCK_M, BLOCK_N] of x s^T, x [num_tokens, width], s [num_entities, width]; fp32."""
     tile = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     row, column = m[:, None].to(tl.int64) * width, n[None, :].to(tl.int64) * width
@@ -132,7 +134,9 @@ def align_bwd_logits_kernel(
     inverse_total = tl.load(stats + num_tokens + m, mask=m < num_tokens, other=0.0)
     shift = tl.load(delta + m, mask=m < num_tokens, other=0.0)
     cosines = _dot(tokens, entities, m, n, num_tokens, num_entities, width, BLOCK_M, BLOCK_N, BLOCK_C)
-    weights = tl.exp(_noisy(cosines, scale, seed, m, n, num_entities, HAS_NOISE) - top[:, None]) * inverse_total[:, None]
+    weights = (
+        tl.exp(_noisy(cosines, scale, seed, m, n, num_entities, HAS_NOISE) - top[:, None]) * inverse_total[:, None]
+    )
     grad = _dot(grad_out, entities, m, n, num_tokens, num_entities, width, BLOCK_M, BLOCK_N, BLOCK_C)
     grad *= tl.load(length + n, mask=n < num_entities, other=0.0)[None, :]
     grad = weights * (grad - shift[:, None])
@@ -175,7 +179,11 @@ class Inputs:
         noise = self.seed is not None
         config = align_config(self.tokens.dtype, noise, arch)
         block = {"BLOCK_M": config.block_m, "BLOCK_N": config.block_n, "BLOCK_C": 32}
-        return {"HAS_NOISE": noise, **block, **compile_options(arch, config.num_warps, config.num_stages, config.maxnreg)}
+        return {
+            "HAS_NOISE": noise,
+            **block,
+            **compile_options(arch, config.num_warps, config.num_stages, config.maxnreg),
+        }
 
 
 def _split_launch(kernel: Any, inputs: Inputs, args: tuple[Tensor, ...], arch: Arch | None) -> Launch:

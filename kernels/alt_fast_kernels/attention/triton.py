@@ -148,8 +148,12 @@ def attention_bwd_kv_kernel(
     sum_k *= scale * 0.6931471805599453  # back from base 2
     inside = (n[:, None] < num_k) & (d[None, :] < dim)
     at = n[:, None].to(tl.int64)
-    tl.store(grad_k + image * gk_b + head * gk_h + at * gk_n + d[None, :], sum_k.to(grad_k.dtype.element_ty), mask=inside)
-    tl.store(grad_v + image * gv_b + head * gv_h + at * gv_n + d[None, :], sum_v.to(grad_v.dtype.element_ty), mask=inside)
+    tl.store(
+        grad_k + image * gk_b + head * gk_h + at * gk_n + d[None, :], sum_k.to(grad_k.dtype.element_ty), mask=inside
+    )
+    tl.store(
+        grad_v + image * gv_b + head * gv_h + at * gv_n + d[None, :], sum_v.to(grad_v.dtype.element_ty), mask=inside
+    )
 
 
 def attention_config(kernel: str, dtype: torch.dtype, block_d: int, arch: Arch) -> Config:

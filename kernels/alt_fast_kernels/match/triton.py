@@ -121,15 +121,28 @@ def match_kernel(
         tl.store(order + p, p, mask=p < protected)
 
 
-def match_launch(
-    key: Tensor, r: int, protected: int, slot: Tensor, order: Tensor, arch: Arch | None = None
-) -> Launch:
+def match_launch(key: Tensor, r: int, protected: int, slot: Tensor, order: Tensor, arch: Arch | None = None) -> Launch:
     """key [B, N, H, D] any strides; writes slot and order, [B, N] int32 contiguous."""
     batch, num_tokens, num_heads, dim = key.shape
     metric = key.new_empty(batch, num_tokens, dim, dtype=torch.float32)
     norm = metric.new_empty(batch, num_tokens)
     best = metric.new_empty(batch, num_tokens)
     partner, rank = slot.new_empty(2, batch, num_tokens)
-    args = (key, metric, norm, best, partner, rank, slot, order, *key.stride(), num_tokens, num_heads, dim, r, protected)
+    args = (
+        key,
+        metric,
+        norm,
+        best,
+        partner,
+        rank,
+        slot,
+        order,
+        *key.stride(),
+        num_tokens,
+        num_heads,
+        dim,
+        r,
+        protected,
+    )
     options = compile_options(arch or arch_of(key.device), num_warps=4, maxnreg=128)
     return Launch(match_kernel, batch, args, {"BLOCK": BLOCK, "BLOCK_D": min(64, padded(dim)), **options})

@@ -125,7 +125,8 @@ def _backward(ctx: Any, grad_out: Tensor | None, *grads: Tensor | None) -> tuple
     of_weights = found[1:] if grad_normed is not None else (None, None)
     wanted = (found[0], found[0], *of_weights)
     grad_x, grad_residual, grad_weight, grad_bias = (
-        None if dtype is None or grad is None else grad.to(dtype) for grad, dtype in zip(wanted, ctx.dtypes, strict=True)
+        None if dtype is None or grad is None else grad.to(dtype)
+        for grad, dtype in zip(wanted, ctx.dtypes, strict=True)
     )
     return grad_x, grad_residual, None, None, None, None, grad_weight, grad_bias, None
 

@@ -1,6 +1,5 @@
 """Residual add, size-weighted merge and LayerNorm in one pass over the tokens. Contract: `alt_fast_kernels.merge`."""
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -29,14 +28,16 @@ def _members(slot, order, j, num_slots, num_tokens, MERGED: tl.constexpr):
 def _total_size(size, order, first, start, count, valid):
     """Summed size of each slot's tokens, the survivor first, then the merged ones by index."""
     total = tl.load(size + first, mask=valid, other=1.0)
-    for i in range(0, tl.max(count, 0)):
+    for i in range(tl.max(count, 0)):
         token = tl.load(order + start + i, mask=i < count, other=0)
         total += tl.load(size + token, mask=i < count, other=0.0)
     return total
 
 
 @triton.jit
-def _row(x, residual, token, c, inside, stride_n, stride_c, residual_stride_n, residual_stride_c, HAS_RESIDUAL: tl.constexpr):
+def _row(
+    x, residual, token, c, inside, stride_n, stride_c, residual_stride_n, residual_stride_c, HAS_RESIDUAL: tl.constexpr
+):
     """Rows of x (+ residual) in fp32."""
     at = token[:, None].to(tl.int64)
     row = tl.load(x + at * stride_n + c[None, :] * stride_c, mask=inside, other=0.0).to(tl.float32)
@@ -71,11 +72,9 @@ def merge_fwd_kernel(
     total = _total_size(size, order, first, start, count, valid)
     # A share first, then the product: a token alone in its slot has the share 1 and passes through bit for bit.
     share = tl.load(size + first, mask=valid, other=1.0) / total
-    row = _row(
-        x, residual, first, c, inside, stride_n, stride_c, residual_stride_n, residual_stride_c, HAS_RESIDUAL
-    )
+    row = _row(x, residual, first, c, inside, stride_n, stride_c, residual_stride_n, residual_stride_c, HAS_RESIDUAL)
     mixed = row * share[:, None]
-    for i in range(0, tl.max(count, 0)):
+    for i in range(tl.max(count, 0)):
         member = i < count
         token = tl.load(order + start + i, mask=member, other=0)
         share = tl.load(size + token, mask=member, other=0.0) / total
@@ -142,7 +141,7 @@ def merge_bwd_kernel(
         share = tl.load(size + tokens + first, mask=valid, other=0.0) / total
         to = (tokens + first)[:, None] * channels + c[None, :]
         tl.store(grad_x + to, (grad * share[:, None]).to(grad_x.dtype.element_ty), mask=inside)
-        for i in range(0, tl.max(count, 0)):
+        for i in range(tl.max(count, 0)):
             member = i < count
             token = tl.load(order + tokens + start + i, mask=member, other=0)
             share = tl.load(size + tokens + token, mask=member, other=0.0) / total
