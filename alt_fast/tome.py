@@ -26,8 +26,8 @@ Reduction = int | float | Sequence[int] | tuple[int, float]
 def merge_schedule(r: Reduction, num_layers: int) -> list[int | float]:
     """Tokens to remove in each of `num_layers` layers (ToMe, section 4.3 and appendix D).
 
-    r: an int for every layer; a float in [0, 0.5], the fraction of unprotected tokens that every layer removes; a sequence
-        of `num_layers` ints; or (r, inflect) with a float inflect in [-1, 1], which changes linearly from
+    r: an int for every layer; a float in [0, 0.5], the fraction of unprotected tokens that every layer removes; a
+        sequence of `num_layers` ints; or (r, inflect) with a float inflect in [-1, 1], which changes linearly from
         r * (1 - inflect) in the first layer to r * (1 + inflect) in the last (-1: all the merging early, 0: constant,
         1: late).
     Raises ValueError when r is negative, of another length, or inflect is out of range; TypeError when it is no number.
@@ -109,7 +109,7 @@ class ToMeAttention(Attention):
     x, size = merge(x, size, plan, residual=out)
     """
 
-    def forward(self, x: Tensor, size: Tensor | None = None) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+    def forward(self, x: Tensor, size: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """x: [B, N, C]. size: [B, N] fp32 patches per token, or None. Returns the output and the keys to match."""
         qkv = self.qkv(x).view(*x.shape[:2], 3, self.num_heads, self.head_dim)
         dropout = self.attn_drop.p if self.training else 0.0
@@ -161,11 +161,12 @@ class ToMeAttention(Attention):
             raise ValueError(
                 f"{type(attention).__name__} has no q_proj, k_proj, v_proj of one width and output projection"
             )
-        taken = cls._empty(layers[0].in_features, layers[0].out_features // attention.head_dim, False)
+        head_dim: int = attention.head_dim  # type: ignore[assignment]
+        taken = cls._empty(layers[0].in_features, layers[0].out_features // head_dim, False)
         taken.attn_drop.p = getattr(attention, "attention_dropout", getattr(attention, "dropout", 0.0))
         with torch.no_grad():
             taken.qkv.weight = nn.Parameter(torch.cat(tuple(layer.weight for layer in layers[:3])))
-            biases = [layer.bias for layer in layers[:3] if layer.bias is not None]
+            biases = tuple(layer.bias for layer in layers[:3] if layer.bias is not None)
             if len(biases) == 3:
                 taken.qkv.bias = nn.Parameter(torch.cat(biases))
             elif biases:
@@ -186,7 +187,7 @@ def check_multihead(attention: nn.MultiheadAttention) -> None:
 
 
 def attend_multihead(attention: nn.MultiheadAttention, x: Tensor, size: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Self-attention with the parameters of nn.MultiheadAttention: x [B, N, C] -> output [B, N, C], keys [B, N, H, D]."""
+    """Self-attention by nn.MultiheadAttention's parameters: x [B, N, C] -> output [B, N, C], keys [B, N, H, D]."""
     qkv = F.linear(x, attention.in_proj_weight, attention.in_proj_bias)
     qkv = qkv.view(*x.shape[:2], 3, attention.num_heads, attention.head_dim)
     dropout = attention.dropout if attention.training else 0.0

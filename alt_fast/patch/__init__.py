@@ -55,9 +55,11 @@ def apply_patch(
 ) -> Model:
     """Make every vision tower in `model` merge tokens; returns the model, patched in place.
 
-    model: of timm (VisionTransformer and its distilled form), open_clip, transformers (ViT, DeiT, CLIP, DINOv2 with or without
-        registers, SigLIP), torchvision or OpenAI's clip; or any module that contains one. Text towers stay as they are.
-    r: tokens to remove per layer: an int, one int per layer, (r, inflect), or a float, the fraction of every layer's tokens.
+    model: of timm (VisionTransformer and its distilled form), open_clip, transformers (ViT, DeiT, CLIP, DINOv2 with or
+        without registers, SigLIP), torchvision or OpenAI's clip; or any module that contains one. Text towers stay as
+        they are.
+    r: tokens to remove per layer: an int, one int per layer, (r, inflect), or a float, the fraction of every layer's
+        tokens.
     prop_attn: a token counts in attention as often as the patches it stands for; off for models trained with merging
         and without it.
     trace_source: keep where tokens went, for `merge_trace`.

@@ -14,8 +14,8 @@ from alt_fast_kernels import unmerge
 class Settings:
     """What apply_patch decided for one block.
 
-    r: tokens to remove, or a fraction. protected: leading tokens that never merge. prop_attn: attention uses sizes. trace:
-    keep where tokens went. unmerge: the last block gives every patch its token's features. last: of its tower.
+    r: tokens to remove, or a fraction. protected: leading tokens that never merge. prop_attn: attention uses sizes.
+    trace: keep where tokens went. unmerge: the last block gives every patch its token's features. last: of its tower.
     """
 
     r: int | float
@@ -27,7 +27,7 @@ class Settings:
 
 
 class MergingBlock(nn.Module):
-    """Mixed into a host's pre-norm block. The first block takes a tensor, the last returns one; between them go `Tokens`.
+    """Mixed into a host's pre-norm block. The first block takes a tensor, the last returns one; `Tokens` go between.
 
     So sizes travel as arguments: activation checkpointing, compilation and threads see no hidden state.
     """

@@ -50,7 +50,8 @@ def find_tower(module: nn.Module) -> Tower | None:
     origin = type(module).__module__
     if origin in REFUSED and hasattr(module, "patch_embed"):
         raise ValueError(
-            f"timm's {type(module).__name__} attends in windows or by relative or rotary positions, which merged tokens lose"
+            f"timm's {type(module).__name__} attends in windows or by relative or rotary positions, "
+            "which merged tokens lose"
         )
     if not isinstance(module, VisionTransformer):
         return None

@@ -37,8 +37,8 @@ def use_backend(name: Backend) -> Iterator[None]:
 def check_values() -> Iterator[None]:
     """Check values (finite keys, positive sizes) on every device, at the price of a synchronization per op.
 
-    On a CPU they are always checked. On a GPU reading them would stall the stream, so outside this context a key that is
-    not finite merges last, and only when nothing else is left.
+    On a CPU they are always checked. On a GPU reading them would stall the stream, so outside this context a key that
+    is not finite merges last, and only when nothing else is left.
     """
     global _check_values
     before, _check_values = _check_values, True
@@ -67,7 +67,10 @@ def may_read_values(x: Tensor) -> bool:
 
 
 def check_size(size: Tensor, like: Tensor) -> None:
-    """Sizes of the tokens `like` [B, N, ...]: shape [B, N], fp32 or fp64, same device, no gradient, > 0 where they may be read."""
+    """Raise unless size suits the tokens `like` [B, N, ...].
+
+    It must be [B, N], fp32 or fp64, on the same device, without gradient, and > 0 where values may be read.
+    """
     if size.shape != like.shape[:2]:
         raise ValueError(f"size must be {tuple(like.shape[:2])}, one number per token, got shape {tuple(size.shape)}")
     if size.dtype not in (torch.float32, torch.float64):

@@ -1,9 +1,9 @@
 """Compile every shipped launch configuration for every target, without a GPU, and tabulate what it takes.
 
-    python -m alt_fast_kernels.resources [--target sm_90] [--kernel attention] [--markdown FILE]
+    python -m alt_fast_kernels.resources [--target sm_90] [--kernel attention]
 
-Registers and stack (a stack means spills) are read from the machine code, shared memory from Triton. Exits with 1 when a
-kernel spills or needs more shared memory than a block of its target may have.
+Registers and stack (a stack means spills) are read from the machine code, shared memory from Triton. Exits with 1 when
+a kernel spills or needs more shared memory than a block of its target may have.
 """
 
 import argparse
@@ -47,7 +47,7 @@ JOINT_WIDTH = 512  # of CLIP B; the align kernels take the width as a number, no
 
 @dataclass(frozen=True)
 class Row:
-    """What one kernel takes on one target. registers: per thread. spills: bytes of stack, or spilled registers (AMD)."""
+    """What a kernel takes on a target. registers: per thread. spills: bytes of stack, or spilled registers (AMD)."""
 
     target: Arch
     kernel: str
@@ -193,7 +193,7 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("unset TRITON_INTERPRET: interpreted kernels are not compiled")
     rows = table(options.target or list(TARGETS), options.kernel, options.workers)
     print(
-        f"Triton {triton.__version__}. Registers per thread; spills in bytes (registers on gfx942); shared memory in bytes.\n"
+        f"Triton {triton.__version__}. Registers per thread; bytes of spills (gfx942: registers) and shared memory.\n"
     )
     print("| target | kernel | case | registers | spills | shared |\n|---|---|---|--:|--:|--:|")
     for row in rows:

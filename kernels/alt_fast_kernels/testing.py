@@ -1,4 +1,4 @@
-"""How kernels are held to their references: accuracy relative to PyTorch's own, and plans judged in double precision."""
+"""How kernels are held to references: accuracy relative to PyTorch's own, and plans judged in double precision."""
 
 import itertools
 
@@ -33,7 +33,7 @@ def assert_as_accurate(actual: Tensor, at_precision: Tensor, exact: Tensor) -> N
 def assert_best_plan(plan: MergePlan, key: Tensor, r: int, protected: int, tolerance: float = 1e-6) -> None:
     """The plan is one that the definition of `match` allows when cosines closer than `tolerance` may swap.
 
-    key: [B, N, H, D]. Two implementations round differently, so a near tie may fall either way; everything else is exact.
+    key: [B, N, H, D]. Two implementations round differently, so a near tie may fall either way; all else is exact.
     """
     metric = torch.nn.functional.normalize(key.double().mean(2), dim=-1).cpu()
     num_tokens = key.shape[1]

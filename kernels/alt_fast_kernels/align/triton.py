@@ -1,8 +1,8 @@
 """Entity alignment that streams over the corpus: no [tokens, entities] matrix. Contract: `alt_fast_kernels.align`.
 
-Every kernel is a matmul of tokens and entities with an epilogue: argmax and softmax's maximum and sum forward; backward first the sums
-over entities, then the gradient of the logits, a chunk of the corpus at a time. Logits are recomputed and the noise of
-eq. 4 drawn anew, from its counters, in every pass.
+Every kernel is a matmul of tokens and entities with an epilogue: argmax and softmax's maximum and sum forward; backward
+first the sums over entities, then the gradient of the logits, a chunk of the corpus at a time. Logits are recomputed
+and the noise of eq. 4 drawn anew, from its counters, in every pass.
 """
 
 from dataclasses import dataclass
@@ -155,8 +155,11 @@ def align_config(dtype: torch.dtype, noise: bool, arch: Arch) -> Config:
 
 @dataclass(frozen=True)
 class Inputs:
-    """What every kernel reads. tokens [M, C]; entities [K, C] unit vectors of tokens' dtype; factor [M] fp32 = 1 / (norm *
-    tau); length [K] fp32 the entities' norms; seed or None."""
+    """What every kernel reads.
+
+    tokens [M, C]; entities [K, C] unit vectors of tokens' dtype; factor [M] fp32 = 1 / (norm * tau); length [K] fp32
+    the entities' norms; seed or None.
+    """
 
     tokens: Tensor
     entities: Tensor
@@ -172,7 +175,8 @@ class Inputs:
     @property
     def shape(self) -> tuple[int, int, int]:
         """M, K, C."""
-        return len(self.tokens), *self.entities.shape  # type: ignore[return-value]
+        num_entities, width = self.entities.shape
+        return len(self.tokens), num_entities, width
 
     def options(self, arch: Arch | None) -> dict[str, Any]:
         arch = arch or arch_of(self.tokens.device)
@@ -194,21 +198,21 @@ def _split_launch(kernel: Any, inputs: Inputs, args: tuple[Tensor, ...], arch: A
 
 
 def align_fwd_launch(inputs: Inputs, best: Tensor, index: Tensor, total: Tensor, arch: Arch | None = None) -> Launch:
-    """Writes, for each part of the corpus, the best logit, its entity (int32) and the sum of exp(logit - best): [SPLITS, M]."""
+    """Writes each part's best logit, its entity (int32) and sum of exp(logit - best), all [SPLITS, M]."""
     return _split_launch(align_fwd_kernel, inputs, (best, index, total), arch)
 
 
 def align_bwd_sum_launch(
     inputs: Inputs, stats: Tensor, grad_out: Tensor, delta: Tensor, arch: Arch | None = None
 ) -> Launch:
-    """stats [2, M] (see align_op), grad_out [M, C]. Writes delta [SPLITS, M]: the mean gradient of the weights, by part of the corpus."""
+    """stats [2, M] (see align_op), grad_out [M, C]. Writes delta [SPLITS, M]: the weights' mean gradient, by part."""
     return _split_launch(align_bwd_sum_kernel, inputs, (inputs.length, stats, grad_out, delta), arch)
 
 
 def align_bwd_logits_launch(
     inputs: Inputs, saved: tuple[Tensor, Tensor, Tensor], first: int, grad_logits: Tensor, arch: Arch | None = None
 ) -> Launch:
-    """saved: stats [2, M], grad_out [M, C], delta [M]. Writes the gradient of the logits of entities first, first + 1, ... ."""
+    """saved: stats [2, M], grad_out [M, C], delta [M]. Writes the gradient of the logits from entity `first` on."""
     options = inputs.options(arch)
     num_tokens, chunk = grad_logits.shape
     grid = triton.cdiv(num_tokens, options["BLOCK_M"]) * triton.cdiv(chunk, options["BLOCK_N"])

@@ -17,12 +17,12 @@ def proportional_attention(
 ) -> Tensor:
     """softmax(q k^T * scale + log size) v (ToMe, eq. 1).
 
-    q: [B, N, H, D]. k, v: [B, M, H, D]. Any strides over B, N and H: views of a packed QKV projection are read in place.
+    q: [B, N, H, D]. k, v: [B, M, H, D]. Any strides over B, N, H: views of a packed QKV projection are read in place.
     size: [B, M] fp32 > 0, or None for plain attention. scale: 1 / sqrt(D) by default.
     dropout_p: drops attention weights; with p > 0 or D > 128 PyTorch's attention runs, on every device.
     Returns [B, N, H * D] in q's dtype (inside autocast, in autocast's).
-    Raises ValueError on shapes, dtypes or devices that do not fit, on sizes <= 0 and on a size that requires grad: sizes
-    are counts.
+    Raises ValueError on shapes, dtypes or devices that do not fit, on sizes <= 0 and on a size that requires grad
+    (sizes are counts).
     """
     if q.ndim != 4 or k.ndim != 4 or q.shape[0] != k.shape[0] or q.shape[2:] != k.shape[2:] or k.shape != v.shape:
         raise ValueError(

@@ -17,7 +17,8 @@ def attention_op(q: Tensor, k: Tensor, v: Tensor, size: Tensor | None, scale: fl
     from alt_fast_kernels.attention.triton import attention_fwd_launch
 
     out, lse = _empty_outputs(q)
-    attention_fwd_launch((*map(_unit_stride, (q, k, v)), _counts(size), scale), out, lse).run()
+    q, k, v = map(_unit_stride, (q, k, v))
+    attention_fwd_launch((q, k, v, _counts(size), scale), out, lse).run()
     return out, lse
 
 

@@ -1,7 +1,7 @@
 """Flash attention with log size as a bias on the keys, forward and backward. Contract: `proportional_attention`.
 
-q, k, v and their gradients are views [B, N, H, D] with any strides over B, N and H, so no layout is ever copied. Scores are
-kept in base 2: exp2 is the hardware's exponential.
+q, k, v and their gradients are views [B, N, H, D] with any strides over B, N and H, so no layout is ever copied. Scores
+are kept in base 2: exp2 is the hardware's exponential.
 """
 
 import math
@@ -212,7 +212,7 @@ def attention_bwd_launches(
     grads: tuple[Tensor, Tensor, Tensor],
     arch: Arch | None = None,
 ) -> tuple[Launch, Launch]:
-    """saved: grad of out, out (both [B, N, H * D] contiguous), lse. Writes delta [B, H, N] and grads (views like q, k, v).
+    """saved: grad of out, out ([B, N, H * D] contiguous), lse. Writes delta [B, H, N] and grads (views like q, k, v).
 
     The two launches run in this order: the first leaves delta for the second.
     """

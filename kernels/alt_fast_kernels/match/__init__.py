@@ -64,11 +64,13 @@ def match(key: Tensor, r: int, protected: int = 0) -> MergePlan:
         identity = torch.arange(num_tokens, dtype=torch.int32, device=key.device).expand(key.shape[0], -1)
         return MergePlan(identity, identity, num_tokens)
     key = key if key.ndim == 4 else key.unsqueeze(2)
-    if not takes_kernel(key):
-        return MergePlan(*match_reference(key, r, protected), num_tokens - r)
-    if may_read_values(key) and not bool(key.isfinite().all()):
-        raise ValueError("key must be finite, got NaN or infinity in it")
-    return MergePlan(*match_op(key, r, protected), num_tokens - r)
+    if takes_kernel(key):
+        if may_read_values(key) and not bool(key.isfinite().all()):
+            raise ValueError("key must be finite, got NaN or infinity in it")
+        slot, order = match_op(key, r, protected)
+    else:
+        slot, order = match_reference(key, r, protected)
+    return MergePlan(slot, order, num_tokens - r)
 
 
 def compose(first: Tensor, second: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from alt_fast_kernels.dispatch import may_read_values
 
 
 def match_reference(key: Tensor, r: int, protected: int) -> tuple[Tensor, Tensor]:
-    """Slot and order, both [B, N] int32, of key [B, N, H, D]; 0 < r, already clipped. Contract: `alt_fast_kernels.match`."""
+    """Slot and order, both [B, N] int32, of key [B, N, H, D]; 0 < r, clipped. Contract: `alt_fast_kernels.match`."""
     batch, num_tokens = key.shape[:2]
     with torch.autocast(key.device.type, enabled=False):
         mean = key.to(torch.promote_types(key.dtype, torch.float32)).mean(2)

@@ -30,7 +30,7 @@ def match_kernel(
     partner += image * num_tokens
     rank += image * num_tokens
 
-    # The mean over heads and its norm, kept beside the kernel's inputs: every pair of tiles reads it again (from cache).
+    # The mean over heads and its norm, kept in memory: every pair of tiles reads it again (from cache).
     for n0 in range(0, num_tokens, BLOCK):
         n = n0 + tl.arange(0, BLOCK)
         squares = tl.zeros([BLOCK], tl.float32)

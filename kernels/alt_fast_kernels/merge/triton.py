@@ -180,7 +180,7 @@ def merge_fwd_launch(
 ) -> Launch:
     """x, residual [B, N, C] any strides; size, slot, order contiguous. norm: weight, bias [C] and eps.
 
-    outputs: x' [B, N', C], size' [B, N'], normed [B, N', C], mean and rstd [B, N'] (the last three unused without norm).
+    outputs: x' [B, N', C], size' [B, N'], normed [B, N', C], mean and rstd [B, N'] (three only with norm).
     """
     batch, num_tokens, channels = x.shape
     num_slots = outputs[0].shape[1]
