@@ -8,21 +8,28 @@ from torch import Tensor
 def merge_reference(x: Tensor, size: Tensor, slot: Tensor, order: Tensor, num_slots: int) -> tuple[Tensor, Tensor]:
     """Segment means of x [B, N, C] weighted by size. Contract: `alt_fast_kernels.merge`.
 
-    Most tokens keep a slot of their own: those are gathered, and only the merged ones added.
+    Most tokens keep a slot of their own and pass through exactly. A slot that others join moves from its survivor y
+    towards each of them: y + sum of (x - y) * share is the mean, and touches r rows only.
     """
+    batch, num_tokens, channels = x.shape
+    dtype = torch.promote_types(x.dtype, size.dtype)
     order = order.long()
     first, merged = order[:, :num_slots], order[:, num_slots:]
     target = slot.gather(1, merged).long()
-    new_size = size.gather(1, first).scatter_add(1, target, size.gather(1, merged))
-    # Each token's share of its slot comes first, so that a token that merges with nothing passes through exactly.
-    kept_share = size.gather(1, first) / new_size
-    merged_share = size.gather(1, merged) / new_size.gather(1, target)
+    merged_size = size.gather(1, merged)
+    new_size = size.gather(1, first).scatter_add(1, target, merged_size)
+    share = (merged_size / new_size.gather(1, target)).unsqueeze(-1)
 
-    def rows(index: Tensor) -> Tensor:
-        return index.unsqueeze(-1).expand(-1, -1, x.shape[2])
+    flat = x.reshape(-1, channels)  # whole rows are copied: several times faster than an elementwise gather
+    start = torch.arange(batch, device=x.device).unsqueeze(1) * num_tokens
 
-    mixed = x.gather(1, rows(first)) * kept_share.unsqueeze(-1)  # in fp32 at least, as sizes are
-    mixed = mixed.scatter_add(1, rows(target), x.gather(1, rows(merged)) * merged_share.unsqueeze(-1))
+    def rows(tokens: Tensor) -> Tensor:
+        picked = flat.index_select(0, (start + tokens).flatten())
+        return picked.view(*tokens.shape, channels).to(dtype)
+
+    mixed = rows(first)
+    step = (rows(merged) - rows(first.gather(1, target))) * share
+    mixed.scatter_add_(1, target.unsqueeze(-1).expand_as(step), step)
     return mixed.to(x.dtype), new_size
 
 
