@@ -27,7 +27,8 @@ from triton.runtime.driver import driver
 from alt_fast_kernels.align.triton import Inputs, align_bwd_logits_launch, align_bwd_sum_launch, align_fwd_launch
 from alt_fast_kernels.attention.triton import attention_bwd_launches, attention_fwd_launch
 from alt_fast_kernels.launch import Arch, Launch
-from alt_fast_kernels.match.triton import match_launch
+from alt_fast_kernels.match import MAX_CHANNELS
+from alt_fast_kernels.match.triton import match_launches
 from alt_fast_kernels.merge.triton import backward_programs, merge_bwd_launch, merge_fwd_launch
 
 TARGETS = {
@@ -41,7 +42,8 @@ SHARED_LIMIT = {"sm_80": 99 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024, "
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 HEAD_DIMS = (32, 64, 80, 96, 128)
-WIDTHS = (384, 768, 1024)  # ViT-S, B and L
+WIDTHS = (192, 384, 768, 1024, 1280, MAX_CHANNELS)  # ViT-Ti, S, B, L and H, and the widest that the kernels take
+KEYS = ((12, 32), (12, 64), (16, 128), (1, 768), (1, MAX_CHANNELS))  # heads and channels; one head: a metric
 JOINT_WIDTH = 512  # of CLIP B; the align kernels take the width as a number, not as a tile
 
 
@@ -80,7 +82,9 @@ class _Target:
 def launches(arch: Arch) -> Iterator[tuple[str, str, Launch]]:
     """(op, case, launch) of every kernel in every configuration that a user can reach."""
     for name, dtype in DTYPES.items():
-        yield "match", name, _match(dtype, arch)
+        for heads, dim in KEYS:
+            for launch in _match(dtype, heads, dim, arch):
+                yield "match", f"{name} H={heads} D={dim}", launch
         for width in WIDTHS:
             for fused in (False, True):
                 case = f"{name} C={width}{' fused' if fused else ''}"
@@ -96,24 +100,24 @@ def launches(arch: Arch) -> Iterator[tuple[str, str, Launch]]:
 
 
 def _plan() -> tuple[Tensor, Tensor, Tensor]:
-    """size, slot, order of 2 images, 197 tokens."""
-    return torch.empty(2, 197), torch.empty(2, 197, dtype=torch.int32), torch.empty(2, 197, dtype=torch.int32)
+    """size, order, start of 2 images, 197 tokens, r = 8."""
+    return torch.empty(2, 197), torch.empty(2, 197, dtype=torch.int32), torch.empty(2, 190, dtype=torch.int32)
 
 
-def _match(dtype: torch.dtype, arch: Arch) -> Launch:
-    _, slot, order = _plan()
-    return match_launch(torch.empty(2, 197, 3, 12, 64, dtype=dtype)[:, :, 1], 8, 1, slot, order, arch)
+def _match(dtype: torch.dtype, heads: int, dim: int, arch: Arch) -> tuple[Launch, ...]:
+    _, order, start = _plan()
+    return match_launches(torch.empty(2, 197, 3, heads, dim, dtype=dtype)[:, :, 1], 8, 1, (order, order, start), arch)
 
 
 def _merge(dtype: torch.dtype, width: int, fused: bool, arch: Arch) -> Iterator[Launch]:
     x, out = torch.empty(2, 197, width, dtype=dtype), torch.empty(2, 189, width, dtype=dtype)
     stats, weight = torch.empty(2, 189), torch.empty(width)
-    size, slot, order = _plan()
+    plan = _plan()
     norm = (weight, weight, 1e-5) if fused else None
-    yield merge_fwd_launch(x, x if fused else None, size, slot, order, norm, (out, stats, out, stats, stats), arch)
+    yield merge_fwd_launch(x, x if fused else None, plan, norm, (out, stats, out, stats, stats), arch)
     partial = torch.empty(backward_programs(2, 189, width), width)
     saved = (weight, stats, stats) if fused else None
-    yield merge_bwd_launch((out, out if fused else None), out, (size, slot, order), saved, (x, partial, partial), arch)
+    yield merge_bwd_launch((out, out if fused else None), out, plan, saved, (x, partial, partial), arch)
 
 
 def _attention(dtype: torch.dtype, dim: int, sized: bool, arch: Arch) -> Iterator[Launch]:

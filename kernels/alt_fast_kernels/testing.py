@@ -44,17 +44,19 @@ def assert_best_plan(plan: MergePlan, key: Tensor, r: int, protected: int, toler
         raise AssertionError(f"expected {num_tokens - r} slots, got {plan.num_slots}")
     if r == 0:
         identity = torch.arange(num_tokens).expand(len(key), -1).tolist()
-        if plan.slot.tolist() != identity or plan.order.tolist() != identity:
+        if plan.slot.tolist() != identity or plan.order.tolist() != identity or bool(plan.start.any()):
             raise AssertionError("r = 0 must give the identity plan")
         return
     for image in range(len(key)):
         scores = metric[image, even] @ metric[image, odd].T
-        slot, order = plan.slot[image].tolist(), plan.order[image].tolist()
+        slot, order, start = (part[image].tolist() for part in (plan.slot, plan.order, plan.start))
         survivors, merged = order[: plan.num_slots], order[plan.num_slots :]
         if sorted(order) != list(range(num_tokens)) or [slot[t] for t in survivors] != list(range(plan.num_slots)):
             raise AssertionError(f"image {image}: order {order} does not list the survivor of every slot of {slot}")
         if merged != sorted(merged, key=lambda t: (slot[t], t)) or not set(merged) <= set(even):
             raise AssertionError(f"image {image}: {merged} are not even tokens by slot and index")
+        if start != [sum(slot[t] < j for t in merged) for j in range(plan.num_slots + 1)]:
+            raise AssertionError(f"image {image}: {start} does not say where the tokens that join each slot begin")
         kept = survivors[protected : plan.num_slots - len(odd)]
         if survivors[:protected] != list(range(protected)) or survivors[plan.num_slots - len(odd) :] != odd:
             raise AssertionError(f"image {image}: protected or odd tokens are out of place in {survivors}")

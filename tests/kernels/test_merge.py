@@ -79,7 +79,8 @@ def test_accumulates_in_fp32(dtype: torch.dtype) -> None:
     # Half precision cannot add 1 to 3000: the mean of one 0 among 3000 equal tokens would be lost.
     x = torch.tensor([[[4.0], [0.0]]], dtype=dtype)
     size = torch.tensor([[3000.0, 1000.0]])
-    plan = MergePlan(torch.zeros(1, 2, dtype=torch.int32), torch.tensor([[0, 1]], dtype=torch.int32), 1)
+    slot, order, start = torch.tensor([[0, 0], [0, 1], [0, 1]], dtype=torch.int32)[:, None]
+    plan = MergePlan(slot, order, start, 1)
     merged, new_size = merge(x, size, plan)
     assert merged.dtype == dtype
     assert merged.item() == 3.0
@@ -145,6 +146,18 @@ def test_strided_tokens_and_mixed_dtypes() -> None:
     assert leaf.grad.dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize("channels", [8192, 8200])
+def test_wide_tokens(channels: int) -> None:
+    """As many channels as a kernel's tile holds; beyond, PyTorch takes over."""
+    x, size, plan = make_case(1, 7, channels, 3)
+    merged, _, normed = merge(x, size, plan, x, norm=nn.LayerNorm(channels))
+    members = plan.slot[0] == plan.slot[0, plan.order[0, -1]]
+    share = size[0, members] / size[0, members].sum()
+    slot = int(plan.slot[0, plan.order[0, -1]])
+    torch.testing.assert_close(merged[0, slot], 2 * (x[0, members] * share[:, None]).sum(0))
+    torch.testing.assert_close(normed, torch.nn.functional.layer_norm(merged, (channels,)))
+
+
 def test_norm_without_weights() -> None:
     x, size, plan = make_case(2, 20, 16, 5)
     for norm in (nn.LayerNorm(16, elementwise_affine=False), nn.LayerNorm(16, bias=False)):
@@ -193,6 +206,8 @@ def test_bad_input() -> None:
         merge(x.long(), size, plan)
     with pytest.raises(ValueError, match="plan.slot must be"):
         merge(x[:, :5], size[:, :5], plan)
+    with pytest.raises(ValueError, match="plan.start must be"):
+        merge(x, size, plan._replace(start=plan.start[:, 1:]))
     with pytest.raises(ValueError, match="size must be"):
         merge(x, size[:, :5], plan)
     with pytest.raises(TypeError, match=r"size must be fp32 \(or fp64\), got torch.bfloat16"):

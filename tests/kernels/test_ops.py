@@ -29,8 +29,8 @@ def operators() -> dict[str, tuple[object, tuple]]:
     x = torch.randn(2, 9, 6, requires_grad=True)
     size = torch.randint(1, 9, (2, 9)).float()
     weight, bias = torch.randn(2, 6).unbind(0)
-    slot, order, slots = ops.match(x.detach(), 3, 1)
-    out, _, _, mean, rstd = merge_op(x, x, size, slot, order, slots, weight, bias, 1e-5)
+    plan = ops.match(x.detach(), 3, 1)
+    out, _, _, mean, rstd = merge_op(x, x, size, *plan[1:], weight, bias, 1e-5)
     qkv = torch.randn(2, 9, 3, 2, 16, requires_grad=True)
     q, k, v = (t.detach().requires_grad_() for t in qkv.unbind(2))
     attended, lse = attention_op(q, k, v, size, 0.25)
@@ -39,11 +39,11 @@ def operators() -> dict[str, tuple[object, tuple]]:
     saved = (attended.detach(), attended.detach(), lse.detach())
     return {
         "match": (match_op, (qkv.detach()[:, :, 1], 3, 1)),
-        "merge": (merge_op, (x, None, size, slot, order, slots, None, None, 0.0)),
-        "merge_fused": (merge_op, (x, x.detach().clone(), size, slot, order, slots, weight, bias, 1e-5)),
+        "merge": (merge_op, (x, None, size, *plan[1:], None, None, 0.0)),
+        "merge_fused": (merge_op, (x, x.detach().clone(), size, *plan[1:], weight, bias, 1e-5)),
         "merge_backward": (
             merge_backward_op,
-            tuple(t.detach() for t in (out, out, out, size, slot, order, mean, rstd, weight)),
+            tuple(t.detach() for t in (out, out, out, size, plan.order, plan.start, mean, rstd, weight)),
         ),
         "attention": (attention_op, (q, k, v, size, 0.25)),
         "attention_backward": (attention_backward_op, (*saved, q.detach(), k.detach(), v.detach(), size, 0.25)),
@@ -163,7 +163,7 @@ def test_vmap_over_weights_is_refused() -> None:
     x, size = torch.randn(2, 11, 6), torch.ones(2, 11)
     plan = ops.match(x, 3, 1)
     with pytest.raises(NotImplementedError, match="per-image tensors only"):
-        torch.vmap(lambda w: merge_op(x, None, size, *plan, w, w, 1e-5)[0])(torch.randn(3, 6))
+        torch.vmap(lambda w: merge_op(x, None, size, *plan[1:], w, w, 1e-5)[0])(torch.randn(3, 6))
 
 
 @pytest.mark.kernel_only

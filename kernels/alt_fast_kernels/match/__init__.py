@@ -12,17 +12,23 @@ from alt_fast_kernels.match.reference import match_reference
 __all__ = ["MergePlan", "compose", "match", "max_r"]
 
 
+MAX_CHANNELS = 8192
+"""Of keys (one head) that the kernels hold in a tile; wider ones match on PyTorch."""
+
+
 class MergePlan(NamedTuple):
     """Where every token goes, and the way back.
 
     slot: [B, N] int32, the output slot of each input token, in [0, num_slots).
     order: [B, N] int32, the tokens by slot: first the one that keeps each slot, then the N - num_slots merged ones,
         sorted by slot and index.
+    start: [B, num_slots + 1] int32: the tokens that join slot j are order[num_slots:][start[j] : start[j + 1]].
     num_slots: number of tokens after merging, N - r.
     """
 
     slot: Tensor
     order: Tensor
+    start: Tensor
     num_slots: int
 
 
@@ -62,15 +68,16 @@ def match(key: Tensor, r: int, protected: int = 0) -> MergePlan:
     r = min(r, max_r(num_tokens, protected))
     if r == 0:
         identity = torch.arange(num_tokens, dtype=torch.int32, device=key.device).expand(key.shape[0], -1)
-        return MergePlan(identity, identity, num_tokens)
+        start = torch.zeros(key.shape[0], num_tokens + 1, dtype=torch.int32, device=key.device)
+        return MergePlan(identity, identity, start, num_tokens)
     key = key if key.ndim == 4 else key.unsqueeze(2)
-    if takes_kernel(key):
+    if takes_kernel(key) and key.shape[3] <= MAX_CHANNELS:
         if may_read_values(key) and not bool(key.isfinite().all()):
             raise ValueError("key must be finite, got NaN or infinity in it")
-        slot, order = match_op(key, r, protected)
+        slot, order, start = match_op(key, r, protected)
     else:
-        slot, order = match_reference(key, r, protected)
-    return MergePlan(slot, order, num_tokens - r)
+        slot, order, start = match_reference(key, r, protected)
+    return MergePlan(slot, order, start, num_tokens - r)
 
 
 def compose(first: Tensor, second: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""`torch.ops.alt_fast.match`: the kernel as PyTorch sees it."""
+"""`torch.ops.alt_fast.match`: the kernels as PyTorch sees them."""
 
 import torch
 from torch import Tensor
@@ -7,23 +7,25 @@ from alt_fast_kernels.dispatch import fold_vmap
 
 
 @torch.library.custom_op("alt_fast::match", mutates_args=())
-def match_op(key: Tensor, r: int, protected: int) -> tuple[Tensor, Tensor]:
-    """key [B, N, H, D], 0 < r <= (N - protected) // 2 -> slot and order, both [B, N] int32."""
-    from alt_fast_kernels.match.triton import match_launch
+def match_op(key: Tensor, r: int, protected: int) -> tuple[Tensor, Tensor, Tensor]:
+    """key [B, N, H, D], 0 < r <= (N - protected) // 2 -> slot, order [B, N] and start [B, N - r + 1], int32."""
+    from alt_fast_kernels.match.triton import match_launches
 
-    slot, order = _empty_plan(key)
-    match_launch(key, r, protected, slot, order).run()
-    return slot, order
+    outputs = _empty_plan(key, r)
+    for launch in match_launches(key, r, protected, outputs):
+        launch.run()
+    return outputs
 
 
 @match_op.register_fake
-def _(key: Tensor, r: int, protected: int) -> tuple[Tensor, Tensor]:
-    return _empty_plan(key)
+def _(key: Tensor, r: int, protected: int) -> tuple[Tensor, Tensor, Tensor]:
+    return _empty_plan(key, r)
 
 
-def _empty_plan(key: Tensor) -> tuple[Tensor, Tensor]:
-    slot = torch.empty(key.shape[:2], dtype=torch.int32, device=key.device)
-    return slot, torch.empty_like(slot)
+def _empty_plan(key: Tensor, r: int) -> tuple[Tensor, Tensor, Tensor]:
+    batch, num_tokens = key.shape[:2]
+    slot = torch.empty(batch, num_tokens, dtype=torch.int32, device=key.device)
+    return slot, torch.empty_like(slot), slot.new_empty(batch, num_tokens - r + 1)
 
 
 match_op.register_vmap(fold_vmap(match_op, 1))

@@ -6,8 +6,8 @@ from torch import Tensor
 from alt_fast_kernels.dispatch import may_read_values
 
 
-def match_reference(key: Tensor, r: int, protected: int) -> tuple[Tensor, Tensor]:
-    """Slot and order, both [B, N] int32, of key [B, N, H, D]; 0 < r, clipped. Contract: `alt_fast_kernels.match`."""
+def match_reference(key: Tensor, r: int, protected: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Slot, order and start of a plan for key [B, N, H, D]; 0 < r, clipped. Contract: `alt_fast_kernels.match`."""
     batch, num_tokens = key.shape[:2]
     with torch.autocast(key.device.type, enabled=False):
         mean = key.to(torch.promote_types(key.dtype, torch.float32)).mean(2)
@@ -36,6 +36,7 @@ def match_reference(key: Tensor, r: int, protected: int) -> tuple[Tensor, Tensor
     num_slots = num_tokens - r
     tokens = torch.arange(num_tokens, device=key.device).expand(batch, -1)
     order = torch.cat([tokens[:, :protected], first_a + 2 * kept, tokens[:, first_b::2], first_a + 2 * merged], dim=1)
-    target = torch.cat([tokens[:, :num_slots], num_slots - num_b + partner], dim=1)
-    slot = torch.zeros_like(order).scatter(1, order, target)
-    return slot.int(), order.int()
+    joined = num_slots - num_b + partner
+    slot = torch.zeros_like(order).scatter(1, order, torch.cat([tokens[:, :num_slots], joined], dim=1))
+    count = torch.zeros_like(order[:, : num_slots + 1]).scatter_add(1, joined + 1, torch.ones_like(joined))
+    return slot.int(), order.int(), count.cumsum(1).int()

@@ -12,6 +12,9 @@ from alt_fast_kernels.merge.reference import layer_norm_reference, merge_referen
 
 __all__ = ["merge", "unmerge"]
 
+MAX_CHANNELS = 8192
+"""A program of the kernels holds whole rows; wider tokens merge on PyTorch."""
+
 
 @overload
 def merge(
@@ -42,9 +45,12 @@ def merge(
         raise ValueError(f"x must be [B, N, C], got shape {tuple(x.shape)}")
     if not x.is_floating_point():
         raise TypeError(f"x must be floating point, got {x.dtype}")
-    if plan.slot.shape != x.shape[:2]:
-        raise ValueError(f"plan.slot must be {tuple(x.shape[:2])} to fit x, got shape {tuple(plan.slot.shape)}")
-    check_device("plan.slot", plan.slot, x)
+    shapes = {"slot": x.shape[:2], "order": x.shape[:2], "start": (x.shape[0], plan.num_slots + 1)}
+    for name, shape in shapes.items():
+        part: Tensor = getattr(plan, name)
+        if part.shape != shape:
+            raise ValueError(f"plan.{name} must be {tuple(shape)} to fit x, got shape {tuple(part.shape)}")
+        check_device(f"plan.{name}", part, x)
     check_size(size, x)
     if residual is not None:
         if residual.shape != x.shape:
@@ -52,10 +58,10 @@ def merge(
         check_device("residual", residual, x)
     weights = None if norm is None else _norm_weights(norm, x)
 
-    if takes_kernel(x) and plan.num_slots < x.shape[1]:
+    if takes_kernel(x) and plan.num_slots < x.shape[1] and x.shape[2] <= MAX_CHANNELS:
         weight, bias, eps = weights or (None, None, 0.0)
         out, new_size, normed, _, _ = merge_op(
-            x, residual, size, plan.slot, plan.order, plan.num_slots, weight, bias, eps
+            x, residual, size, plan.order, plan.start, plan.num_slots, weight, bias, eps
         )
         return (out, new_size) if norm is None else (out, new_size, normed)
     if residual is not None:

@@ -13,8 +13,8 @@ def merge_op(
     x: Tensor,
     residual: Tensor | None,
     size: Tensor,
-    slot: Tensor,
     order: Tensor,
+    start: Tensor,
     num_slots: int,
     weight: Tensor | None,
     bias: Tensor | None,
@@ -28,8 +28,8 @@ def merge_op(
 
     outputs = _empty_outputs(x, residual, size, num_slots, weight)
     norm = None if weight is None or bias is None else (weight.contiguous(), bias.contiguous(), eps)
-    plan = (size.contiguous(), slot.contiguous(), order.contiguous())
-    merge_fwd_launch(x, residual, *plan, norm, outputs).run()
+    plan = (size.contiguous(), order.contiguous(), start.contiguous())
+    merge_fwd_launch(x, residual, plan, norm, outputs).run()
     return outputs
 
 
@@ -38,8 +38,8 @@ def _(
     x: Tensor,
     residual: Tensor | None,
     size: Tensor,
-    slot: Tensor,
     order: Tensor,
+    start: Tensor,
     num_slots: int,
     weight: Tensor | None,
     bias: Tensor | None,
@@ -66,8 +66,8 @@ def merge_backward_op(
     grad_normed: Tensor | None,
     out: Tensor,
     size: Tensor,
-    slot: Tensor,
     order: Tensor,
+    start: Tensor,
     mean: Tensor,
     rstd: Tensor,
     weight: Tensor | None,
@@ -75,8 +75,8 @@ def merge_backward_op(
     """Gradients of x (and of the residual, the same) [B, N, C], weight and bias [C] fp32 (empty without weight)."""
     from alt_fast_kernels.merge.triton import backward_programs, merge_bwd_launch
 
-    grad_x = out.new_empty(*slot.shape, out.shape[2])
-    plan = (size.contiguous(), slot.contiguous(), order.contiguous())
+    grad_x = out.new_empty(*order.shape, out.shape[2])
+    plan = (size.contiguous(), order.contiguous(), start.contiguous())
     if weight is None or grad_normed is None:
         unused = size.new_empty(0)
         merge_bwd_launch((grad_out.contiguous(), None), out, plan, None, (grad_x, unused, unused)).run()
@@ -94,33 +94,33 @@ def _(
     grad_normed: Tensor | None,
     out: Tensor,
     size: Tensor,
-    slot: Tensor,
     order: Tensor,
+    start: Tensor,
     mean: Tensor,
     rstd: Tensor,
     weight: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     channels = 0 if weight is None or grad_normed is None else out.shape[2]
-    return out.new_empty(*slot.shape, out.shape[2]), size.new_empty(channels), size.new_empty(channels)
+    return out.new_empty(*order.shape, out.shape[2]), size.new_empty(channels), size.new_empty(channels)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, residual, size, slot, order, _, weight, bias, _ = inputs
+    x, residual, size, order, start, _, weight, bias, _ = inputs
     out, _, _, mean, rstd = output
-    ctx.save_for_backward(out, size, slot, order, mean, rstd, weight)
+    ctx.save_for_backward(out, size, order, start, mean, rstd, weight)
     ctx.dtypes = [None if tensor is None else tensor.dtype for tensor in (x, residual, weight, bias)]
     ctx.mark_non_differentiable(output[1], mean, rstd)
     ctx.set_materialize_grads(False)
 
 
 def _backward(ctx: Any, grad_out: Tensor | None, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-    out, size, slot, order, mean, rstd, weight = ctx.saved_tensors
+    out, size, order, start, mean, rstd, weight = ctx.saved_tensors
     grad_normed = grads[1] if weight is not None else None
     if grad_out is None and grad_normed is None:
         return (None,) * 9
     if grad_out is None:
         grad_out = torch.zeros_like(out)
-    found = merge_backward_op(grad_out, grad_normed, out, size, slot, order, mean, rstd, weight)
+    found = merge_backward_op(grad_out, grad_normed, out, size, order, start, mean, rstd, weight)
     # x and the residual have the same gradient, weight and bias their own when LayerNorm took part.
     of_weights = found[1:] if grad_normed is not None else (None, None)
     wanted = (found[0], found[0], *of_weights)

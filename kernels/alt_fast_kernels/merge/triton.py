@@ -6,30 +6,22 @@ from torch import Tensor
 
 from alt_fast_kernels.launch import Arch, Launch, arch_of, compile_options, padded
 
-MERGED = 16  # merged tokens looked at together when a slot seeks its own
-MAX_CHANNELS = 8192  # a program holds whole rows
+
+@triton.jit
+def _members(order, start, j, num_slots, valid):
+    """Of slots j: the token that keeps each, where in `order` those that join it begin, and how many do."""
+    first = tl.load(order + j, mask=valid, other=0)
+    begin = tl.load(start + j, mask=valid, other=0)
+    count = tl.load(start + j + 1, mask=valid, other=0) - begin
+    return first, num_slots + begin, count
 
 
 @triton.jit
-def _members(slot, order, j, num_slots, num_tokens, MERGED: tl.constexpr):
-    """For slots j: where in `order` their merged tokens begin, and how many there are."""
-    start = tl.zeros_like(j) + num_slots
-    count = tl.zeros_like(j)
-    for m0 in range(num_slots, num_tokens, MERGED):
-        m = m0 + tl.arange(0, MERGED)
-        token = tl.load(order + m, mask=m < num_tokens, other=0)
-        target = tl.load(slot + token, mask=m < num_tokens, other=1 << 30)[None, :]  # beyond any slot
-        start += tl.sum((target < j[:, None]).to(tl.int32), 1)
-        count += tl.sum((target == j[:, None]).to(tl.int32), 1)
-    return start, count
-
-
-@triton.jit
-def _total_size(size, order, first, start, count, valid):
-    """Summed size of each slot's tokens, the survivor first, then the merged ones by index."""
-    total = tl.load(size + first, mask=valid, other=1.0)
+def _total_size(own, size, order, begin, count):
+    """Summed size of each slot's tokens: the survivor's own, then the merged ones' by index."""
+    total = own
     for i in range(tl.max(count, 0)):
-        token = tl.load(order + start + i, mask=i < count, other=0)
+        token = tl.load(order + begin + i, mask=i < count, other=0)
         total += tl.load(size + token, mask=i < count, other=0.0)
     return total
 
@@ -49,10 +41,10 @@ def _row(
 
 @triton.jit
 def merge_fwd_kernel(
-    x, residual, size, slot, order, weight, bias, out, new_size, normed, mean, rstd,
+    x, residual, size, order, start, weight, bias, out, new_size, normed, mean, rstd,
     stride_b, stride_n, stride_c, residual_stride_b, residual_stride_n, residual_stride_c,
     num_tokens, num_slots, channels, eps,
-    HAS_RESIDUAL: tl.constexpr, HAS_NORM: tl.constexpr, ROWS: tl.constexpr, BLOCK_C: tl.constexpr, MERGED: tl.constexpr,
+    HAS_RESIDUAL: tl.constexpr, HAS_NORM: tl.constexpr, ROWS: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     tiles = tl.cdiv(num_slots, ROWS)
     image = (tl.program_id(0) // tiles).to(tl.int64)
@@ -64,19 +56,19 @@ def merge_fwd_kernel(
     if HAS_RESIDUAL:
         residual += image * residual_stride_b
     size += image * num_tokens
-    slot += image * num_tokens
     order += image * num_tokens
+    start += image * (num_slots + 1)
 
-    first = tl.load(order + j, mask=valid, other=0)
-    start, count = _members(slot, order, j, num_slots, num_tokens, MERGED)
-    total = _total_size(size, order, first, start, count, valid)
+    first, begin, count = _members(order, start, j, num_slots, valid)
+    own = tl.load(size + first, mask=valid, other=1.0)
+    total = _total_size(own, size, order, begin, count)
     # A share first, then the product: a token alone in its slot has the share 1 and passes through bit for bit.
-    share = tl.load(size + first, mask=valid, other=1.0) / total
+    share = own / total
     row = _row(x, residual, first, c, inside, stride_n, stride_c, residual_stride_n, residual_stride_c, HAS_RESIDUAL)
     mixed = row * share[:, None]
     for i in range(tl.max(count, 0)):
         member = i < count
-        token = tl.load(order + start + i, mask=member, other=0)
+        token = tl.load(order + begin + i, mask=member, other=0)
         share = tl.load(size + token, mask=member, other=0.0) / total
         row = _row(
             x, residual, token, c, inside & member[:, None],
@@ -103,9 +95,9 @@ def merge_fwd_kernel(
 
 @triton.jit
 def merge_bwd_kernel(
-    grad_out, grad_normed, out, size, slot, order, weight, mean, rstd, grad_x, grad_weight, grad_bias,
+    grad_out, grad_normed, out, size, order, start, weight, mean, rstd, grad_x, grad_weight, grad_bias,
     num_tokens, num_slots, channels, num_tiles,
-    HAS_NORM: tl.constexpr, ROWS: tl.constexpr, BLOCK_C: tl.constexpr, MERGED: tl.constexpr,
+    HAS_NORM: tl.constexpr, ROWS: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     c = tl.arange(0, BLOCK_C)
     tiles = tl.cdiv(num_slots, ROWS)
@@ -135,15 +127,15 @@ def merge_bwd_kernel(
             grad += (upstream - level[:, None] - unit * along[:, None]) * inverse[:, None]
 
         tokens = image * num_tokens
-        first = tl.load(order + tokens + j, mask=valid, other=0)
-        start, count = _members(slot + tokens, order + tokens, j, num_slots, num_tokens, MERGED)
-        total = _total_size(size + tokens, order + tokens, first, start, count, valid)
-        share = tl.load(size + tokens + first, mask=valid, other=0.0) / total
+        first, begin, count = _members(order + tokens, start + image * (num_slots + 1), j, num_slots, valid)
+        own = tl.load(size + tokens + first, mask=valid, other=1.0)
+        total = _total_size(own, size + tokens, order + tokens, begin, count)
+        share = own / total
         to = (tokens + first)[:, None] * channels + c[None, :]
         tl.store(grad_x + to, (grad * share[:, None]).to(grad_x.dtype.element_ty), mask=inside)
         for i in range(tl.max(count, 0)):
             member = i < count
-            token = tl.load(order + tokens + start + i, mask=member, other=0)
+            token = tl.load(order + tokens + begin + i, mask=member, other=0)
             share = tl.load(size + tokens + token, mask=member, other=0.0) / total
             to = (tokens + token)[:, None] * channels + c[None, :]
             value = (grad * share[:, None]).to(grad_x.dtype.element_ty)
@@ -162,23 +154,22 @@ def _rows(channels: int) -> int:
     return max(1, 2048 // padded(channels))
 
 
-def _options(channels: int, arch: Arch) -> dict[str, int]:
+def _options(channels: int, registers: int, arch: Arch) -> dict[str, int]:
     block_c = padded(channels)
-    tile = {"ROWS": _rows(channels), "BLOCK_C": block_c, "MERGED": MERGED}
-    return {**tile, **compile_options(arch, num_warps=4 if block_c <= 2048 else 8, maxnreg=168)}
+    tile = {"ROWS": _rows(channels), "BLOCK_C": block_c}
+    wide = block_c > 2048
+    return {**tile, **compile_options(arch, num_warps=8 if wide else 4, maxnreg=255 if wide else registers)}
 
 
 def merge_fwd_launch(
     x: Tensor,
     residual: Tensor | None,
-    size: Tensor,
-    slot: Tensor,
-    order: Tensor,
+    plan: tuple[Tensor, Tensor, Tensor],
     norm: tuple[Tensor, Tensor, float] | None,
     outputs: tuple[Tensor, Tensor, Tensor, Tensor, Tensor],
     arch: Arch | None = None,
 ) -> Launch:
-    """x, residual [B, N, C] any strides; size, slot, order contiguous. norm: weight, bias [C] and eps.
+    """x, residual [B, N, C] any strides; plan: size, order, start, contiguous. norm: weight, bias [C] and eps.
 
     outputs: x' [B, N', C], size' [B, N'], normed [B, N', C], mean and rstd [B, N'] (three only with norm).
     """
@@ -187,11 +178,11 @@ def merge_fwd_launch(
     weight, bias, eps = norm or (x, x, 0.0)
     branch = x if residual is None else residual
     args = (
-        *(x, branch, size, slot, order, weight, bias, *outputs, *x.stride(), *branch.stride()),
+        *(x, branch, *plan, weight, bias, *outputs, *x.stride(), *branch.stride()),
         *(num_tokens, num_slots, channels, eps),
     )
     kind = {"HAS_RESIDUAL": residual is not None, "HAS_NORM": norm is not None}
-    options = {**kind, **_options(channels, arch or arch_of(x.device))}
+    options = {**kind, **_options(channels, 128, arch or arch_of(x.device))}
     return Launch(merge_fwd_kernel, batch * triton.cdiv(num_slots, _rows(channels)), args, options)
 
 
@@ -203,7 +194,7 @@ def merge_bwd_launch(
     outputs: tuple[Tensor, Tensor, Tensor],
     arch: Arch | None = None,
 ) -> Launch:
-    """grads: of x' and normed, [B, N', C] contiguous. plan: size, slot, order. norm: weight, mean, rstd.
+    """grads: of x' and normed, [B, N', C] contiguous. plan: size, order, start. norm: weight, mean, rstd.
 
     outputs: grad of x [B, N, C], and partial sums [programs, C] of the grads of weight and bias.
     """
@@ -217,7 +208,7 @@ def merge_bwd_launch(
         *(num_tokens, num_slots, channels, num_tiles),
     )
     grid = outputs[1].shape[0] if norm else num_tiles
-    options = {"HAS_NORM": norm is not None, **_options(channels, arch or arch_of(out.device))}
+    options = {"HAS_NORM": norm is not None, **_options(channels, 168, arch or arch_of(out.device))}
     return Launch(merge_bwd_kernel, grid, args, options)
 
 
