@@ -34,7 +34,7 @@ def align_reference(tokens: Tensor, entities: Tensor, tau: float, seed: Tensor |
         x, s = tokens.to(dtype), entities.to(dtype)
         unit = F.normalize(s, dim=-1, eps=1e-12).to(tokens.dtype).to(dtype)  # half-precision tokens meet half entities
         norm = x.norm(dim=-1, keepdim=True).clamp_min(1e-12)
-        logits = x @ unit.T / (norm * tau)
+        logits = (x / (norm * tau)) @ unit.T
         if seed is not None:
             logits = logits + gumbel_noise(seed, *logits.shape).to(dtype)
         index = logits.argmax(dim=-1)

@@ -145,12 +145,12 @@ def align_bwd_logits_kernel(
     tl.store(grad_logits + at, grad.to(grad_logits.dtype.element_ty), mask=inside)
 
 
-def align_config(dtype: torch.dtype, noise: bool, arch: Arch) -> Config:
-    """The launch configuration of all three kernels."""
-    stages = 1 if arch == "gfx942" else 2
+def align_config(dtype: torch.dtype, noise: bool, arch: Arch) -> tuple[Config, int]:
+    """The launch configuration of all three kernels, and BLOCK_C, the channels of a step."""
     if dtype == torch.float32:
-        return Config(64, 32, 8, stages, maxnreg=128)
-    return Config(128, 64 if noise else 128, 8, stages)
+        return Config(64, 32, 8, 1 if arch == "gfx942" else 2, maxnreg=128), 32
+    stages, block_c = {"sm_90": (3, 64), "gfx942": (1, 32)}.get(arch, (3, 32))
+    return Config(128, 64 if noise else 128, 8, stages), block_c
 
 
 @dataclass(frozen=True)
@@ -181,8 +181,8 @@ class Inputs:
     def options(self, arch: Arch | None) -> dict[str, Any]:
         arch = arch or arch_of(self.tokens.device)
         noise = self.seed is not None
-        config = align_config(self.tokens.dtype, noise, arch)
-        block = {"BLOCK_M": config.block_m, "BLOCK_N": config.block_n, "BLOCK_C": 32}
+        config, block_c = align_config(self.tokens.dtype, noise, arch)
+        block = {"BLOCK_M": config.block_m, "BLOCK_N": config.block_n, "BLOCK_C": block_c}
         return {
             "HAS_NOISE": noise,
             **block,

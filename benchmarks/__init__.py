@@ -1,0 +1,1 @@
+"""Speed of alt-fast beside its alternatives: `pytest benchmarks/ --benchmark-only`. See README.md."""

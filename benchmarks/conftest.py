@@ -1,0 +1,127 @@
+"""The `race` fixture: contestants timed in interleaved rounds, one row each in the summary and the result file."""
+
+import json
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import alt_fast  # noqa: F401  (before timm: see alt_fast/_torchvision.py)
+from benchmarks.provenance import provenance
+from benchmarks.timing import Race, Step
+
+ROWS = pytest.StashKey[list[dict[str, Any]]]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--results", type=Path, help="write all measurements to this file, as JSON lines")
+    parser.addoption("--rounds", type=int, help="rounds of every race; by default each benchmark's own number")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[ROWS] = []
+
+
+@pytest.fixture(scope="session")
+def device() -> str:
+    """ "cuda" where there is a GPU."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+RunRace = Callable[..., Race]
+
+
+@pytest.fixture
+def race(benchmark: Any, request: pytest.FixtureRequest, device: str) -> RunRace:
+    """run(case, steps, ours, baseline, rounds=15, **facts): time `steps`, {name: callable}, and record them.
+
+    pytest-benchmark times `ours`; the others run around it in every round. Speed-ups are over `baseline`. facts: what
+    the reader of a row should know, or a dict by contestant of such.
+    """
+
+    def run(case: str, steps: dict[str, Step], ours: str, baseline: str, rounds: int = 15, **facts: Any) -> Race:
+        result = Race()
+        for name, step in steps.items():
+            result.add(name, step, device)
+        if ours in result.skipped:
+            pytest.fail(f"{ours}: {result.skipped[ours]}")
+        names = list(result.contestants)
+        order = [names]  # of the round under way
+
+        def before() -> None:
+            order[0] = order[0][1:] + order[0][:1]  # another one begins, since one may leave the next a worse cache
+            for name in order[0][: order[0].index(ours)]:
+                result.run(name)
+
+        def after() -> None:
+            for name in order[0][order[0].index(ours) + 1 :]:
+                result.run(name)
+
+        rounds = request.config.getoption("--rounds") or rounds
+        benchmark.pedantic(lambda: result.run(ours), setup=before, teardown=after, rounds=rounds)
+        rows = request.config.stash[ROWS]
+        for name, seconds in result.seconds.items():
+            own = {
+                key: value[name] if isinstance(value, dict) else value
+                for key, value in facts.items()
+                if not isinstance(value, dict) or name in value
+            }
+            rows.append(_row(result, case, name, baseline, seconds) | own)
+        rows += [{"case": case, "contestant": name, "skipped": why} for name, why in result.skipped.items()]
+        benchmark.extra_info["race"] = [row for row in rows if row["case"] == case]
+        return result
+
+    return run
+
+
+def _row(result: Race, case: str, name: str, baseline: str, seconds: list[float]) -> dict[str, Any]:
+    low, middle, high = statistics.quantiles(seconds, n=4) if len(seconds) > 1 else seconds * 3
+    row = {
+        "case": case,
+        "contestant": name,
+        "seconds": middle,
+        "quartiles": [low, high],
+        "rounds": len(seconds),
+        "peak_bytes": result.contestants[name].peak_bytes,
+    }
+    if baseline in result.seconds and len(seconds) > 1:
+        low, middle, high = result.ratio(baseline, name)
+        row |= {"baseline": baseline, "speedup": middle, "speedup_quartiles": [low, high]}
+    return row
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    rows = config.stash[ROWS]
+    if not rows:
+        return
+    terminalreporter.section("races: medians, and speed-ups by round (quartiles)")
+    case = None
+    for row in rows:
+        if row["case"] != case:
+            case = row["case"]
+            terminalreporter.write_line(f"\n{case}")
+        if "skipped" in row:
+            terminalreporter.write_line(f"    {row['contestant']:<34} skipped: {row['skipped']}")
+            continue
+        line = f"    {row['contestant']:<34}{row['seconds'] * 1e3:10.3f} ms"
+        if "speedup" in row:
+            low, high = row["speedup_quartiles"]
+            line += f"   x {row['speedup']:.3f} ({low:.3f} to {high:.3f})"
+        if "flop_ratio" in row:
+            line += f"   FLOPs: x {row['flop_ratio']:.3f}"
+        if "bytes" in row:
+            line += f"   {row['bytes'] / row['seconds'] * 1e-9:,.0f} GB/s"
+        if "macs" in row:
+            line += f"   {2 * row['macs'] / row['seconds'] * 1e-12:,.2f} TFLOP/s"
+        if row["peak_bytes"] is not None:
+            line += f"   {row['peak_bytes'] / 2**20:,.0f} MiB"
+        terminalreporter.write_line(line)
+    path = config.getoption("--results")
+    if path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lines = [{"provenance": provenance()}, *rows]
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        terminalreporter.write_line(f"\nwritten to {path}")

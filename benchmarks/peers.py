@@ -1,0 +1,133 @@
+"""What users would run instead: published token merging in plain PyTorch, other ways to bias attention by log size."""
+
+import copy
+from collections.abc import Callable
+from importlib.util import find_spec
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class PublishedBlock(nn.Module):
+    """A timm block with token merging as ToMe published it (arXiv 2210.09461): attention as matrices, a dozen steps.
+
+    Written from the paper's description. Sorting is unstable and sums are scattered, as there.
+    """
+
+    def __init__(self, block: nn.Module, r: int) -> None:
+        super().__init__()
+        self.block, self.r = block, r
+
+    def forward(self, x: Tensor, size: Tensor | None) -> tuple[Tensor, Tensor]:
+        """x: [B, N, C]. size: [B, N, 1], None at first."""
+        block, attn = self.block, self.block.attn
+        batch, num_tokens, channels = x.shape
+        qkv = attn.qkv(block.norm1(x)).view(batch, num_tokens, 3, attn.num_heads, attn.head_dim)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        weights = q * attn.scale @ k.transpose(-2, -1)
+        if size is None:
+            size = x.new_ones(batch, num_tokens, 1)
+        else:
+            weights = weights + size.log().transpose(1, 2).unsqueeze(1)
+        out = (weights.softmax(-1) @ v).transpose(1, 2).reshape(batch, num_tokens, channels)
+        x = x + attn.proj(out)
+        merge = published_matching(k.mean(1), self.r)
+        total = merge(size)
+        x = merge(x * size) / total
+        return x + block.mlp(block.norm2(x)), total
+
+
+def published_matching(metric: Tensor, r: int) -> Callable[[Tensor], Tensor]:
+    """metric: [B, N, D], class token first. Returns the function that sums tokens [B, N, C] into [B, N - r, C]."""
+    with torch.no_grad():
+        unit = metric / metric.norm(dim=-1, keepdim=True)
+        even, odd = unit[:, ::2], unit[:, 1::2]
+        scores = even @ odd.transpose(1, 2)
+        scores[:, 0] = -torch.inf  # the class token
+        best, partner = scores.max(-1)
+        ranked = best.argsort(-1, descending=True)
+        kept, merged = ranked[:, r:].sort(-1).values, ranked[:, :r]
+        target = partner.gather(1, merged)
+
+    def merge(x: Tensor) -> Tensor:
+        even, odd = x[:, ::2], x[:, 1::2]
+
+        def rows(index: Tensor) -> Tensor:
+            return index.unsqueeze(-1).expand(-1, -1, x.shape[2])
+
+        joined = odd.scatter_reduce(1, rows(target), even.gather(1, rows(merged)), "sum")
+        return torch.cat([even.gather(1, rows(kept)), joined], 1)
+
+    return merge
+
+
+class PublishedToMe(nn.Module):
+    """A timm VisionTransformer with PublishedBlocks; parameters are copied."""
+
+    def __init__(self, model: nn.Module, r: int) -> None:
+        super().__init__()
+        self.model = copy.deepcopy(model)
+        self.blocks = nn.ModuleList(PublishedBlock(block, r) for block in self.model.blocks)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """images: [B, 3, H, W] -> logits [B, classes]."""
+        x, size = self.model._pos_embed(self.model.patch_embed(images)), None
+        for block in self.blocks:
+            x, size = block(x, size)
+        return self.model.forward_head(self.model.norm(x))
+
+
+def attention_peers(qkv: Tensor, size: Tensor) -> dict[str, Callable[[], Tensor]]:
+    """Ways to compute softmax(q k^T / sqrt(D) + log size) v, and plain flash attention, which ignores sizes.
+
+    qkv: [B, N, 3, H, D]. size: [B, N]. Results are [B, N, H * D], as the output projection wants them.
+    """
+    q, k, v = (x.transpose(1, 2) for x in qkv.unbind(2))  # [B, H, N, D]
+    dim = qkv.shape[-1]
+    log_size = size.log()
+    mask = log_size.to(qkv.dtype)[:, None, None]
+    peers: dict[str, Callable[[], Tensor]] = {
+        "SDPA without sizes": lambda: _joined(F.scaled_dot_product_attention(q, k, v)),
+        "SDPA, mask": lambda: _joined(F.scaled_dot_product_attention(q, k, v, attn_mask=mask)),
+    }
+    column = F.pad(log_size[:, None, :, None].expand(-1, q.shape[1], -1, 1), (0, 7)).to(qkv.dtype)
+    ones = F.pad(torch.full_like(column[..., :1], dim**0.5), (0, 7))
+
+    def extra_column() -> Tensor:
+        """log size is rank one: one more channel of q and k (eight, for alignment) carries it."""
+        wide_q, wide_k = torch.cat([q, ones], -1), torch.cat([k, column], -1)
+        return _joined(F.scaled_dot_product_attention(wide_q, wide_k, F.pad(v, (0, 8)), scale=dim**-0.5)[..., :dim])
+
+    peers["SDPA, extra column"] = extra_column
+    if qkv.is_cuda:
+        peers["FlexAttention"] = _flex_attention(q, k, v, log_size)
+        if find_spec("xformers"):
+            peers["xformers, bias"] = _xformers(qkv, log_size)
+    return peers
+
+
+def _joined(heads: Tensor) -> Tensor:
+    """[B, H, N, D] -> [B, N, H * D]."""
+    return heads.transpose(1, 2).flatten(2)
+
+
+def _flex_attention(q: Tensor, k: Tensor, v: Tensor, log_size: Tensor) -> Callable[[], Tensor]:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    def add(score: Tensor, b: Tensor, h: Tensor, q_index: Tensor, k_index: Tensor) -> Tensor:
+        return score + log_size[b, k_index]
+
+    compiled = torch.compile(flex_attention, dynamic=False)
+    return lambda: _joined(compiled(q, k, v, score_mod=add))
+
+
+def _xformers(qkv: Tensor, log_size: Tensor) -> Callable[[], Tensor]:
+    import xformers.ops as xops
+
+    q, k, v = qkv.unbind(2)
+    batch, num_tokens, num_heads = q.shape[:3]
+    padded = (num_tokens + 7) // 8 * 8  # its bias must have a stride of a multiple of 8
+    bias = F.pad(log_size, (0, padded - num_tokens)).to(qkv.dtype)[:, None, None]
+    bias = bias.expand(batch, num_heads, num_tokens, padded).contiguous()[..., :num_tokens]
+    return lambda: xops.memory_efficient_attention(q, k, v, attn_bias=bias).flatten(2)

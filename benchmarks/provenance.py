@@ -1,0 +1,60 @@
+"""Where and with what a result was measured."""
+
+import os
+import platform
+import subprocess
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+PACKAGES = ("torch", "triton", "timm", "open_clip_torch", "transformers", "xformers", "numpy")
+
+
+def provenance() -> dict[str, object]:
+    """Device, clocks, versions and commit, for the head of a result file."""
+    return {
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": _output("git", "rev-parse", "HEAD", cwd=Path(__file__).parent) or "unknown",
+        "uncommitted_changes": bool(_output("git", "status", "--porcelain", "-uno", cwd=Path(__file__).parent)),
+        "python": platform.python_version(),
+        "packages": {name: found for name in PACKAGES if (found := _version(name))},
+        **(_gpu() if torch.cuda.is_available() else _cpu()),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _cpu() -> dict[str, object]:
+    text = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    models = [line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("model name")]
+    return {
+        "device": models[0] if models else platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+    }
+
+
+def _gpu() -> dict[str, object]:
+    query = "--query-gpu=driver_version,clocks.sm,clocks.mem,clocks.max.sm,power.limit"
+    state = _output("nvidia-smi", query, "--format=csv,noheader", "--id=0")
+    return {
+        "device": torch.cuda.get_device_name(),
+        "memory_bytes": torch.cuda.get_device_properties(0).total_memory,
+        "cuda": torch.version.cuda,
+        "driver, SM clock, memory clock, maximum SM clock, power limit": state,
+    }
+
+
+def _output(*command: str, cwd: Path | None = None) -> str:
+    try:
+        return subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""

@@ -1,0 +1,93 @@
+"""Contestants timed side by side: every round runs each once, in turn, so that a slow moment of the machine meets all.
+
+On a GPU a contestant is captured into a CUDA graph and timed by events around its replay, with the L2 cache overwritten
+in between; on a CPU by the clock around a call.
+"""
+
+import gc
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+
+Step = Callable[[], object]
+
+WARM_UP = 3  # calls before a capture, or before the first round
+
+
+class OnCPU:
+    """A contestant on a CPU."""
+
+    def __init__(self, step: Step) -> None:
+        self.step = step
+        self.peak_bytes: int | None = None  # not measured
+        for _ in range(WARM_UP):
+            step()
+
+    def time(self) -> float:
+        """Seconds of one call."""
+        start = time.perf_counter()
+        self.step()
+        return time.perf_counter() - start
+
+
+class OnGPU:
+    """A contestant as a CUDA graph. peak_bytes: memory of one eager call beyond what was allocated before."""
+
+    def __init__(self, step: Step) -> None:
+        side = torch.cuda.Stream()
+        with torch.cuda.stream(side):
+            for _ in range(WARM_UP):
+                step()
+        torch.cuda.current_stream().wait_stream(side)
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        step()
+        self.peak_bytes: int | None = torch.cuda.max_memory_allocated() - before
+        gc.collect()
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            self.kept = step()  # outputs stay where the graph writes them
+        l2_bytes = torch.cuda.get_device_properties(0).L2_cache_size
+        self.flush = torch.empty(2 * l2_bytes, dtype=torch.int8, device="cuda")
+
+    def time(self) -> float:
+        """Seconds of one replay, on the device."""
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        self.flush.zero_()
+        start.record()
+        self.graph.replay()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end) * 1e-3
+
+
+@dataclass
+class Race:
+    """Times of contestants by round. seconds: per contestant. skipped: reasons, by the name of who did not start."""
+
+    contestants: dict[str, OnCPU | OnGPU] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
+    seconds: dict[str, list[float]] = field(default_factory=dict)
+
+    def add(self, name: str, step: Step, device: str) -> None:
+        """Warm a contestant up (and capture it). One that cannot run is named among the skipped, with its error."""
+        try:
+            self.contestants[name] = OnGPU(step) if device == "cuda" else OnCPU(step)
+        except (RuntimeError, ValueError, TypeError, NotImplementedError, AssertionError) as error:
+            self.skipped[name] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:200]
+        else:
+            self.seconds[name] = []
+
+    def run(self, name: str) -> None:
+        """One timing of one contestant."""
+        self.seconds[name].append(self.contestants[name].time())
+
+    def ratio(self, slow: str, fast: str) -> tuple[float, float, float]:
+        """How many times faster `fast` is: the quartiles, low, median and high, of the rounds' own ratios."""
+        rounds = [a / b for a, b in zip(self.seconds[slow], self.seconds[fast], strict=True)]
+        low, middle, high = statistics.quantiles(rounds, n=4)
+        return low, middle, high

@@ -1,0 +1,45 @@
+"""What each op must at least do: multiply-accumulates, and bytes through device memory.
+
+A MAC is one multiplication with one addition, two FLOPs. Bytes count every input once and every output once; what a
+kernel passes to itself through the cache is not counted. Masks, norms and softmax are not counted as MACs.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Cost:
+    """macs: of matmuls and weighted sums. bytes: read and written."""
+
+    macs: int
+    bytes: int
+
+
+def even_and_odd(num_tokens: int, protected: int) -> tuple[int, int]:
+    """How many tokens are proposed for merging, and how many they may join."""
+    return (num_tokens - protected - protected % 2 + 1) // 2, (num_tokens - protected + protected % 2) // 2
+
+
+def match_cost(batch: int, num_tokens: int, num_heads: int, head_dim: int, protected: int, itemsize: int) -> Cost:
+    """Scores between even and odd tokens; keys of `itemsize` bytes read, slot, order and start written."""
+    even, odd = even_and_odd(num_tokens, protected)
+    read = batch * num_tokens * num_heads * head_dim * itemsize
+    return Cost(batch * even * odd * head_dim, read + 3 * batch * num_tokens * 4)
+
+
+def merge_cost(batch: int, num_tokens: int, r: int, channels: int, itemsize: int, residual: bool, norm: bool) -> Cost:
+    """The weighted sum of the tokens; x (and residual) read, x' (and its norm) written."""
+    tokens, slots = batch * num_tokens * channels, batch * (num_tokens - r) * channels
+    return Cost(tokens, (tokens * (1 + residual) + slots * (1 + norm)) * itemsize)
+
+
+def attention_cost(batch: int, num_q: int, num_k: int, num_heads: int, head_dim: int, itemsize: int) -> Cost:
+    """q k^T and the weighted sum of v; backward, not counted here, is five such matmuls where these are two."""
+    channels = num_heads * head_dim
+    return Cost(2 * batch * num_q * num_k * channels, 2 * batch * (num_q + num_k) * channels * itemsize)
+
+
+def align_cost(num_tokens: int, num_entities: int, width: int, itemsize: int) -> Cost:
+    """The hard choice: cosines of all tokens and entities, one entity read per token. A soft assignment doubles it."""
+    vectors = 2 * num_tokens + num_entities
+    return Cost(num_tokens * num_entities * width, vectors * width * itemsize + num_tokens * 8)
