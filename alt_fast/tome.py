@@ -92,12 +92,19 @@ def merge_step(
         size = torch.ones(x.shape[:2], device=x.device)
     if trace:
         source = plan.slot if source is None else compose(source, plan.slot)
-    if takes_kernel(x) and isinstance(norm, nn.LayerNorm):
+    if takes_kernel(x) and isinstance(norm, nn.LayerNorm) and is_fusable(norm):
         x, size, normed = merge(x, size, plan, branch, norm=norm)
     else:
         x, size = merge(x, size, plan, branch)
         normed = norm(x)
     return Tokens(x, size, source), normed
+
+
+def is_fusable(norm: nn.LayerNorm) -> bool:
+    """Whether a kernel may compute this norm: of a library whose own kinds of LayerNorm are that, and without hooks."""
+    library = type(norm).__module__.partition(".")[0]
+    hooked = bool(norm._forward_hooks or norm._forward_pre_hooks or norm._backward_hooks or norm._backward_pre_hooks)
+    return library in ("torch", "timm", "open_clip", "clip") and not hooked
 
 
 class ToMeAttention(Attention):

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import packaging.version
 import pytest
 import timm
@@ -146,6 +147,22 @@ def test_fused_path_equals_the_reference(model: nn.Module) -> None:
     expected = run(model)
     with use_backend("triton"):
         torch.testing.assert_close(run(model), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_norms_of_ones_own_and_hooks_keep_working_on_the_fused_path() -> None:
+    class DoubledNorm(nn.LayerNorm):
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * super().forward(x)
+
+    seen = []
+    model = timm_vit().eval()
+    model.blocks[0].norm2 = DoubledNorm(32)
+    model.blocks[1].norm2.register_forward_hook(lambda *_: seen.append(1))
+    alt_fast.apply_patch(model, r=3)
+    expected = run(model)
+    with use_backend("triton"):
+        torch.testing.assert_close(run(model), expected, rtol=1e-3, atol=1e-4)
+    assert len(seen) == 2
 
 
 def test_trace_and_unmerge(model: nn.Module) -> None:
@@ -340,18 +357,21 @@ def test_ddp_wrapping(tmp_path: Any) -> None:
         torch.distributed.destroy_process_group()
 
 
-def test_onnx_export_runs_in_onnxruntime(tmp_path: Any) -> None:
+@pytest.mark.parametrize("host", ["timm", "timm-dinov2", "timm-average", "open_clip", "torchvision", "ViTModel"])
+def test_onnx_export_runs_in_onnxruntime(host: str, tmp_path: Any) -> None:
     import onnxruntime as runtime
 
-    model = alt_fast.apply_patch(timm_vit().eval(), r=3)
+    model = alt_fast.apply_patch(HOSTS[host]().eval(), r=3)
     path = tmp_path / "model.onnx"
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.onnx.export(model, (images(),), path, dynamo=True, verbose=False)
         expected = run(model)
     session = runtime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    (out,) = session.run(None, {session.get_inputs()[0].name: images().numpy()})
-    torch.testing.assert_close(torch.from_numpy(out), expected, rtol=1e-4, atol=1e-4)
+    found = session.run(None, {session.get_inputs()[0].name: images().numpy()})
+    if host == "ViTModel":  # all patches, and the pooled class token: the order of `run`
+        found = [np.concatenate([found[1][:, None], found[0]], axis=1)]
+    torch.testing.assert_close(torch.from_numpy(found[0]), expected, rtol=1e-4, atol=1e-4)
 
 
 REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {

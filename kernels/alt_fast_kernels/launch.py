@@ -25,11 +25,12 @@ class Launch:
     options: dict[str, Any]  # constexpr parameters, num_warps, num_stages
 
     def run(self) -> None:
-        """Enqueue it; an empty grid is nothing to do."""
+        """Enqueue it on the device of its first argument; an empty grid is nothing to do."""
         if type(self.kernel).__name__ == "InterpretedFunction":
             mend_bf16_dot()
         if self.grid:
-            self.kernel[(self.grid,)](*self.args, **self.options)
+            with torch.cuda.device_of(self.args[0]):  # Triton launches on the current device
+                self.kernel[(self.grid,)](*self.args, **self.options)
 
 
 @dataclass(frozen=True)

@@ -55,6 +55,19 @@ def test_kernel_is_as_accurate_as_pytorch(num_tokens: int, dim: int, dtype: torc
             assert_as_accurate(kernel, reference, truth)
 
 
+def test_long_sequences() -> None:
+    qkv = torch.randn(1, 1025, 3, 1, 32)
+    size = torch.randint(1, 9, (1, 1025)).float()
+    upstream = torch.randn(1, 1025, 32)
+    leaf, exact = qkv.clone().requires_grad_(), qkv.double().requires_grad_()
+    out = proportional_attention_qkvpacked(leaf, size)
+    expected = attention_by_formula(*exact.unbind(2), size, 32**-0.5)
+    torch.testing.assert_close(out.double(), expected, rtol=1e-4, atol=1e-5)
+    (grad,) = torch.autograd.grad(out, leaf, upstream)
+    (expected_grad,) = torch.autograd.grad(expected, exact, upstream.double())
+    torch.testing.assert_close(grad.double(), expected_grad, rtol=1e-3, atol=1e-5)
+
+
 def test_large_logits_and_sizes() -> None:
     """Logits of some thousands, whose rounding alone moves a close second: only clear winners can be compared."""
     q, k, v = (torch.randn(1, 40, 2, 32) * 40 for _ in range(3))

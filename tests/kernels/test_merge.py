@@ -89,7 +89,9 @@ def test_accumulates_in_fp32(dtype: torch.dtype) -> None:
 
 @pytest.mark.kernel_only
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("num_tokens", "channels", "r"), [(2, 3, 1), (17, 33, 8), (65, 128, 20), (50, 1100, 3)])
+@pytest.mark.parametrize(
+    ("num_tokens", "channels", "r"), [(2, 3, 1), (17, 33, 8), (65, 128, 20), (50, 1100, 3), (1025, 16, 300)]
+)
 def test_fused_kernel_is_as_accurate_as_pytorch(num_tokens: int, channels: int, r: int, dtype: torch.dtype) -> None:
     x, size, plan = make_case(2, num_tokens, channels, r)
     residual = torch.randn_like(x)

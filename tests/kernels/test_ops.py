@@ -101,6 +101,29 @@ def test_compiles_without_graph_breaks_and_equals_eager() -> None:
         torch.testing.assert_close(a, b)
 
 
+@pytest.mark.kernel_only
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_compiled_kernels_equal_eager_ones(dtype: torch.dtype) -> None:
+    """The kernels alone, forward and backward: what they are given is the same, so is what they return."""
+    qkv, x = torch.randn(2, 21, 3, 2, 16, dtype=dtype), torch.randn(2, 21, 32, dtype=dtype)
+    entities, size, seed = torch.randn(7, 32), torch.randint(1, 5, (2, 21)).float(), torch.tensor(5)
+    norm = nn.LayerNorm(32, dtype=dtype)
+
+    def forward(qkv: Tensor, x: Tensor) -> tuple[Tensor, ...]:
+        out = ops.proportional_attention_qkvpacked(qkv, size)
+        merged, sizes, normed = ops.merge(x, size, ops.match(qkv[:, :, 1], 6, 1), out, norm=norm)
+        return normed, sizes, ops.align(merged, entities, 0.5, seed)[1]
+
+    def run(function: Callable) -> list[Tensor]:
+        leaves = qkv.clone().requires_grad_(), x.clone().requires_grad_()
+        normed, sizes, aligned = function(*leaves)
+        upstream = torch.ones_like(normed), torch.linspace(-1, 1, 32, dtype=dtype).expand_as(aligned)
+        return [normed, sizes, aligned, *torch.autograd.grad((normed, aligned), leaves, upstream)]
+
+    for a, b in zip(run(torch.compile(forward, fullgraph=True)), run(forward), strict=True):
+        torch.testing.assert_close(a, b)
+
+
 def test_layers_of_equal_shape_share_their_graph() -> None:
     """One compilation per distinct token count, none for a second pass over the same shapes."""
     compiles = 0
