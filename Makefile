@@ -1,7 +1,7 @@
-# `make test`, `make lint` and `make demo` use the environment that the README's commands make.
+# `make` targets use the environment that the README's commands make.
 PYTHON ?= .venv/bin/python
 
-.PHONY: lint test test-gpu demo
+.PHONY: lint test test-gpu bench demo
 
 test:
 	$(PYTHON) -m pytest
@@ -9,6 +9,10 @@ test:
 # Every kernel compiled on a GPU, against its reference.
 test-gpu:
 	TRITON_INTERPRET=0 $(PYTHON) -m pytest tests/kernels --device cuda
+
+# All benchmarks, on the GPU where there is one, into a result file of their own.
+bench:
+	$(PYTHON) -m pytest benchmarks/ --benchmark-only --results benchmarks/results/$$(date -u +%Y%m%d-%H%M%S).jsonl
 
 lint:
 	$(PYTHON) -m ruff format --check .

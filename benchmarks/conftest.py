@@ -95,8 +95,6 @@ def _row(result: Race, case: str, name: str, baseline: str, seconds: list[float]
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     rows = config.stash[ROWS]
-    if not rows:
-        return
     terminalreporter.section("races: medians, and speed-ups by round (quartiles)")
     case = None
     for row in rows:
@@ -119,6 +117,12 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         if row["peak_bytes"] is not None:
             line += f"   {row['peak_bytes'] / 2**20:,.0f} MiB"
         terminalreporter.write_line(line)
+    skipped = terminalreporter.stats.get("skipped", [])
+    if skipped:
+        terminalreporter.write_line("\nnot measured")
+    for report in skipped:
+        name, reason = report.nodeid.rpartition("::")[2], report.longrepr[2]
+        terminalreporter.write_line(f"    {name:<70} {reason.replace('Skipped', 'skipped', 1)}")
     path = config.getoption("--results")
     if path:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -40,6 +40,7 @@ class PublishedBlock(nn.Module):
 
 def published_matching(metric: Tensor, r: int) -> Callable[[Tensor], Tensor]:
     """metric: [B, N, D], class token first. Returns the function that sums tokens [B, N, C] into [B, N - r, C]."""
+    r = min(r, (metric.shape[1] - 1) // 2)
     with torch.no_grad():
         unit = metric / metric.norm(dim=-1, keepdim=True)
         even, odd = unit[:, ::2], unit[:, 1::2]

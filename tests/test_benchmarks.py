@@ -1,0 +1,91 @@
+"""The benchmarks' own parts: the published algorithm equals ours, closed forms equal counts, races tell what ran."""
+
+import copy
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+import alt_fast
+from alt_fast_kernels import proportional_attention_qkvpacked
+from benchmarks.closed_form import ViT, vit_macs
+from benchmarks.peers import PublishedToMe, attention_peers
+from benchmarks.timing import Race
+
+SHAPE = ViT(patch=8, width=48, depth=3, num_heads=3, image=32)
+
+
+def small_vit() -> torch.nn.Module:
+    torch.manual_seed(0)
+    model = timm.models.VisionTransformer(32, 8, embed_dim=48, depth=3, num_heads=3, num_classes=0).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    return model
+
+
+@pytest.mark.parametrize("r", [1, 3, 5])
+def test_the_published_algorithm_equals_ours(r: int) -> None:
+    model = small_vit()
+    images = torch.randn(4, 3, 32, 32)
+    published = PublishedToMe(model, r)
+    with torch.no_grad():
+        torch.testing.assert_close(alt_fast.apply_patch(model, r=r)(images), published(images), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("r", [0, 3, 100])
+def test_closed_form_equals_the_count(r: int) -> None:
+    model = alt_fast.apply_patch(small_vit(), r=r)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        model(torch.randn(1, 3, 32, 32))
+    assert counter.get_total_flops() == 2 * vit_macs(SHAPE, r)
+
+
+def test_attention_peers_agree() -> None:
+    qkv, size = torch.randn(2, 19, 3, 2, 16), torch.randint(1, 9, (2, 19)).float()
+    for name, attend in attention_peers(qkv, size).items():
+        sizes = None if name == "SDPA without sizes" else size
+        expected = proportional_attention_qkvpacked(qkv, sizes)
+        torch.testing.assert_close(attend(), expected, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_race_ratios_go_by_round_and_name_who_is_skipped() -> None:
+    def fail() -> None:
+        raise RuntimeError("no such device")
+
+    race = Race()
+    race.add("works", lambda: None, "cpu")
+    race.add("fails", fail, "cpu")
+    assert race.skipped == {"fails": "RuntimeError: no such device"}
+    race.seconds = {"slow": [2.0, 40.0, 6.0], "fast": [1.0, 20.0, 2.0]}  # one slow moment, which met both
+    assert race.ratio("slow", "fast")[1] == 2.0
+
+
+def test_the_command_measures_reports_and_writes(tmp_path: Path) -> None:
+    root, results = Path(__file__).parent.parent, tmp_path / "results.jsonl"
+    command = [sys.executable, "-m", "pytest", "benchmarks/test_ops.py", "--benchmark-only", "-k", "align"]
+    done = subprocess.run(
+        [*command, "--rounds", "2", "--results", str(results)], capture_output=True, text=True, cwd=root
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    for text in ("matmul of its shape", "assignment in memory", "skipped: 100,000 entities take too long on a CPU"):
+        assert text in done.stdout
+    head, *rows = map(json.loads, results.read_text().splitlines())
+    assert head["provenance"]["packages"]["torch"] == torch.__version__
+    assert {row["contestant"] for row in rows} == {"alt_fast", "assignment in memory", "matmul of its shape"}
+    assert all(row["rounds"] == 2 and row["seconds"] > 0 for row in rows)
+
+
+def test_published_copies_its_model() -> None:
+    model = small_vit()
+    before = copy.deepcopy(model.state_dict())
+    published = PublishedToMe(model, 2)
+    with torch.no_grad():
+        next(published.parameters()).zero_()
+    assert all(torch.equal(a, b) for a, b in zip(before.values(), model.state_dict().values(), strict=True))
