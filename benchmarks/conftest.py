@@ -93,31 +93,36 @@ def _row(result: Race, case: str, name: str, baseline: str, seconds: list[float]
     return row
 
 
+def _describe(row: dict[str, Any]) -> str:
+    """A contestant's line in the summary, after its name."""
+    if "skipped" in row:
+        return f" skipped: {row['skipped']}"
+    line = f"{row['seconds'] * 1e3:10.3f} ms"
+    if "speedup" in row:
+        low, high = row["speedup_quartiles"]
+        line += f"   x {row['speedup']:.3f} ({low:.3f} to {high:.3f})"
+    if "flop_ratio" in row:
+        line += f"   FLOPs: x {row['flop_ratio']:.3f}"
+    if "bytes" in row:
+        line += f"   {row['bytes'] / row['seconds'] * 1e-9:,.0f} GB/s"
+    if "macs" in row:
+        line += f"   {2 * row['macs'] / row['seconds'] * 1e-12:,.2f} TFLOP/s"
+    if row["peak_bytes"] is not None:
+        line += f"   {row['peak_bytes'] / 2**20:,.0f} MiB"
+    return line
+
+
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    rows = config.stash[ROWS]
+    rows, skipped = config.stash[ROWS], terminalreporter.stats.get("skipped", [])
+    if not rows and not skipped:
+        return
     terminalreporter.section("races: medians, and speed-ups by round (quartiles)")
     case = None
     for row in rows:
         if row["case"] != case:
             case = row["case"]
             terminalreporter.write_line(f"\n{case}")
-        if "skipped" in row:
-            terminalreporter.write_line(f"    {row['contestant']:<34} skipped: {row['skipped']}")
-            continue
-        line = f"    {row['contestant']:<34}{row['seconds'] * 1e3:10.3f} ms"
-        if "speedup" in row:
-            low, high = row["speedup_quartiles"]
-            line += f"   x {row['speedup']:.3f} ({low:.3f} to {high:.3f})"
-        if "flop_ratio" in row:
-            line += f"   FLOPs: x {row['flop_ratio']:.3f}"
-        if "bytes" in row:
-            line += f"   {row['bytes'] / row['seconds'] * 1e-9:,.0f} GB/s"
-        if "macs" in row:
-            line += f"   {2 * row['macs'] / row['seconds'] * 1e-12:,.2f} TFLOP/s"
-        if row["peak_bytes"] is not None:
-            line += f"   {row['peak_bytes'] / 2**20:,.0f} MiB"
-        terminalreporter.write_line(line)
-    skipped = terminalreporter.stats.get("skipped", [])
+        terminalreporter.write_line(f"    {row['contestant']:<34}{_describe(row)}")
     if skipped:
         terminalreporter.write_line("\nnot measured")
     for report in skipped:

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -71,7 +72,11 @@ def test_the_command_measures_reports_and_writes(tmp_path: Path) -> None:
     root, results = Path(__file__).parent.parent, tmp_path / "results.jsonl"
     command = [sys.executable, "-m", "pytest", "benchmarks/test_ops.py", "--benchmark-only", "-k", "align"]
     done = subprocess.run(
-        [*command, "--rounds", "2", "--results", str(results)], capture_output=True, text=True, cwd=root
+        [*command, "--rounds", "2", "--results", str(results)],
+        capture_output=True,
+        text=True,
+        cwd=root,
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
     )
     assert done.returncode == 0, done.stdout + done.stderr
     for text in ("matmul of its shape", "assignment in memory", "skipped: 100,000 entities take too long on a CPU"):
