@@ -2,6 +2,7 @@
 
 import json
 import statistics
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(scope="session")
 def device() -> str:
-    """ "cuda" where there is a GPU."""
+    """Where to measure: cuda where there is a GPU, else cpu."""
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -48,16 +49,15 @@ def race(benchmark: Any, request: pytest.FixtureRequest, device: str) -> RunRace
             result.add(name, step, device)
         if ours in result.skipped:
             pytest.fail(f"{ours}: {result.skipped[ours]}")
-        names = list(result.contestants)
-        order = [names]  # of the round under way
+        order = deque(result.contestants)  # of the round under way
 
         def before() -> None:
-            order[0] = order[0][1:] + order[0][:1]  # another one begins, since one may leave the next a worse cache
-            for name in order[0][: order[0].index(ours)]:
+            order.rotate(-1)  # another one begins, since one may leave the next a worse cache
+            for name in list(order)[: order.index(ours)]:
                 result.run(name)
 
         def after() -> None:
-            for name in order[0][order[0].index(ours) + 1 :]:
+            for name in list(order)[order.index(ours) + 1 :]:
                 result.run(name)
 
         rounds = request.config.getoption("--rounds") or rounds
