@@ -1,4 +1,4 @@
-"""What users would run instead: published token merging in plain PyTorch, other ways to bias attention by log size."""
+"""What users would run instead, and the ceiling: published ToMe, tokens only dropped, other biased attentions."""
 
 import copy
 from collections.abc import Callable
@@ -76,6 +76,26 @@ class PublishedToMe(nn.Module):
         x, size = self.model._pos_embed(self.model.patch_embed(images)), None
         for block in self.blocks:
             x, size = block(x, size)
+        return self.model.forward_head(self.model.norm(x))
+
+
+class TokensDropped(nn.Module):
+    """A timm VisionTransformer that drops its last r tokens where merging would stand; parameters are copied.
+
+    It chooses and merges nothing, so no way of removing r tokens a layer can be faster: the ceiling of a machine.
+    """
+
+    def __init__(self, model: nn.Module, r: int) -> None:
+        super().__init__()
+        self.model, self.r = copy.deepcopy(model), r
+
+    def forward(self, images: Tensor) -> Tensor:
+        """images: [B, 3, H, W] -> logits [B, classes]."""
+        x = self.model._pos_embed(self.model.patch_embed(images))
+        for block in self.model.blocks:
+            x = x + block.attn(block.norm1(x))
+            x = x[:, : x.shape[1] - min(self.r, (x.shape[1] - 1) // 2)]
+            x = x + block.mlp(block.norm2(x))
         return self.model.forward_head(self.model.norm(x))
 
 

@@ -11,9 +11,9 @@ from torch import nn
 import alt_fast
 from benchmarks.closed_form import VITS, vit_macs
 from benchmarks.conftest import RunRace
-from benchmarks.peers import PublishedToMe
+from benchmarks.peers import PublishedToMe, TokensDropped
 
-OURS, PUBLISHED, PLAIN = "alt_fast", "published ToMe", "un-merged (SDPA)"
+OURS, PUBLISHED, DROPPED, PLAIN = "alt_fast", "published ToMe", "dropped, not merged", "un-merged (SDPA)"
 
 
 @pytest.mark.parametrize("mode", ["inference", "inference, compiled", "training"])
@@ -33,6 +33,7 @@ def test_encoder(name: str, r: int, mode: str, race: RunRace, device: str) -> No
     models = {
         PLAIN: plain,
         PUBLISHED: PublishedToMe(plain, r),
+        DROPPED: TokensDropped(plain, r),
         OURS: alt_fast.apply_patch(copy.deepcopy(plain), r=r),
     }
     images = torch.randn(batch, 3, 224, 224, device=device)
@@ -50,7 +51,7 @@ def test_encoder(name: str, r: int, mode: str, race: RunRace, device: str) -> No
         OURS,
         PLAIN,
         rounds=30 if gpu else 11,
-        flop_ratio={OURS: flop_ratio, PUBLISHED: flop_ratio},
+        flop_ratio=dict.fromkeys([OURS, PUBLISHED, DROPPED], flop_ratio),
         cosine_to_published={OURS: agreement},
     )
 
