@@ -1,0 +1,210 @@
+"""GFLOPs and parameters of ALT, counted four ways that must agree to the MAC, beside what the paper prints.
+
+The counts: fvcore on the PyTorch references, fvcore with our handles on the fused ops, PyTorch's FlopCounterMode with
+attention as matrices, and the closed form. The papers' GFLOPs are 10^9 MACs; fvcore adds five per normalised element.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from fvcore.nn import FlopCountAnalysis
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from alt_fast.corpus import Corpus, Entity
+from alt_fast.model import ALT, PRESETS, ModelConfig
+from alt_fast_kernels import use_backend
+from alt_fast_kernels.align.op import align_op
+from alt_fast_kernels.align.reference import align_reference
+from alt_fast_kernels.attention.op import attention_op, attention_packed_op
+from alt_fast_kernels.attention.reference import attention_reference
+from alt_fast_kernels.counting import FVCORE_HANDLES
+from alt_fast_kernels.match.op import match_op
+from alt_fast_kernels.match.reference import match_reference
+from alt_fast_kernels.merge.op import merge_op
+from alt_fast_kernels.merge.reference import layer_norm_reference, merge_reference
+from benchmarks.closed_form import VITS, ALTShape, alt_macs
+from benchmarks.paper import Published
+
+ENTITIES = 5000
+"""K, which the paper does not print. An assumption, the same for every row; `audit` says what K each row asks for."""
+
+CLASSES = 400
+
+UNCOUNTED = {
+    **dict.fromkeys(
+        "Int ScalarImplicit size view reshape flatten unflatten expand expand_as permute transpose numpy_T t select "
+        "slice unbind chunk split unsqueeze squeeze contiguous to detach alias lift_fresh".split(),
+        "shapes and types: moves at most",
+    ),
+    **dict.fromkeys("empty ones zeros zeros_like arange cat stack embedding gather index pad".split(), "fills, copies"),
+    **dict.fromkeys("argmax argsort sort max topk scatter cumsum".split(), "choices and plans of matching: no products"),
+    **dict.fromkeys("floor_divide remainder isfinite all masked_fill eq bitwise_and lt".split(), "integers and masks"),
+    **dict.fromkeys("add add_ sub mul div exp log clamp_min rsub neg".split(), "elementwise: residuals, scales, sizes"),
+    **dict.fromkeys(["scatter_add", "scatter_add_"], "merging: r weighted rows per image and layer, 0.001 % of a block"),
+    **dict.fromkeys("gelu sigmoid softmax dropout".split(), "activations"),
+    **dict.fromkeys("mean linalg_vector_norm norm sum".split(), "means and unit lengths"),
+}
+"""aten ops that no counter counts, and why; an op that is neither counted nor here fails the audit."""
+
+
+class UncountedError(RuntimeError):
+    """A model ran an op that nobody counts."""
+
+
+def fvcore_count(model: nn.Module, inputs: tuple[Tensor, ...]) -> Counter[str]:
+    """MACs by operator (layer_norm: FLOPs), executed once. Raises UncountedError for an op that nobody counts."""
+    analysis = FlopCountAnalysis(model, inputs).set_op_handle(**FVCORE_HANDLES)
+    analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
+    analysis._ignored_ops = set()  # fvcore skips some by default; here every op is named
+    with torch.no_grad():
+        counts = Counter({op: int(count) for op, count in analysis.by_operator().items()})
+    unknown = sorted(set(analysis.unsupported_ops()) - {f"aten::{name}" for name in UNCOUNTED})
+    if unknown:
+        raise UncountedError(f"neither counted nor known to need no count: {', '.join(unknown)}")
+    return counts
+
+
+def dispatcher_count(model: nn.Module, inputs: tuple[Tensor, ...]) -> int:
+    """MACs by PyTorch's FlopCounterMode, which does not count norms; on shapes only, with attention as matrices."""
+    model, inputs = model.to("meta"), tuple(x.to("meta") for x in inputs)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        model(*inputs)
+    return counter.get_total_flops() // 2
+
+
+def _match(key: Tensor, r: int, protected: int) -> tuple[Tensor, Tensor, Tensor]:
+    return match_reference(key, r, protected)
+
+
+def _merge(
+    x: Tensor,
+    residual: Tensor | None,
+    size: Tensor,
+    order: Tensor,
+    start: Tensor,
+    num_slots: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    x = x if residual is None else x + residual
+    rank = torch.arange(order.shape[1] - num_slots, dtype=torch.int32).expand(len(order), -1).contiguous()
+    joined = torch.searchsorted(start.contiguous(), rank, right=True) - 1
+    kept = torch.arange(num_slots).expand(len(order), -1)
+    slot = torch.empty_like(kept, size=order.shape).scatter(1, order.long(), torch.cat([kept, joined], 1))
+    out, new_size = merge_reference(x, size, slot, order, num_slots)
+    normed = layer_norm_reference(out, weight, bias, eps) if weight is not None and bias is not None else out.new_empty(0)
+    return out, new_size, normed, new_size.clone(), new_size.clone()
+
+
+def _attention(q: Tensor, k: Tensor, v: Tensor, size: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
+    return attention_reference(q, k, v, size, scale), q.new_empty(0)
+
+
+def _attention_packed(qkv: Tensor, size: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
+    return _attention(*qkv.unbind(2), size, scale)
+
+
+def _align(tokens: Tensor, entities: Tensor, tau: float, seed: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    index, aligned = align_reference(tokens, entities, tau, seed)
+    return aligned, index, tokens.new_empty(0)
+
+
+@contextmanager
+def fused_ops_on_cpu() -> Iterator[None]:
+    """Take the fused ops, which a GPU runs by kernels, and compute each as its reference does."""
+    stand_ins: dict[Any, Any] = {
+        match_op: _match,
+        merge_op: _merge,
+        attention_op: _attention,
+        attention_packed_op: _attention_packed,
+        align_op: _align,
+    }
+    with ExitStack() as stack:
+        for op, stand_in in stand_ins.items():
+            stack.enter_context(patch.dict(op._backend_fns, {None: stand_in}))
+        stack.enter_context(use_backend("triton"))
+        yield
+
+
+@dataclass(frozen=True)
+class Audit:
+    """Counts of one row. macs: by counter, of one view; norms: FLOPs by counter that counts norms.
+
+    parts: the closed form's, of one view. parameters, tunable: without the text branch.
+    """
+
+    macs: dict[str, int]
+    norms: dict[str, int]
+    parts: dict[str, int]
+    parameters: int
+    tunable: int
+
+    def check(self) -> None:
+        """Raise AssertionError unless all counters agree."""
+        for name, counts in (("MACs", self.macs), ("FLOPs of norms", self.norms)):
+            if len(set(counts.values())) > 1:
+                raise AssertionError(f"{name} differ: {counts}")
+
+    @property
+    def gflops(self) -> float:
+        """As fvcore and the papers say it: 10^9 MACs, with five per normalised element, of one view."""
+        return (next(iter(self.macs.values())) + next(iter(self.norms.values()))) * 1e-9
+
+
+def make_model(config: ModelConfig) -> ALT:
+    """A model with random weights; its corpus is random vectors, which change no count."""
+    corpus = Corpus(tuple(Entity(f"entity {i}", "", "object") for i in range(ENTITIES)))
+    model = ALT(config, corpus if config.query == "entities" else None).eval()
+    nn.init.normal_(model.alignment.entities)
+    return model
+
+
+def shape_of(config: ModelConfig) -> ALTShape:
+    """What the closed form needs of a configuration."""
+    vit, joint = {
+        "ViT-B-16": (VITS["vit_base_patch16_224"], 512),
+        "ViT-L-14": (VITS["vit_large_patch14_224"], 768),
+    }[config.backbone]
+    entities = ENTITIES if config.query == "entities" else 0
+    assert isinstance(config.r, int)
+    return ALTShape(
+        vit, config.frames, config.r, joint, config.depth, CLASSES, entities, config.regions, config.tuning
+    )
+
+
+def audit(row: Published) -> Audit:
+    """Count one row of the paper; the caller checks that the counts agree."""
+    config = replace(PRESETS[row.model], **row.options)
+    model, shape = make_model(config), shape_of(config)
+    inputs = (torch.randn(1, config.frames, 3, 224, 224), torch.randn(CLASSES, shape.joint))
+    reference = fvcore_count(model, inputs)
+    with fused_ops_on_cpu():
+        fused = fvcore_count(model, inputs)
+    parts = alt_macs(shape)
+    norms = {
+        "fvcore, references": reference.pop("layer_norm"),
+        "fvcore, fused": fused.pop("layer_norm"),
+        "closed form": parts["norms"],
+    }
+    macs = {
+        "fvcore, references": sum(reference.values()),
+        "fvcore, fused": sum(fused.values()),
+        "FlopCounterMode": dispatcher_count(model, inputs),
+        "closed form": sum(parts.values()) - parts["norms"],
+    }
+    return Audit(macs, norms, parts, model.count_parameters(), model.count_parameters(trainable=True))
+
+
+def missing_entities(row: Published, found: Audit) -> float | None:
+    """How many more entities than `ENTITIES` would make up the difference to the paper, were that all of it."""
+    if row.gflops is None or not found.parts["alignment"]:
+        return None
+    return (row.gflops / row.views - found.gflops) * 1e9 / (found.parts["alignment"] / ENTITIES)
