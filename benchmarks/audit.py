@@ -12,11 +12,14 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+import torchvision
 from fvcore.nn import FlopCountAnalysis
 from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from alt_fast.clip import load_clip
 from alt_fast.corpus import Corpus, Entity
 from alt_fast.model import ALT, PRESETS, ModelConfig
 from alt_fast_kernels import use_backend
@@ -29,7 +32,7 @@ from alt_fast_kernels.match.op import match_op
 from alt_fast_kernels.match.reference import match_reference
 from alt_fast_kernels.merge.op import merge_op
 from alt_fast_kernels.merge.reference import layer_norm_reference, merge_reference
-from benchmarks.closed_form import VITS, ALTShape, alt_macs
+from benchmarks.closed_form import VITS, ALTShape, alt_macs, encoder_macs
 from benchmarks.paper import Published
 
 ENTITIES = 5000
@@ -73,8 +76,8 @@ def fvcore_count(model: nn.Module, inputs: tuple[Tensor, ...]) -> Counter[str]:
 
 def dispatcher_count(model: nn.Module, inputs: tuple[Tensor, ...]) -> int:
     """MACs by PyTorch's FlopCounterMode, which does not count norms; on shapes only, with attention as matrices."""
-    model, inputs = model.to("meta"), tuple(x.to("meta") for x in inputs)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+    shapes_only = FakeTensorMode(allow_non_fake_inputs=True)
+    with torch.no_grad(), shapes_only, FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         model(*inputs)
     return counter.get_total_flops() // 2
 
@@ -98,7 +101,7 @@ def _merge(
     rank = torch.arange(order.shape[1] - num_slots, dtype=torch.int32).expand(len(order), -1).contiguous()
     joined = torch.searchsorted(start.contiguous(), rank, right=True) - 1
     kept = torch.arange(num_slots).expand(len(order), -1)
-    slot = torch.empty_like(kept, size=order.shape).scatter(1, order.long(), torch.cat([kept, joined], 1))
+    slot = torch.zeros_like(order, dtype=torch.int64).scatter(1, order.long(), torch.cat([kept, joined], 1))
     out, new_size = merge_reference(x, size, slot, order, num_slots)
     normed = layer_norm_reference(out, weight, bias, eps) if weight is not None and bias is not None else out.new_empty(0)
     return out, new_size, normed, new_size.clone(), new_size.clone()
@@ -208,3 +211,62 @@ def missing_entities(row: Published, found: Audit) -> float | None:
     if row.gflops is None or not found.parts["alignment"]:
         return None
     return (row.gflops / row.views - found.gflops) * 1e9 / (found.parts["alignment"] / ENTITIES)
+
+
+class XCLIPVideo(nn.Module):
+    """The video side of transformers' X-CLIP: image tower with cross-frame attention, then its integration over time."""
+
+    def __init__(self, patch: int, frames: int) -> None:
+        super().__init__()
+        from transformers import XCLIPVisionConfig
+        from transformers.models.x_clip.modeling_x_clip import XCLIPMultiframeIntegrationTransformer, XCLIPVisionModel
+
+        large = patch == 14
+        width, joint = (1024, 768) if patch == 14 else (768, 512)
+        config = XCLIPVisionConfig(
+            hidden_size=width,
+            intermediate_size=4 * width,
+            num_hidden_layers=24 if patch == 14 else 12,
+            num_attention_heads=width // 64,
+            patch_size=patch,
+            num_frames=frames,
+        )
+        over_time = XCLIPVisionConfig(
+            hidden_size=joint,
+            intermediate_size=4 * joint,
+            num_hidden_layers=1,
+            num_attention_heads=joint // 64,
+            num_frames=frames,
+        )
+        self.tower = XCLIPVisionModel(config)
+        self.projection = nn.Linear(width, joint, bias=False)
+        self.integration = XCLIPMultiframeIntegrationTransformer(over_time)
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """frames: [T, 3, 224, 224] -> video vector [1, d]."""
+        return self.integration(self.projection(self.tower(frames)[1]).unsqueeze(0))[1]
+
+
+def audit_control(row: Published) -> Audit:
+    """Count a model of other people: by fvcore, by the dispatcher, and by the closed form where it is a plain ViT."""
+    frames, parts = 1, {}
+    if row.model.startswith("xclip"):
+        frames = row.options["frames"]
+        model: nn.Module = XCLIPVideo(14 if row.model == "xclip_l14" else 16, frames)
+    elif row.model.startswith("vit"):
+        model = getattr(torchvision.models, row.model)()
+        name = "vit_base_patch16_224" if row.model == "vit_b_16" else "vit_large_patch16_224"
+        parts = encoder_macs(VITS[name], 0) | {"head": VITS[name].width * 1000}
+    else:
+        model = load_clip(row.model).visual
+        name, joint = ("vit_base_patch16_224", 512) if row.model == "ViT-B-16" else ("vit_large_patch14_224", 768)
+        parts = encoder_macs(VITS[name], 0) | {"projection": VITS[name].width * joint}
+    model, inputs = model.eval(), (torch.randn(frames, 3, 224, 224),)
+    torch.backends.mha.set_fastpath_enabled(False)  # one fused op that would hide the projections
+    counted = fvcore_count(model, inputs)
+    norms = counted.pop("layer_norm")
+    macs = {"fvcore": sum(counted.values()), "FlopCounterMode": dispatcher_count(model, inputs)}
+    if parts:
+        macs["closed form"] = sum(parts.values())
+    parameters = sum(p.numel() for p in model.parameters())
+    return Audit(macs, {"fvcore": norms}, parts, parameters, parameters)
