@@ -12,6 +12,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+import torch.nn.functional as F
 import torchvision
 from fvcore.nn import FlopCountAnalysis
 from torch import Tensor, nn
@@ -36,25 +37,23 @@ from benchmarks.closed_form import VITS, ALTShape, alt_macs, encoder_macs
 from benchmarks.paper import Published
 
 ENTITIES = 5000
-"""K, which the paper does not print. An assumption, the same for every row; `audit` says what K each row asks for."""
+"""K, which the paper does not print. An assumption, the same in every row; each row also says which K would make
+it equal the paper."""
 
 CLASSES = 400
 
 UNCOUNTED = {
-    **dict.fromkeys(
-        "Int ScalarImplicit size view reshape flatten unflatten expand expand_as permute transpose numpy_T t select "
-        "slice unbind chunk split unsqueeze squeeze contiguous to detach alias lift_fresh".split(),
-        "shapes and types: moves at most",
-    ),
-    **dict.fromkeys("empty ones zeros zeros_like arange cat stack embedding gather index pad".split(), "fills, copies"),
-    **dict.fromkeys("argmax argsort sort max topk scatter cumsum".split(), "choices and plans of matching: no products"),
-    **dict.fromkeys("floor_divide remainder isfinite all masked_fill eq bitwise_and lt".split(), "integers and masks"),
-    **dict.fromkeys("add add_ sub mul div exp log clamp_min rsub neg".split(), "elementwise: residuals, scales, sizes"),
-    **dict.fromkeys(["scatter_add", "scatter_add_"], "merging: r weighted rows per image and layer, 0.001 % of a block"),
-    **dict.fromkeys("gelu sigmoid softmax dropout".split(), "activations"),
-    **dict.fromkeys("mean linalg_vector_norm norm sum".split(), "means and unit lengths"),
+    "shapes and types, moves at most": """Int ScalarImplicit size view reshape flatten unflatten expand expand_as
+        permute transpose numpy_T select slice unbind squeeze unsqueeze contiguous to """,
+    "fills and copies": "empty ones zeros_like arange cat embedding gather index",
+    "choices and plans of matching, no products": "argmax argsort sort max scatter",
+    "integers": "floor_divide remainder",
+    "elementwise: residuals, biases, scales, sizes": "add sub mul div exp log clamp_min",
+    "merging: r weighted rows per image and layer, 0.001 % of a block": "scatter_add scatter_add_",
+    "activations": "gelu sigmoid softmax dropout",
+    "means and unit lengths": "mean linalg_vector_norm ",
 }
-"""aten ops that no counter counts, and why; an op that is neither counted nor here fails the audit."""
+"""aten ops that no counter counts, by the reason; an op that is neither counted nor here fails the audit."""
 
 
 class UncountedError(RuntimeError):
@@ -68,7 +67,9 @@ def fvcore_count(model: nn.Module, inputs: tuple[Tensor, ...]) -> Counter[str]:
     analysis._ignored_ops = set()  # fvcore skips some by default; here every op is named
     with torch.no_grad():
         counts = Counter({op: int(count) for op, count in analysis.by_operator().items()})
-    unknown = sorted(set(analysis.unsupported_ops()) - {f"aten::{name}" for name in UNCOUNTED})
+    unknown = sorted(
+        set(analysis.unsupported_ops()) - {f"aten::{name}" for names in UNCOUNTED.values() for name in names.split()}
+    )
     if unknown:
         raise UncountedError(f"neither counted nor known to need no count: {', '.join(unknown)}")
     return counts
@@ -103,7 +104,9 @@ def _merge(
     kept = torch.arange(num_slots).expand(len(order), -1)
     slot = torch.zeros_like(order, dtype=torch.int64).scatter(1, order.long(), torch.cat([kept, joined], 1))
     out, new_size = merge_reference(x, size, slot, order, num_slots)
-    normed = layer_norm_reference(out, weight, bias, eps) if weight is not None and bias is not None else out.new_empty(0)
+    normed = (
+        layer_norm_reference(out, weight, bias, eps) if weight is not None and bias is not None else out.new_empty(0)
+    )
     return out, new_size, normed, new_size.clone(), new_size.clone()
 
 
@@ -112,7 +115,8 @@ def _attention(q: Tensor, k: Tensor, v: Tensor, size: Tensor | None, scale: floa
 
 
 def _attention_packed(qkv: Tensor, size: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
-    return _attention(*qkv.unbind(2), size, scale)
+    q, k, v = qkv.unbind(2)
+    return _attention(q, k, v, size, scale)
 
 
 def _align(tokens: Tensor, entities: Tensor, tau: float, seed: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -178,16 +182,12 @@ def shape_of(config: ModelConfig) -> ALTShape:
     }[config.backbone]
     entities = ENTITIES if config.query == "entities" else 0
     assert isinstance(config.r, int)
-    return ALTShape(
-        vit, config.frames, config.r, joint, config.depth, CLASSES, entities, config.regions, config.tuning
-    )
+    return ALTShape(vit, config.frames, config.r, joint, config.depth, CLASSES, entities, config.regions, config.tuning)
 
 
-def audit(row: Published) -> Audit:
-    """Count one row of the paper; the caller checks that the counts agree."""
-    config = replace(PRESETS[row.model], **row.options)
-    model, shape = make_model(config), shape_of(config)
-    inputs = (torch.randn(1, config.frames, 3, 224, 224), torch.randn(CLASSES, shape.joint))
+def count_alt(model: ALT, shape: ALTShape) -> Audit:
+    """All counts of one view through `model`, whose closed form is that of `shape`."""
+    inputs = (torch.randn(1, shape.frames, 3, *model.image_size), torch.randn(shape.classes, shape.joint))
     reference = fvcore_count(model, inputs)
     with fused_ops_on_cpu():
         fused = fvcore_count(model, inputs)
@@ -206,22 +206,53 @@ def audit(row: Published) -> Audit:
     return Audit(macs, norms, parts, model.count_parameters(), model.count_parameters(trainable=True))
 
 
-def missing_entities(row: Published, found: Audit) -> float | None:
-    """How many more entities than `ENTITIES` would make up the difference to the paper, were that all of it."""
-    if row.gflops is None or not found.parts["alignment"]:
-        return None
-    return (row.gflops / row.views - found.gflops) * 1e9 / (found.parts["alignment"] / ENTITIES)
+def audit(row: Published) -> Audit:
+    """Count one row of the paper; the caller checks that the counts agree."""
+    config = replace(PRESETS[row.model], **row.options)
+    return count_alt(make_model(config), shape_of(config))
+
+
+def describe(row: Published, found: Audit) -> dict[str, Any]:
+    """A result row: what was counted of all views, what the paper prints, and the differences in per cent."""
+    gflops = found.gflops * row.views
+    result = {
+        "audit": row.table,
+        "row": row.row,
+        "model": row.model,
+        "options": row.options,
+        "views": row.views,
+        "entities": ENTITIES if found.parts.get("alignment") else None,
+        "macs": found.macs,
+        "norm_flops": found.norms,
+        "parts": found.parts,
+        "gflops": gflops,
+        "parameters": found.parameters,
+        "tunable": found.tunable,
+        "paper": {"gflops": row.gflops, "params": row.params, "tunable": row.tunable, "top1": row.top1},
+        "delta_percent": {
+            "gflops": _delta(gflops, row.gflops),
+            "params": _delta(found.parameters * 1e-6, row.params),
+            "tunable": _delta(found.tunable * 1e-6, row.tunable),
+        },
+    }
+    if row.gflops is not None and found.parts.get("alignment"):
+        per_entity = found.parts["alignment"] / ENTITIES * 1e-9
+        result["entities_asked_for"] = round(ENTITIES + (row.gflops / row.views - found.gflops) / per_entity)
+    return result
+
+
+def _delta(found: float, printed: float | None) -> float | None:
+    return None if printed is None else 100 * (found / printed - 1)
 
 
 class XCLIPVideo(nn.Module):
-    """The video side of transformers' X-CLIP: image tower with cross-frame attention, then its integration over time."""
+    """transformers' X-CLIP but for the text tower: cross-frame image tower, integration over time, prompts."""
 
     def __init__(self, patch: int, frames: int) -> None:
         super().__init__()
-        from transformers import XCLIPVisionConfig
-        from transformers.models.x_clip.modeling_x_clip import XCLIPMultiframeIntegrationTransformer, XCLIPVisionModel
+        from transformers import XCLIPConfig, XCLIPVisionConfig
+        from transformers.models.x_clip import modeling_x_clip as x_clip
 
-        large = patch == 14
         width, joint = (1024, 768) if patch == 14 else (768, 512)
         config = XCLIPVisionConfig(
             hidden_size=width,
@@ -238,21 +269,31 @@ class XCLIPVideo(nn.Module):
             num_attention_heads=joint // 64,
             num_frames=frames,
         )
-        self.tower = XCLIPVisionModel(config)
+        self.tower = x_clip.XCLIPVisionModel(config)
         self.projection = nn.Linear(width, joint, bias=False)
-        self.integration = XCLIPMultiframeIntegrationTransformer(over_time)
+        self.integration = x_clip.XCLIPMultiframeIntegrationTransformer(over_time)
+        self.norm = nn.LayerNorm(width)
+        self.patch_projection = nn.Linear(width, joint, bias=False)
+        prompts = XCLIPConfig(projection_dim=joint, prompt_num_attention_heads=joint // 64)
+        self.prompts = x_clip.XCLIPPromptGenerator(prompts)
 
-    def forward(self, frames: Tensor) -> Tensor:
-        """frames: [T, 3, 224, 224] -> video vector [1, d]."""
-        return self.integration(self.projection(self.tower(frames)[1]).unsqueeze(0))[1]
+    def forward(self, frames: Tensor, classes: Tensor) -> Tensor:
+        """frames: [T, 3, 224, 224]. classes: [1, I, d] -> scores [1, I]."""
+        patches, image = self.tower(frames)[:2]
+        video = self.integration(self.projection(image).unsqueeze(0))[1]
+        patches = self.patch_projection(self.norm(patches[:, 1:])).mean(0, keepdim=True)
+        classes = classes + self.prompts(classes, patches)
+        return F.normalize(video, dim=-1) @ F.normalize(classes, dim=-1).transpose(1, 2)
 
 
 def audit_control(row: Published) -> Audit:
     """Count a model of other people: by fvcore, by the dispatcher, and by the closed form where it is a plain ViT."""
     frames, parts = 1, {}
+    classes: tuple[Tensor, ...] = ()
     if row.model.startswith("xclip"):
         frames = row.options["frames"]
         model: nn.Module = XCLIPVideo(14 if row.model == "xclip_l14" else 16, frames)
+        classes = (torch.randn(1, CLASSES, 768 if row.model == "xclip_l14" else 512),)
     elif row.model.startswith("vit"):
         model = getattr(torchvision.models, row.model)()
         name = "vit_base_patch16_224" if row.model == "vit_b_16" else "vit_large_patch16_224"
@@ -261,7 +302,7 @@ def audit_control(row: Published) -> Audit:
         model = load_clip(row.model).visual
         name, joint = ("vit_base_patch16_224", 512) if row.model == "ViT-B-16" else ("vit_large_patch14_224", 768)
         parts = encoder_macs(VITS[name], 0) | {"projection": VITS[name].width * joint}
-    model, inputs = model.eval(), (torch.randn(frames, 3, 224, 224),)
+    model, inputs = model.eval(), (torch.randn(frames, 3, 224, 224), *classes)
     torch.backends.mha.set_fastpath_enabled(False)  # one fused op that would hide the projections
     counted = fvcore_count(model, inputs)
     norms = counted.pop("layer_norm")

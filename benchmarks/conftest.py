@@ -112,10 +112,39 @@ def _describe(row: dict[str, Any]) -> str:
     return line
 
 
+def audit_lines(rows: list[dict[str, Any]]) -> list[str]:
+    """A line per audited row: GFLOPs and parameters, the paper's, the difference, and the K that would close it."""
+    lines = [f"{'':<38}{'GFLOPs':>9}{'paper':>9}{'':>9}{'M params':>10}{'paper':>8}{'':>8}{'tunable':>9}{'paper':>7}"]
+    for row in rows:
+        paper, delta = row["paper"], row["delta_percent"]
+        line = f"{row['audit']}, {row['row']:<28}"[:38].ljust(38)
+        line += f"{row['gflops']:9.1f}{_number(paper['gflops'], 9)}{_percent(delta['gflops'], 9)}"
+        line += f"{row['parameters'] * 1e-6:10.2f}{_number(paper['params'], 8)}{_percent(delta['params'], 8)}"
+        line += f"{row['tunable'] * 1e-6:9.2f}{_number(paper['tunable'], 7)}"
+        if "entities_asked_for" in row:
+            line += f"   K = {row['entities']}; the paper's GFLOPs ask for {row['entities_asked_for']}"
+        lines.append(line)
+    return lines
+
+
+def _number(value: float | None, width: int) -> str:
+    return f"{'-' if value is None else f'{value:g}':>{width}}"
+
+
+def _percent(value: float | None, width: int) -> str:
+    return f"{'' if value is None else f'{value:+.1f} %':>{width}}"
+
+
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    rows, skipped = config.stash[ROWS], terminalreporter.stats.get("skipped", [])
-    if not rows and not skipped:
+    measured, skipped = config.stash[ROWS], terminalreporter.stats.get("skipped", [])
+    if not measured and not skipped:
         return
+    audited = [row for row in measured if "audit" in row]
+    if audited:
+        terminalreporter.section("audit: GFLOPs are 10^9 MACs of all views, counted alike by every counter")
+        for line in audit_lines(audited):
+            terminalreporter.write_line(line)
+    rows = [row for row in measured if "case" in row]
     terminalreporter.section("races: medians, and speed-ups by round (quartiles)")
     case = None
     for row in rows:
@@ -131,6 +160,6 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     path = config.getoption("--results")
     if path:
         path.parent.mkdir(parents=True, exist_ok=True)
-        lines = [{"provenance": provenance()}, *rows]
+        lines = [{"provenance": provenance()}, *measured]
         path.write_text("".join(json.dumps(line) + "\n" for line in lines))
         terminalreporter.write_line(f"\nwritten to {path}")

@@ -1,4 +1,4 @@
-"""What the ALT paper (arXiv 2311.15619) and X-CLIP's (arXiv 2208.02816) print; figures only."""
+"""Figures that others print: the ALT paper (arXiv 2311.15619), X-CLIP's (arXiv 2208.02816), torchvision's weights."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -53,7 +53,7 @@ ROWS = [
 CONTROLS = [
     Published("control", "X-CLIP-B/16, 8 frames", "xclip_b16", {"frames": 8}, 145),
     Published("control", "X-CLIP-B/16, 16 frames", "xclip_b16", {"frames": 16}, 287),
-    Published("control", "X-CLIP-L/14, 8 frames", "xclip_l14", {"frames": 8}, 658),
+    Published("control", "X-CLIP-L/14, 8 frames", "xclip_l14", {"frames": 8}, 658, params=451.2),
     Published("control", "torchvision ViT-B/16", "vit_b_16", {}, 17.564, params=86.568),
     Published("control", "torchvision ViT-L/16", "vit_l_16", {}, 61.555, params=304.327),
     Published("control", "CLIP ViT-B/16 image tower", "ViT-B-16"),

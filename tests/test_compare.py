@@ -1,0 +1,89 @@
+"""Comparing result files: exactly one regression fails, noise does not."""
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.compare import compare, main, missing
+
+
+def race(
+    contestant: str, seconds: float, speedup: float, spread: float = 0.01, peak: int | None = None
+) -> dict[str, Any]:
+    return {
+        "case": "encoder",
+        "contestant": contestant,
+        "seconds": seconds,
+        "quartiles": [seconds * (1 - spread), seconds * (1 + spread)],
+        "peak_bytes": peak,
+        "baseline": "plain",
+        "speedup": speedup,
+        "speedup_quartiles": [speedup * (1 - spread), speedup * (1 + spread)],
+    }
+
+
+AUDITED = {"audit": "Table 8", "row": "r = 8", "gflops": 107.656, "parameters": 124027393}
+OLD = [race("plain", 2.0, 1.0, peak=100), race("ours", 1.0, 2.0, peak=60), race("theirs", 1.5, 1.33), AUDITED]
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> str:
+    path.write_text("".join(json.dumps(line) + "\n" for line in [{"provenance": {"device": "cpu"}}, *rows]))
+    return str(path)
+
+
+def test_the_same_file_has_no_regression(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", OLD)
+    assert main([path, path]) == 0
+
+
+@pytest.mark.parametrize(
+    ("index", "field", "value"),
+    [(1, "speedup", 1.7), (1, "peak_bytes", 80), (3, "gflops", 107.657), (3, "parameters", 124027394)],
+)
+def test_exactly_one_regression_fails(
+    index: int, field: str, value: float, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    new = copy.deepcopy(OLD)
+    if field == "speedup":
+        new[index] = race("ours", 1.0, value, peak=60)
+    else:
+        new[index][field] = value
+    assert main([write(tmp_path / "a", OLD), write(tmp_path / "b", new)]) == 1
+    assert "1 worse, 0 better" in capsys.readouterr().out
+    assert main([write(tmp_path / "b", new), write(tmp_path / "a", OLD)]) == 0  # the other way round it is better
+
+
+def test_a_slower_machine_is_no_regression_of_ours() -> None:
+    slow = [race("plain", 4.0, 1.0), race("ours", 2.0, 2.0)]
+    verdicts = {change.name: change.verdict for change in compare(OLD, slow)}
+    assert verdicts == {"encoder | plain": "regression", "encoder | ours": "noise"}
+
+
+@pytest.mark.parametrize(("speedup", "spread"), [(1.94, 0.001), (1.7, 0.3)])
+def test_small_or_noisy_changes_are_noise(speedup: float, spread: float) -> None:
+    (change,) = compare(OLD[1:2], [race("ours", 1.0, speedup, spread)])
+    assert change.verdict == "noise"
+    assert change.change == pytest.approx(2 / speedup - 1)
+
+
+def test_what_is_no_longer_measured_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    new = [OLD[0], {"case": "encoder", "contestant": "ours", "skipped": "RuntimeError"}]
+    assert missing(OLD, new) == ["encoder | ours", "encoder | theirs", "Table 8 | r = 8"]
+    main([write(tmp_path / "a", OLD), write(tmp_path / "b", new)])
+    assert "encoder | theirs" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("text", ["", "no JSON", '{"case": 1}', "[]"])
+def test_a_file_that_is_none_is_named(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "bad").write_text(text)
+    with pytest.raises(SystemExit) as stopped:
+        main([write(tmp_path / "a", OLD), str(tmp_path / "bad")])
+    assert stopped.value.code == 2
+    assert "bad is no result file" in capsys.readouterr().err
+
+
+def test_nothing_in_common_is_a_failure(tmp_path: Path) -> None:
+    assert main([write(tmp_path / "a", OLD), write(tmp_path / "b", [])]) == 1
