@@ -4,6 +4,7 @@ The counts: fvcore on the PyTorch references, fvcore with our handles on the fus
 attention as matrices, and the closed form. The papers' GFLOPs are 10^9 MACs; fvcore adds five per normalised element.
 """
 
+import copy
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -77,6 +78,7 @@ def fvcore_count(model: nn.Module, inputs: tuple[Tensor, ...]) -> Counter[str]:
 
 def dispatcher_count(model: nn.Module, inputs: tuple[Tensor, ...]) -> int:
     """MACs by PyTorch's FlopCounterMode, which does not count norms; on shapes only, with attention as matrices."""
+    model = copy.deepcopy(model).requires_grad_(False)  # its module tracker trips over parameters in a fake world
     shapes_only = FakeTensorMode(allow_non_fake_inputs=True)
     with torch.no_grad(), shapes_only, FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         model(*inputs)

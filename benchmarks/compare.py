@@ -12,7 +12,7 @@ THRESHOLD = 0.05
 
 @dataclass(frozen=True)
 class Change:
-    """A contestant, or an audited row, in both files. change: new over old, minus 1; lower is better for all of them."""
+    """A contestant, or an audited row, in both files. change: new over old, minus 1; less is better for all."""
 
     name: str
     what: Literal["time", "memory", "MACs"]
@@ -32,9 +32,10 @@ def read_results(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
 def compare(old: list[dict[str, Any]], new: list[dict[str, Any]], threshold: float = THRESHOLD) -> list[Change]:
     """Changes of what both files have, worst first.
 
-    Times are compared as speed-ups over the same run's baseline where there is one, since machines differ from run to
-    run, and count only when the quartiles of the two runs do not overlap and the medians differ by more than
-    `threshold`. Peak memory counts beyond `threshold`; MACs and parameters are exact, so any difference counts.
+    Times are compared as ratios to the same run's baseline (so the baseline itself is not), since machines differ from
+    run to run; without a common baseline, as seconds. They count only when the quartiles of the two runs do not overlap
+    and the medians differ by more than `threshold`. Peak memory counts beyond
+    `threshold`; MACs and parameters are exact, so any difference counts.
     """
     before = {_key(row): row for row in old}
     changes = []
@@ -47,8 +48,9 @@ def compare(old: list[dict[str, Any]], new: list[dict[str, Any]], threshold: flo
             for what in ("gflops", "parameters"):
                 changes.append(_judge(f"{name} ({what})", "MACs", was[what], row[what], 0.0, False))
             continue
-        (t0, low0, high0), (t1, low1, high1) = _times(was, row)
-        changes.append(_judge(name, "time", t0, t1, threshold, low1 <= high0 and low0 <= high1))
+        if row.get("baseline") != row["contestant"]:
+            (t0, low0, high0), (t1, low1, high1) = _times(was, row)
+            changes.append(_judge(name, "time", t0, t1, threshold, low1 <= high0 and low0 <= high1))
         if was.get("peak_bytes") and row.get("peak_bytes"):
             changes.append(_judge(name, "memory", was["peak_bytes"], row["peak_bytes"], threshold, False))
     return sorted(changes, key=lambda change: -change.change)
@@ -64,20 +66,12 @@ def _key(row: dict[str, Any]) -> tuple[Any, ...]:
     return (row["audit"], row["row"]) if "audit" in row else (row["case"], row["contestant"])
 
 
-def _times(was: dict[str, Any], row: dict[str, Any]) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
-    """Median and quartiles of both: of the time relative to the baseline, or in seconds for the baseline itself."""
-
-    def relative(row: dict[str, Any]) -> tuple[float, float, float]:
-        low, high = row["speedup_quartiles"]
-        return 1 / row["speedup"], 1 / high, 1 / low
-
-    def absolute(row: dict[str, Any]) -> tuple[float, float, float]:
-        return (row["seconds"], *row["quartiles"])
-
-    own_baseline = row.get("baseline") in (None, row["contestant"])
-    shared = not own_baseline and was.get("baseline") == row["baseline"]
-    read = relative if shared else absolute
-    return read(was), read(row)
+def _times(*rows: dict[str, Any]) -> list[tuple[float, float, float]]:
+    """Median and quartiles: of the time over the baseline's when all rows share it, else in seconds."""
+    baselines = {row.get("baseline") for row in rows}
+    if len(baselines) == 1 and None not in baselines:
+        return [(1 / row["speedup"], *sorted(1 / ratio for ratio in row["speedup_quartiles"])) for row in rows]
+    return [(row["seconds"], *row["quartiles"]) for row in rows]
 
 
 def _judge(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-PACKAGES = ("torch", "triton", "timm", "open_clip_torch", "transformers", "xformers", "numpy")
+PACKAGES = ("torch", "triton", "timm", "open_clip_torch", "transformers", "torchvision", "fvcore", "xformers", "numpy")
 
 
 def provenance() -> dict[str, object]:
