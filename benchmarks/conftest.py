@@ -2,6 +2,7 @@
 
 import json
 import statistics
+import time
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
@@ -14,16 +15,25 @@ import alt_fast  # noqa: F401  (before timm: see alt_fast/_torchvision.py)
 from benchmarks.provenance import provenance
 from benchmarks.timing import Race, Step
 
+STARTED = pytest.StashKey[float]()
 ROWS = pytest.StashKey[list[dict[str, Any]]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--results", type=Path, help="write all measurements to this file, as JSON lines")
+    parser.addoption("--time-limit", type=float, help="seconds after which no further benchmark starts")
     parser.addoption("--rounds", type=int, help="rounds of every race; by default each benchmark's own number")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[ROWS] = []
+    config.stash[STARTED] = time.monotonic()
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    limit = item.config.getoption("--time-limit")
+    if limit is not None and time.monotonic() - item.config.stash[STARTED] > limit:
+        pytest.skip(f"the time limit of {limit:g} s was reached")
 
 
 @pytest.fixture(scope="session")

@@ -31,6 +31,21 @@ def copy_of(num_bytes: int, device: str) -> Callable[[], Tensor]:
     return lambda: target.copy_(source)
 
 
+def test_ceilings(race: RunRace, device: str) -> None:
+    """What this device reaches at most: bytes per second of a large copy, MACs per second of a large matmul."""
+    size, num_bytes = (8192, 2**31) if device == "cuda" else (2048, 2**28)
+    dtype = setting(device)[1]
+    a, b = torch.randn(2, size, size, device=device, dtype=dtype)
+    race(
+        f"ceilings, {str(dtype).removeprefix('torch.')}",
+        {"copy": copy_of(num_bytes, device), "matmul": torch.inference_mode()(lambda: a @ b)},
+        "matmul",
+        "copy",
+        bytes={"copy": num_bytes},
+        macs={"matmul": size**3},
+    )
+
+
 @pytest.mark.parametrize("num_tokens", [189, 101])  # after the first and the last merge but one of ViT-B at r = 8
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "forward+backward"])
 def test_attention(num_tokens: int, backward: bool, race: RunRace, device: str) -> None:

@@ -1,0 +1,76 @@
+"""The whole of ALT: a clip classified, and a training step, with merging, without it, and merging in plain PyTorch."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from alt_fast.model import PRESETS
+from alt_fast_kernels import use_backend
+from benchmarks.audit import CLASSES, make_model, shape_of
+from benchmarks.closed_form import alt_macs
+from benchmarks.conftest import RunRace
+
+OURS, PLAIN, REFERENCES = "alt_fast", "un-merged", "merged, plain PyTorch ops"
+
+
+@pytest.mark.parametrize("mode", ["inference", "inference, compiled", "training step"])
+@pytest.mark.parametrize("name", ["alt_b16", "alt_l14"])
+def test_model(name: str, mode: str, race: RunRace, device: str) -> None:
+    gpu = device == "cuda"
+    if not gpu and name != "alt_b16":
+        pytest.skip("ALT-L/14 takes too long on a CPU")
+    torch.manual_seed(0)
+    training = mode == "training step"
+    batch = (8 if training else 32) if gpu else 1
+    merged, plain = PRESETS[name], replace(PRESETS[name], r=0)
+    models: dict[str, Any] = {OURS: make_model(merged), PLAIN: make_model(plain)}
+    joint = shape_of(merged).joint
+    if gpu:  # on a CPU ours is plain PyTorch already
+        models[REFERENCES] = make_model(merged)
+    dtype = torch.bfloat16 if gpu else torch.float32
+    video = torch.randn(batch, merged.frames, 3, 224, 224, device=device)
+    classes = F.normalize(torch.randn(CLASSES, joint, device=device), dim=-1)
+    labels = torch.randint(CLASSES, (batch,), device=device)
+    seed = torch.tensor(1, device=device)
+
+    def step_of(who: str) -> Any:
+        model = models[who].to(device).train(training)
+        model.text.requires_grad_(False)
+        forward = torch.compile(model, dynamic=False) if "compiled" in mode or (gpu and training) else model
+
+        def scores() -> torch.Tensor:
+            with torch.autocast(device, dtype, enabled=gpu), use_backend("reference" if who == REFERENCES else "auto"):
+                return forward(video, classes, seed).logits
+
+        if not training:
+            return torch.inference_mode()(scores)
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(parameters, 1e-6, fused=gpu, capturable=gpu)
+
+        def train() -> torch.Tensor:
+            loss = F.cross_entropy(scores().float(), labels)
+            for parameter, grad in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
+                parameter.grad = grad
+            optimizer.step()
+            return loss
+
+        return train
+
+    macs = {who: batch * _macs(plain if who == PLAIN else merged) for who in models}
+    race(
+        f"{name}, r = {merged.r}, {mode}, {batch} clips of {merged.frames} frames, {str(dtype).removeprefix('torch.')}",
+        {who: step_of(who) for who in models},
+        OURS,
+        PLAIN,
+        rounds=30 if gpu else 5,
+        flop_ratio={OURS: macs[PLAIN] / macs[OURS]},
+        **({} if training else {"macs": macs}),
+    )
+
+
+def _macs(config: Any) -> int:
+    parts = alt_macs(shape_of(config))
+    return sum(parts.values()) - parts["norms"]
