@@ -47,16 +47,24 @@ RunRace = Callable[..., Race]
 
 @pytest.fixture
 def race(benchmark: Any, request: pytest.FixtureRequest, device: str) -> RunRace:
-    """run(case, steps, ours, baseline, rounds=15, **facts): time `steps`, {name: callable}, and record them.
+    """run(case, steps, ours, baseline, rounds=15, graphs=None, **facts): time `steps`, {name: callable}, and record them.
 
-    pytest-benchmark times `ours`; the others run around it in every round. Speed-ups are over `baseline`. facts: what
-    the reader of a row should know, or a dict by contestant of such.
+    pytest-benchmark times `ours`; the others run around it in every round. Speed-ups are over `baseline`. graphs: who
+    runs as a CUDA graph on a GPU; all by default. facts: what the reader of a row should know, or a dict by contestant.
     """
 
-    def run(case: str, steps: dict[str, Step], ours: str, baseline: str, rounds: int = 15, **facts: Any) -> Race:
+    def run(
+        case: str,
+        steps: dict[str, Step],
+        ours: str,
+        baseline: str,
+        rounds: int = 15,
+        graphs: set[str] | None = None,
+        **facts: Any,
+    ) -> Race:
         result = Race()
         for name, step in steps.items():
-            result.add(name, step, device)
+            result.add(name, step, device, graphs is None or name in graphs)
         if ours in result.skipped:
             pytest.fail(f"{ours}: {result.skipped[ours]}")
         order = deque(result.contestants)  # of the round under way
@@ -113,6 +121,8 @@ def _describe(row: dict[str, Any]) -> str:
         line += f"   x {row['speedup']:.3f} ({low:.3f} to {high:.3f})"
     if "flop_ratio" in row:
         line += f"   FLOPs: x {row['flop_ratio']:.3f}"
+    if "cosine_to_first" in row:
+        line += f"   cosine {row['cosine_to_first']:.4f}"
     if "bytes" in row:
         line += f"   {row['bytes'] / row['seconds'] * 1e-9:,.0f} GB/s"
     if "macs" in row:

@@ -34,9 +34,12 @@ class OnCPU:
 
 
 class OnGPU:
-    """A contestant as a CUDA graph. peak_bytes: memory of one eager call beyond what was allocated before."""
+    """A contestant on a GPU, as a CUDA graph or call by call.
 
-    def __init__(self, step: Step) -> None:
+    peak_bytes: memory of one eager call beyond what was allocated before.
+    """
+
+    def __init__(self, step: Step, graph: bool = True) -> None:
         side = torch.cuda.Stream()
         with torch.cuda.stream(side):
             for _ in range(WARM_UP):
@@ -48,18 +51,21 @@ class OnGPU:
         step()
         self.peak_bytes: int | None = torch.cuda.max_memory_allocated() - before
         gc.collect()
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
-            self.kept = step()  # outputs stay where the graph writes them
+        self.run: Step = step
+        if graph:
+            captured = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(captured):
+                self.kept = step()  # outputs stay where the graph writes them
+            self.run = captured.replay
         l2_bytes = torch.cuda.get_device_properties(0).L2_cache_size
         self.flush = torch.empty(2 * l2_bytes, dtype=torch.int8, device="cuda")
 
     def time(self) -> float:
-        """Seconds of one replay, on the device."""
+        """Seconds of one replay or call, on the device; waiting for the host's launches counts."""
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         self.flush.zero_()
         start.record()
-        self.graph.replay()
+        self.run()
         end.record()
         end.synchronize()
         return start.elapsed_time(end) * 1e-3
@@ -73,10 +79,10 @@ class Race:
     skipped: dict[str, str] = field(default_factory=dict)
     seconds: dict[str, list[float]] = field(default_factory=dict)
 
-    def add(self, name: str, step: Step, device: str) -> None:
+    def add(self, name: str, step: Step, device: str, graph: bool = True) -> None:
         """Warm a contestant up (and capture it). One that cannot run is named among the skipped, with its error."""
         try:
-            self.contestants[name] = OnGPU(step) if device == "cuda" else OnCPU(step)
+            self.contestants[name] = OnGPU(step, graph) if device == "cuda" else OnCPU(step)
         except (RuntimeError, ValueError, TypeError, AssertionError) as error:
             self.skipped[name] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:200]
         else:

@@ -1,0 +1,91 @@
+"""From eager attention matrices to merged, fused, compiled and captured, a rung at a time: speed, memory, agreement."""
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from unittest.mock import patch
+
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+import alt_fast
+from benchmarks.closed_form import VITS, vit_macs
+from benchmarks.conftest import RunRace
+from benchmarks.peers import PublishedToMe
+
+FIRST, LAST = "1 un-merged, attention as matrices", "9 alt_fast, compiled, CUDA graph"
+TAKES_KERNEL = {
+    "attention": ("alt_fast_kernels.attention.takes_kernel",),
+    "match": ("alt_fast_kernels.match.takes_kernel",),
+    "merge": ("alt_fast_kernels.merge.takes_kernel", "alt_fast.tome.takes_kernel"),
+}
+
+
+@contextmanager
+def kernels_of(ops: set[str]) -> Iterator[None]:
+    """The kernels of these ops only; the others run as PyTorch ops."""
+    with ExitStack() as stack:
+        for op, names in TAKES_KERNEL.items():
+            for name in names if op not in ops else ():
+                stack.enter_context(patch(name, return_value=False))
+        yield
+
+
+@pytest.mark.parametrize("r", [8, 13])
+def test_ladder(r: int, race: RunRace, device: str) -> None:
+    gpu, name = device == "cuda", "vit_base_patch16_224"
+    torch.manual_seed(0)
+    dtype = torch.bfloat16 if gpu else torch.float32
+    plain = timm.create_model(name, num_classes=0).to(device, dtype).eval()
+    merged = alt_fast.apply_patch(copy.deepcopy(plain), r=r)
+    published = PublishedToMe(plain, r)
+    images = torch.randn(256 if gpu else 8, 3, 224, 224, device=device, dtype=dtype)
+
+    def rung(model: nn.Module, ops: set[str] | None = None) -> Callable[[], Tensor]:
+        def step() -> Tensor:
+            with torch.inference_mode(), kernels_of(ops if ops is not None else set(TAKES_KERNEL)):
+                return model(images)
+
+        return step
+
+    def as_matrices() -> Tensor:
+        with torch.inference_mode(), sdpa_kernel(SDPBackend.MATH):
+            return plain(images)
+
+    compiled = rung(torch.compile(merged, dynamic=False))
+    steps: dict[str, Callable[[], Tensor]] = {
+        FIRST: as_matrices,
+        "2 un-merged, SDPA": rung(plain),
+        "3 published ToMe": rung(published),
+        "4 alt_fast, PyTorch ops": rung(merged, set()),
+    }
+    if gpu:
+        steps |= {
+            "5 alt_fast, + attention": rung(merged, {"attention"}),
+            "6 alt_fast, + match": rung(merged, {"attention", "match"}),
+            "7 alt_fast, + merge with norm": rung(merged),
+        }
+    steps |= {"8 alt_fast, compiled": compiled}
+    if gpu:
+        steps |= {LAST: compiled}
+    agreement = {who: cosine(step(), as_matrices()) for who, step in steps.items()}
+    flop_ratio = vit_macs(VITS[name], 0) / vit_macs(VITS[name], r)
+    race(
+        f"ladder, {name}, r = {r}, batch {len(images)}, {str(dtype).removeprefix('torch.')}",
+        steps,
+        LAST if gpu else "8 alt_fast, compiled",
+        FIRST,
+        rounds=30 if gpu else 5,
+        graphs={LAST},
+        flop_ratio={who: flop_ratio for who in list(steps)[2:]},
+        cosine_to_first=agreement,
+        not_on_this_device=None if gpu else "rungs 5 to 7 and 9 need a GPU",
+    )
+
+
+def cosine(found: Tensor, expected: Tensor) -> float:
+    """The smallest over the images."""
+    return torch.cosine_similarity(found.float(), expected.float()).min().item()
