@@ -22,6 +22,7 @@ ROWS = pytest.StashKey[list[dict[str, Any]]]()
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--results", type=Path, help="write all measurements to this file, as JSON lines")
     parser.addoption("--time-limit", type=float, help="seconds after which no further benchmark starts")
+    parser.addoption("--tome", type=Path, help="checkout of github.com/facebookresearch/ToMe, raced beside ours")
     parser.addoption("--rounds", type=int, help="rounds of every race; by default each benchmark's own number")
 
 
@@ -47,10 +48,11 @@ RunRace = Callable[..., Race]
 
 @pytest.fixture
 def race(benchmark: Any, request: pytest.FixtureRequest, device: str) -> RunRace:
-    """run(case, steps, ours, baseline, rounds=15, graphs=None, **facts): time `steps`, {name: callable}, and record them.
+    """run(case, steps, ours, baseline, ...): time `steps`, {name: callable}, and record them.
 
     pytest-benchmark times `ours`; the others run around it in every round. Speed-ups are over `baseline`. graphs: who
-    runs as a CUDA graph on a GPU; all by default. facts: what the reader of a row should know, or a dict by contestant.
+    runs as a CUDA graph on a GPU; all by default. skipped: who cannot run here, and why. facts: what the reader of a
+    row should know, or a dict by contestant.
     """
 
     def run(
@@ -60,9 +62,10 @@ def race(benchmark: Any, request: pytest.FixtureRequest, device: str) -> RunRace
         baseline: str,
         rounds: int = 15,
         graphs: set[str] | None = None,
+        skipped: dict[str, str] | None = None,
         **facts: Any,
     ) -> Race:
-        result = Race()
+        result = Race(skipped=dict(skipped or {}))
         for name, step in steps.items():
             result.add(name, step, device, graphs is None or name in graphs)
         if ours in result.skipped:

@@ -1,8 +1,11 @@
 """What users would run instead, and the ceiling: published ToMe, tokens only dropped, other biased attentions."""
 
 import copy
+import importlib
+import sys
 from collections.abc import Callable
 from importlib.util import find_spec
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -126,6 +129,26 @@ def attention_peers(qkv: Tensor, size: Tensor) -> dict[str, Callable[[], Tensor]
         if find_spec("xformers"):
             peers["xformers, bias"] = _xformers(qkv, log_size)
     return peers
+
+
+def absent_attention_peers(device: str) -> dict[str, str]:
+    """Peers that `attention_peers` leaves out on this machine, and why."""
+    if device != "cuda":
+        return dict.fromkeys(["FlexAttention", "xformers, bias"], "needs a GPU")
+    return {} if find_spec("xformers") else {"xformers, bias": "xformers is not installed"}
+
+
+def original_tome(checkout: Path, model: nn.Module, r: int) -> nn.Module:
+    """A copy of timm's `model` patched by a checkout of ToMe itself. Raises whatever importing or patching raises."""
+    sys.path.insert(0, str(checkout))
+    try:
+        patch = importlib.import_module("tome.patch").timm
+    finally:
+        sys.path.remove(str(checkout))
+    patched = copy.deepcopy(model)
+    patch(patched)
+    patched.r = r
+    return patched
 
 
 def _joined(heads: Tensor) -> Tensor:

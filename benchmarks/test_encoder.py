@@ -11,16 +11,17 @@ from torch import nn
 import alt_fast
 from benchmarks.closed_form import VITS, vit_macs
 from benchmarks.conftest import RunRace
-from benchmarks.peers import PublishedToMe, TokensDropped
+from benchmarks.peers import PublishedToMe, TokensDropped, original_tome
 
-OURS, PUBLISHED, DROPPED, PLAIN = "alt_fast", "published ToMe", "dropped, not merged", "un-merged (SDPA)"
+OURS, PUBLISHED, ORIGINAL = "alt_fast", "published ToMe", "ToMe, original code"
+DROPPED, PLAIN = "dropped, not merged", "un-merged (SDPA)"
 
 
 @pytest.mark.parametrize("mode", ["inference", "inference, compiled", "training"])
 @pytest.mark.parametrize(
     ("name", "r"), [("vit_base_patch16_224", 8), ("vit_base_patch16_224", 13), ("vit_large_patch14_224", 8)]
 )
-def test_encoder(name: str, r: int, mode: str, race: RunRace, device: str) -> None:
+def test_encoder(name: str, r: int, mode: str, race: RunRace, device: str, pytestconfig: pytest.Config) -> None:
     gpu = device == "cuda"
     if not gpu and name != "vit_base_patch16_224":
         pytest.skip("ViT-L takes too long on a CPU")
@@ -36,6 +37,14 @@ def test_encoder(name: str, r: int, mode: str, race: RunRace, device: str) -> No
         DROPPED: TokensDropped(plain, r),
         OURS: alt_fast.apply_patch(copy.deepcopy(plain), r=r),
     }
+    skipped = {}
+    if pytestconfig.getoption("--tome") is None:
+        skipped[ORIGINAL] = "no checkout given (--tome PATH)"
+    else:
+        try:
+            models[ORIGINAL] = original_tome(pytestconfig.getoption("--tome"), plain, r)
+        except Exception as error:  # it is written for timm 0.4.12
+            skipped[ORIGINAL] = f"{type(error).__name__}: {error}"
     images = torch.randn(batch, 3, 224, 224, device=device)
     agreement = check_agreement(models, images[:2])
     models = {who: model.to(dtype) for who, model in models.items()}
@@ -51,7 +60,8 @@ def test_encoder(name: str, r: int, mode: str, race: RunRace, device: str) -> No
         OURS,
         PLAIN,
         rounds=30 if gpu else 11,
-        flop_ratio=dict.fromkeys([OURS, PUBLISHED, DROPPED], flop_ratio),
+        skipped=skipped,
+        flop_ratio=dict.fromkeys([OURS, PUBLISHED, ORIGINAL, DROPPED], flop_ratio),
         cosine_to_published={OURS: agreement},
     )
 

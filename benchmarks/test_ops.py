@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from alt_fast_kernels import align, match, merge, proportional_attention_qkvpacked
 from alt_fast_kernels.cost import align_cost, attention_cost, match_cost, merge_cost
 from benchmarks.conftest import RunRace
-from benchmarks.peers import attention_peers, published_matching
+from benchmarks.peers import absent_attention_peers, attention_peers, published_matching
 
 HEADS, HEAD_DIM = 12, 64  # ViT-B
 WIDTH = HEADS * HEAD_DIM
@@ -69,6 +69,8 @@ def test_attention(num_tokens: int, backward: bool, race: RunRace, device: str) 
         {name: step(function) for name, function in attend.items()},
         "alt_fast",
         "SDPA, mask",
+        skipped=absent_attention_peers(device),
+        bytes={} if backward else dict.fromkeys(attend, cost.bytes),
         macs=cost.macs * 7 // 2 if backward else cost.macs,
     )
 
