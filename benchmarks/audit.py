@@ -237,7 +237,7 @@ def describe(row: Published, found: Audit) -> dict[str, Any]:
             "tunable": _delta(found.tunable * 1e-6, row.tunable),
         },
     }
-    if row.gflops is not None and found.parts.get("alignment"):
+    if row.gflops is not None and found.parts.get("alignment") and row.options.get("regions", True):
         per_entity = found.parts["alignment"] / ENTITIES * 1e-9
         result["entities_asked_for"] = round(ENTITIES + (row.gflops / row.views - found.gflops) / per_entity)
     return result

@@ -100,8 +100,9 @@ def draw_accuracy(rows: Sequence[Row]) -> Callable[[Any], None]:
 
     def draw(axes: Any) -> None:
         axes.scatter([g for _, g, _ in PEERS], [top1 for *_, top1 in PEERS], color="grey", label="others, Table 1")
-        for name, gflops, top1 in PEERS:
-            axes.annotate(name, (gflops, top1), fontsize=7, xytext=(3, 3), textcoords="offset points")
+        for place, (name, gflops, top1) in enumerate(PEERS):  # at three heights, since some lie close together
+            offset = (4, 2 + 8 * (place % 3 - 1))
+            axes.annotate(name, (gflops, top1), fontsize=7, xytext=offset, textcoords="offset points")
         for model, color in (("alt_b16", "tab:blue"), ("alt_l14", "tab:red")):
             own = [row for row in rows if row["audit"] == "Table 1" and row["model"] == model]
             accuracies = [row["paper"]["top1"] for row in own]
@@ -136,7 +137,8 @@ def draw_roofline(device: Ceilings, rows: Sequence[Row]) -> Callable[[Any], None
         axes.set_yscale("log")
         axes.set_xlabel("FLOPs per byte")
         axes.set_ylabel("GFLOP/s")
-        axes.legend(fontsize=7)
+        if rows:
+            axes.legend(fontsize=7)
 
     return draw
 

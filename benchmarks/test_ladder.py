@@ -37,6 +37,8 @@ def kernels_of(ops: set[str]) -> Iterator[None]:
 @pytest.mark.parametrize("r", [8, 13])
 def test_ladder(r: int, race: RunRace, device: str) -> None:
     gpu, name = device == "cuda", "vit_base_patch16_224"
+    if not gpu and r == 13:
+        pytest.skip("on a CPU the ladder is measured at r = 8 only")
     torch.manual_seed(0)
     dtype = torch.bfloat16 if gpu else torch.float32
     plain = timm.create_model(name, num_classes=0).to(device, dtype).eval()

@@ -65,7 +65,7 @@ def test_model(name: str, mode: str, race: RunRace, device: str) -> None:
         {who: step_of(who) for who in models},
         OURS,
         PLAIN,
-        rounds=30 if gpu else 5,
+        rounds=30 if gpu else 3,
         flop_ratio={OURS: macs[PLAIN] / macs[OURS]},
         **({} if training else {"macs": macs}),
     )
