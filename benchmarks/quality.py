@@ -1,0 +1,119 @@
+"""What merging does to a trained model's embeddings, beside merging at random: cosine to the un-merged, per r.
+
+python -m benchmarks.quality timm:vit_base_patch16_224 --images FOLDER
+python -m benchmarks.quality open_clip:ViT-B-16 --weights FILE_OR_TAG --images FOLDER --results FILE.jsonl
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import alt_fast  # before timm: see alt_fast/_torchvision.py
+
+import open_clip  # isort: skip
+import timm  # isort: skip
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor, nn
+
+from alt_fast.clip import WeightsError, load_clip
+from alt_fast_kernels import MergePlan, match
+from benchmarks.provenance import provenance
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+BATCH = 16
+
+Transform = Callable[[Image.Image], Tensor]
+
+
+def load(name: str, weights: str | None) -> tuple[nn.Module, Transform]:
+    """A model that embeds images, and its preprocessing. name: "timm:ARCHITECTURE" or "open_clip:ARCHITECTURE".
+
+    weights: a checkpoint file, or a tag of open_clip; without it timm's pretrained weights are fetched.
+    Raises ValueError, WeightsError, or what timm raises for a checkpoint that does not fit.
+    """
+    library, _, architecture = name.partition(":")
+    if library == "timm":
+        source = {"checkpoint_path": weights} if weights else {"pretrained": True}
+        model = timm.create_model(architecture, num_classes=0, **source)
+        return model.eval(), timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+    if library == "open_clip":
+        if weights is None:
+            raise ValueError(f"{name} needs --weights: a checkpoint file, or a tag such as openai")
+        visual = load_clip(architecture, weights).visual
+        return visual, open_clip.image_transform(visual.image_size, is_train=False)
+    raise ValueError(f"model must be timm:NAME or open_clip:NAME, got {name!r}")
+
+
+def read_images(folder: Path, transform: Transform) -> Tensor:
+    """All images of a folder, [B, 3, H, W], by name. Raises ValueError naming an unreadable one, or an empty folder."""
+    paths = sorted(path for path in folder.glob("*") if path.suffix.lower() in SUFFIXES)
+    if not paths:
+        raise ValueError(f"{folder} has no images ({', '.join(SUFFIXES)})")
+    images = []
+    for path in paths:
+        try:
+            images.append(transform(Image.open(path).convert("RGB")))
+        except (OSError, UnidentifiedImageError) as e:
+            raise ValueError(f"cannot read {path}: {e}") from e
+    return torch.stack(images)
+
+
+def at_random(key: Tensor, r: int, protected: int = 0) -> MergePlan:
+    """A plan of the same form whose pairs are chosen blindly."""
+    return match(torch.randn_like(key), r, protected)
+
+
+def quality(model: nn.Module, images: Tensor, reductions: list[int]) -> Iterator[dict[str, Any]]:
+    """Per r: quartiles over the images of the cosine of merged to un-merged embeddings, by similarity and at random."""
+
+    def embed() -> Tensor:
+        with torch.inference_mode():
+            return torch.cat([model(batch) for batch in images.split(BATCH)])
+
+    expected = embed()
+    for r in reductions:
+        alt_fast.apply_patch(model, r=r)
+        found = {"merged": embed()}
+        torch.manual_seed(0)
+        with patch("alt_fast.tome.match", at_random):
+            found["random"] = embed()
+        alt_fast.remove_patch(model)
+        cosines = {how: torch.cosine_similarity(x, expected) for how, x in found.items()}
+        levels = torch.tensor([0.25, 0.5, 0.75])
+        yield {"r": r, **{how: [round(q, 5) for q in x.quantile(levels).tolist()] for how, x in cosines.items()}}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.quality", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("model", help="timm:NAME or open_clip:NAME")
+    parser.add_argument("--images", type=Path, required=True, help="folder of images")
+    parser.add_argument("--weights", help="checkpoint file, or open_clip's tag; by default timm's own")
+    parser.add_argument("--r", type=int, nargs="+", default=[4, 8, 13, 16], help="tokens to merge per layer")
+    parser.add_argument("--results", type=Path, help="also write JSON lines")
+    options = parser.parse_args(arguments)
+    try:
+        model, transform = load(options.model, options.weights)
+        images = read_images(options.images, transform)
+    except (ValueError, WeightsError, RuntimeError, OSError) as e:
+        parser.error(str(e))
+    print(f"{options.model}, {len(images)} images: median cosine to the un-merged embedding (quartiles)")
+    rows = []
+    for row in quality(model, images, options.r):
+        rows.append({"quality": options.model, "images": len(images), **row})
+        line = "   ".join(
+            f"{how} {row[how][1]:.4f} ({row[how][0]:.4f} to {row[how][2]:.4f})" for how in ("merged", "random")
+        )
+        print(f"  r = {row['r']:<3} {line}", flush=True)
+    if options.results:
+        lines = [{"provenance": provenance()}, *rows]
+        options.results.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

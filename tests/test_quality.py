@@ -1,0 +1,76 @@
+"""Merging quality on a model and images: near to un-merged, nearer than at random, and the command's errors."""
+
+import json
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from PIL import Image
+
+from benchmarks.quality import main, quality
+
+
+def folder_of_images(folder: Path) -> Path:
+    """Four pictures of flat patches, which have something to merge."""
+    folder.mkdir()
+    torch.manual_seed(0)
+    for i in range(4):
+        blocks = torch.randint(0, 255, (4, 4, 3), dtype=torch.uint8)
+        Image.fromarray(blocks.numpy()).resize((224, 224), Image.Resampling.NEAREST).save(folder / f"{i}.png")
+    return folder
+
+
+def test_alike_tokens_merge_without_loss_and_random_ones_do_not() -> None:
+    torch.manual_seed(0)
+    model = timm.create_model("test_vit", num_classes=0).eval()
+    images = torch.randn(3, 3, 4, 4).repeat_interleave(40, 2).repeat_interleave(40, 3)
+    before = model(images)
+    (none, some) = quality(model, images, [0, 20])
+    assert none["merged"] == none["random"] == [1.0, 1.0, 1.0]
+    assert some["merged"][1] > some["random"][1]
+    assert torch.equal(model(images), before)  # the patch is gone
+
+
+def test_the_command_reports_and_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.manual_seed(0)
+    weights, results = tmp_path / "weights.pt", tmp_path / "results.jsonl"
+    torch.save(timm.create_model("test_vit", num_classes=0).state_dict(), weights)
+    images = folder_of_images(tmp_path / "images")
+    command = ["timm:test_vit", "--weights", str(weights), "--images", str(images), "--r", "2", "4"]
+    assert main([*command, "--results", str(results)]) == 0
+    assert "4 images" in capsys.readouterr().out
+    head, *rows = map(json.loads, results.read_text().splitlines())
+    assert "provenance" in head
+    assert [(row["quality"], row["r"], row["images"]) for row in rows] == [
+        ("timm:test_vit", 2, 4),
+        ("timm:test_vit", 4, 4),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("keras:vit", "timm:NAME or open_clip:NAME"),
+        ("open_clip:ViT-B-16", "needs --weights"),
+        ("timm:test_vit", "has no images"),
+    ],
+)
+def test_what_cannot_work_is_named(
+    model: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [model, "--images", str(tmp_path)]
+    if model.startswith("timm"):
+        torch.save(timm.create_model("test_vit", num_classes=0).state_dict(), tmp_path / "weights.pt")
+        command += ["--weights", str(tmp_path / "weights.pt")]
+    with pytest.raises(SystemExit):
+        main(command)
+    assert message in capsys.readouterr().err
+
+
+def test_a_broken_image_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save(timm.create_model("test_vit", num_classes=0).state_dict(), tmp_path / "weights.pt")
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    with pytest.raises(SystemExit):
+        main(["timm:test_vit", "--images", str(tmp_path), "--weights", str(tmp_path / "weights.pt")])
+    assert "broken.png" in capsys.readouterr().err
