@@ -30,21 +30,27 @@ BATCH = 16
 Transform = Callable[[Image.Image], Tensor]
 
 
-def load(name: str, weights: str | None) -> tuple[nn.Module, Transform]:
+def load(name: str, weights: str | None, image_size: int | None = None) -> tuple[nn.Module, Transform]:
     """A model that embeds images, and its preprocessing. name: "timm:ARCHITECTURE" or "open_clip:ARCHITECTURE".
 
     weights: a checkpoint file, or a tag of open_clip; without it timm's pretrained weights are fetched.
+    image_size: pixels, where it is not the architecture's own.
     Raises ValueError, WeightsError, or what timm raises for a checkpoint that does not fit.
     """
     library, _, architecture = name.partition(":")
     if library == "timm":
-        source = {"checkpoint_path": weights} if weights else {"pretrained": True}
-        model = timm.create_model(architecture, num_classes=0, **source)
-        return model.eval(), timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+        options: dict[str, Any] = {"checkpoint_path": weights} if weights else {"pretrained": True}
+        if image_size is not None:
+            options["img_size"] = image_size
+        model = timm.create_model(architecture, num_classes=0, **options)
+        config = timm.data.resolve_model_data_config(model)
+        if image_size is not None:
+            config["input_size"] = (3, image_size, image_size)
+        return model.eval(), timm.data.create_transform(**config)
     if library == "open_clip":
         if weights is None:
             raise ValueError(f"{name} needs --weights: a checkpoint file, or a tag such as openai")
-        visual = load_clip(architecture, weights).visual
+        visual = load_clip(architecture, weights, image_size).visual
         return visual, open_clip.image_transform(visual.image_size, is_train=False)
     raise ValueError(f"model must be timm:NAME or open_clip:NAME, got {name!r}")
 
@@ -93,11 +99,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("model", help="timm:NAME or open_clip:NAME")
     parser.add_argument("--images", type=Path, required=True, help="folder of images")
     parser.add_argument("--weights", help="checkpoint file, or open_clip's tag; by default timm's own")
+    parser.add_argument("--image-size", type=int, help="pixels; by default the architecture's own")
     parser.add_argument("--r", type=int, nargs="+", default=[4, 8, 13, 16], help="tokens to merge per layer")
     parser.add_argument("--results", type=Path, help="also write JSON lines")
     options = parser.parse_args(arguments)
     try:
-        model, transform = load(options.model, options.weights)
+        model, transform = load(options.model, options.weights, options.image_size)
         images = read_images(options.images, transform)
     except (ValueError, WeightsError, RuntimeError, OSError) as e:
         parser.error(str(e))
