@@ -305,8 +305,12 @@ def audit_control(row: Published) -> Audit:
         name, joint = ("vit_base_patch16_224", 512) if row.model == "ViT-B-16" else ("vit_large_patch14_224", 768)
         parts = encoder_macs(VITS[name], 0) | {"projection": VITS[name].width * joint}
     model, inputs = model.eval(), (torch.randn(frames, 3, 224, 224), *classes)
+    fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # one fused op that would hide the projections
-    counted = fvcore_count(model, inputs)
+    try:
+        counted = fvcore_count(model, inputs)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
     norms = counted.pop("layer_norm")
     macs = {"fvcore": sum(counted.values()), "FlopCounterMode": dispatcher_count(model, inputs)}
     if parts:

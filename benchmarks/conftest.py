@@ -92,7 +92,7 @@ def race(benchmark: Any, request: pytest.FixtureRequest, device: str) -> RunRace
             }
             rows.append(_row(result, case, name, baseline, seconds) | own)
         rows += [{"case": case, "contestant": name, "skipped": why} for name, why in result.skipped.items()]
-        benchmark.extra_info["race"] = [row for row in rows if row["case"] == case]
+        benchmark.extra_info["race"] = [row for row in rows if row.get("case") == case]
         return result
 
     return run

@@ -70,19 +70,25 @@ def test_race_ratios_go_by_round_and_name_who_is_skipped() -> None:
 
 def test_the_command_measures_reports_and_writes(tmp_path: Path) -> None:
     root, results = Path(__file__).parent.parent, tmp_path / "results.jsonl"
-    command = [sys.executable, "-m", "pytest", "benchmarks/test_ops.py", "--benchmark-only", "-k", "align"]
+    command = [sys.executable, "-m", "pytest", "benchmarks/test_audit.py", "benchmarks/test_ops.py", "--benchmark-only"]
     done = subprocess.run(
-        [*command, "--rounds", "2", "--results", str(results)],
+        [*command, "-k", "align or (torchvision and B)", "--rounds", "2", "--results", str(results)],
         capture_output=True,
         text=True,
         cwd=root,
         env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    for text in ("matmul of its shape", "assignment in memory", "skipped: 100,000 entities take too long on a CPU"):
+    for text in (
+        "torchvision ViT-B/16",
+        "matmul of its shape",
+        "assignment in memory",
+        "skipped: 100,000 entities take too long on a CPU",
+    ):
         assert text in done.stdout
     head, *rows = map(json.loads, results.read_text().splitlines())
     assert head["provenance"]["packages"]["torch"] == torch.__version__
+    assert rows.pop(0)["row"] == "torchvision ViT-B/16"
     assert {row["contestant"] for row in rows} == {"alt_fast", "assignment in memory", "matmul of its shape"}
     assert all(row["rounds"] == 2 and row["seconds"] > 0 for row in rows)
 
