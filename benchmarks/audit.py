@@ -13,15 +13,12 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-import torch.nn.functional as F
-import torchvision
 from fvcore.nn import FlopCountAnalysis
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from alt_fast.clip import load_clip
 from alt_fast.corpus import Corpus, Entity
 from alt_fast.model import ALT, PRESETS, ModelConfig
 from alt_fast_kernels import use_backend
@@ -34,7 +31,7 @@ from alt_fast_kernels.match.op import match_op
 from alt_fast_kernels.match.reference import match_reference
 from alt_fast_kernels.merge.op import merge_op
 from alt_fast_kernels.merge.reference import layer_norm_reference, merge_reference
-from benchmarks.closed_form import VITS, ALTShape, alt_macs, encoder_macs
+from benchmarks.closed_form import VITS, ALTShape, alt_macs
 from benchmarks.paper import Published
 
 ENTITIES = 5000
@@ -45,14 +42,14 @@ CLASSES = 400
 
 UNCOUNTED = {
     "shapes and types, moves at most": """Int ScalarImplicit size view reshape flatten unflatten expand expand_as
-        permute transpose numpy_T select slice unbind squeeze unsqueeze contiguous to """,
+        permute transpose numpy_T select slice unbind squeeze unsqueeze contiguous to""",
     "fills and copies": "empty ones zeros_like arange cat embedding gather index",
     "choices and plans of matching, no products": "argmax argsort sort max scatter",
     "integers": "floor_divide remainder",
     "elementwise: residuals, biases, scales, sizes": "add sub mul div exp log clamp_min",
     "merging: r weighted rows per image and layer, 0.001 % of a block": "scatter_add scatter_add_",
     "activations": "gelu sigmoid softmax dropout",
-    "means and unit lengths": "mean linalg_vector_norm ",
+    "means and unit lengths": "mean linalg_vector_norm",
 }
 """aten ops that no counter counts, by the reason; an op that is neither counted nor here fails the audit."""
 
@@ -83,10 +80,6 @@ def dispatcher_count(model: nn.Module, inputs: tuple[Tensor, ...]) -> int:
     with torch.no_grad(), shapes_only, FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         model(*inputs)
     return counter.get_total_flops() // 2
-
-
-def _match(key: Tensor, r: int, protected: int) -> tuple[Tensor, Tensor, Tensor]:
-    return match_reference(key, r, protected)
 
 
 def _merge(
@@ -130,7 +123,7 @@ def _align(tokens: Tensor, entities: Tensor, tau: float, seed: Tensor | None) ->
 def fused_ops_on_cpu() -> Iterator[None]:
     """Take the fused ops, which a GPU runs by kernels, and compute each as its reference does."""
     stand_ins: dict[Any, Any] = {
-        match_op: _match,
+        match_op: match_reference,
         merge_op: _merge,
         attention_op: _attention,
         attention_packed_op: _attention_packed,
@@ -245,83 +238,3 @@ def describe(row: Published, found: Audit) -> dict[str, Any]:
 
 def _delta(found: float, printed: float | None) -> float | None:
     return None if printed is None else 100 * (found / printed - 1)
-
-
-class XCLIPVideo(nn.Module):
-    """transformers' X-CLIP but for the text tower: cross-frame image tower, integration over time, prompts."""
-
-    def __init__(self, patch: int, frames: int) -> None:
-        super().__init__()
-        from transformers import XCLIPConfig, XCLIPVisionConfig
-        from transformers.models.x_clip import modeling_x_clip as x_clip
-
-        width, joint = (1024, 768) if patch == 14 else (768, 512)
-        config = XCLIPVisionConfig(
-            hidden_size=width,
-            intermediate_size=4 * width,
-            num_hidden_layers=24 if patch == 14 else 12,
-            num_attention_heads=width // 64,
-            patch_size=patch,
-            num_frames=frames,
-        )
-        over_time = XCLIPVisionConfig(
-            hidden_size=joint,
-            intermediate_size=4 * joint,
-            num_hidden_layers=1,
-            num_attention_heads=joint // 64,
-            num_frames=frames,
-        )
-        self.tower = x_clip.XCLIPVisionModel(config)
-        self.projection = nn.Linear(width, joint, bias=False)
-        self.integration = x_clip.XCLIPMultiframeIntegrationTransformer(over_time)
-        self.norm = nn.LayerNorm(width)
-        self.patch_projection = nn.Linear(width, joint, bias=False)
-        prompts = XCLIPConfig(projection_dim=joint, prompt_num_attention_heads=joint // 64)
-        self.prompts = x_clip.XCLIPPromptGenerator(prompts)
-
-    def forward(self, frames: Tensor, classes: Tensor) -> Tensor:
-        """frames: [T, 3, 224, 224]. classes: [1, I, d] -> scores [1, I]."""
-        patches, image = self.tower(frames)[:2]
-        video = self.integration(self.projection(image).unsqueeze(0))[1]
-        patches = self.patch_projection(self.norm(patches[:, 1:])).mean(0, keepdim=True)
-        classes = classes + self.prompts(classes, patches)
-        return F.normalize(video, dim=-1) @ F.normalize(classes, dim=-1).transpose(1, 2)
-
-
-@contextmanager
-def attention_in_parts() -> Iterator[None]:
-    """nn.MultiheadAttention without its one fused op for inference, which hides the projections from both counters."""
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
-
-
-def audit_control(row: Published) -> Audit:
-    """Count a model of other people: by fvcore, by the dispatcher, and by the closed form where it is a plain ViT."""
-    frames, parts = 1, {}
-    classes: tuple[Tensor, ...] = ()
-    if row.model.startswith("xclip"):
-        frames = row.options["frames"]
-        model: nn.Module = XCLIPVideo(14 if row.model == "xclip_l14" else 16, frames)
-        classes = (torch.randn(1, CLASSES, 768 if row.model == "xclip_l14" else 512),)
-    elif row.model.startswith("vit"):
-        model = getattr(torchvision.models, row.model)()
-        name = "vit_base_patch16_224" if row.model == "vit_b_16" else "vit_large_patch16_224"
-        parts = encoder_macs(VITS[name], 0) | {"head": VITS[name].width * 1000}
-    else:
-        model = load_clip(row.model).visual
-        name, joint = ("vit_base_patch16_224", 512) if row.model == "ViT-B-16" else ("vit_large_patch14_224", 768)
-        parts = encoder_macs(VITS[name], 0) | {"projection": VITS[name].width * joint}
-    model, inputs = model.eval(), (torch.randn(frames, 3, 224, 224), *classes)
-    with attention_in_parts():
-        counted = fvcore_count(model, inputs)
-        dispatched = dispatcher_count(model, inputs)
-    norms = counted.pop("layer_norm")
-    macs = {"fvcore": sum(counted.values()), "FlopCounterMode": dispatched}
-    if parts:
-        macs["closed form"] = sum(parts.values())
-    parameters = sum(p.numel() for p in model.parameters())
-    return Audit(macs, {"fvcore": norms}, parts, parameters, parameters)

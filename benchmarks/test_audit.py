@@ -4,8 +4,9 @@ from typing import Any
 
 import pytest
 
-from benchmarks.audit import audit, audit_control, describe
+from benchmarks.audit import audit, describe
 from benchmarks.conftest import ROWS
+from benchmarks.controls import audit_control
 from benchmarks.paper import CONTROLS, Published
 from benchmarks.paper import ROWS as PAPER
 
