@@ -20,9 +20,9 @@ bench-gpu:
 	$(PYTHON) -m pytest benchmarks/test_ops.py benchmarks/test_ladder.py benchmarks/test_encoder.py benchmarks/test_model.py \
 		--benchmark-only --time-limit 480 --results benchmarks/results/gpu-$$(date -u +%Y%m%d-%H%M%S).jsonl
 
-# The README's table and a page of everything in benchmarks/results/.
+# The READMEs' tables and a page of everything in benchmarks/results/.
 report:
-	$(PYTHON) -m benchmarks.report benchmarks/results/*.jsonl --out report.html --readme README.md
+	$(PYTHON) -m benchmarks.report benchmarks/results/*.jsonl --out report.html --tables README.md benchmarks/README.md
 
 lint:
 	$(PYTHON) -m ruff format --check .

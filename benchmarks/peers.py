@@ -11,6 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+# Who runs in an encoder's race, as result files name them.
+OURS, PUBLISHED, ORIGINAL = "alt_fast", "published ToMe", "ToMe, original code"
+DROPPED, PLAIN = "dropped, not merged", "un-merged (SDPA)"
+
 
 class PublishedBlock(nn.Module):
     """A timm block with token merging as ToMe published it (arXiv 2210.09461): attention as matrices, a dozen steps.

@@ -1,6 +1,6 @@
-"""Result files as one self-contained HTML page, and the README's tables: nothing in them but what was measured.
+"""Result files as one self-contained HTML page, and the READMEs' tables: nothing in them but what was measured.
 
-python -m benchmarks.report benchmarks/results/*.jsonl --out report.html --readme README.md
+python -m benchmarks.report benchmarks/results/*.jsonl --out report.html --tables README.md benchmarks/README.md
 """
 
 import argparse
@@ -18,9 +18,9 @@ from benchmarks.break_even import BATCHES, REDUCTIONS, Ceilings, read_ceilings, 
 from benchmarks.closed_form import VITS
 from benchmarks.compare import read_results
 from benchmarks.paper import PEERS
+from benchmarks.peers import DROPPED, OURS, PLAIN, PUBLISHED
 
 PARTS = ("patches", "blocks", "adapters", "matching", "projection", "alignment", "decoder", "classes", "norms")
-MARKS = ("<!-- audit -->", "<!-- /audit -->")
 NOT_MEASURED = "not measured"
 
 Row = dict[str, Any]
@@ -36,15 +36,18 @@ def read_files(paths: Sequence[Path]) -> tuple[list[Row], list[Row]]:
     return heads, rows
 
 
-def readme_table(rows: Iterable[Row]) -> str:
+def audited_rows(rows: Iterable[Row]) -> list[Row]:
+    """The audit's rows; of several counts of one, the last."""
+    return list({(row["audit"], row["row"]): row for row in rows if "audit" in row}.values())
+
+
+def audit_table(rows: Iterable[Row]) -> str:
     """Markdown: GFLOPs and parameters of every audited row beside the paper's."""
     lines = [
         "| | GFLOPs | paper | | M parameters | paper | |",
         "|---|--:|--:|--:|--:|--:|--:|",
     ]
-    for row in rows:
-        if "audit" not in row:
-            continue
+    for row in audited_rows(rows):
         paper, delta = row["paper"], row["delta_percent"]
         cells = [
             f"{row['audit']}, {row['row']}".removeprefix("control, "),
@@ -59,13 +62,64 @@ def readme_table(rows: Iterable[Row]) -> str:
     return "\n".join(lines)
 
 
-def update_readme(text: str, table: str) -> str:
-    """The README with `table` between its marks. Raises ValueError when it has none."""
-    before, mark, rest = text.partition(MARKS[0])
-    _, end, after = rest.partition(MARKS[1])
-    if not mark or not end:
-        raise ValueError(f"no {MARKS[0]} ... {MARKS[1]} to put the table in")
-    return f"{before}{mark}\n{table}\n{end}{after}"
+def speed_table(rows: Iterable[Row]) -> str:
+    """Markdown: speed-ups of encoders over themselves un-merged; of each race and device the run with most rounds."""
+    runs: dict[tuple[str, str], dict[str, Row]] = {}
+    for (_, case), race in races(rows).items():
+        contestants = {row["contestant"]: row for row in race if "speedup" in row}
+        if not {PLAIN, OURS, PUBLISHED} <= set(contestants):
+            continue
+        key = case, race[0]["measured"]["device"]
+        if key not in runs or contestants[OURS]["rounds"] > runs[key][OURS]["rounds"]:
+            runs[key] = contestants
+    lines = [
+        "| | FLOPs | published ToMe | alt-fast | dropped, not merged | rounds | |",
+        "|---|--:|--:|--:|--:|--:|---|",
+    ]
+    for (case, device), contestants in sorted(runs.items()):
+        ours = contestants[OURS]
+        cells = [
+            case.removesuffix(", float32"),
+            f"{ours['flop_ratio']:.2f}",
+            *(_speedup(contestants.get(name)) for name in (PUBLISHED, OURS, DROPPED)),
+            str(ours["rounds"]),
+            f"[{device}](benchmarks/results/{ours['measured']['file']}), {ours['measured']['commit'][:7]}",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _speedup(row: Row | None) -> str:
+    if row is None:
+        return NOT_MEASURED
+    low, high = row["speedup_quartiles"]
+    return f"{row['speedup']:.2f} ({low:.2f} to {high:.2f})"
+
+
+def quality_table(rows: Iterable[Row]) -> str:
+    """Markdown: median cosine to the un-merged embedding, merged by similarity and at random."""
+    lines = ["| | r | merged | merged at random |", "|---|--:|--:|--:|"]
+    for row in rows:
+        if "quality" in row:
+            lines.append(f"| {row['quality']} | {row['r']} | {row['merged'][1]:.4f} | {row['random'][1]:.3f} |")
+    return "\n".join(lines)
+
+
+TABLES = {"audit": audit_table, "speed": speed_table, "quality": quality_table}
+
+
+def update_tables(text: str, rows: Sequence[Row]) -> str:
+    """The text with every table between its marks made anew. Raises ValueError when it has no marks."""
+    found = [name for name in TABLES if f"<!-- {name} -->" in text]
+    if not found:
+        raise ValueError("no <!-- audit -->, <!-- speed --> or <!-- quality --> to put a table after")
+    for name in found:
+        before, mark, rest = text.partition(f"<!-- {name} -->")
+        _, end, after = rest.partition(f"<!-- /{name} -->")
+        if not end:
+            raise ValueError(f"no <!-- /{name} --> after {mark}")
+        text = f"{before}{mark}\n{TABLES[name](rows)}\n{end}{after}"
+    return text
 
 
 def show(value: float | None, form: str) -> str:
@@ -100,9 +154,13 @@ def draw_accuracy(rows: Sequence[Row]) -> Callable[[Any], None]:
 
     def draw(axes: Any) -> None:
         axes.scatter([g for _, g, _ in PEERS], [top1 for *_, top1 in PEERS], color="grey", label="others, Table 1")
-        for place, (name, gflops, top1) in enumerate(PEERS):  # at three heights, since some lie close together
-            offset = (4, 2 + 8 * (place % 3 - 1))
-            axes.annotate(name, (gflops, top1), fontsize=7, xytext=offset, textcoords="offset points")
+        beside = {"X-CLIP-L/14": (-6, -10), "EVL-L/14": (-6, 4), "MTV-H/16": (-6, -10), "ViViT-H/16": (-6, -10)}
+        for name, gflops, top1 in PEERS:
+            offset = beside.get(name, (6, -10))
+            side = "left" if offset[0] > 0 else "right"
+            axes.annotate(
+                name, (gflops, top1), fontsize=7, xytext=offset, textcoords="offset points", horizontalalignment=side
+            )
         for model, color in (("alt_b16", "tab:blue"), ("alt_l14", "tab:red")):
             own = [row for row in rows if row["audit"] == "Table 1" and row["model"] == model]
             accuracies = [row["paper"]["top1"] for row in own]
@@ -128,11 +186,11 @@ def draw_roofline(device: Ceilings, rows: Sequence[Row]) -> Callable[[Any], None
     """FLOP rate over FLOPs per byte of all rows that state both."""
 
     def draw(axes: Any) -> None:
-        intensity = [2**i for i in range(-2, 12)]
+        intensity = [0.25, 2 * device.macs / device.bytes, 2048.0]  # from end to end by the ridge
         axes.plot(intensity, [min(2 * device.macs, x * device.bytes) * 1e-9 for x in intensity], color="black")
         for row in rows:
             point = 2 * row["macs"] / row["bytes"], 2e-9 * row["macs"] / row["seconds"]
-            axes.plot(*point, "o", label=f"{row['contestant']}, {row['case'].split(':')[0]}")
+            axes.plot(*point, "o", label=f"{row['contestant']}, {row['case'].split(', ViT')[0]}")
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
         axes.set_xlabel("FLOPs per byte")
@@ -145,7 +203,7 @@ def draw_roofline(device: Ceilings, rows: Sequence[Row]) -> Callable[[Any], None
 
 def render(heads: list[Row], rows: list[Row], paths: Sequence[Path]) -> str:
     """The page."""
-    audited = [row for row in rows if "audit" in row]
+    audited = audited_rows(rows)
     ceilings: dict[str, Ceilings] = {}
     for path, head in zip(paths, heads, strict=True):
         if any(row.get("case", "").startswith("ceilings") for row in rows if row["measured"] is head):
@@ -172,6 +230,7 @@ def render(heads: list[Row], rows: list[Row], paths: Sequence[Path]) -> str:
         show=show,
         accuracy=drawing(draw_accuracy(audited), "Accuracy and computation") if audited else None,
         races=races(rows),
+        quality=[row for row in rows if "quality" in row],
         ladder=[row for row in rows if row.get("case", "").startswith("ladder")],
         rooflines=rooflines,
         break_even=break_even,
@@ -185,12 +244,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("results", type=Path, nargs="+", help="result files, JSON lines")
     parser.add_argument("--out", type=Path, help="write the page here")
-    parser.add_argument("--readme", type=Path, help="put the audit's table between the marks in this file")
+    parser.add_argument(
+        "--tables", type=Path, nargs="+", default=[], help="make the tables in these Markdown files anew"
+    )
     options = parser.parse_args(arguments)
     try:
         heads, rows = read_files(options.results)
-        if options.readme:
-            options.readme.write_text(update_readme(options.readme.read_text(), readme_table(rows)))
+        for path in options.tables:
+            path.write_text(update_tables(path.read_text(), rows))
     except ValueError as e:
         parser.error(str(e))
     if options.out:

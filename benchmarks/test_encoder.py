@@ -11,10 +11,7 @@ from torch import nn
 import alt_fast
 from benchmarks.closed_form import VITS, vit_macs
 from benchmarks.conftest import RunRace
-from benchmarks.peers import PublishedToMe, TokensDropped, original_tome
-
-OURS, PUBLISHED, ORIGINAL = "alt_fast", "published ToMe", "ToMe, original code"
-DROPPED, PLAIN = "dropped, not merged", "un-merged (SDPA)"
+from benchmarks.peers import DROPPED, ORIGINAL, OURS, PLAIN, PUBLISHED, PublishedToMe, TokensDropped, original_tome
 
 
 @pytest.mark.parametrize("mode", ["inference", "inference, compiled", "training"])

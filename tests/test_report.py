@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.report import MARKS, main, read_files, readme_table, update_readme
+from benchmarks.report import main, read_files, speed_table, update_tables
 
 ROOT = Path(__file__).parent.parent
 HEAD = {
@@ -40,6 +40,7 @@ def test_what_has_no_measurement_is_called_not_measured(tmp_path: Path) -> None:
     assert [section.split("<")[0].split(":")[0] for section in sections] == [
         "Audit",
         "Ladder",
+        "Quality",
         "Roofline",
         "Break-even",
         "Races",
@@ -66,17 +67,32 @@ def test_the_page_holds_the_figures_and_needs_no_network(tmp_path: Path) -> None
     assert not re.search(r'(src|href)="(?!#)', text.replace('xlink:href="#', ""))
 
 
-def test_the_readme_holds_what_the_result_file_says() -> None:
-    rows = read_files([ROOT / "benchmarks/results/audit.jsonl"])[1]
-    readme = (ROOT / "README.md").read_text()
-    assert update_readme(readme, readme_table(rows)) == readme
+@pytest.mark.parametrize("readme", ["README.md", "benchmarks/README.md"])
+def test_the_readmes_hold_what_the_result_files_say(readme: str) -> None:
+    rows = read_files(sorted((ROOT / "benchmarks/results").glob("*.jsonl")))[1]
+    text = (ROOT / readme).read_text()
+    assert update_tables(text, rows) == text
 
 
-def test_a_readme_without_marks_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert update_readme(f"a {MARKS[0]}old{MARKS[1]} b", "new") == f"a {MARKS[0]}\nnew\n{MARKS[1]} b"
+def test_of_several_runs_of_a_race_the_longest_is_shown(tmp_path: Path) -> None:
+    contestants = ("un-merged (SDPA)", "published ToMe", "alt_fast")
+    short = [race(name, flop_ratio=1.5, speedup=1.1) for name in contestants]
+    long = [race(name, flop_ratio=1.5, speedup=1.4, rounds=9) for name in contestants]
+    files = [write(tmp_path / "long.jsonl", *long), write(tmp_path / "short.jsonl", *short)]
+    rows = read_files(files)[1]
+    (line,) = speed_table([*rows, race("alt_fast", "an op") | {"measured": rows[0]["measured"]}]).splitlines()[2:]
+    for expected in ("encoder", "1.50", "1.40 (1.90 to 2.10)", "not measured", "| 9 |", "long.jsonl", "A <device>"):
+        assert expected in line
+
+
+def test_a_text_without_marks_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = update_tables("a <!-- quality -->old<!-- /quality --> b", [])
+    assert text == "a <!-- quality -->\n| | r | merged | merged at random |\n|---|--:|--:|--:|\n<!-- /quality --> b"
+    with pytest.raises(ValueError, match="no <!-- /speed -->"):
+        update_tables("<!-- speed -->", [])
     (tmp_path / "README.md").write_text("no marks")
     with pytest.raises(SystemExit):
-        main([str(write(tmp_path / "a.jsonl")), "--readme", str(tmp_path / "README.md")])
+        main([str(write(tmp_path / "a.jsonl")), "--tables", str(tmp_path / "README.md")])
     assert "no <!-- audit -->" in capsys.readouterr().err
 
 
