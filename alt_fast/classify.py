@@ -18,7 +18,7 @@ from torch import Tensor
 from alt_fast.checkpoint import CheckpointError, TrainedModel, load_model
 from alt_fast.clip import WeightsError
 from alt_fast.data.annotations import AnnotationError, read_classes
-from alt_fast.data.augment import AugmentConfig, apply, center_record
+from alt_fast.data.augment import AugmentConfig, apply, view_record
 from alt_fast.data.decode import VideoError, decode_clip
 from alt_fast.model import ALT, ModelConfig
 from alt_fast.run_folder import RunError, pick_device
@@ -28,7 +28,7 @@ from alt_fast.text import TEMPLATES
 def load_video(path: str | Path, trained: TrainedModel) -> Tensor:
     """The middle frames of a video's segments as the model takes them, [1, T, 3, H, W]. Raises VideoError."""
     spec = trained.spec
-    record = center_record(spec.augment, spec.num_frames)
+    record = view_record(spec.augment, spec.num_frames)
     return apply(record, decode_clip(path, record.positions), spec.size, spec.augment)[None]
 
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from alt_fast.data.augment import AugmentConfig
+from alt_fast.data.loader import LoaderName, Loading
 from alt_fast.data.motion_shapes import MotionShapesConfig
 from alt_fast.model import ModelConfig
 
@@ -21,7 +22,9 @@ class DataConfig:
         root: folder that video paths start from; each list's own folder by default.
         generate: write this dataset into `root` first (and take its lists).
         shapes: size of the generated dataset.
+        loader: who crops, resizes and colours: "dali", "torch", or "auto", DALI where it and a GPU are there.
         workers: decoding processes.
+        timeout: seconds that one video may take to decode before it counts as unusable.
         max_bad_share: stop when more than this share of the training videos cannot be used.
     """
 
@@ -33,8 +36,14 @@ class DataConfig:
     root: str | None = None
     generate: Literal["motion_shapes"] | None = None
     shapes: MotionShapesConfig = field(default_factory=MotionShapesConfig)
+    loader: LoaderName = "auto"
     workers: int = 2
+    timeout: float = 60.0
     max_bad_share: float = 0.01
+
+    @property
+    def loading(self) -> Loading:
+        return Loading(self.loader, self.workers, self.timeout)
 
 
 @dataclass(frozen=True)

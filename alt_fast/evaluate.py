@@ -7,10 +7,11 @@ python -m alt_fast.evaluate --checkpoint runs/mine --list val.csv --classes clas
 import argparse
 import json
 import sys
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 import yaml
@@ -20,53 +21,69 @@ from tqdm import tqdm
 from alt_fast.checkpoint import CheckpointError, TrainedModel, load_model
 from alt_fast.data import motion_shapes
 from alt_fast.data.annotations import AnnotationError, Video, read_classes, read_list
-from alt_fast.data.dataset import ClipSpec, EvalClips, Failure, eval_loader
+from alt_fast.data.dataset import ClipSpec, EvalClips, batched
+from alt_fast.data.loader import Failure, Loader, LoaderName, Loading, open_backend
 from alt_fast.model import ALT
 from alt_fast.run_folder import RunError, pick_device
+
+
+@dataclass(frozen=True)
+class Testing:
+    """How videos are tested: `crops` x `clips` views each, clips at once, and how they are loaded."""
+
+    batch_size: int = 32
+    crops: int = 1
+    clips: int = 1
+    loading: Loading = field(default_factory=Loading)
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "crops", "clips"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True)
 class Result:
     """Scores of every video of a list, in its order.
 
-    logits: [N, I] fp32; rows of unreadable videos are zero. labels: [N]. failures: unreadable videos; readable: [N]
-    bool. What cannot be read counts as wrong, so that leaving out hard files cannot raise a score.
+    scores: [N, I] fp32, probabilities averaged over the views; rows of unreadable videos are zero. labels: [N].
+    failures: unreadable videos; readable: [N] bool. What cannot be read counts as wrong, so that leaving out hard files
+    cannot raise a score. ways: how many clips were decoded how.
     """
 
-    logits: Tensor
+    scores: Tensor
     labels: Tensor
     failures: list[Failure]
     readable: Tensor
+    ways: Counter[str]
 
     def top(self, k: int) -> float:
         """Share of videos whose class is among the k highest scores (k at most the number of classes)."""
-        best = self.logits.topk(min(k, self.logits.shape[1])).indices
+        best = self.scores.topk(min(k, self.scores.shape[1])).indices
         hits = (best == self.labels[:, None]).any(1) & self.readable
         return hits.float().mean().item()
 
 
 @torch.inference_mode()
 def evaluate(
-    model: ALT,
-    videos: Sequence[Video],
-    spec: ClipSpec,
-    classes: Tensor,
-    batch_size: int,
-    workers: int,
-    name: str = "test",
+    model: ALT, videos: Sequence[Video], spec: ClipSpec, classes: Tensor, testing: Testing, name: str = "test"
 ) -> Result:
-    """Score single views (middle frames, center crop) of videos against class embeddings [I, d]."""
+    """Score videos against class embeddings [I, d]."""
     model.eval()
-    device = classes.device
-    logits, failures = [], []
-    loader = eval_loader(EvalClips(videos, spec), batch_size, workers)
+    clips = EvalClips(videos, spec, testing.crops, testing.clips)
+    loading = testing.loading
+    backend, _ = open_backend(loading.loader, clips, classes.device, threads=max(1, loading.workers))
+    loader = Loader(clips, list(batched(clips.keys(), testing.batch_size)), backend, loading)
+    scores = []
+    causes: dict[str, str] = {}
     for batch in tqdm(loader, name, unit="batch", disable=None):
-        logits.append(model(batch.video.to(device), classes).logits.float().cpu())
-        failures += batch.failures
-    bad = {failure.path for failure in failures}
-    readable = torch.tensor([str(video.path) not in bad for video in videos])
+        scores.append(model(batch.video, classes).logits.float().softmax(-1).cpu())
+        causes |= dict(batch.failures)
+    readable = torch.tensor([str(video.path) not in causes for video in videos])
     labels = torch.tensor([video.label for video in videos])
-    return Result(torch.cat(logits) * readable[:, None], labels, failures, readable)
+    mean = torch.cat(scores).view(len(videos), clips.views, -1).mean(1)
+    failures = [Failure(path, cause) for path, cause in causes.items()]
+    return Result(mean * readable[:, None], labels, failures, readable, backend.counts)
 
 
 def run_lists(checkpoint: Path, trained: TrainedModel) -> list[tuple[str, list[Video], list[str]]]:
@@ -87,26 +104,29 @@ def run_lists(checkpoint: Path, trained: TrainedModel) -> list[tuple[str, list[V
 
 
 def score_list(
-    name: str, videos: Sequence[Video], names: Sequence[str], trained: TrainedModel, batch_size: int, workers: int
+    name: str, videos: Sequence[Video], names: Sequence[str], trained: TrainedModel, testing: Testing
 ) -> dict[str, Any]:
     """Accuracy on one list (fractions of 1), with what is needed to read it."""
     classes = trained.model.text.classes(names, trained.templates)
-    result = evaluate(trained.model, videos, trained.spec, classes, batch_size, workers, Path(name).name)
+    result = evaluate(trained.model, videos, trained.spec, classes, testing, Path(name).name)
     return {
         "list": name,
         "videos": len(videos),
+        "views": testing.crops * testing.clips,
         "classes": len(names),
         "chance": 1 / len(names),
         "top1": result.top(1),
         "top5": result.top(5),
         "unreadable": [failure._asdict() for failure in result.failures],
+        "ways": dict(result.ways),
     }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status: 1 when a video could not be read (it counts as wrong)."""
     parser = argparse.ArgumentParser(
-        prog="python -m alt_fast.evaluate", description="Test a trained model: single view, middle frames, center crop."
+        prog="python -m alt_fast.evaluate",
+        description="Test a trained model: by default a single view, the middle frames and the center crop.",
     )
     parser.add_argument("--checkpoint", required=True, metavar="RUN", help="run folder or model.safetensors")
     parser.add_argument("--list", metavar="FILE", help="videos to test on; default: the lists of the run")
@@ -114,11 +134,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--root", metavar="DIR", help="folder that video paths start from; default: the list's")
     parser.add_argument("--r", type=int, metavar="R", help="tokens merged away per layer; default: as trained")
     parser.add_argument("--batch-size", type=int, default=32, metavar="B", help="clips at once (default 32)")
+    parser.add_argument(
+        "--crops", type=int, default=1, metavar="N", help="places in the picture to test at (default 1)"
+    )
+    parser.add_argument("--clips", type=int, default=1, metavar="N", help="moments in the video to test at (default 1)")
+    parser.add_argument("--loader", choices=get_args(LoaderName), default="auto", help="who crops and resizes")
     parser.add_argument("--workers", type=int, default=2, metavar="N", help="decoding processes (default 2)")
+    parser.add_argument("--timeout", type=float, default=60, metavar="S", help="seconds for one video (default 60)")
     parser.add_argument("--device", default="auto", help="cpu, cuda or auto (default)")
     parser.add_argument("--json", action="store_true", help="print JSON")
     arguments = parser.parse_args(argv)
     try:
+        loading = Loading(arguments.loader, arguments.workers, arguments.timeout)
+        testing = Testing(arguments.batch_size, arguments.crops, arguments.clips, loading)
         trained = load_model(arguments.checkpoint)
         if arguments.r is not None:
             trained.model.encoder.set_r(arguments.r)
@@ -128,7 +156,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             lists = [(arguments.list, *read_list(arguments.list, names, arguments.root, "test"))]
         else:
             lists = run_lists(Path(arguments.checkpoint), trained)
-        rows = [score_list(*entry, trained, arguments.batch_size, arguments.workers) for entry in lists]
+        rows = [score_list(*entry, trained, testing) for entry in lists]
     except (AnnotationError, CheckpointError, RunError, ValueError) as e:
         print(f"error: {e}", file=sys.stderr)
         return 1
@@ -139,6 +167,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         for row in rows:
             scores = " ".join(f"{row[name]:7.1%}" for name in ("chance", "top1", "top5"))
             print(f"{row['list']:40} {row['videos']:7} {row['classes']:8} {scores}")
+        for way, clips in (pair for row in rows for pair in row["ways"].items()):
+            print(f"{clips} clips {way}")
     failures = [failure for row in rows for failure in row["unreadable"]]
     for failure in failures:
         print(f"unreadable, counted as wrong: {failure['path']}: {failure['cause']}", file=sys.stderr)

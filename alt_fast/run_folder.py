@@ -18,7 +18,7 @@ import yaml
 import alt_fast
 from alt_fast.checkpoint import write_atomically, write_json
 from alt_fast.config import TrainConfig
-from alt_fast.data.dataset import Failure
+from alt_fast.data.loader import Failure
 
 
 class RunError(RuntimeError):
@@ -40,7 +40,7 @@ def open_run_folder(config: TrainConfig) -> Path:
     if recorded.exists():
         if not config.resume:
             raise RunError(f"{folder} holds a run already: add --resume to go on with it, or choose another --output")
-        changed = _differences(yaml.safe_load(recorded.read_text()), settings)
+        changed = _differences(_deciding(yaml.safe_load(recorded.read_text())), _deciding(settings))
         if changed:
             raise RunError(f"{folder} was started with other settings: {'; '.join(changed)}")
         return folder
@@ -49,6 +49,12 @@ def open_run_folder(config: TrainConfig) -> Path:
     text = yaml.safe_dump(settings, sort_keys=False)
     write_atomically(recorded, lambda partial: partial.write_text(text))
     return folder
+
+
+def _deciding(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings without those that another machine may want otherwise, and that change no result."""
+    data = {name: value for name, value in settings["data"].items() if name not in ("workers", "timeout")}
+    return settings | {"data": data}
 
 
 def _differences(before: Any, now: Any, key: str = "") -> list[str]:

@@ -26,9 +26,10 @@ from alt_fast.config import DataConfig, TrainConfig
 from alt_fast.corpus import Corpus
 from alt_fast.data import motion_shapes
 from alt_fast.data.annotations import Subset, Video, read_classes, read_list
-from alt_fast.data.dataset import NO_LABEL, Batch, TrainClips, train_loader
+from alt_fast.data.dataset import NO_LABEL, EpochSampler, TrainClips
+from alt_fast.data.loader import Backend, Batch, Loader, open_backend
 from alt_fast.data.rng import Stream, integer
-from alt_fast.evaluate import score_list
+from alt_fast.evaluate import Testing, score_list
 from alt_fast.fit import DivergedError, Schedule, Task, fit, parameter_groups
 from alt_fast.model import ALT, ModelConfig
 from alt_fast.pretrain import pretrain_task
@@ -173,18 +174,23 @@ def train_model(this: Run, name: str, model_config: ModelConfig) -> tuple[Traine
     model = ALT(model_config, this.corpus).to(this.device)
     model.embed_corpus()
     trained = TrainedModel(model, this.lists.classes, list(this.templates), config.augment)
-    task = alt_task(this, name, trained)
+    clips = TrainClips(this.lists.train, trained.spec, config.seed)
+    dtype = torch.bfloat16 if optim.amp else torch.float32
+    backend, why = open_backend(config.data.loader, clips, this.device, dtype, max(1, config.data.workers))
+    say(f"{name}: loader {why}")
+    task = alt_task(this, name, trained, clips, backend)
     seconds = fit(task, this.folder / f"{name}.state", this.writer, config.checkpoint_every)
-    clips = task.schedule.steps * optim.batch_size
-    say(f"{name}: {task.schedule.steps} steps in {seconds:.0f} s, {clips / seconds:.1f} clips/s")
+    total = task.schedule.steps * optim.batch_size
+    say(f"{name}: {task.schedule.steps} steps in {seconds:.0f} s, {total / seconds:.1f} clips/s")
+    for way, count in backend.counts.items():
+        say(f"{name}: {count} clips {way}")
     return trained, seconds
 
 
-def alt_task(this: Run, name: str, trained: TrainedModel) -> Task:
+def alt_task(this: Run, name: str, trained: TrainedModel, clips: TrainClips, backend: Backend) -> Task:
     """The stage that trains `trained.model` in place."""
     config, optim, lists, device = this.config, this.config.optim, this.lists, this.device
     model = trained.model
-    clips = TrainClips(lists.train, trained.spec, config.seed)
     steps_per_epoch = len(lists.train) // optim.batch_size
     if steps_per_epoch == 0:
         raise RunError(f"optim.batch_size {optim.batch_size} is more than the {len(lists.train)} training videos")
@@ -194,21 +200,22 @@ def alt_task(this: Run, name: str, trained: TrainedModel) -> Task:
     mix = make_mixup(config, len(lists.classes))
     quarantine = Quarantine(this.folder / "quarantine.jsonl", len(lists.train), config.data.max_bad_share)
 
-    def batches(step: int) -> Any:
+    def batches(step: int) -> Loader:
         steps = range(step, schedule.steps)
-        return train_loader(clips, optim.batch_size, steps, optim.accumulate, config.data.workers)
+        keys = EpochSampler(len(lists.train), optim.batch_size, config.seed, steps, optim.accumulate)
+        return Loader(clips, keys, backend, config.data.loading)
 
     def loss(batch: Batch, part: int) -> Tensor:
         quarantine.add(batch.failures)
-        if NO_LABEL in batch.label:
+        if batch.failures and NO_LABEL in batch.label:
             path, cause = batch.failures[-1]
             raise RunError(f"video after video cannot be used, the last {path}: {cause}. Is data.root right?")
         number = integer(config.seed, Stream.STEP, sample=part)
         video, target = mix(batch.video, batch.label, number)
         with torch.autocast(device.type, torch.bfloat16, enabled=optim.amp):
             seed = torch.tensor(number, device=device)
-            logits = forward(video.to(device, non_blocking=True), classes, seed).logits
-        return F.cross_entropy(logits.float(), target.to(device, non_blocking=True))
+            logits = forward(video, classes, seed).logits
+        return F.cross_entropy(logits.float(), target)
 
     def every_epoch(done: int) -> None:
         if config.eval_every and done % config.eval_every == 0 and done < optim.epochs:
@@ -258,7 +265,8 @@ def make_mixup(config: TrainConfig, num_classes: int) -> Callable[[Tensor, Tenso
 def score(this: Run, trained: TrainedModel, name: str, videos: Sequence[Video], names: Sequence[str]) -> dict[str, Any]:
     """Single-view scores of videos against class names, as `alt_fast.evaluate` gives them."""
     optim = this.config.optim
-    return score_list(name, videos, names, trained, optim.batch_size // optim.accumulate, this.config.data.workers)
+    testing = Testing(optim.batch_size // optim.accumulate, loading=this.config.data.loading)
+    return score_list(name, videos, names, trained, testing)
 
 
 def measure(this: Run, trained: TrainedModel) -> dict[str, Any]:

@@ -85,6 +85,40 @@ def write_video(tmp_path: Path) -> VideoWriter:
     return write
 
 
+NoiseWriter = Callable[..., Path]
+
+
+@pytest.fixture
+def write_noise(tmp_path: Path) -> NoiseWriter:
+    """Writes a video of moving coloured blobs, whose frames, places and colours all differ."""
+
+    def write(
+        name: str,
+        codec: str,
+        frames: int = 20,
+        width: int = 64,
+        height: int = 48,
+        pix_fmt: str = "yuv420p",
+        options: dict[str, str] | None = None,
+    ) -> Path:
+        rng = np.random.default_rng(0)
+        y, x = np.mgrid[:height, :width]
+        waves = rng.uniform(0.05, 0.3, (3, 2))
+        with av.open(str(tmp_path / name), "w") as container:
+            stream = container.add_stream(codec, rate=10, options=options or {})
+            stream.width, stream.height, stream.pix_fmt = width, height, pix_fmt
+            if codec != "libsvtav1":  # it refuses one for small pictures
+                stream.bit_rate = 1_000_000
+            for i in range(frames):
+                planes = [np.sin(a * x + b * y + 0.4 * i + k) for k, (a, b) in enumerate(waves)]
+                image = (128 + 100 * np.stack(planes, -1) + rng.normal(0, 5, (height, width, 3))).clip(0, 255)
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(image.astype(np.uint8), format="rgb24")))
+            container.mux(stream.encode(None))
+        return tmp_path / name
+
+    return write
+
+
 SMALL_JOB = [
     *("--data.shapes.train_per_class", "1", "--data.shapes.test_per_class", "1"),
     *("--data.shapes.frames", "6", "--data.shapes.size", "48", "--data.workers", "1"),

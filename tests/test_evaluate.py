@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -9,11 +10,13 @@ import torch
 
 from alt_fast.checkpoint import load_model
 from alt_fast.data.annotations import read_classes, read_list
-from alt_fast.evaluate import Result, evaluate, main
+from alt_fast.data.loader import Loading
+from alt_fast.evaluate import Result, Testing, evaluate, main
 
 
-def result(logits: list[list[float]], labels: list[int], readable: list[bool] | None = None) -> Result:
-    return Result(torch.tensor(logits), torch.tensor(labels), [], torch.tensor(readable or [True] * len(labels)))
+def result(scores: list[list[float]], labels: list[int], readable: list[bool] | None = None) -> Result:
+    readable = readable or [True] * len(labels)
+    return Result(torch.tensor(scores), torch.tensor(labels), [], torch.tensor(readable), Counter())
 
 
 def test_top_k() -> None:
@@ -30,12 +33,28 @@ def test_scores_every_video_whatever_the_batch_size(trained_run: Path) -> None:
     videos, _ = read_list(data / "test.txt", trained.classes)
     classes = trained.model.text.classes(trained.classes, trained.templates)
     results = [
-        evaluate(trained.model, videos, trained.spec, classes, size, workers) for size, workers in ((5, 0), (36, 2))
+        evaluate(trained.model, videos, trained.spec, classes, Testing(size, loading=Loading("torch", workers)))
+        for size, workers in ((5, 0), (36, 2))
     ]
-    assert results[0].logits.shape == (36, 36)
-    torch.testing.assert_close(results[0].logits, results[1].logits, rtol=1e-4, atol=1e-4)
+    assert results[0].scores.shape == (36, 36)
+    torch.testing.assert_close(results[0].scores, results[1].scores, rtol=1e-4, atol=1e-4)
     metrics = json.loads((trained_run / "metrics.json").read_text())
     assert results[0].top(1) == metrics["top1"]
+
+
+def test_views_are_averaged(trained_run: Path) -> None:
+    trained = load_model(trained_run)
+    videos, _ = read_list(trained_run.parent / "data" / "test.txt", trained.classes)
+    classes = trained.model.text.classes(trained.classes, trained.templates)
+
+    def score(views: Testing) -> Result:
+        return evaluate(trained.model, videos[:5], trained.spec, classes, views)
+
+    one, many = score(Testing(4, loading=Loading("torch", 0))), score(Testing(4, 3, 2, Loading("torch", 0)))
+    assert many.scores.shape == (5, 36)
+    torch.testing.assert_close(many.scores.sum(1), torch.ones(5))
+    assert not torch.allclose(one.scores, many.scores, atol=1e-6)
+    assert sum(many.ways.values()) == 5 * 6
 
 
 def test_command_line_repeats_the_run_s_metrics(trained_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -45,6 +64,7 @@ def test_command_line_repeats_the_run_s_metrics(trained_run: Path, capsys: pytes
     assert (seen["top1"], seen["top5"]) == (metrics["top1"], metrics["top5"])
     assert unseen["top1"] == metrics["top1_unseen_pairs"]
     assert (seen["videos"], seen["classes"], unseen["videos"], unseen["classes"]) == (36, 36, 12, 12)
+    assert seen["ways"] == {"decoded by PyAV": 36}
 
 
 def test_table_and_lists_of_one_s_own(trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -77,6 +97,8 @@ def test_bad_requests(trained_run: Path, tmp_path: Path, capsys: pytest.CaptureF
         ("--checkpoint", str(trained_run), "--list", str(tmp_path / "no.txt")): "cannot read",
         ("--checkpoint", str(trained_run), "--r", "-1"): "r must be >= 0",
         ("--checkpoint", str(trained_run), "--device", "cuda:99"): "cuda:99",
+        ("--checkpoint", str(trained_run), "--crops", "0"): "crops must be >= 1, got 0",
+        ("--checkpoint", str(trained_run), "--workers", "-1"): "workers must be >= 0",
     }
     for request, message in requests.items():
         assert main(list(request)) == 1

@@ -15,7 +15,7 @@ import yaml
 from safetensors.torch import load_file
 
 from alt_fast.config import OptimConfig, TrainConfig
-from alt_fast.data.dataset import Failure
+from alt_fast.data.loader import Failure
 from alt_fast.run_folder import Quarantine, RunError, pick_device
 from alt_fast.train import main, make_mixup, parse
 from tests.conftest import SMALL_JOB, VideoWriter

@@ -1,6 +1,8 @@
 """Augmentation: one small record holds every random choice about a clip, `apply` executes it (recipe of X-CLIP).
 
-The same choices hold for every frame of a clip.
+The same choices hold for every frame of a clip. All colour steps are affine in RGB, so that their product is one
+matrix, applied in one pass, alike in every backend: contrast pivots on middle gray instead of the image's mean, hue
+turns the chroma plane of YIQ instead of HSV's wheel, and values are clipped once, at the end, as DALI's operations do.
 """
 
 from dataclasses import dataclass, field
@@ -9,8 +11,8 @@ from typing import Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
-from torchvision.transforms import functional as TF
 
 from alt_fast.data.decode import Frames
 from alt_fast.data.sampling import Positions, segment_positions
@@ -19,6 +21,8 @@ MEAN_STD = {
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
 }
+_YIQ = np.array([[0.299, 0.587, 0.114], [0.595716, -0.274453, -0.321263], [0.211456, -0.522591, 0.311135]])
+_GRAY = np.tile(_YIQ[0], (3, 1))  # RGB to three times luma
 _ANCHORS = ((0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (1.0, 1.0), (0.5, 0.5))  # MultiScaleCrop's fixed places: x, y
 
 
@@ -104,37 +108,78 @@ def _draw_jitter(rng: np.random.Generator, config: AugmentConfig) -> ColorJitter
     return ColorJitter((brightness, contrast, saturation, hue), tuple(int(i) for i in rng.permutation(4)))
 
 
-def center_record(config: AugmentConfig, num_frames: int) -> ClipRecord:
-    """A test clip: middle frames of the segments, center crop."""
-    return ClipRecord(segment_positions(num_frames), (config.test_crop, config.test_crop, 0.5, 0.5))
+def color_map(record: ClipRecord) -> Tensor:
+    """Jitter and gray as an affine map of each frame from RGB in [0, 255] to [0, 1]: fp32 [T, 3, 4].
+
+    Columns 0 to 2 multiply, column 3 is added.
+    """
+    maps = []
+    for jitter in record.jitter or (None,):
+        weight, bias = np.eye(3) / 255, np.zeros(3)
+        if jitter is not None:
+            for i in jitter.order:
+                step, shift = _color_step(i, jitter.factors[i])
+                weight, bias = step @ weight, step @ bias + shift
+        if record.gray:
+            weight, bias = _GRAY @ weight, _GRAY @ bias
+        maps.append(np.column_stack([weight, bias]))
+    return torch.from_numpy(np.stack(maps)).float().expand(len(record.positions), 3, 4).contiguous()
+
+
+def _color_step(which: int, factor: float) -> tuple[NDArray[np.float64], float]:
+    """Matrix and shift of one step of a ColorJitter."""
+    if which == 0:  # brightness
+        return factor * np.eye(3), 0.0
+    if which == 1:  # contrast
+        return factor * np.eye(3), 0.5 * (1 - factor)
+    if which == 2:  # saturation
+        return factor * np.eye(3) + (1 - factor) * _GRAY, 0.0
+    turn = 2 * np.pi * factor
+    rotation = np.array([[1, 0, 0], [0, np.cos(turn), -np.sin(turn)], [0, np.sin(turn), np.cos(turn)]])
+    return np.linalg.inv(_YIQ) @ rotation @ _YIQ, 0.0
+
+
+def view_record(
+    config: AugmentConfig, num_frames: int, crop: tuple[int, int] = (0, 1), clip: tuple[int, int] = (0, 1)
+) -> ClipRecord:
+    """A view for testing. crop, clip: (which, of how many), at places in the picture and moments in the video.
+
+    A single crop is the center one of `test_crop`; several are squares of the short side, spread along the long one.
+    Clip j of m takes the frames at (j + 0.5) / m of each segment, so a single clip takes the middle ones.
+    """
+    (number, crops), (moment, clips) = crop, clip
+    positions = segment_positions(num_frames, offset=(moment + 0.5) / clips)
+    if crops == 1:
+        return ClipRecord(positions, (config.test_crop, config.test_crop, 0.5, 0.5))
+    place = number / (crops - 1)
+    return ClipRecord(positions, (1.0, 1.0, place, place))
+
+
+def crop_box(record: ClipRecord, height: int, width: int) -> tuple[int, int, int, int]:
+    """The record's box in a picture of this size: top, left, height, width in pixels."""
+    short = min(height, width)
+    box_w, box_h = (max(1, round(fraction * short)) for fraction in record.crop[:2])
+    return round(record.crop[3] * (height - box_h)), round(record.crop[2] * (width - box_w)), box_h, box_w
+
+
+def cut(record: ClipRecord, frames: Frames, size: tuple[int, int]) -> Tensor:
+    """Crop, resize, flip. frames: uint8 RGB [T, H, W, 3]. size: height and width. Returns uint8 [T, 3, *size]."""
+    top, left, height, width = crop_box(record, *frames.shape[1:3])
+    box = np.ascontiguousarray(frames[:, top : top + height, left : left + width])
+    clip = torch.from_numpy(box).permute(0, 3, 1, 2)
+    if clip.shape[2:] != size:
+        clip = F.interpolate(clip, size, mode="bilinear", antialias=True, align_corners=False)
+    return (clip.flip(-1) if record.flip else clip).contiguous()
+
+
+def paint(clips: Tensor, maps: Tensor, config: AugmentConfig, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Colour, clip to [0, 1], normalise. clips: uint8 [B, T, 3, H, W]. maps: of `color_map`, [B, T, 3, 4]."""
+    mean, std = (torch.tensor(values, device=clips.device).view(3, 1) for values in MEAN_STD[config.normalize])
+    weight, bias = maps.view(-1, 3, 4).split((3, 1), dim=-1)
+    values = torch.baddbmm((bias - mean) / std, weight / std, clips.flatten(3).flatten(0, 1).float())
+    return values.clamp_(-mean / std, (1 - mean) / std).to(dtype).view(clips.shape)
 
 
 def apply(record: ClipRecord, frames: Frames, size: tuple[int, int], config: AugmentConfig) -> Tensor:
-    """Crop, resize, flip, colour, normalise.
-
-    frames: uint8 RGB [T, H, W, 3]. size: output height and width. Returns fp32 [T, 3, *size].
-    """
-    height, width = frames.shape[1:3]
-    short = min(height, width)
-    box_w, box_h = (max(1, round(fraction * short)) for fraction in record.crop[:2])
-    left, top = round(record.crop[2] * (width - box_w)), round(record.crop[3] * (height - box_h))
-    box = np.ascontiguousarray(frames[:, top : top + box_h, left : left + box_w])
-    clip = torch.from_numpy(box).permute(0, 3, 1, 2).float() / 255
-    if clip.shape[2:] != size:
-        clip = F.interpolate(clip, size, mode="bilinear", antialias=True, align_corners=False).clamp(0, 1)
-    if record.flip:
-        clip = clip.flip(-1)
-    if record.jitter:
-        parts = clip.chunk(len(record.jitter))
-        clip = torch.cat([_adjust_colors(part, jitter) for part, jitter in zip(parts, record.jitter, strict=True)])
-    if record.gray:
-        clip = TF.rgb_to_grayscale(clip, num_output_channels=3)
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in MEAN_STD[config.normalize])
-    return (clip - mean) / std
-
-
-def _adjust_colors(frames: Tensor, jitter: ColorJitter) -> Tensor:
-    adjust = (TF.adjust_brightness, TF.adjust_contrast, TF.adjust_saturation, TF.adjust_hue)
-    for i in jitter.order:
-        frames = adjust[i](frames, jitter.factors[i])
-    return frames
+    """The whole record. frames: uint8 RGB [T, H, W, 3]. size: output height and width. Returns fp32 [T, 3, *size]."""
+    return paint(cut(record, frames, size)[None], color_map(record)[None], config)[0]

@@ -2,43 +2,18 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from itertools import islice
 
 import numpy as np
-import torch
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from alt_fast.data.annotations import Video
-from alt_fast.data.augment import AugmentConfig, apply, center_record, draw_record
-from alt_fast.data.decode import VideoError, decode_clip
+from alt_fast.data.augment import AugmentConfig, ClipRecord, draw_record, view_record
 from alt_fast.data.rng import Stream, generator
 
 NO_LABEL = -1
-_ATTEMPTS = 50  # replacements tried for one unreadable video before giving up
+_ATTEMPTS = 50  # videos tried for one training clip before giving up
 
-
-class Failure(NamedTuple):
-    """An unreadable video."""
-
-    path: str
-    cause: str
-
-
-class Batch(NamedTuple):
-    """video [B, T, 3, H, W] fp32 normalised, label [B] int64, unreadable videos met on the way."""
-
-    video: Tensor
-    label: Tensor
-    failures: list[Failure]
-
-
-class Sample(NamedTuple):
-    """One element of a batch."""
-
-    video: Tensor
-    label: int
-    failures: list[Failure]
+Key = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -50,67 +25,85 @@ class ClipSpec:
     augment: AugmentConfig
 
 
-class TrainClips(Dataset[Sample]):
-    """Augmented clips by (epoch, index). An unreadable video is replaced by another one, drawn from the seed.
+class TrainClips:
+    """Augmented clips by (epoch, index).
 
-    When one replacement after the other fails, the sample has NO_LABEL: the list as a whole is wrong.
+    An unreadable video is replaced by another one, drawn from the seed. When one replacement after the other fails, the
+    clip has NO_LABEL: the list as a whole is wrong.
     """
 
     def __init__(self, videos: Sequence[Video], spec: ClipSpec, seed: int) -> None:
         self.videos, self.spec, self.seed = videos, spec, seed
 
-    def __getitem__(self, key: tuple[int, int]) -> Sample:
-        epoch, index = key
-        rng = generator(self.seed, Stream.CLIP, epoch, index)
-        record = draw_record(rng, self.spec.augment, self.spec.num_frames)
-        replacement = generator(self.seed, Stream.REPLACE, epoch, index)
-        failures: list[Failure] = []
-        for _ in range(_ATTEMPTS):
-            path, label = self.videos[index]
-            try:
-                frames = decode_clip(path, record.positions)
-            except VideoError as e:
-                failures.append(Failure(e.path, e.cause))
-                index = int(replacement.integers(len(self.videos)))
-                continue
-            return Sample(apply(record, frames, self.spec.size, self.spec.augment), label, failures)
-        return Sample(torch.zeros(self.spec.num_frames, 3, *self.spec.size), NO_LABEL, failures)
+    def record(self, key: Key) -> ClipRecord:
+        """What happens to the clip, whichever video it is taken from."""
+        return draw_record(generator(self.seed, Stream.CLIP, *key), self.spec.augment, self.spec.num_frames)
+
+    def candidates(self, key: Key) -> Iterator[int]:
+        """Indices of the videos to take the clip from, in the order of trying."""
+        replacement = generator(self.seed, Stream.REPLACE, *key)
+        yield key[1]
+        for _ in range(_ATTEMPTS - 1):
+            yield int(replacement.integers(len(self.videos)))
+
+    def label_without_video(self, key: Key) -> int:
+        """The label of an all-zero clip."""
+        return NO_LABEL
 
 
-class EvalClips(Dataset[Sample]):
-    """Center clips by index. An unreadable video gives an all-zero clip and its failure: nothing is dropped."""
+class EvalClips:
+    """Clips by (index, view): `crops` places in the picture times `clips` moments in the video.
 
-    def __init__(self, videos: Sequence[Video], spec: ClipSpec) -> None:
-        self.videos, self.spec = videos, spec
+    An unreadable video gives all-zero clips with its label, and its failure: nothing is dropped.
+    """
 
-    def __len__(self) -> int:
-        return len(self.videos)
+    def __init__(self, videos: Sequence[Video], spec: ClipSpec, crops: int = 1, clips: int = 1) -> None:
+        self.videos, self.spec, self.crops, self.clips = videos, spec, crops, clips
 
-    def __getitem__(self, index: int) -> Sample:
-        path, label = self.videos[index]
-        record = center_record(self.spec.augment, self.spec.num_frames)
-        try:
-            frames = decode_clip(path, record.positions)
-        except VideoError as e:
-            empty = torch.zeros(self.spec.num_frames, 3, *self.spec.size)
-            return Sample(empty, label, [Failure(e.path, e.cause)])
-        return Sample(apply(record, frames, self.spec.size, self.spec.augment), label, [])
+    @property
+    def views(self) -> int:
+        return self.crops * self.clips
+
+    def keys(self) -> list[Key]:
+        """Every view of every video, in order."""
+        return [(index, view) for index in range(len(self.videos)) for view in range(self.views)]
+
+    def record(self, key: Key) -> ClipRecord:
+        """The view."""
+        clip, crop = divmod(key[1], self.crops)
+        return view_record(self.spec.augment, self.spec.num_frames, (crop, self.crops), (clip, self.clips))
+
+    def candidates(self, key: Key) -> Iterator[int]:
+        """The video itself."""
+        yield key[0]
+
+    def label_without_video(self, key: Key) -> int:
+        """The video's own."""
+        return self.videos[key[0]].label
+
+
+Clips = TrainClips | EvalClips
 
 
 class EpochSampler:
     """Keys (epoch, index) of a range of steps, each step's batch in `parts` of equal size.
 
-    Every epoch is a new permutation, without its last, incomplete batch.
+    Every epoch is a new permutation, without its last, incomplete batch. Of `world` processes, each takes its own share
+    of every part; together they take what one would.
     """
 
-    def __init__(self, num_samples: int, batch_size: int, seed: int, steps: range, parts: int = 1) -> None:
+    def __init__(
+        self, num_samples: int, batch_size: int, seed: int, steps: range, parts: int = 1, rank: int = 0, world: int = 1
+    ) -> None:
+        if batch_size % (parts * world):
+            raise ValueError(f"batch size {batch_size} does not divide by {parts} parts of {world} processes")
         self.num_samples, self.batch_size, self.seed, self.steps = num_samples, batch_size, seed, steps
-        self.parts = parts
+        self.parts, self.rank, self.world = parts, rank, world
 
     def __len__(self) -> int:
         return len(self.steps) * self.parts
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+    def __iter__(self) -> Iterator[list[Key]]:
         order, order_epoch = np.empty(0, np.int64), -1
         for step in self.steps:
             epoch, batch = divmod(step, self.num_samples // self.batch_size)
@@ -118,36 +111,12 @@ class EpochSampler:
                 order = generator(self.seed, Stream.SHUFFLE, epoch).permutation(self.num_samples)
                 order_epoch = epoch
             indices = order[batch * self.batch_size :][: self.batch_size]
-            for part in indices.reshape(self.parts, -1):
+            for part in indices.reshape(self.parts, self.world, -1)[:, self.rank]:
                 yield [(epoch, int(index)) for index in part]
 
 
-def collate(samples: Sequence[Sample]) -> Batch:
-    """Stack samples."""
-    return Batch(
-        torch.stack([sample.video for sample in samples]),
-        torch.tensor([sample.label for sample in samples]),
-        [failure for sample in samples for failure in sample.failures],
-    )
-
-
-def train_loader(clips: TrainClips, batch_size: int, steps: range, parts: int, workers: int) -> "DataLoader[Any]":
-    """The batches of `steps` (counted over all epochs), each in `parts`."""
-    sampler = EpochSampler(len(clips.videos), batch_size, clips.seed, steps, parts)
-    return _loader(clips, workers, batch_sampler=sampler)
-
-
-def eval_loader(clips: EvalClips, batch_size: int, workers: int) -> "DataLoader[Any]":
-    """Every clip once, in order."""
-    return _loader(clips, workers, batch_size=batch_size)
-
-
-def _loader(clips: "TrainClips | EvalClips", workers: int, **options: Any) -> "DataLoader[Any]":
-    return DataLoader(
-        clips,
-        num_workers=workers,
-        collate_fn=collate,
-        pin_memory=torch.cuda.is_available(),
-        prefetch_factor=4 if workers else None,
-        **options,
-    )
+def batched(keys: Sequence[Key], size: int) -> Iterator[list[Key]]:
+    """Keys in lists of `size`, the last one shorter."""
+    rest = iter(keys)
+    while batch := list(islice(rest, size)):
+        yield batch

@@ -1,13 +1,21 @@
 """Decode chosen frames of a video file with PyAV, without trusting its header."""
 
 import bisect
+from array import array
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import av
 import numpy as np
+from av.video.reformatter import Interpolation
 from numpy.typing import NDArray
+
+from alt_fast.data.storage import StorageError, locate
+
+_EXACT_COLORS = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
+"""As DALI converts; FFmpeg's default darkens by one level of 255."""
 
 Frames = NDArray[np.uint8]
 
@@ -26,49 +34,86 @@ class VideoError(ValueError):
         return f"{self.path}: {self.cause}"
 
 
+@dataclass(frozen=True)
+class VideoIndex:
+    """What demuxing alone tells about a video.
+
+    count: frames. times, keyframes: presentation times of all frames and of the keyframes, ascending; None and empty
+    where packets carry none. codec, pixel_format, container: FFmpeg's names; colorspace: its number. rate: frames per
+    second, None where the header has none.
+    """
+
+    count: int
+    times: Sequence[int] | None
+    keyframes: Sequence[int]
+    codec: str
+    pixel_format: str
+    colorspace: int
+    container: str
+    width: int
+    height: int
+    rate: float | None
+
+    def frames_at(self, positions: Sequence[float]) -> list[int]:
+        """Numbers of the frames at relative positions in [0, 1)."""
+        return [min(int(position * self.count), self.count - 1) for position in positions]
+
+
 def decode_clip(path: str | Path, positions: Sequence[float]) -> Frames:
     """Frames at relative positions of a video.
 
-    positions: ascending numbers in [0, 1); position p of a video of n frames is frame floor(p * n).
-    Returns uint8 RGB [len(positions), H, W, 3], upright (rotation metadata applied).
+    path: a file, or a member of a tar archive as ARCHIVE.tar/NAME. positions: ascending numbers in [0, 1); position p
+    of a video of n frames is frame floor(p * n). Returns uint8 RGB [len(positions), H, W, 3], upright.
 
     The packets are listed first (demuxing decodes nothing), so frame counts are true whatever the header says; then
     only the groups of pictures that hold a wanted frame are decoded. Raises VideoError for files that are missing,
     empty, not video, truncated or broken.
     """
-    path = str(path)
-    if not Path(path).is_file():
-        raise VideoError(path, "not a regular file" if Path(path).exists() else "no such file")
-    if Path(path).stat().st_size == 0:
-        raise VideoError(path, "empty file (0 bytes)")
-    try:
-        index = _list_frames(path)
-        wanted = [min(int(position * index.count), index.count - 1) for position in positions]
+    index = index_video(path)
+    return decode_frames(path, index, index.frames_at(positions))
+
+
+def index_video(path: str | Path) -> VideoIndex:
+    """List the packets of a video. Raises VideoError."""
+    with _errors_of(path):
+        return _list_frames(path)
+
+
+def decode_frames(path: str | Path, index: VideoIndex, wanted: Sequence[int]) -> Frames:
+    """The frames numbered `wanted` (ascending, repeats allowed), uint8 RGB [N, H, W, 3], upright. Raises VideoError."""
+    with _errors_of(path):
         return _decode(path, index, wanted)
+
+
+def display_rotation(path: str | Path) -> int:
+    """Degrees that the first picture is to be turned by, counter-clockwise. Raises VideoError."""
+    with _errors_of(path), _open(path) as container:
+        stream = container.streams.video[0]
+        stream.thread_type = "NONE"
+        return next((frame.rotation for frame in container.decode(stream)), 0)
+
+
+@contextmanager
+def _errors_of(path: str | Path) -> Iterator[None]:
+    try:
+        yield
     except av.error.FFmpegError as e:
         raise VideoError(path, f"truncated, damaged or no video ({e.strerror})") from e
+    except StorageError as e:
+        raise VideoError(path, str(e)) from e
 
 
-@dataclass(frozen=True)
-class _Index:
-    """What demuxing tells: the number of frames and, when packets carry them, their presentation times, ascending."""
-
-    count: int
-    times: list[int] | None
-    keyframes: list[int]
+def _open(path: str | Path) -> "av.container.InputContainer":
+    return av.open(locate(path).url(), metadata_errors="ignore")
 
 
-def _open(path: str) -> "av.container.InputContainer":
-    return av.open(path, metadata_errors="ignore")
-
-
-def _list_frames(path: str) -> _Index:
+def _list_frames(path: str | Path) -> VideoIndex:
     with _open(path) as container:
         if not container.streams.video:
             kinds = ", ".join(sorted({stream.type for stream in container.streams})) or "no"
             raise VideoError(path, f"no video stream (it has {kinds} streams)")
         video = container.streams.video[0]
-        count, times, keyframes = 0, [], []
+        count, times, keyframes = 0, array("q"), array("q")
         end = 0.0  # of any stream, in seconds
         for packet in container.demux():  # packets are not kept: together they are as large as the file
             if packet.size and packet.pts is not None:
@@ -81,18 +126,30 @@ def _list_frames(path: str) -> _Index:
                         keyframes.append(packet.pts)
         if count == 0:
             raise VideoError(path, "the video stream holds no frames")
-        if len(times) < count:
-            return _Index(count, None, [])  # old AVIs, raw streams: frames can only be counted
-        times.sort()
-        _check_duration(path, container, video, times, end)
-        return _Index(count, times, sorted(keyframes))
+        timed = len(times) == count  # old AVIs, raw streams: frames can only be counted
+        ordered = array("q", sorted(times))
+        if timed:
+            _check_duration(path, container, video, ordered, end)
+        codec = video.codec_context
+        return VideoIndex(
+            count,
+            ordered if timed else None,
+            array("q", sorted(keyframes)) if timed else array("q"),
+            codec.codec.canonical_name,
+            codec.pix_fmt or "unknown",
+            codec.colorspace,
+            container.format.name,
+            codec.width,
+            codec.height,
+            float(video.average_rate) if video.average_rate else None,
+        )
 
 
 def _check_duration(
-    path: str,
+    path: str | Path,
     container: "av.container.InputContainer",
     video: "av.video.stream.VideoStream",
-    times: list[int],
+    times: Sequence[int],
     end: float,
 ) -> None:
     """Refuse a file that ends long before its header says it does, be it the video's or the whole file's."""
@@ -111,9 +168,8 @@ def _check_duration(
         raise VideoError(path, f"truncated: the header promises {promised:.2f} s, the file holds {found:.2f} s")
 
 
-def _decode(path: str, index: _Index, wanted: list[int]) -> Frames:
-    """The frames numbered `wanted` (ascending, repeats allowed)."""
-    pictures = _decode_seeking(path, index, sorted(set(wanted))) if index.times else None
+def _decode(path: str | Path, index: VideoIndex, wanted: Sequence[int]) -> Frames:
+    pictures = _decode_seeking(path, index, sorted(set(wanted))) if index.times is not None else None
     if pictures is None:
         pictures = _decode_linear(path, index, sorted(set(wanted)))
     sizes = sorted({f"{picture.shape[1]} x {picture.shape[0]}" for picture in pictures.values()})
@@ -122,7 +178,7 @@ def _decode(path: str, index: _Index, wanted: list[int]) -> Frames:
     return np.stack([pictures[number] for number in wanted])
 
 
-def _decode_seeking(path: str, index: _Index, wanted: list[int]) -> dict[int, Frames] | None:
+def _decode_seeking(path: str | Path, index: VideoIndex, wanted: list[int]) -> dict[int, Frames] | None:
     """Decode from the keyframe before each wanted frame; None when the container does not seek exactly."""
     assert index.times is not None
     pictures: dict[int, Frames] = {}
@@ -151,12 +207,12 @@ def _decode_seeking(path: str, index: _Index, wanted: list[int]) -> dict[int, Fr
     return pictures
 
 
-def _decode_linear(path: str, index: _Index, wanted: list[int]) -> dict[int, Frames]:
+def _decode_linear(path: str | Path, index: VideoIndex, wanted: list[int]) -> dict[int, Frames]:
     """Decode from the start; each wanted number or time takes the first frame that is not before it.
 
     Packets may give no frame (hidden frames of VP8, the last ones of some AVIs): at the end the last frame stands in.
     """
-    order: Sequence[int] = index.times or range(index.count)
+    order: Sequence[int] = range(index.count) if index.times is None else index.times
     pictures: dict[int, Frames] = {}
     pending = list(wanted)
     frame, decoded = None, 0
@@ -164,7 +220,7 @@ def _decode_linear(path: str, index: _Index, wanted: list[int]) -> dict[int, Fra
         stream = container.streams.video[0]
         stream.thread_type = "NONE"
         for number, frame in enumerate(container.decode(stream)):
-            place = frame.pts if index.times else number
+            place = number if index.times is None else frame.pts
             if place is None:
                 raise VideoError(path, "its frames carry no times")
             decoded = bisect.bisect_right(order, place)
@@ -179,4 +235,5 @@ def _decode_linear(path: str, index: _Index, wanted: list[int]) -> dict[int, Fra
 
 def _upright(frame: av.VideoFrame) -> Frames:
     """RGB [H, W, 3] with the display rotation (degrees, counter-clockwise) applied."""
-    return np.rot90(frame.to_ndarray(format="rgb24"), (frame.rotation // 90) % 4)
+    picture = frame.reformat(format="rgb24", interpolation=_EXACT_COLORS).to_ndarray()
+    return np.rot90(picture, (frame.rotation // 90) % 4)

@@ -6,10 +6,10 @@ Positions = tuple[float, ...]
 """Relative positions of frames, ascending in [0, 1): position p of a video of n frames is frame floor(p * n)."""
 
 
-def segment_positions(num_segments: int, rng: np.random.Generator | None = None) -> Positions:
-    """One position in each of `num_segments` equal parts: random, or the middle without a generator.
+def segment_positions(num_segments: int, rng: np.random.Generator | None = None, offset: float = 0.5) -> Positions:
+    """One position in each of `num_segments` equal parts: random, or without a generator at `offset` of each.
 
     Relative positions, so that they can be drawn before the file is opened; short videos repeat frames.
     """
-    offsets = np.full(num_segments, 0.5) if rng is None else rng.random(num_segments)
+    offsets = np.full(num_segments, offset) if rng is None else rng.random(num_segments)
     return tuple(((np.arange(num_segments) + offsets) / num_segments).tolist())

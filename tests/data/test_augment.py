@@ -6,11 +6,20 @@ import numpy as np
 import pytest
 import torch
 
-from alt_fast.data.augment import MEAN_STD, AugmentConfig, ClipRecord, ColorJitter, apply, center_record, draw_record
+from alt_fast.data.augment import (
+    MEAN_STD,
+    AugmentConfig,
+    ClipRecord,
+    ColorJitter,
+    apply,
+    color_map,
+    draw_record,
+    view_record,
+)
 from alt_fast.data.rng import Stream, generator
 from alt_fast.data.sampling import segment_positions
 
-PLAIN = ClipRecord((0.5,), (1.0, 1.0, 0.5, 0.5))
+PLAIN = ClipRecord((0.25, 0.75), (1.0, 1.0, 0.5, 0.5))
 CONFIG = AugmentConfig()
 
 
@@ -75,13 +84,13 @@ def test_crop_place(anchor: tuple[float, float], rows: tuple[int, int], columns:
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 50), (37, 53), (500, 300)])
 def test_any_size_goes_in(height: int, width: int) -> None:
-    clip = apply(center_record(CONFIG, 2), frames(height, width), (24, 24), CONFIG)
+    clip = apply(view_record(CONFIG, 2), frames(height, width), (24, 24), CONFIG)
     assert clip.shape == (2, 3, 24, 24)
     assert clip.isfinite().all()
 
 
 def test_flip_gray_and_jitter_treat_all_frames_alike() -> None:
-    source = np.repeat(frames()[:1], 3, axis=0)
+    source = np.repeat(frames()[:1], 2, axis=0)
     plain = apply(PLAIN, source, (32, 32), CONFIG)
     assert torch.equal(apply(replace(PLAIN, flip=True), source, (32, 32), CONFIG), plain.flip(-1))
     gray = pixels(apply(replace(PLAIN, gray=True), source, (32, 32), CONFIG))
@@ -114,3 +123,34 @@ def test_jitter_per_frame_is_drawn_anew() -> None:
 def test_bad_configuration(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         AugmentConfig(**options)
+
+
+def steps(pixel: list[float], *which: tuple[int, float]) -> list[float]:
+    """What a jitter of these steps, in this order, makes of one RGB pixel in [0, 1]."""
+    factors = [1.0, 1.0, 1.0, 0.0]
+    for step, factor in which:
+        factors[step] = factor
+    jitter = ColorJitter((factors[0], factors[1], factors[2], factors[3]), tuple(step for step, _ in which))
+    weight, bias = color_map(replace(PLAIN, jitter=(jitter,)))[0].split((3, 1), dim=1)
+    return (weight @ (255 * torch.tensor(pixel)) + bias[:, 0]).tolist()
+
+
+def test_colour_steps() -> None:
+    red, gray = [0.8, 0.2, 0.2], [0.4, 0.4, 0.4]
+    luma = 0.299 * 0.8 + 0.701 * 0.2
+    assert steps(red, (0, 1.5)) == pytest.approx([1.2, 0.3, 0.3], abs=1e-5)  # brightness
+    assert steps(red, (1, 0.5)) == pytest.approx([0.65, 0.35, 0.35], abs=1e-5)  # contrast
+    assert steps(red, (2, 0.0)) == pytest.approx([luma] * 3, abs=1e-5)  # saturation
+    assert steps(gray, (3, 0.1)) == pytest.approx(gray, abs=1e-5)  # hue leaves gray
+    turned = steps(red, (3, 1 / 3))
+    assert turned != pytest.approx(red, abs=0.1)
+    assert 0.299 * turned[0] + 0.587 * turned[1] + 0.114 * turned[2] == pytest.approx(luma, abs=1e-5)  # and luma
+    assert steps(red, (0, 1.5), (1, 0.5)) == pytest.approx([0.85, 0.4, 0.4], abs=1e-5)
+    assert steps(red, (1, 0.5), (0, 1.5)) == pytest.approx([0.975, 0.525, 0.525], abs=1e-5)
+
+
+def test_colours_are_clipped_once_at_the_end() -> None:
+    source = np.full((2, 8, 8, 3), 200, np.uint8)
+    bright_then_dark = ColorJitter((2.0, 0.5, 1.0, 0.0), (0, 1, 2, 3))
+    clip = pixels(apply(replace(PLAIN, jitter=(bright_then_dark,)), source, (8, 8), CONFIG))
+    torch.testing.assert_close(clip, torch.full_like(clip, min(1, 200 / 255 + 0.25)), rtol=0, atol=1e-5)

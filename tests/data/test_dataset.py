@@ -1,21 +1,16 @@
 """Order, choices and replacements depend on nothing but the seed."""
 
-from collections import Counter
+from itertools import islice
 from pathlib import Path
 
 import pytest
-import torch
 
-from alt_fast.data.annotations import Video, read_classes, read_list
+from alt_fast.data.annotations import Video
 from alt_fast.data.augment import AugmentConfig
-from alt_fast.data.dataset import NO_LABEL, ClipSpec, EpochSampler, EvalClips, TrainClips, eval_loader, train_loader
+from alt_fast.data.dataset import NO_LABEL, ClipSpec, EpochSampler, EvalClips, TrainClips, batched
 
 SPEC = ClipSpec(4, (32, 32), AugmentConfig())
-
-
-@pytest.fixture
-def videos(shapes: Path) -> list[Video]:
-    return read_list(shapes / "train.txt", read_classes(shapes / "classes.csv"))[0]
+VIDEOS = [Video(Path(f"{i}.mp4"), i % 3) for i in range(23)]
 
 
 def test_every_epoch_visits_every_video_once() -> None:
@@ -41,42 +36,42 @@ def test_parts_of_a_batch_make_up_the_batch() -> None:
     assert [[key for part in parts[i : i + 4] for key in part] for i in range(0, 32, 4)] == whole
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_batches_are_the_same_in_any_process(videos: list[Video], workers: int) -> None:
-    clips = TrainClips(videos, SPEC, seed=5)
-    expected = [clips[key] for batch in EpochSampler(len(videos), 6, 5, range(10, 13)) for key in batch]
-    got = list(train_loader(clips, 6, range(10, 13), 1, workers))
-    assert torch.equal(torch.cat([batch.video for batch in got]), torch.stack([sample.video for sample in expected]))
-    assert torch.cat([batch.label for batch in got]).tolist() == [sample.label for sample in expected]
+@pytest.mark.parametrize("parts", [1, 2])
+def test_processes_share_every_part_of_a_batch(parts: int) -> None:
+    one = list(EpochSampler(31, 12, 3, range(5), parts))
+    shares = [list(EpochSampler(31, 12, 3, range(5), parts, rank, 3)) for rank in range(3)]
+    assert [[key for share in part for key in share] for part in zip(*shares, strict=True)] == one
+    with pytest.raises(ValueError, match="batch size 12 does not divide by 2 parts of 5 processes"):
+        EpochSampler(31, 12, 3, range(5), 2, 0, 5)
 
 
-def test_clips_differ_from_epoch_to_epoch(videos: list[Video]) -> None:
-    clips = TrainClips(videos, SPEC, seed=5)
-    assert torch.equal(clips[0, 3].video, clips[0, 3].video)
-    assert not torch.equal(clips[0, 3].video, clips[1, 3].video)
+def test_records_differ_from_epoch_to_epoch_and_repeat() -> None:
+    clips = TrainClips(VIDEOS, SPEC, seed=5)
+    assert clips.record((0, 3)) == clips.record((0, 3)) == TrainClips(VIDEOS, SPEC, seed=5).record((0, 3))
+    assert len({clips.record(key) for key in [(0, 3), (1, 3), (0, 4)]}) == 3
 
 
-def test_bad_videos_are_replaced_the_same_way_every_time(videos: list[Video], tmp_path: Path) -> None:
-    (tmp_path / "empty.mp4").touch()
-    mixed = [Video(tmp_path / "empty.mp4", 0), Video(tmp_path / "missing.mp4", 1), *videos[:4]]
-    clips = TrainClips(mixed, SPEC, seed=0)
-    samples = [clips[epoch, 0] for epoch in range(40)]
-    assert all(sample.failures[0].path == str(tmp_path / "empty.mp4") for sample in samples)
-    assert all("empty file" in sample.failures[0].cause for sample in samples)
-    assert any(len(sample.failures) > 1 for sample in samples)  # a replacement may be bad as well
-    assert len(Counter(sample.label for sample in samples)) > 1
-    for epoch, sample in enumerate(samples):
-        again = clips[epoch, 0]
-        assert torch.equal(sample.video, again.video)
-        assert sample.label == again.label
-    hopeless = TrainClips([Video(tmp_path / "missing.mp4", 0)], SPEC, 0)[0, 0]
-    assert hopeless.label == NO_LABEL
-    assert {failure.cause for failure in hopeless.failures} == {"no such file"}
+def test_replacements_are_drawn_from_the_seed() -> None:
+    clips = TrainClips(VIDEOS, SPEC, seed=0)
+    drawn = list(clips.candidates((4, 7)))
+    assert drawn[0] == 7
+    assert len(drawn) == 50
+    assert len(set(drawn)) > 10
+    assert drawn == list(clips.candidates((4, 7)))
+    assert drawn[1:] != list(clips.candidates((5, 7)))[1:]
+    assert clips.label_without_video((4, 7)) == NO_LABEL
 
 
-def test_testing_drops_nothing(videos: list[Video], tmp_path: Path) -> None:
-    mixed = [*videos[:3], Video(tmp_path / "missing.mp4", 2), *videos[3:5]]
-    batches = list(eval_loader(EvalClips(mixed, SPEC), 4, 0))
-    assert [len(batch.label) for batch in batches] == [4, 2]
-    assert torch.cat([batch.label for batch in batches]).tolist() == [video.label for video in mixed]
-    assert [failure.cause for batch in batches for failure in batch.failures] == ["no such file"]
+def test_every_view_of_every_video_once() -> None:
+    clips = EvalClips(VIDEOS[:2], SPEC, crops=3, clips=2)
+    assert clips.keys() == [(index, view) for index in range(2) for view in range(6)]
+    views = [clips.record(key) for key in islice(clips.keys(), 6)]
+    assert [view.crop[2] for view in views] == [0.0, 0.5, 1.0] * 2
+    assert [view.positions[0] for view in views] == [0.25 / 4] * 3 + [0.75 / 4] * 3
+    assert list(clips.candidates((1, 5))) == [1]
+    assert clips.label_without_video((1, 5)) == 1
+    assert EvalClips(VIDEOS, SPEC).record((0, 0)).positions == (0.125, 0.375, 0.625, 0.875)
+
+
+def test_batches_of_keys_drop_nothing() -> None:
+    assert list(batched([(0, 0), (1, 0), (2, 0)], 2)) == [[(0, 0), (1, 0)], [(2, 0)]]

@@ -1,6 +1,7 @@
 """Exact frames from every codec the installed FFmpeg writes, and a clear error for every kind of bad file."""
 
 import wave
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import av
 import numpy as np
 import pytest
 
-from alt_fast.data.decode import VideoError, _Index, _list_frames, _upright, decode_clip
+from alt_fast.data.decode import VideoError, _list_frames, _upright, decode_clip
 from tests.conftest import VideoWriter
 
 CODECS = [
@@ -107,7 +108,10 @@ def test_rotation_turns_the_right_way() -> None:
     class Frame:
         rotation = 90  # counter-clockwise
 
-        def to_ndarray(self, format: str) -> np.ndarray:
+        def reformat(self, **options: object) -> "Frame":
+            return self
+
+        def to_ndarray(self) -> np.ndarray:
             return np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
 
     assert _upright(Frame())[..., 0].tolist() == [[3, 9], [0, 6]]  # type: ignore[arg-type]
@@ -165,9 +169,10 @@ def test_damaged_pictures(write_video: VideoWriter) -> None:
 
 def test_packets_that_give_no_frame(write_video: VideoWriter, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_video("short.avi", "mpeg4", frames=30)
-    monkeypatch.setattr("alt_fast.data.decode._list_frames", lambda path: _Index(31, None, []))
+    real = _list_frames(path)
+    monkeypatch.setattr("alt_fast.data.decode._list_frames", lambda path: replace(real, count=31, times=None))
     assert frame_numbers(decode_clip(path, [0.5, 0.99])) == [15, 29]  # one missing at the end: the last one stands in
-    monkeypatch.setattr("alt_fast.data.decode._list_frames", lambda path: _Index(40, None, []))
+    monkeypatch.setattr("alt_fast.data.decode._list_frames", lambda path: replace(real, count=40, times=None))
     with pytest.raises(VideoError, match="broken: decoding ends at frame 30 of 40"):
         decode_clip(path, [0.5, 0.99])
 
@@ -177,8 +182,8 @@ def test_hidden_frames_shift_nothing(write_video: VideoWriter, monkeypatch: pyte
     real = _list_frames(path)
     assert real.times is not None
     hidden = [real.times[i] - 1 for i in (8, 16, 24)]  # packets that are decoded and never shown, as VP8 may have
-    times = sorted(real.times + hidden)
-    monkeypatch.setattr("alt_fast.data.decode._list_frames", lambda path: _Index(33, times, real.keyframes))
+    times = sorted([*real.times, *hidden])
+    monkeypatch.setattr("alt_fast.data.decode._list_frames", lambda path: replace(real, count=33, times=times))
     positions = [(times.index(real.times[i]) + 0.5) / 33 for i in (0, 7, 8, 17, 29)]
     assert frame_numbers(decode_clip(path, positions)) == [0, 7, 8, 17, 29]
     assert frame_numbers(decode_clip(path, [(times.index(hidden[1]) + 0.5) / 33])) == [16]

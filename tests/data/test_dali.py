@@ -1,0 +1,223 @@
+"""DALI's clips are PyAV's and torch's, whatever DALI can and cannot decode.
+
+Tolerance, in levels of 255 before colours: 1 inside, since both round once after resizing; 16 in the outermost pixels, where
+DALI repeats the border and torch leaves out what is outside.
+"""
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from alt_fast.data.annotations import Video
+from alt_fast.data.augment import MEAN_STD, AugmentConfig
+from alt_fast.data.dataset import NO_LABEL, ClipSpec, EpochSampler, EvalClips, TrainClips, batched
+from alt_fast.data.decode import decode_frames, index_video
+from alt_fast.data.loader import Batch, Loader, Loading, open_backend
+from alt_fast.train import main
+from tests.conftest import SMALL_JOB, NoiseWriter
+
+pytest.importorskip("nvidia.dali")
+from alt_fast.data import dali
+
+PLAIN = AugmentConfig(jitter=0, gray=0)
+CPU = torch.device("cpu")
+FILES = [
+    ("vp9.webm", "libvpx-vp9", {}),
+    ("vp8.webm", "libvpx", {"width": 96, "height": 50}),
+    ("mjpeg.avi", "mjpeg", {"pix_fmt": "yuvj420p"}),
+    ("odd.mkv", "libvpx-vp9", {"width": 37, "height": 53}),
+    ("one.webm", "libvpx-vp9", {"frames": 1}),
+    ("h264.mp4", "libx264", {}),
+    ("hevc.mp4", "libx265", {"width": 128}),
+    ("av1.mkv", "libsvtav1", {}),
+    ("mpeg4.avi", "mpeg4", {}),
+]
+
+
+@pytest.fixture
+def videos(write_noise: NoiseWriter) -> list[Video]:
+    return [Video(write_noise(name, codec, **options), i) for i, (name, codec, options) in enumerate(FILES)]
+
+
+def load(
+    clips: TrainClips | EvalClips, keys: list, loader: str, workers: int = 0, device: torch.device = CPU
+) -> tuple[list[Batch], Counter[str]]:
+    backend, _ = open_backend(loader, clips, device, threads=2)  # type: ignore[arg-type]
+    return list(Loader(clips, keys, backend, Loading(loader, workers))), backend.counts  # type: ignore[arg-type]
+
+
+def levels(first: torch.Tensor, second: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Differences of normalised clips in levels of 255: inside, and in the outermost two pixels."""
+    std = torch.tensor(MEAN_STD["imagenet"][1]).view(3, 1, 1)
+    difference = ((first - second).abs().cpu() * std * 255).flatten(0, 2)
+    inside = torch.zeros(difference.shape[1:], dtype=torch.bool)
+    inside[2:-2, 2:-2] = True
+    return difference[:, inside], difference[:, ~inside]
+
+
+@pytest.mark.parametrize("size", [24, 224])
+def test_the_same_clips_in_every_codec_and_size(videos: list[Video], size: int) -> None:
+    clips = TrainClips(videos, ClipSpec(4, (size, size), PLAIN), seed=1)
+    keys = [[(epoch, i) for i in range(len(videos))] for epoch in range(3)]
+    torch_batches, _ = load(clips, keys, "torch")
+    dali_batches, ways = load(clips, keys, "dali")
+    for expected, found in zip(torch_batches, dali_batches, strict=True):
+        assert torch.equal(found.label, expected.label)
+        assert found.video.shape == expected.video.shape
+        inside, edge = levels(found.video, expected.video)
+        assert inside.max() <= 1.01
+        assert inside.mean() < 0.3
+        assert edge.max() <= 16
+        assert edge.mean() < 1
+    assert ways == {
+        "decoded by DALI on a CPU": 15,
+        "decoded by PyAV: DALI does not decode h264 on a CPU": 3,
+        "decoded by PyAV: DALI does not decode hevc on a CPU": 3,
+        "decoded by PyAV: DALI does not decode av1 on a CPU": 3,
+        "decoded by PyAV: DALI does not decode mpeg4 on a CPU": 3,
+    }
+
+
+@pytest.mark.parametrize("per_frame", [False, True])
+def test_colours_are_the_same(videos: list[Video], per_frame: bool) -> None:
+    """A level before colours may be several after: brightness, contrast and saturation multiply."""
+    config = AugmentConfig(jitter=1, gray=0.3, jitter_per_frame=per_frame)
+    clips = TrainClips(videos, ClipSpec(4, (48, 48), config), seed=2)
+    keys = [[(epoch, i) for i in range(len(videos))] for epoch in range(4)]
+    for expected, found in zip(load(clips, keys, "torch")[0], load(clips, keys, "dali")[0], strict=True):
+        inside, _ = levels(found.video, expected.video)
+        assert inside.max() <= 3.5
+        assert inside.mean() < 0.4
+
+
+def test_views_are_the_same(videos: list[Video]) -> None:
+    clips = EvalClips(videos, ClipSpec(4, (48, 48), PLAIN), crops=3, clips=2)
+    keys = list(batched(clips.keys(), 7))
+    torch_batches, dali_batches = load(clips, keys, "torch")[0], load(clips, keys, "dali")[0]
+    assert [len(batch.label) for batch in dali_batches] == [7] * 7 + [5]
+    for expected, found in zip(torch_batches, dali_batches, strict=True):
+        assert levels(found.video, expected.video)[0].max() <= 1.01
+
+
+def test_any_number_of_processes_and_any_first_step_give_the_same(videos: list[Video]) -> None:
+    clips = TrainClips(videos, ClipSpec(4, (32, 32), AugmentConfig()), seed=3)
+    everything, _ = load(clips, list(EpochSampler(len(videos), 3, 3, range(9))), "dali")
+    rest, _ = load(clips, list(EpochSampler(len(videos), 3, 3, range(4, 9))), "dali", workers=2)
+    assert [torch.equal(a.video, b.video) for a, b in zip(everything[4:], rest, strict=True)] == [True] * 5
+
+
+def test_batches_that_are_kept_do_not_change(videos: list[Video]) -> None:
+    """Tensors share DALI's memory."""
+    clips = TrainClips(videos, ClipSpec(4, (32, 32), AugmentConfig()), seed=3)
+    backend, _ = open_backend("dali", clips, CPU)
+    kept, copies = [], []
+    for batch in Loader(clips, [[(e, i) for i in range(6)] for e in range(6)], backend, Loading("dali", 0)):
+        kept.append(batch.video)
+        copies.append(batch.video.clone())
+    assert all(torch.equal(*pair) for pair in zip(kept, copies, strict=True))
+
+
+def test_batches_may_grow(videos: list[Video]) -> None:
+    clips = TrainClips(videos, ClipSpec(2, (32, 32), PLAIN), seed=3)
+    keys = [[(0, i) for i in range(n)] for n in (1, 2, 5, 3)]
+    assert [len(batch.label) for batch in load(clips, keys, "dali")[0]] == [1, 2, 5, 3]
+
+
+def test_when_dali_fails_pyav_takes_over(videos: list[Video], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here DALI is told to decode what it cannot."""
+    clips = TrainClips(videos, ClipSpec(4, (32, 32), PLAIN), seed=1)
+    keys = [[(0, 0), (0, 1)], [(0, 2), (0, 5)], [(0, 3), (0, 1)], [(1, 0), (1, 2)], [(2, 0), (2, 2)], [(3, 0), (3, 2)]]
+    expected, _ = load(clips, keys, "dali")
+    monkeypatch.setattr(dali, "reason_against", lambda path, index, gpu: None)
+    found, ways = load(clips, keys, "dali")
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one.video, other.video, rtol=0, atol=1e-5)
+    assert ways["decoded by DALI on a CPU"] >= 4
+    assert ways["decoded by PyAV: DALI failed on it or on one beside it"] >= 2
+    assert sum(ways.values()) == 12
+
+
+def test_a_file_that_nobody_can_decode_is_a_failure(videos: list[Video], tmp_path: Path) -> None:
+    content = bytearray(videos[0].path.read_bytes())
+    place = len(content) // 2
+    content[place : place + 3000] = np.random.default_rng(0).bytes(3000)
+    (tmp_path / "broken.webm").write_bytes(content)
+    mixed = [Video(tmp_path / "broken.webm", 0), *videos[1:4]]
+    clips = EvalClips(mixed, ClipSpec(16, (32, 32), PLAIN))
+    (batch,), ways = load(clips, [clips.keys()], "dali")
+    assert [failure.path for failure in batch.failures] == [str(tmp_path / "broken.webm")]
+    assert batch.label.tolist() == [0, 1, 2, 3]
+    assert ways["no video"] == 1
+
+
+def test_a_list_without_one_good_video_gives_no_label(tmp_path: Path) -> None:
+    clips = TrainClips([Video(tmp_path / "missing.mp4", 0)], ClipSpec(2, (32, 32), PLAIN), 0)
+    (batch,), _ = load(clips, [[(0, 0)]], "dali")
+    assert batch.label.tolist() == [NO_LABEL]
+
+
+@pytest.mark.parametrize(("gpu", "where"), [(False, "CPU"), (True, "GPU")])
+def test_what_dali_is_not_given(videos: list[Video], gpu: bool, where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from dataclasses import replace
+
+    path = videos[0].path
+    index = index_video(path)
+    assert dali.reason_against(path, index, gpu) is None
+    for changes, reason in [
+        ({"codec": "prores"}, f"DALI does not decode prores on a {where}"),
+        ({"pixel_format": "yuv420p10le"}, "DALI is not used for yuv420p10le"),
+        ({"times": None}, "its packets carry no times"),
+    ]:
+        assert dali.reason_against(path, replace(index, **changes), gpu) == reason
+    bt709 = dali.reason_against(path, replace(index, colorspace=1), gpu)
+    assert bt709 == (None if gpu else "DALI's CPU decoder takes every video for BT.601")
+    monkeypatch.setattr(dali, "_MAX_BYTES", 2**20 - 1)
+    monkeypatch.setattr(dali, "locate", lambda path: type("Location", (), {"size": 2**20}))
+    assert dali.reason_against(path, index, gpu) == "larger than 0 MiB"
+    monkeypatch.undo()
+    monkeypatch.setattr(dali, "display_rotation", lambda path: 90)
+    turned = dali.reason_against(path, replace(index, container="mov,mp4,m4a,3gp,3g2,mj2"), gpu)
+    assert turned == "DALI does not turn what was filmed upright"
+
+
+def test_dali_s_frames_are_pyav_s(write_noise: NoiseWriter) -> None:
+    """Exactly, hidden frames of VP8 and VP9 included."""
+    for codec in ("libvpx", "libvpx-vp9"):
+        hidden = {"auto-alt-ref": "1", "lag-in-frames": "16", "deadline": "good", "cpu-used": "4"}
+        path = write_noise(f"{codec}.webm", codec, frames=60, options=hidden)
+        clips = EvalClips([Video(path, 0)], ClipSpec(60, (48, 64), AugmentConfig(test_crop=1.0)))
+        item = dali.DaliReader(clips, gpu=False)(dali.Request((0, 0), 0))
+        assert item.is_encoded
+        (batch,), _ = load(clips, [[(0, 0)]], "dali")
+        frames = decode_frames(path, index_video(path), range(60))
+        mean, std = (torch.tensor(values).view(3, 1, 1) for values in MEAN_STD["imagenet"])
+        square = torch.from_numpy(frames[:, :, 8:56].copy()).permute(0, 3, 1, 2)
+        found = (batch.video[0] * std + mean) * 255
+        resized = torch.nn.functional.interpolate(square.float(), (48, 64), mode="bilinear", antialias=True)
+        assert (found - resized).abs().max() <= 0.51  # one rounding
+
+
+def test_training_with_dali(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = [*SMALL_JOB, "--output", str(tmp_path / "run"), "--data.root", str(tmp_path / "data")]
+    assert main([*arguments, "--data.loader", "dali", "--frame_only", "false"]) == 0
+    out = capsys.readouterr().out
+    assert "alt: loader dali, as asked for" in out
+    assert "alt: 72 clips decoded by DALI on a CPU" in out
+
+
+@pytest.mark.gpu
+def test_the_same_clips_on_a_gpu(videos: list[Video]) -> None:
+    """NVDEC decodes bit-exactly, but converts colours its own way: a few levels."""
+    clips = TrainClips(videos, ClipSpec(4, (224, 224), PLAIN), seed=1)
+    keys = [[(epoch, i) for i in range(len(videos))] for epoch in range(3)]
+    gpu = torch.device("cuda")
+    found, ways = load(clips, keys, "dali", workers=2, device=gpu)
+    assert ways["decoded by DALI on a GPU"] > 0
+    for expected, batch in zip(load(clips, keys, "torch")[0], found, strict=True):
+        assert batch.video.is_cuda
+        assert torch.equal(batch.label.cpu(), expected.label)
+        inside, _ = levels(batch.video.cpu(), expected.video)
+        assert inside.mean() < 2
