@@ -28,7 +28,7 @@ from alt_fast.run_folder import RunError, pick_device
 
 
 @dataclass(frozen=True)
-class Testing:
+class EvalConfig:
     """How videos are tested: `crops` x `clips` views each, clips at once, and how they are loaded."""
 
     batch_size: int = 32
@@ -66,7 +66,7 @@ class Result:
 
 @torch.inference_mode()
 def evaluate(
-    model: ALT, videos: Sequence[Video], spec: ClipSpec, classes: Tensor, testing: Testing, name: str = "test"
+    model: ALT, videos: Sequence[Video], spec: ClipSpec, classes: Tensor, testing: EvalConfig, name: str = "test"
 ) -> Result:
     """Score videos against class embeddings [I, d]."""
     model.eval()
@@ -104,7 +104,7 @@ def run_lists(checkpoint: Path, trained: TrainedModel) -> list[tuple[str, list[V
 
 
 def score_list(
-    name: str, videos: Sequence[Video], names: Sequence[str], trained: TrainedModel, testing: Testing
+    name: str, videos: Sequence[Video], names: Sequence[str], trained: TrainedModel, testing: EvalConfig
 ) -> dict[str, Any]:
     """Accuracy on one list (fractions of 1), with what is needed to read it."""
     classes = trained.model.text.classes(names, trained.templates)
@@ -146,7 +146,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     try:
         loading = Loading(arguments.loader, arguments.workers, arguments.timeout)
-        testing = Testing(arguments.batch_size, arguments.crops, arguments.clips, loading)
+        testing = EvalConfig(arguments.batch_size, arguments.crops, arguments.clips, loading)
         trained = load_model(arguments.checkpoint)
         if arguments.r is not None:
             trained.model.encoder.set_r(arguments.r)

@@ -29,7 +29,7 @@ from alt_fast.data.annotations import Subset, Video, read_classes, read_list
 from alt_fast.data.dataset import NO_LABEL, EpochSampler, TrainClips
 from alt_fast.data.loader import Backend, Batch, Loader, open_backend
 from alt_fast.data.rng import Stream, integer
-from alt_fast.evaluate import Testing, score_list
+from alt_fast.evaluate import EvalConfig, score_list
 from alt_fast.fit import DivergedError, Schedule, Task, fit, parameter_groups
 from alt_fast.model import ALT, ModelConfig
 from alt_fast.pretrain import pretrain_task
@@ -265,7 +265,7 @@ def make_mixup(config: TrainConfig, num_classes: int) -> Callable[[Tensor, Tenso
 def score(this: Run, trained: TrainedModel, name: str, videos: Sequence[Video], names: Sequence[str]) -> dict[str, Any]:
     """Single-view scores of videos against class names, as `alt_fast.evaluate` gives them."""
     optim = this.config.optim
-    testing = Testing(optim.batch_size // optim.accumulate, loading=this.config.data.loading)
+    testing = EvalConfig(optim.batch_size // optim.accumulate, loading=this.config.data.loading)
     return score_list(name, videos, names, trained, testing)
 
 

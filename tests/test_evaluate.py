@@ -1,4 +1,4 @@
-"""Testing a trained model: counts, lists, and the command line."""
+"""EvalConfig a trained model: counts, lists, and the command line."""
 
 import json
 import shutil
@@ -11,7 +11,7 @@ import torch
 from alt_fast.checkpoint import load_model
 from alt_fast.data.annotations import read_classes, read_list
 from alt_fast.data.loader import Loading
-from alt_fast.evaluate import Result, Testing, evaluate, main
+from alt_fast.evaluate import Result, EvalConfig, evaluate, main
 
 
 def result(scores: list[list[float]], labels: list[int], readable: list[bool] | None = None) -> Result:
@@ -33,7 +33,7 @@ def test_scores_every_video_whatever_the_batch_size(trained_run: Path) -> None:
     videos, _ = read_list(data / "test.txt", trained.classes)
     classes = trained.model.text.classes(trained.classes, trained.templates)
     results = [
-        evaluate(trained.model, videos, trained.spec, classes, Testing(size, loading=Loading("torch", workers)))
+        evaluate(trained.model, videos, trained.spec, classes, EvalConfig(size, loading=Loading("torch", workers)))
         for size, workers in ((5, 0), (36, 2))
     ]
     assert results[0].scores.shape == (36, 36)
@@ -47,10 +47,10 @@ def test_views_are_averaged(trained_run: Path) -> None:
     videos, _ = read_list(trained_run.parent / "data" / "test.txt", trained.classes)
     classes = trained.model.text.classes(trained.classes, trained.templates)
 
-    def score(views: Testing) -> Result:
+    def score(views: EvalConfig) -> Result:
         return evaluate(trained.model, videos[:5], trained.spec, classes, views)
 
-    one, many = score(Testing(4, loading=Loading("torch", 0))), score(Testing(4, 3, 2, Loading("torch", 0)))
+    one, many = score(EvalConfig(4, loading=Loading("torch", 0))), score(EvalConfig(4, 3, 2, Loading("torch", 0)))
     assert many.scores.shape == (5, 36)
     torch.testing.assert_close(many.scores.sum(1), torch.ones(5))
     assert not torch.allclose(one.scores, many.scores, atol=1e-6)

@@ -1,0 +1,93 @@
+"""Looking at a dataset: the scan and the contact sheet."""
+
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from alt_fast.data import browse, check
+from tests.conftest import VideoWriter
+
+
+@pytest.fixture
+def dataset(write_video: VideoWriter, tmp_path: Path) -> Path:
+    """Three good videos, an empty file, and one that is not there."""
+    write_video("a.mp4", frames=10)
+    write_video("b.webm", "libvpx-vp9", frames=20, width=32)
+    write_video("c.avi", "mpeg4", frames=30)
+    (tmp_path / "empty.mp4").touch()
+    rows = ["a.mp4,run", "b.webm,jump", "c.avi,run", "empty.mp4,run", "missing.mp4,jump"]
+    (tmp_path / "list.csv").write_text("\n".join(["path,label", *rows]) + "\n")
+    return tmp_path / "list.csv"
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_scan(dataset: Path, workers: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert check.main([str(dataset), "--workers", workers, "--json"]) == 1
+    summary = json.loads(capsys.readouterr().out)
+    assert summary["videos"] == 5
+    assert summary["codecs"] == {"h264": 1, "vp9": 1, "mpeg4": 1}
+    assert summary["sizes"] == {"64 x 48": 2, "32 x 48": 1}
+    assert summary["rates"] == {"10": 3}
+    assert summary["frames"] == [10, 20, 30]
+    assert summary["classes"] == {"jump": 2, "run": 3}
+    assert summary["bytes"] == sum((dataset.parent / name).stat().st_size for name in ("a.mp4", "b.webm", "c.avi"))
+    assert summary["unusable"] == [
+        {"path": str(dataset.parent / "empty.mp4"), "cause": "empty file (0 bytes)"},
+        {"path": str(dataset.parent / "missing.mp4"), "cause": "no such file"},
+    ]
+
+
+def test_report(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert check.main([str(dataset)]) == 1
+    out = capsys.readouterr().out
+    for line in ("5 videos", "2 of them unusable", "h264: 1", "classes  2, from 2 (jump) to 3 videos (run)"):
+        assert line in out
+    assert f"unusable {dataset.parent / 'missing.mp4'}: no such file" in out
+
+
+def test_scan_of_a_good_list_and_of_none(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "good.csv").write_text("path,label\na.mp4,run\n")
+    assert check.main([str(tmp_path / "good.csv")]) == 0
+    (tmp_path / "bad.csv").write_text("path,label\nempty.mp4,run\n")
+    assert check.main([str(tmp_path / "bad.csv")]) == 1
+    assert "1 of them unusable" in capsys.readouterr().out
+    assert check.main([str(tmp_path / "no.csv")]) == 1
+    assert "cannot read" in capsys.readouterr().err
+
+
+def test_a_hanging_file_does_not_hang_the_scan(
+    dataset: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    inspect = check.inspect
+    monkeypatch.setattr(check, "inspect", lambda path: time.sleep(1000) if "b.webm" in path else inspect(path))
+    assert check.main([str(dataset), "--timeout", "1"]) == 1
+    assert "b.webm: took more than 1 s" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("loader", ["torch", "dali"])
+def test_contact_sheet(dataset: Path, tmp_path: Path, loader: str, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("nvidia.dali") if loader == "dali" else None
+    (tmp_path / "good.csv").write_text("path,label\na.mp4,run\nb.webm,jump\nc.avi,run\n")
+    out = tmp_path / "sheet.png"
+    options = ["--out", str(out), "--frames", "4", "--size", "40", "--loader", loader]
+    plain = ["--augment.jitter", "0", "--augment.gray", "0"]
+    assert browse.main([str(tmp_path / "good.csv"), *options, *plain, "--count", "2"]) == 0
+    assert f"2 clips in {out} (loader {loader}, as asked for)" in capsys.readouterr().out
+    sheet = np.asarray(Image.open(out))
+    assert sheet.shape == (2 * (16 + 40 + 4), 4 * (40 + 4), 3)
+    levels = [sheet[16 + 20, column * 44 + 20].astype(int) for column in range(4)]  # frames get brighter
+    assert all(later.sum() > earlier.sum() for earlier, later in zip(levels, levels[1:], strict=False))
+    assert all(np.ptp(level) <= 2 for level in levels)
+
+
+def test_contact_sheet_of_test_views_names_what_it_cannot_read(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert browse.main([str(dataset), "--out", str(tmp_path / "sheet.png"), "--test", "true"]) == 1
+    assert "missing.mp4: no such file" in capsys.readouterr().err
+    assert Image.open(tmp_path / "sheet.png").size == (8 * 116, 5 * 132)
+    assert browse.main([str(tmp_path / "no.csv"), "--out", str(tmp_path / "sheet.png")]) == 1

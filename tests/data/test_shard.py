@@ -1,0 +1,128 @@
+"""Archives give the same clips as the files packed into them."""
+
+import json
+import tarfile
+from pathlib import Path
+
+import pytest
+import torch
+
+from alt_fast.data.annotations import read_classes, read_list
+from alt_fast.data.augment import AugmentConfig
+from alt_fast.data.dataset import ClipSpec, TrainClips
+from alt_fast.data.decode import VideoError, decode_clip
+from alt_fast.data.loader import Loader, Loading, open_backend
+from alt_fast.data.shard import main, pack
+from alt_fast.data.storage import StorageError, locate
+
+
+@pytest.fixture
+def packed(shapes: Path, tmp_path: Path) -> Path:
+    """Motion Shapes' training videos in several archives."""
+    command = [str(shapes / "train.txt"), "--classes", str(shapes / "classes.csv"), "--out", str(tmp_path / "out")]
+    assert main([*command, "--max-mb", "1", "--name", "mine"]) == 0
+    return tmp_path / "out"
+
+
+@pytest.mark.parametrize("loader", ["torch", "dali"])
+def test_the_same_clips(shapes: Path, packed: Path, loader: str) -> None:
+    pytest.importorskip("nvidia.dali") if loader == "dali" else None
+    files, names = read_list(shapes / "train.txt", read_classes(shapes / "classes.csv"))
+    members, same_names = read_list(packed / "mine.csv", read_classes(packed / "classes.csv"))
+    assert names == same_names
+    assert [video.label for video in files] == [video.label for video in members]
+    keys = [[(0, i) for i in range(first, first + 8)] for first in (0, 40)]
+    batches = []
+    for videos in (files, members):
+        clips = TrainClips(videos, ClipSpec(2, (32, 32), AugmentConfig()), seed=1)
+        backend, _ = open_backend(loader, clips, torch.device("cpu"))  # type: ignore[arg-type]
+        batches.append(list(Loader(clips, keys, backend, Loading(loader, 2))))  # type: ignore[arg-type]
+    for file, member in zip(*batches, strict=True):
+        assert member.failures == []
+        assert torch.equal(file.video, member.video)
+
+
+def test_archives_are_webdataset_s(shapes: Path, packed: Path) -> None:
+    with tarfile.open(packed / "mine-00000.tar") as tar:
+        first, second = tar.next(), tar.next()
+        assert first is not None
+        assert second is not None
+        assert (first.name, second.name) == ("00000000.webm", "00000000.json")
+        content, facts = tar.extractfile(first), tar.extractfile(second)
+        assert content is not None
+        assert facts is not None
+        assert content.read() == (shapes / "train/00000.webm").read_bytes()
+        assert json.load(facts) == {
+            "path": str(shapes / "train/00000.webm"),
+            "label": 0,
+            "class": "a square moving right",
+        }
+
+
+def test_an_interrupted_run_goes_on(shapes: Path, packed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    archive, index = packed / "mine-00000.tar", packed / "mine-00000.tar.json"
+    content, before = archive.read_bytes(), archive.stat().st_mtime_ns
+    command = [str(shapes / "train.txt"), "--classes", str(shapes / "classes.csv"), "--out", str(packed)]
+    assert main([*command, "--max-mb", "1", "--name", "mine"]) == 0
+    assert archive.stat().st_mtime_ns == before
+    index.unlink()
+    archive.write_bytes(content[:100])
+    assert main([*command, "--max-mb", "1", "--name", "mine"]) == 0
+    assert archive.read_bytes() == content
+    assert index.is_file()
+    assert "72 of 72 videos" in capsys.readouterr().out
+
+
+def test_size_limit_starts_a_new_archive(shapes: Path, tmp_path: Path) -> None:
+    videos, classes = read_list(shapes / "train.txt", read_classes(shapes / "classes.csv"))
+    sizes = [video.path.stat().st_size for video in videos]
+    assert pack(videos, classes, "small", tmp_path, 3 * max(sizes)) == {}
+    archives = sorted(tmp_path.glob("small-*.tar"))
+    assert len(archives) >= sum(sizes) // (3 * max(sizes))
+    listed, _ = read_list(tmp_path / "small.csv", classes)
+    assert len(listed) == len(videos)
+    assert all(locate(video.path).size == size for video, size in zip(listed, sizes, strict=True))
+
+
+def test_what_cannot_be_packed_is_named(tmp_path: Path, shapes: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "empty.mp4").touch()
+    good = shapes / "train/00000.webm"
+    (tmp_path / "list.csv").write_text(f"path,label\n{good},a\n{tmp_path}/empty.mp4,b\n{tmp_path}/no.mp4,a\n")
+    assert main([str(tmp_path / "list.csv"), "--out", str(tmp_path / "out")]) == 1
+    out, err = capsys.readouterr()
+    assert "1 of 3 videos" in out
+    assert "empty.mp4: empty file (0 bytes)" in err
+    assert "no.mp4: no such file" in err
+
+
+def test_indexing_other_people_s_archives(shapes: Path, tmp_path: Path) -> None:
+    archive = tmp_path / "theirs.tar"
+    with tarfile.open(archive, "w") as tar:
+        for name in ("00000.webm", "00001.webm"):
+            tar.add(shapes / "train" / name, arcname=f"some/long/{'folder' * 20}/{name}")
+    member = f"{archive}/some/long/{'folder' * 20}/00001.webm"
+    with pytest.raises(VideoError, match="the archive has no index theirs.tar.json; python -m alt_fast.data.shard"):
+        decode_clip(member, [0.5])
+    assert main([str(archive), "--index"]) == 0
+    assert (decode_clip(member, [0.5]) == decode_clip(shapes / "train/00001.webm", [0.5])).all()
+    with pytest.raises(VideoError, match="the archive has no member x.webm"):
+        decode_clip(f"{archive}/x.webm", [0.5])
+
+
+def test_bad_archives(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(StorageError, match="no such archive"):
+        locate(tmp_path / "no.tar/a.mp4")
+    (tmp_path / "bad.tar").write_bytes(b"x" * 1000)
+    (tmp_path / "bad.tar.json").write_text('{"a.mp4": [512, 1000], "b.mp4": [0, 0]}')
+    with pytest.raises(StorageError, match=r"the archive is truncated: it ends before a.mp4 does"):
+        locate(tmp_path / "bad.tar/a.mp4")
+    with pytest.raises(StorageError, match="empty file"):
+        locate(tmp_path / "bad.tar/b.mp4")
+    (tmp_path / "worse.tar").touch()
+    (tmp_path / "worse.tar.json").write_text("[1]")
+    with pytest.raises(StorageError, match="is no index of an archive"):
+        locate(tmp_path / "worse.tar/a.mp4")
+    assert main([str(tmp_path / "bad.tar"), "--index"]) == 1
+    assert "is no tar archive" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["list.csv"])
