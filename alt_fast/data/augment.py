@@ -165,8 +165,7 @@ def crop_box(record: ClipRecord, height: int, width: int) -> tuple[int, int, int
 def cut(record: ClipRecord, frames: Frames, size: tuple[int, int]) -> Tensor:
     """Crop, resize, flip. frames: uint8 RGB [T, H, W, 3]. size: height and width. Returns uint8 [T, 3, *size]."""
     top, left, height, width = crop_box(record, *frames.shape[1:3])
-    box = np.ascontiguousarray(frames[:, top : top + height, left : left + width])
-    clip = torch.from_numpy(box).permute(0, 3, 1, 2)
+    clip = torch.from_numpy(frames[:, top : top + height, left : left + width]).permute(0, 3, 1, 2).contiguous()
     if clip.shape[2:] != size:
         clip = F.interpolate(clip, size, mode="bilinear", antialias=True, align_corners=False)
     return (clip.flip(-1) if record.flip else clip).contiguous()

@@ -71,7 +71,7 @@ class DaliReader:
                 encoded, way = locate(path).read(), f"decoded by DALI on a {'GPU' if self.gpu else 'CPU'}"
                 height, width = index.height, index.width
             else:
-                decoded, way = decode_frames(path, index, numbers), f"decoded by PyAV: {cause}"
+                decoded, way = np.ascontiguousarray(decode_frames(path, index, numbers)), f"decoded by PyAV: {cause}"
                 height, width = decoded.shape[1:3]
         return DaliItem(
             encoded,

@@ -5,11 +5,12 @@ from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 import av
 import numpy as np
-from av.video.reformatter import Interpolation
+from av.video.reformatter import Interpolation, VideoReformatter
 from numpy.typing import NDArray
 
 from alt_fast.data.storage import StorageError, locate
@@ -63,26 +64,27 @@ def decode_clip(path: str | Path, positions: Sequence[float]) -> Frames:
     """Frames at relative positions of a video.
 
     path: a file, or a member of a tar archive as ARCHIVE.tar/NAME. positions: ascending numbers in [0, 1); position p
-    of a video of n frames is frame floor(p * n). Returns uint8 RGB [len(positions), H, W, 3], upright.
+    of a video of n frames is frame floor(p * n). Returns uint8 RGB [len(positions), H, W, 3], upright, planar in memory.
 
     The packets are listed first (demuxing decodes nothing), so frame counts are true whatever the header says; then
     only the groups of pictures that hold a wanted frame are decoded. Raises VideoError for files that are missing,
     empty, not video, truncated or broken.
     """
-    index = index_video(path)
-    return decode_frames(path, index, index.frames_at(positions))
+    with _errors_of(path), _open(path) as container:
+        index = _list_frames(path, container)
+        return _decode(path, container, index, index.frames_at(positions))
 
 
 def index_video(path: str | Path) -> VideoIndex:
     """List the packets of a video. Raises VideoError."""
-    with _errors_of(path):
-        return _list_frames(path)
+    with _errors_of(path), _open(path) as container:
+        return _list_frames(path, container)
 
 
 def decode_frames(path: str | Path, index: VideoIndex, wanted: Sequence[int]) -> Frames:
-    """The frames numbered `wanted` (ascending, repeats allowed), uint8 RGB [N, H, W, 3], upright. Raises VideoError."""
-    with _errors_of(path):
-        return _decode(path, index, wanted)
+    """The frames numbered `wanted` (ascending, repeats allowed), as `decode_clip` returns them. Raises VideoError."""
+    with _errors_of(path), _open(path) as container:
+        return _decode(path, container, index, wanted)
 
 
 def display_rotation(path: str | Path) -> int:
@@ -107,42 +109,41 @@ def _open(path: str | Path) -> "av.container.InputContainer":
     return av.open(locate(path).url(), metadata_errors="ignore")
 
 
-def _list_frames(path: str | Path) -> VideoIndex:
-    with _open(path) as container:
-        if not container.streams.video:
-            kinds = ", ".join(sorted({stream.type for stream in container.streams})) or "no"
-            raise VideoError(path, f"no video stream (it has {kinds} streams)")
-        video = container.streams.video[0]
-        count, times, keyframes = 0, array("q"), array("q")
-        end = 0.0  # of any stream, in seconds
-        for packet in container.demux():  # packets are not kept: together they are as large as the file
-            if packet.size and packet.pts is not None:
-                end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
-            if packet.stream.index == video.index and packet.size and not packet.is_discard:
-                count += 1
-                if packet.pts is not None:
-                    times.append(packet.pts)
-                    if packet.is_keyframe:
-                        keyframes.append(packet.pts)
-        if count == 0:
-            raise VideoError(path, "the video stream holds no frames")
-        timed = len(times) == count  # old AVIs, raw streams: frames can only be counted
-        ordered = array("q", sorted(times))
-        if timed:
-            _check_duration(path, container, video, ordered, end)
-        codec = video.codec_context
-        return VideoIndex(
-            count,
-            ordered if timed else None,
-            array("q", sorted(keyframes)) if timed else array("q"),
-            codec.codec.canonical_name,
-            codec.pix_fmt or "unknown",
-            codec.colorspace,
-            container.format.name,
-            codec.width,
-            codec.height,
-            float(video.average_rate) if video.average_rate else None,
-        )
+def _list_frames(path: str | Path, container: "av.container.InputContainer") -> VideoIndex:
+    if not container.streams.video:
+        kinds = ", ".join(sorted({stream.type for stream in container.streams})) or "no"
+        raise VideoError(path, f"no video stream (it has {kinds} streams)")
+    video = container.streams.video[0]
+    count, times, keyframes = 0, array("q"), array("q")
+    end = 0.0  # of any stream, in seconds
+    for packet in container.demux():  # packets are not kept: together they are as large as the file
+        if packet.size and packet.pts is not None:
+            end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
+        if packet.stream.index == video.index and packet.size and not packet.is_discard:
+            count += 1
+            if packet.pts is not None:
+                times.append(packet.pts)
+                if packet.is_keyframe:
+                    keyframes.append(packet.pts)
+    if count == 0:
+        raise VideoError(path, "the video stream holds no frames")
+    timed = len(times) == count  # old AVIs, raw streams: frames can only be counted
+    ordered = array("q", sorted(times))
+    if timed:
+        _check_duration(path, container, video, ordered, end)
+    codec = video.codec_context
+    return VideoIndex(
+        count,
+        ordered if timed else None,
+        array("q", sorted(keyframes)) if timed else array("q"),
+        codec.codec.canonical_name,
+        codec.pix_fmt or "unknown",
+        codec.colorspace,
+        container.format.name,
+        codec.width,
+        codec.height,
+        float(video.average_rate) if video.average_rate else None,
+    )
 
 
 def _check_duration(
@@ -168,46 +169,60 @@ def _check_duration(
         raise VideoError(path, f"truncated: the header promises {promised:.2f} s, the file holds {found:.2f} s")
 
 
-def _decode(path: str | Path, index: VideoIndex, wanted: Sequence[int]) -> Frames:
-    pictures = _decode_seeking(path, index, sorted(set(wanted))) if index.times is not None else None
+def _decode(
+    path: str | Path, container: "av.container.InputContainer", index: VideoIndex, wanted: Sequence[int]
+) -> Frames:
+    distinct = sorted(set(wanted))
+    pictures = None if index.times is None else _decode_seeking(container, index.times, index.keyframes, distinct)
     if pictures is None:
-        pictures = _decode_linear(path, index, sorted(set(wanted)))
-    sizes = sorted({f"{picture.shape[1]} x {picture.shape[0]}" for picture in pictures.values()})
+        pictures = _decode_linear(path, index, distinct)
+    sizes = sorted({f"{picture.shape[2]} x {picture.shape[1]}" for picture in pictures.values()})
     if len(sizes) > 1:
         raise VideoError(path, f"its frames differ in size ({', '.join(sizes)})")
-    return np.stack([pictures[number] for number in wanted])
+    return np.stack([pictures[number] for number in wanted]).transpose(0, 2, 3, 1)
 
 
-def _decode_seeking(path: str | Path, index: VideoIndex, wanted: list[int]) -> dict[int, Frames] | None:
-    """Decode from the keyframe before each wanted frame; None when the container does not seek exactly."""
-    assert index.times is not None
+def _decode_seeking(
+    container: "av.container.InputContainer", times: Sequence[int], keyframes: Sequence[int], wanted: Sequence[int]
+) -> dict[int, Frames] | None:
+    """Decode each wanted frame from the keyframe before it; None when the container does not seek exactly."""
+
+    def start(number: int) -> int:
+        place = bisect.bisect_right(keyframes, times[number])
+        return keyframes[place - 1] if place else times[0]
+
+    stream = container.streams.video[0]
+    stream.thread_type = "NONE"  # loader workers are the parallelism
+    convert = VideoReformatter()
     pictures: dict[int, Frames] = {}
-    with _open(path) as container:
-        stream = container.streams.video[0]
-        stream.thread_type = "NONE"  # loader workers are the parallelism
-        frames: Iterator[av.VideoFrame] = container.decode(stream)
-        reached = index.times[0] - 1  # presentation time of the last decoded frame
-        for number in wanted:
-            target = index.times[number]
-            place = bisect.bisect_right(index.keyframes, target)
-            key = index.keyframes[place - 1] if place else index.times[0]
-            sought = key > max(reached, index.times[0])
-            if sought:
-                container.seek(key, stream=stream)
-                frames = container.decode(stream)
-            for frame in frames:
-                if frame.pts is None or frame.pts > target or (sought and frame.pts > key):
-                    return None
-                sought, reached = False, frame.pts
-                if reached == target:
-                    pictures[number] = _upright(frame)
-                    break
-            else:
-                return None
-    return pictures
+    for key, group in groupby(wanted, start):
+        numbers = {times[number]: number for number in group}
+        container.seek(key, stream=stream)
+        for frame in _decode_only(container, stream, key, set(numbers)):
+            if frame.pts in numbers:
+                pictures[numbers[frame.pts]] = _upright(frame, convert)
+    return pictures if len(pictures) == len(wanted) else None
 
 
-def _decode_linear(path: str | Path, index: VideoIndex, wanted: list[int]) -> dict[int, Frames]:
+def _decode_only(
+    container: "av.container.InputContainer", stream: "av.video.stream.VideoStream", key: int, needed: set[int]
+) -> Iterator[av.VideoFrame]:
+    """The frames shown at the times `needed`, among others, after a seek to `key`; none when the seek missed it.
+
+    Frames that are neither needed nor referred to by others are not decoded, nor is what comes after the last one.
+    """
+    for number, packet in enumerate(container.demux(stream)):
+        if number == 0 and (packet.pts is None or packet.pts > key):
+            return
+        stream.codec_context.skip_frame = "DEFAULT" if packet.pts is None or packet.pts in needed else "NONREF"
+        yield from packet.decode()
+        needed.discard(packet.pts)
+        if not needed:
+            yield from stream.decode(None)  # what it holds back
+            return
+
+
+def _decode_linear(path: str | Path, index: VideoIndex, wanted: Sequence[int]) -> dict[int, Frames]:
     """Decode from the start; each wanted number or time takes the first frame that is not before it.
 
     Packets may give no frame (hidden frames of VP8, the last ones of some AVIs): at the end the last frame stands in.
@@ -215,6 +230,7 @@ def _decode_linear(path: str | Path, index: VideoIndex, wanted: list[int]) -> di
     order: Sequence[int] = range(index.count) if index.times is None else index.times
     pictures: dict[int, Frames] = {}
     pending = list(wanted)
+    convert = VideoReformatter()
     frame, decoded = None, 0
     with _open(path) as container:
         stream = container.streams.video[0]
@@ -225,15 +241,21 @@ def _decode_linear(path: str | Path, index: VideoIndex, wanted: list[int]) -> di
                 raise VideoError(path, "its frames carry no times")
             decoded = bisect.bisect_right(order, place)
             while pending and order[pending[0]] <= place:
-                pictures[pending.pop(0)] = _upright(frame)
+                pictures[pending.pop(0)] = _upright(frame, convert)
             if not pending:
                 return pictures
     if frame is None or index.count - decoded > _MISSING_FRAMES:
         raise VideoError(path, f"broken: decoding ends at frame {decoded} of {index.count}")
-    return pictures | dict.fromkeys(pending, _upright(frame))
+    return pictures | dict.fromkeys(pending, _upright(frame, convert))
 
 
-def _upright(frame: av.VideoFrame) -> Frames:
-    """RGB [H, W, 3] with the display rotation (degrees, counter-clockwise) applied."""
-    picture = frame.reformat(format="rgb24", interpolation=_EXACT_COLORS).to_ndarray()
-    return np.rot90(picture, (frame.rotation // 90) % 4)
+def _upright(frame: av.VideoFrame, convert: VideoReformatter) -> Frames:
+    """RGB [3, H, W] with the display rotation (degrees, counter-clockwise) applied."""
+    if frame.height % 2:  # FFmpeg's planar conversion rounds odd heights otherwise
+        packed = convert.reformat(frame, format="rgb24", interpolation=_EXACT_COLORS)
+        picture = packed.to_ndarray().transpose(2, 0, 1)
+    else:  # at twice the speed
+        planar = convert.reformat(frame, format="gbrp", interpolation=_EXACT_COLORS)
+        rows = [np.frombuffer(planar.planes[i], np.uint8).reshape(planar.height, -1) for i in (2, 0, 1)]
+        picture = np.stack([row[:, : planar.width] for row in rows])
+    return np.rot90(picture, (frame.rotation // 90) % 4, axes=(1, 2))

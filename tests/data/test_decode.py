@@ -9,7 +9,7 @@ import av
 import numpy as np
 import pytest
 
-from alt_fast.data.decode import VideoError, _list_frames, _upright, decode_clip
+from alt_fast.data.decode import VideoError, _upright, decode_clip, index_video
 from tests.conftest import VideoWriter
 
 CODECS = [
@@ -106,15 +106,16 @@ def test_rotation_is_applied(write_video: VideoWriter, tmp_path: Path) -> None:
 
 def test_rotation_turns_the_right_way() -> None:
     class Frame:
-        rotation = 90  # counter-clockwise
+        rotation, width, height = 90, 4, 2  # counter-clockwise
+        planes = (np.arange(100, 108, dtype=np.uint8), np.zeros(8, np.uint8), np.arange(8, dtype=np.uint8))
 
-        def reformat(self, **options: object) -> "Frame":
+        def reformat(self, frame: "Frame", **options: object) -> "Frame":
             return self
 
-        def to_ndarray(self) -> np.ndarray:
-            return np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
-
-    assert _upright(Frame())[..., 0].tolist() == [[3, 9], [0, 6]]  # type: ignore[arg-type]
+    turned = _upright(Frame(), Frame())  # type: ignore[arg-type]
+    assert turned.shape == (3, 4, 2)
+    assert turned[0].tolist() == [[3, 7], [2, 6], [1, 5], [0, 4]]
+    assert turned[1, 0].tolist() == [103, 107]
 
 
 def test_variable_frame_rate(tmp_path: Path) -> None:
@@ -169,21 +170,21 @@ def test_damaged_pictures(write_video: VideoWriter) -> None:
 
 def test_packets_that_give_no_frame(write_video: VideoWriter, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_video("short.avi", "mpeg4", frames=30)
-    real = _list_frames(path)
-    monkeypatch.setattr("alt_fast.data.decode._list_frames", lambda path: replace(real, count=31, times=None))
+    real = index_video(path)
+    monkeypatch.setattr("alt_fast.data.decode._list_frames", lambda *_: replace(real, count=31, times=None))
     assert frame_numbers(decode_clip(path, [0.5, 0.99])) == [15, 29]  # one missing at the end: the last one stands in
-    monkeypatch.setattr("alt_fast.data.decode._list_frames", lambda path: replace(real, count=40, times=None))
+    monkeypatch.setattr("alt_fast.data.decode._list_frames", lambda *_: replace(real, count=40, times=None))
     with pytest.raises(VideoError, match="broken: decoding ends at frame 30 of 40"):
         decode_clip(path, [0.5, 0.99])
 
 
 def test_hidden_frames_shift_nothing(write_video: VideoWriter, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_video("hidden.webm", "libvpx", frames=30)
-    real = _list_frames(path)
+    real = index_video(path)
     assert real.times is not None
     hidden = [real.times[i] - 1 for i in (8, 16, 24)]  # packets that are decoded and never shown, as VP8 may have
     times = sorted([*real.times, *hidden])
-    monkeypatch.setattr("alt_fast.data.decode._list_frames", lambda path: replace(real, count=33, times=times))
+    monkeypatch.setattr("alt_fast.data.decode._list_frames", lambda *_: replace(real, count=33, times=times))
     positions = [(times.index(real.times[i]) + 0.5) / 33 for i in (0, 7, 8, 17, 29)]
     assert frame_numbers(decode_clip(path, positions)) == [0, 7, 8, 17, 29]
     assert frame_numbers(decode_clip(path, [(times.index(hidden[1]) + 0.5) / 33])) == [16]
