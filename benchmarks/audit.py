@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 from unittest.mock import patch
 
@@ -203,7 +204,12 @@ def count_alt(model: ALT, shape: ALTShape) -> Audit:
 
 def audit(row: Published) -> Audit:
     """Count one row of the paper; the caller checks that the counts agree."""
-    config = replace(PRESETS[row.model], **row.options)
+    return audit_config(replace(PRESETS[row.model], **row.options))
+
+
+@cache
+def audit_config(config: ModelConfig) -> Audit:
+    """Count a model once: it may stand in several tables."""
     return count_alt(make_model(config), shape_of(config))
 
 

@@ -13,7 +13,7 @@ import torch
 
 import alt_fast  # noqa: F401  (before timm: see alt_fast/_torchvision.py)
 from benchmarks.provenance import provenance
-from benchmarks.timing import Race, Step
+from benchmarks.timing import WARM_UP, Race, Step
 
 STARTED = pytest.StashKey[float]()
 ROWS = pytest.StashKey[list[dict[str, Any]]]()
@@ -51,7 +51,7 @@ def race(benchmark: Any, request: pytest.FixtureRequest, device: str) -> RunRace
     """run(case, steps, ours, baseline, ...): time `steps`, {name: callable}, and record them.
 
     pytest-benchmark times `ours`; the others run around it in every round. Speed-ups are over `baseline`. graphs: who
-    runs as a CUDA graph on a GPU; all by default. skipped: who cannot run here, and why. facts: what the reader of a
+    runs as a CUDA graph on a GPU; all by default. skipped: who cannot run here, and why. warm_up: calls before. facts: what the reader of a
     row should know, or a dict by contestant.
     """
 
@@ -63,11 +63,12 @@ def race(benchmark: Any, request: pytest.FixtureRequest, device: str) -> RunRace
         rounds: int = 15,
         graphs: set[str] | None = None,
         skipped: dict[str, str] | None = None,
+        warm_up: int = WARM_UP,
         **facts: Any,
     ) -> Race:
         result = Race(skipped=dict(skipped or {}))
         for name, step in steps.items():
-            result.add(name, step, device, graphs is None or name in graphs)
+            result.add(name, step, device, graphs is None or name in graphs, warm_up)
         if ours in result.skipped:
             pytest.fail(f"{ours}: {result.skipped[ours]}")
         order = deque(result.contestants)  # of the round under way
@@ -126,6 +127,10 @@ def _describe(row: dict[str, Any]) -> str:
         line += f"   FLOPs: x {row['flop_ratio']:.3f}"
     if "cosine_to_first" in row:
         line += f"   cosine {row['cosine_to_first']:.4f}"
+    if "clips" in row:
+        line += f"   {row['clips'] / row['seconds']:,.1f} clips/s"
+    if "wait_share" in row:
+        line += f"   waits {row['wait_share']:.1%} of the time"
     if "bytes" in row:
         line += f"   {row['bytes'] / row['seconds'] * 1e-9:,.0f} GB/s"
     if "macs" in row:

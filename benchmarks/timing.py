@@ -20,10 +20,10 @@ WARM_UP = 3  # calls before a capture, or before the first round
 class OnCPU:
     """A contestant on a CPU."""
 
-    def __init__(self, step: Step) -> None:
+    def __init__(self, step: Step, warm_up: int) -> None:
         self.step = step
         self.peak_bytes: int | None = None  # not measured
-        for _ in range(WARM_UP):
+        for _ in range(warm_up):
             step()
 
     def time(self) -> float:
@@ -39,10 +39,10 @@ class OnGPU:
     peak_bytes: memory of one eager call beyond what was allocated before.
     """
 
-    def __init__(self, step: Step, graph: bool = True) -> None:
+    def __init__(self, step: Step, graph: bool, warm_up: int) -> None:
         side = torch.cuda.Stream()
         with torch.cuda.stream(side):
-            for _ in range(WARM_UP):
+            for _ in range(warm_up):
                 step()
         torch.cuda.current_stream().wait_stream(side)
         torch.cuda.synchronize()
@@ -79,10 +79,10 @@ class Race:
     skipped: dict[str, str] = field(default_factory=dict)
     seconds: dict[str, list[float]] = field(default_factory=dict)
 
-    def add(self, name: str, step: Step, device: str, graph: bool = True) -> None:
+    def add(self, name: str, step: Step, device: str, graph: bool = True, warm_up: int = WARM_UP) -> None:
         """Warm a contestant up (and capture it). One that cannot run is named among the skipped, with its error."""
         try:
-            self.contestants[name] = OnGPU(step, graph) if device == "cuda" else OnCPU(step)
+            self.contestants[name] = OnGPU(step, graph, warm_up) if device == "cuda" else OnCPU(step, warm_up)
         except (RuntimeError, ValueError, TypeError, AssertionError) as error:
             self.skipped[name] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:200]
         else:

@@ -11,7 +11,7 @@ import torch
 from alt_fast.checkpoint import load_model
 from alt_fast.data.annotations import read_classes, read_list
 from alt_fast.data.loader import Loading
-from alt_fast.evaluate import Result, EvalConfig, evaluate, main
+from alt_fast.evaluate import EvalConfig, Result, evaluate, main
 
 
 def result(scores: list[list[float]], labels: list[int], readable: list[bool] | None = None) -> Result:

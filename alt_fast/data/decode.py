@@ -64,7 +64,7 @@ def decode_clip(path: str | Path, positions: Sequence[float]) -> Frames:
     """Frames at relative positions of a video.
 
     path: a file, or a member of a tar archive as ARCHIVE.tar/NAME. positions: ascending numbers in [0, 1); position p
-    of a video of n frames is frame floor(p * n). Returns uint8 RGB [len(positions), H, W, 3], upright, planar in memory.
+    of a video of n frames is frame floor(p * n). Returns uint8 RGB [len(positions), H, W, 3], upright; planar inside.
 
     The packets are listed first (demuxing decodes nothing), so frame counts are true whatever the header says; then
     only the groups of pictures that hold a wanted frame are decoded. Raises VideoError for files that are missing,
@@ -256,6 +256,6 @@ def _upright(frame: av.VideoFrame, convert: VideoReformatter) -> Frames:
         picture = packed.to_ndarray().transpose(2, 0, 1)
     else:  # at twice the speed
         planar = convert.reformat(frame, format="gbrp", interpolation=_EXACT_COLORS)
-        rows = [np.frombuffer(planar.planes[i], np.uint8).reshape(planar.height, -1) for i in (2, 0, 1)]
+        rows = [np.asarray(memoryview(planar.planes[i])).reshape(planar.height, -1) for i in (2, 0, 1)]
         picture = np.stack([row[:, : planar.width] for row in rows])
     return np.rot90(picture, (frame.rotation // 90) % 4, axes=(1, 2))

@@ -2,6 +2,7 @@
 
 import json
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -80,7 +81,7 @@ def test_contact_sheet(dataset: Path, tmp_path: Path, loader: str, capsys: pytes
     sheet = np.asarray(Image.open(out))
     assert sheet.shape == (2 * (16 + 40 + 4), 4 * (40 + 4), 3)
     levels = [sheet[16 + 20, column * 44 + 20].astype(int) for column in range(4)]  # frames get brighter
-    assert all(later.sum() > earlier.sum() for earlier, later in zip(levels, levels[1:], strict=False))
+    assert all(later.sum() > earlier.sum() for earlier, later in pairwise(levels))
     assert all(np.ptp(level) <= 2 for level in levels)
 
 

@@ -1,7 +1,7 @@
 """DALI's clips are PyAV's and torch's, whatever DALI can and cannot decode.
 
-Tolerance, in levels of 255 before colours: 1 inside, since both round once after resizing; 16 in the outermost pixels, where
-DALI repeats the border and torch leaves out what is outside.
+Tolerance, in levels of 255 before colours: 1 inside, since both round once after resizing; 16 in the outermost pixels,
+where DALI repeats the border and torch leaves out what is outside.
 """
 
 from collections import Counter
