@@ -6,9 +6,9 @@ PYTHON ?= .venv/bin/python
 test:
 	$(PYTHON) -m pytest
 
-# Every kernel compiled on a GPU, against its reference.
+# Every kernel compiled on a GPU, against its reference; DALI's clips from NVDEC, against PyAV's.
 test-gpu:
-	TRITON_INTERPRET=0 $(PYTHON) -m pytest tests/kernels --device cuda
+	TRITON_INTERPRET=0 $(PYTHON) -m pytest tests/kernels tests/data/test_dali.py --device cuda
 
 # All benchmarks, on the GPU where there is one, into a result file of their own.
 bench:
@@ -18,11 +18,12 @@ bench:
 bench-gpu:
 	$(PYTHON) -c "import sys, torch; sys.exit(None if torch.cuda.is_available() else 'bench-gpu needs a GPU; make bench runs anywhere')"
 	$(PYTHON) -m pytest benchmarks/test_ops.py benchmarks/test_ladder.py benchmarks/test_encoder.py benchmarks/test_model.py \
+		benchmarks/test_loader.py \
 		--benchmark-only --time-limit 480 --results benchmarks/results/gpu-$$(date -u +%Y%m%d-%H%M%S).jsonl
 
 # The READMEs' tables and a page of everything in benchmarks/results/.
 report:
-	$(PYTHON) -m benchmarks.report benchmarks/results/*.jsonl --out report.html --tables README.md benchmarks/README.md
+	$(PYTHON) -m benchmarks.report benchmarks/results/*.jsonl --out report.html --tables README.md benchmarks/README.md docs/data.md
 
 lint:
 	$(PYTHON) -m ruff format --check .

@@ -105,14 +105,24 @@ def quality_table(rows: Iterable[Row]) -> str:
     return "\n".join(lines)
 
 
-TABLES = {"audit": audit_table, "speed": speed_table, "quality": quality_table}
+def loader_table(rows: Iterable[Row]) -> str:
+    """Markdown: clips per second of every race between decoders or loaders, and speed-ups over its baseline."""
+    lines = ["| | | clips/s | speed-up | over |", "|---|---|--:|--:|---|"]
+    for row in rows:
+        if "clips" in row:
+            rate = f"{row['clips'] / row['seconds']:.1f}"
+            lines.append(f"| {row['case']} | {row['contestant']} | {rate} | {_speedup(row)} | {row['baseline']} |")
+    return "\n".join(lines)
+
+
+TABLES = {"audit": audit_table, "speed": speed_table, "quality": quality_table, "loader": loader_table}
 
 
 def update_tables(text: str, rows: Sequence[Row]) -> str:
     """The text with every table between its marks made anew. Raises ValueError when it has no marks."""
     found = [name for name in TABLES if f"<!-- {name} -->" in text]
     if not found:
-        raise ValueError("no <!-- audit -->, <!-- speed --> or <!-- quality --> to put a table after")
+        raise ValueError(f"no {', '.join(f'<!-- {name} -->' for name in TABLES)} to put a table after")
     for name in found:
         before, mark, rest = text.partition(f"<!-- {name} -->")
         _, end, after = rest.partition(f"<!-- /{name} -->")

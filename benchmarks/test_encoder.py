@@ -56,7 +56,7 @@ def test_encoder(name: str, r: int, mode: str, race: RunRace, device: str, pytes
         steps,
         OURS,
         PLAIN,
-        rounds=30 if gpu else 7,
+        rounds=30 if gpu else 5,
         skipped=skipped,
         flop_ratio=dict.fromkeys([OURS, PUBLISHED, ORIGINAL, DROPPED], flop_ratio),
         cosine_to_published={OURS: agreement},
