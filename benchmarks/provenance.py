@@ -9,7 +9,10 @@ from pathlib import Path
 
 import torch
 
-PACKAGES = ("torch", "triton", "timm", "open_clip_torch", "transformers", "torchvision", "fvcore", "xformers", "numpy")
+PACKAGES = (
+    *("torch", "triton", "timm", "open_clip_torch", "transformers", "torchvision", "fvcore", "xformers", "numpy"),
+    *("av", "nvidia-dali-cuda120", "decord", "torchcodec"),
+)
 
 
 def provenance() -> dict[str, object]:

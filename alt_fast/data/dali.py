@@ -4,6 +4,7 @@ On a GPU, NVDEC decodes and everything stays there; on a CPU the same graph deco
 decode, or would decode wrong, comes decoded by PyAV into the same graph. Imported only where DALI is installed.
 """
 
+import gc
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ _EIGHT_BITS = ("yuv420p", "yuvj420p")
 _BT601 = (2, 5, 6)  # unspecified (taken for BT.601), BT.470BG, SMPTE 170M, as FFmpeg numbers them
 _MAX_BYTES = 256 * 2**20  # DALI wants the whole file in memory
 _AHEAD = 2  # batches that the graph works on while one is used
+_FAILURES = 3  # of the graph, after which it is given decoded frames only
 
 _NO_BYTES = np.zeros(1, np.uint8)
 _NO_FRAMES = np.zeros((1, 1, 1, 3), np.uint8)
@@ -134,11 +136,26 @@ class DaliBackend:
         self.counts: Counter[str] = Counter()
         self._clips, self._device, self._dtype, self._threads = clips, device, dtype, threads
         self._gpu = device.type == "cuda"
+        self._failures = 0
+
+    def try_out(self) -> None:
+        """Run the graph on an empty clip. Raises RuntimeError where it does not run."""
+        graph = self._build(1)
+        self._feed(graph, [self.reader()(Request((0, 0), None))])
+        self._outputs(graph)
+        del graph
+        gc.collect()  # as in batches
 
     def reader(self) -> DaliReader:
         return DaliReader(self._clips, self._gpu)
 
     def batches(self, pending: Iterable[list[PendingClip]]) -> Iterator[Batch]:
+        try:
+            yield from self._run(pending)
+        finally:
+            gc.collect()  # graphs lie in reference cycles, and crash a forked process that would collect them
+
+    def _run(self, pending: Iterable[list[PendingClip]]) -> Iterator[Batch]:
         graph = None
         running: deque[list[PendingClip]] = deque()
         for batch in pending:
@@ -169,7 +186,16 @@ class DaliBackend:
         return graph
 
     def _start(self, graph: Any, batch: list[PendingClip]) -> None:
-        items = [clip.item() for clip in batch]
+        if self._failures >= _FAILURES:
+            self._ask_for_plain(batch)
+        self._feed(graph, [clip.item() for clip in batch])
+
+    def _ask_for_plain(self, batch: list[PendingClip]) -> None:
+        for clip in batch:
+            if clip.item().is_encoded:
+                clip.ask_for_plain()
+
+    def _feed(self, graph: Any, items: list[DaliItem]) -> None:
         for name in DaliItem._fields[:-1]:
             graph.feed_input(name, [getattr(item, name) for item in items])
         graph.schedule_run()
@@ -179,11 +205,10 @@ class DaliBackend:
         try:
             outputs = self._outputs(graph)
         except RuntimeError:
+            self._failures += 1
             graph = self._build(graph.max_batch_size)
             for batch in running:
-                for clip in batch:
-                    if clip.item().is_encoded:
-                        clip.ask_for_plain()
+                self._ask_for_plain(batch)
             for batch in running:
                 self._start(graph, batch)
             outputs = self._outputs(graph)

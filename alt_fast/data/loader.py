@@ -9,7 +9,7 @@ import importlib.util
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, get_args
 
 import numpy as np
 import torch
@@ -170,8 +170,11 @@ def open_backend(
 ) -> tuple[Backend, str]:
     """The backend that gives `dtype` on `device`, and why it is this one. threads: DALI's.
 
-    Raises ValueError when DALI is asked for and not installed.
+    "auto" tries DALI out before it takes it. Raises ValueError for an unknown name, and when DALI is asked for and not
+    installed.
     """
+    if name not in get_args(LoaderName):
+        raise ValueError(f"loader must be one of {', '.join(get_args(LoaderName))}, got {name!r}")
     installed = importlib.util.find_spec("nvidia") is not None and importlib.util.find_spec("nvidia.dali") is not None
     if name == "torch":
         return TorchBackend(clips, device, dtype), "torch, as asked for"
@@ -181,9 +184,17 @@ def open_backend(
         return TorchBackend(clips, device, dtype), "torch, since DALI is not installed (pip install 'alt-fast[dali]')"
     if not installed:
         raise ValueError("loader 'dali' was asked for, but DALI is not installed: pip install 'alt-fast[dali]'")
-    from alt_fast.data.dali import DaliBackend  # heavy, and optional
+    try:
+        from alt_fast.data.dali import DaliBackend  # heavy, and optional
 
-    return DaliBackend(clips, device, dtype, threads), "dali, as asked for" if name == "dali" else "dali, on the GPU"
+        backend = DaliBackend(clips, device, dtype, threads)
+        if name == "auto":
+            backend.try_out()
+    except (ImportError, OSError, RuntimeError) as e:
+        if name == "dali":
+            raise
+        return TorchBackend(clips, device, dtype), f"torch, since DALI does not run here ({e})"
+    return backend, "dali, as asked for" if name == "dali" else "dali, on the GPU"
 
 
 class Loader:

@@ -3,6 +3,7 @@
 The standard library's pools and PyTorch's DataLoader break when a process dies, and cannot stop one that hangs.
 """
 
+import gc
 import multiprocessing
 import os
 import pickle
@@ -164,6 +165,7 @@ class _Worker:
 
 def _serve(pipe: Connection, function: Callable[[Any], Any]) -> None:
     """The life of a process."""
+    gc.freeze()  # what the parent left is not for its copy to clean up: DALI's threads, for one, are not here
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
     torch.set_num_threads(1)
     parent = os.getppid()

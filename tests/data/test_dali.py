@@ -142,6 +142,31 @@ def test_when_dali_fails_pyav_takes_over(videos: list[Video], monkeypatch: pytes
     assert sum(ways.values()) == 12
 
 
+def test_after_some_failures_dali_decodes_no_more(videos: list[Video], monkeypatch: pytest.MonkeyPatch) -> None:
+    clips = TrainClips(videos, ClipSpec(2, (32, 32), PLAIN), seed=1)
+    monkeypatch.setattr(dali, "reason_against", lambda path, index, gpu: None)
+    _, ways = load(clips, [[(epoch, 5), (epoch, 0)] for epoch in range(24)], "dali")
+    assert ways == {"decoded by PyAV: DALI failed on it or on one beside it": 48}
+    backend = open_backend("dali", clips, CPU)[0]
+    built = []
+    monkeypatch.setattr(backend, "_build", lambda size, build=backend._build: built.append(size) or build(size))
+    list(Loader(clips, [[(epoch, 5)] for epoch in range(24)], backend, Loading("dali", 0)))
+    assert len(built) == 1 + dali._FAILURES
+
+
+def test_auto_tries_dali_out(videos: list[Video], monkeypatch: pytest.MonkeyPatch) -> None:
+    """There may be no GPU here, or one without NVDEC's library: then torch is taken, and told why."""
+    clips = TrainClips(videos, ClipSpec(2, (32, 32), PLAIN), seed=1)
+    dali.DaliBackend(clips, CPU, torch.float32, 1).try_out()
+
+    def no_driver(self: dali.DaliBackend, batch_size: int) -> None:
+        raise RuntimeError("no driver")
+
+    monkeypatch.setattr(dali.DaliBackend, "_build", no_driver)
+    _, why = open_backend("auto", clips, torch.device("cuda"))
+    assert why == "torch, since DALI does not run here (no driver)"
+
+
 def test_a_file_that_nobody_can_decode_is_a_failure(videos: list[Video], tmp_path: Path) -> None:
     content = bytearray(videos[0].path.read_bytes())
     place = len(content) // 2

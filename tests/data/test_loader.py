@@ -129,6 +129,8 @@ def test_which_loader_is_chosen_and_why(videos: list[Video], monkeypatch: pytest
     assert "DALI is not installed (pip install 'alt-fast[dali]')" in why
     with pytest.raises(ValueError, match="'dali' was asked for, but DALI is not installed"):
         open_backend("dali", clips, CPU)
+    with pytest.raises(ValueError, match="loader must be one of auto, dali, torch, got 'decord'"):
+        open_backend("decord", clips, CPU)  # type: ignore[arg-type]
 
 
 def test_odd_sizes_in_one_batch(write_video: VideoWriter) -> None:
