@@ -77,7 +77,7 @@ def write_video(tmp_path: Path) -> VideoWriter:
             if "b_frames" in options:
                 stream.codec_context.max_b_frames = int(options["b_frames"])
             for i in range(frames):
-                image = np.full((height, width, 3), 20 + 6 * i, np.uint8)
+                image = np.full((height, width, 3), (20 + 6 * i) % 256, np.uint8)
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
             container.mux(stream.encode(None))
         return path

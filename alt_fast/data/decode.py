@@ -128,14 +128,14 @@ def _list_frames(path: str | Path, container: "av.container.InputContainer") -> 
     if count == 0:
         raise VideoError(path, "the video stream holds no frames")
     timed = len(times) == count  # old AVIs, raw streams: frames can only be counted
-    ordered = array("q", sorted(times))
+    ordered = _sorted(times)
     if timed:
         _check_duration(path, container, video, ordered, end)
     codec = video.codec_context
     return VideoIndex(
         count,
         ordered if timed else None,
-        array("q", sorted(keyframes)) if timed else array("q"),
+        _sorted(keyframes) if timed else array("q"),
         codec.codec.canonical_name,
         codec.pix_fmt or "unknown",
         codec.colorspace,
@@ -144,6 +144,11 @@ def _list_frames(path: str | Path, container: "av.container.InputContainer") -> 
         codec.height,
         float(video.average_rate) if video.average_rate else None,
     )
+
+
+def _sorted(times: "array[int]") -> "array[int]":
+    """Ascending; without a Python object for each of the frames of a long video."""
+    return array("q", np.sort(np.frombuffer(times, np.int64)).tobytes())
 
 
 def _check_duration(

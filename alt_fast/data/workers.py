@@ -56,6 +56,8 @@ class Workers:
         if self._count:
             self._wake_up.send_bytes(b"")
             self._thread.join()
+        self._wake_up.close()
+        self._woken.close()
 
     def submit(self, argument: Any) -> "Future[Any]":
         """The result to come: what the call returns or raises, or LostError. argument: some kilobytes at most."""

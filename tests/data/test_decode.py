@@ -1,5 +1,6 @@
 """Exact frames from every codec the installed FFmpeg writes, and a clear error for every kind of bad file."""
 
+import tracemalloc
 import wave
 from dataclasses import replace
 from fractions import Fraction
@@ -70,6 +71,18 @@ def test_seeks_instead_of_decoding_what_is_not_sampled(
     monkeypatch.setattr("alt_fast.data.decode._open", lambda path: Counting(av.open(path)))
     assert frame_numbers(decode_clip(path, [0.01, 0.5, 0.98])) == [0, 19, 38]
     assert len(decoded) <= 3 * 3
+
+
+def test_memory_does_not_grow_with_length(write_video: VideoWriter) -> None:
+    path = write_video("long.avi", "mpeg4", frames=6000, width=16, height=16, gop=50)
+    tracemalloc.start()
+    try:
+        clip = decode_clip(path, [0.001, 0.5, 0.999])
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert clip.shape == (3, 16, 16, 3)
+    assert peak < 500_000  # some bytes a frame; all frames would be 4.6 MB
 
 
 def test_one_frame(write_video: VideoWriter) -> None:
