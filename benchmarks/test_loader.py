@@ -28,7 +28,7 @@ from benchmarks.videos import write_video
 OURS, WHOLE, DALI = "alt_fast", "whole file, PyAV", "alt_fast, dali"
 CODECS = {"h264": ("libx264", "mp4"), "vp9": ("libvpx-vp9", "webm")}
 SPEC = ClipSpec(8, (224, 224), AugmentConfig())
-CLIPS, BATCH = 32, 8  # of one timing, and of a batch
+CLIPS, BATCH = 24, 8  # of one timing, and of a batch
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 Decode = Callable[[Path, Sequence[float]], NDArray[np.uint8]]
@@ -36,11 +36,11 @@ Decode = Callable[[Path, Sequence[float]], NDArray[np.uint8]]
 
 @pytest.fixture(scope="session")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Path]]:
-    """Four videos of each codec."""
+    """Two videos of each codec."""
     folder = tmp_path_factory.mktemp("videos")
     made: dict[str, list[Path]] = {}
     for name, (codec, suffix) in CODECS.items():
-        made[name] = [folder / f"{name}-{seed}.{suffix}" for seed in range(4)]
+        made[name] = [folder / f"{name}-{seed}.{suffix}" for seed in range(2)]
         for seed, path in enumerate(made[name]):
             write_video(path, codec, seed)
     return made
@@ -114,7 +114,7 @@ def test_decode(codec: str, files: dict[str, list[Path]], race: RunRace) -> None
     torch.set_num_threads(1)
     try:
         race(
-            f"decode 8 of 300 frames, {codec}, 340 x 256, one thread, 4 files",
+            f"decode 8 of 300 frames, {codec}, 340 x 256, one thread, 2 files",
             {name: partial(step, decode) for name, decode in decoders.items()},
             OURS,
             WHOLE,
@@ -219,7 +219,7 @@ def test_training_waits(files: dict[str, list[Path]], race: RunRace, device: str
     model = make_model(config).to(device).train()
     model.text.requires_grad_(False)
     spec = ClipSpec(config.frames, (model.encoder.visual.image_size[0],) * 2, AugmentConfig())
-    videos = [Video(path, i) for i, path in enumerate(files["h264"] * 8)]
+    videos = [Video(path, i) for i, path in enumerate(files["h264"] * 16)]
     clips = TrainClips(videos, spec, seed=0)
     classes = F.normalize(torch.randn(CLASSES, model.alignment.entities.shape[1], device=device), dim=-1)
     parameters = [p for p in model.parameters() if p.requires_grad]

@@ -8,6 +8,7 @@ for batch in Loader(clips, keys, backend, Loading(workers=8)):
 import importlib.util
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol, get_args
 
@@ -152,17 +153,35 @@ class TorchBackend:
 
     def batches(self, pending: Iterable[list[PendingClip]]) -> Iterator[Batch]:
         for batch in pending:
-            parts = zip(*(clip.item() for clip in batch), strict=True)
-            pixels, maps = (self._move(torch.from_numpy(np.stack(arrays))) for arrays in parts)
+            items = [clip.item() for clip in batch]
             self.counts["decoded by PyAV"] += len(batch)
-            video = paint(pixels, maps, self._clips.spec.augment, self._dtype)
+            if self._device.type == "cuda":
+                video = self._paint(items)
+            else:  # the cores are decoding: one thread, on one clip at a time, which stays in the cache
+                with one_thread():
+                    video = torch.cat([self._paint([item]) for item in items])
             label = torch.tensor([clip.label for clip in batch])
             yield Batch(video, self._move(label), [failure for clip in batch for failure in clip.failures])
+
+    def _paint(self, items: list[tuple[NDArray[np.uint8], NDArray[np.float32]]]) -> Tensor:
+        pixels, maps = (self._move(torch.from_numpy(np.stack(arrays))) for arrays in zip(*items, strict=True))
+        return paint(pixels, maps, self._clips.spec.augment, self._dtype)
 
     def _move(self, tensor: Tensor) -> Tensor:
         if self._device.type == "cuda":
             tensor = tensor.pin_memory()
         return tensor.to(self._device, non_blocking=True)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """PyTorch's operations on a CPU in this thread alone."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def open_backend(
