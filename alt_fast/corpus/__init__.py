@@ -50,12 +50,11 @@ class Corpus:
             raise CorpusError(f"the corpus has no entity of category {', '.join(categories)}")
         return Corpus(chosen)
 
-    def save(self, path: str | Path) -> None:
-        """Write as JSON, one entity a line, so that versions can be compared."""
-        lines = ",\n".join("    " + json.dumps(asdict(entity), ensure_ascii=False) for entity in self.entities)
-        Path(path).write_text(
-            f'{{\n  "version": {FORMAT_VERSION},\n  "entities": [\n{lines}\n  ]\n}}\n', encoding="utf-8"
-        )
+    def save(self, path: str | Path, notes: dict[str, Any] | None = None) -> None:
+        """Write as JSON, one entity a line, so that versions can be compared. notes: what else the file is to say."""
+        content = {"version": FORMAT_VERSION, **(notes or {}), "entities": [asdict(entity) for entity in self.entities]}
+        text = ",\n".join(f"  {json.dumps(key)}: {_dump(value)}" for key, value in content.items())
+        Path(path).write_text(f"{{\n{text}\n}}\n", encoding="utf-8")
 
     @staticmethod
     def load(path: str | Path) -> "Corpus":
@@ -70,6 +69,13 @@ class Corpus:
         if not isinstance(entries, list) or not entries:
             raise CorpusError(f"corpus {path} has no entities")
         return Corpus(tuple(_parse(entry, f"{path}, entity {number}") for number, entry in enumerate(entries, start=1)))
+
+
+def _dump(value: Any) -> str:
+    """JSON with one item of a list a line."""
+    if not isinstance(value, list):
+        return json.dumps(value, ensure_ascii=False)
+    return "[\n" + ",\n".join("    " + json.dumps(item, ensure_ascii=False) for item in value) + "\n  ]"
 
 
 def _parse(entry: Any, where: str) -> Entity:
