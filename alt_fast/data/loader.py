@@ -200,9 +200,11 @@ def open_backend(
     if name == "auto" and device.type != "cuda":
         return TorchBackend(clips, device, dtype), "torch, since DALI decodes most codecs on a GPU only"
     if name == "auto" and not installed:
-        return TorchBackend(clips, device, dtype), "torch, since DALI is not installed (pip install 'alt-fast[dali]')"
+        return TorchBackend(
+            clips, device, dtype
+        ), "torch, since DALI is not installed (pip install nvidia-dali-cuda120)"
     if not installed:
-        raise ValueError("loader 'dali' was asked for, but DALI is not installed: pip install 'alt-fast[dali]'")
+        raise ValueError("loader 'dali' was asked for, but DALI is not installed: pip install nvidia-dali-cuda120")
     try:
         from alt_fast.data.dali import DaliBackend  # heavy, and optional
 

@@ -126,7 +126,7 @@ def test_which_loader_is_chosen_and_why(videos: list[Video], monkeypatch: pytest
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     backend, why = open_backend("auto", clips, torch.device("cuda"))
     assert isinstance(backend, TorchBackend)
-    assert "DALI is not installed (pip install 'alt-fast[dali]')" in why
+    assert "DALI is not installed (pip install nvidia-dali-cuda120)" in why
     with pytest.raises(ValueError, match="'dali' was asked for, but DALI is not installed"):
         open_backend("dali", clips, CPU)
     with pytest.raises(ValueError, match="loader must be one of auto, dali, torch, got 'decord'"):
