@@ -51,8 +51,8 @@ def race(benchmark: Any, request: pytest.FixtureRequest, device: str) -> RunRace
     """run(case, steps, ours, baseline, ...): time `steps`, {name: callable}, and record them.
 
     pytest-benchmark times `ours`; the others run around it in every round. Speed-ups are over `baseline`. graphs: who
-    runs as a CUDA graph on a GPU; all by default. skipped: who cannot run here, and why. warm_up: calls before the
-    first round. facts: what the reader of a row should know, or a dict by contestant.
+    runs as a CUDA graph on a GPU; all by default. skipped: who cannot run here, and why. warm_up: calls on a
+    GPU before the first round. facts: what the reader of a row should know, or a dict by contestant.
     """
 
     def run(

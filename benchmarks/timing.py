@@ -14,17 +14,16 @@ import torch
 
 Step = Callable[[], object]
 
-WARM_UP = 3  # calls before a capture, or before the first round
+WARM_UP = 3  # calls on a GPU before a capture, or before the first round
 
 
 class OnCPU:
     """A contestant on a CPU."""
 
-    def __init__(self, step: Step, warm_up: int) -> None:
+    def __init__(self, step: Step) -> None:
         self.step = step
         self.peak_bytes: int | None = None  # not measured
-        for _ in range(warm_up):
-            step()
+        step()  # compiles, and fills caches
 
     def time(self) -> float:
         """Seconds of one call."""
@@ -82,7 +81,7 @@ class Race:
     def add(self, name: str, step: Step, device: str, graph: bool = True, warm_up: int = WARM_UP) -> None:
         """Warm a contestant up (and capture it). One that cannot run is named among the skipped, with its error."""
         try:
-            self.contestants[name] = OnGPU(step, graph, warm_up) if device == "cuda" else OnCPU(step, warm_up)
+            self.contestants[name] = OnGPU(step, graph, warm_up) if device == "cuda" else OnCPU(step)
         except (RuntimeError, ValueError, TypeError, AssertionError) as error:
             self.skipped[name] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:200]
         else:

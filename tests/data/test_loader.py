@@ -91,7 +91,7 @@ class Trouble(TorchReader):
         return super().__call__(request)
 
 
-@pytest.mark.parametrize(("name", "cause"), [("hangs", "took more than 1 s"), ("dies", "its process died twice, .* 3")])
+@pytest.mark.parametrize(("name", "cause"), [("hangs", "took more than 2 s"), ("dies", "its process died twice, .* 3")])
 def test_a_video_that_hangs_or_kills_is_replaced_and_not_tried_again(
     videos: list[Video], name: str, cause: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -99,13 +99,13 @@ def test_a_video_that_hangs_or_kills_is_replaced_and_not_tried_again(
     clips = TrainClips(mixed, SPEC, seed=0)
     monkeypatch.setattr(TorchBackend, "reader", lambda self: Trouble(clips))
     started = time.monotonic()
-    found = load(clips, [[(epoch, index) for index in range(6)] for epoch in range(12)], workers=2, timeout=1)
+    found = load(clips, [[(epoch, index) for index in range(6)] for epoch in range(12)], workers=2, timeout=2)
     failures = [failure for batch in found for failure in batch.failures]
     assert len(failures) >= 12
     assert {failure.path for failure in failures} == {name}
     assert all(re.match(cause, failure.cause) for failure in failures)
     assert all(NO_LABEL not in batch.label for batch in found)
-    assert time.monotonic() - started < 25
+    assert time.monotonic() - started < 60
 
 
 def test_memory_does_not_grow_with_the_number_of_clips(videos: list[Video]) -> None:
