@@ -5,6 +5,7 @@ python -m alt_fast.corpus stats corpus.json
 """
 
 import argparse
+import re
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -22,11 +23,9 @@ _RELATIONS = ("kind of ", "part of ", "named after ")
 
 
 def read_labels(path: str) -> list[str]:
-    """Labels of a class file or of a text file, a label a line; "kinetics400" gives torchvision's list of them."""
+    """Labels of a class file, or of a text file with one a line; "kinetics400" gives torchvision's list of them."""
     if path == "kinetics400":
-        from torchvision.models._meta import _KINETICS400_CATEGORIES
-
-        import alt_fast  # noqa: F401  (before torchvision: see alt_fast/_torchvision.py)
+        from torchvision.models._meta import _KINETICS400_CATEGORIES  # takes seconds
 
         return list(_KINETICS400_CATEGORIES)
     if Path(path).suffix in (".csv", ".json"):
@@ -37,12 +36,8 @@ def read_labels(path: str) -> list[str]:
         raise CorpusError(f"cannot read {path}: {e}") from e
     if not lines:
         raise CorpusError(f"{path} names no labels")
-    return [line.split(maxsplit=1)[1] for line in lines] if all(map(_is_numbered, lines)) else lines
-
-
-def _is_numbered(line: str) -> bool:
-    number, _, name = line.partition(" ")
-    return number.isdigit() and bool(name.strip())
+    numbered = all(re.match(r"\d+\s+\S", line) for line in lines)  # UCF-101's classInd.txt
+    return read_classes(path) if numbered else lines
 
 
 def entities_by_label(corpus: Corpus) -> dict[str, int]:

@@ -57,10 +57,10 @@ def visual_lesk(unit: Unit, label: str, others: Sequence[Unit], candidates: Sequ
     """
     context = set(_words(label)) - set(_words(unit.text))
     neighbours = [sense for other in others for sense in _senses(other, candidates)]
-    around = frozenset().union(*(_surroundings(sense.name(), sense) for sense in neighbours))
+    around = frozenset().union(*(_surroundings(sense) for sense in neighbours))
     scores = []
     for sense in candidates:
-        signature = _surroundings(sense.name(), sense)
+        signature = _surroundings(sense)
         shared = 2.0 * len(signature & context) + 1.0 * len(signature & around)
         frequency = math.log1p(sum(lemma.count() for lemma in sense.lemmas() if lemma.name().lower() == _name(unit)))
         field = re.match(r"\(([^)]*)\)", sense.definition())
@@ -82,9 +82,10 @@ def _senses(unit: Unit, candidates: Sequence[Synset]) -> list[Synset]:
 
 
 @lru_cache(maxsize=20_000)
-def _surroundings(name: str, sense: Synset) -> frozenset[str]:
+def _surroundings(sense: Synset) -> frozenset[str]:
     """Words of a sense's gloss, examples and names, and of its neighbours' glosses."""
-    near = [*sense.hypernyms(), *sense.hyponyms()[:10], *sense.part_meronyms(), *sense.verb_groups()]
+    kinds = sorted(sense.hyponyms(), key=lambda kind: kind.name())[:10]  # NLTK gives them in no order
+    near = [*sense.hypernyms(), *kinds, *sense.part_meronyms(), *sense.verb_groups()]
     texts = [sense.definition(), *sense.examples(), *sense.lemma_names(), *(other.definition() for other in near)]
     return frozenset(word for text in texts for word in _words(text))
 

@@ -9,7 +9,7 @@ import pytest
 from alt_fast.corpus import Corpus, CorpusError
 from alt_fast.corpus.__main__ import entities_by_label, main, read_labels
 from alt_fast.corpus.build import BODY_PARTS, BuildConfig, build
-from alt_fast.corpus.senses import CHOOSERS, choose
+from alt_fast.corpus.senses import CHOOSERS, _surroundings, choose
 from alt_fast.corpus.units import Unit, normalize_label, units_of
 from alt_fast.corpus.wordnet import category_of, open_wordnet
 
@@ -172,7 +172,7 @@ def test_command_line(wordnet: Any, tmp_path: Path, capsys: pytest.CaptureFixtur
 
 def test_labels_of_many_kinds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "classInd.txt").write_text("1 ApplyEyeMakeup\n2 YoYo\n")
-    assert read_labels(str(tmp_path / "classInd.txt")) == ["ApplyEyeMakeup", "YoYo"]
+    assert read_labels(str(tmp_path / "classInd.txt")) == ["apply eye makeup", "yo yo"]
     assert len(read_labels("kinetics400")) == 400
     (tmp_path / "empty.txt").write_text("\n")
     for path, message in [("empty.txt", "names no labels"), ("none.txt", "cannot read"), ("none.csv", "cannot read")]:
@@ -181,3 +181,28 @@ def test_labels_of_many_kinds(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         assert message in capsys.readouterr().err
     assert main(["stats", str(tmp_path / "none.json")]) == 1
     assert "cannot read corpus" in capsys.readouterr().err
+
+
+def test_surroundings_do_not_depend_on_the_order_of_relations() -> None:
+    """NLTK gives related senses in the order of a set, another one in every process."""
+
+    class Sense:
+        def __init__(self, name: str, kinds: list["Sense"]) -> None:
+            self._name, self._kinds = name, kinds
+
+        def name(self) -> str:
+            return self._name
+
+        definition = name
+
+        def hyponyms(self) -> list["Sense"]:
+            return self._kinds
+
+        def nothing(self) -> list[str]:
+            return []
+
+        hypernyms = part_meronyms = verb_groups = examples = lemma_names = nothing
+
+    kinds = [Sense(f"kind {letter * 3}", []) for letter in "abcdefghijklmnop"]
+    found = [_surroundings.__wrapped__(Sense("root", order)) for order in (kinds, kinds[::-1])]
+    assert found[0] == found[1] == {"root", "kind", *(letter * 3 for letter in "abcdefghij")}
