@@ -31,9 +31,10 @@ class Entity:
 
 @dataclass(frozen=True)
 class Corpus:
-    """An ordered list of entities; the order is that of their embeddings."""
+    """An ordered list of entities; the order is that of their embeddings. notes: how the corpus was made, if known."""
 
     entities: tuple[Entity, ...]
+    notes: dict[str, Any] = field(default_factory=dict, compare=False)
 
     def __len__(self) -> int:
         return len(self.entities)
@@ -48,11 +49,11 @@ class Corpus:
         chosen = tuple(entity for entity in self.entities if entity.category in categories)
         if not chosen:
             raise CorpusError(f"the corpus has no entity of category {', '.join(categories)}")
-        return Corpus(chosen)
+        return Corpus(chosen, self.notes)
 
-    def save(self, path: str | Path, notes: dict[str, Any] | None = None) -> None:
-        """Write as JSON, one entity a line, so that versions can be compared. notes: what else the file is to say."""
-        content = {"version": FORMAT_VERSION, **(notes or {}), "entities": [asdict(entity) for entity in self.entities]}
+    def save(self, path: str | Path) -> None:
+        """Write as JSON, one entity a line, so that versions can be compared."""
+        content = {"version": FORMAT_VERSION, **self.notes, "entities": [asdict(entity) for entity in self.entities]}
         text = ",\n".join(f"  {json.dumps(key)}: {_dump(value)}" for key, value in content.items())
         Path(path).write_text(f"{{\n{text}\n}}\n", encoding="utf-8")
 
@@ -68,7 +69,8 @@ class Corpus:
         entries = content.get("entities")
         if not isinstance(entries, list) or not entries:
             raise CorpusError(f"corpus {path} has no entities")
-        return Corpus(tuple(_parse(entry, f"{path}, entity {number}") for number, entry in enumerate(entries, start=1)))
+        parsed = tuple(_parse(entry, f"{path}, entity {number}") for number, entry in enumerate(entries, start=1))
+        return Corpus(parsed, {key: value for key, value in content.items() if key not in ("version", "entities")})
 
 
 def _dump(value: Any) -> str:

@@ -1,25 +1,22 @@
 """Make, look at and compare text corpora.
 
 python -m alt_fast.corpus build --labels classes.csv --out corpus.json
+python -m alt_fast.corpus extend corpus.json --labels more.csv --out larger.json
 python -m alt_fast.corpus stats corpus.json
 """
 
 import argparse
 import re
 import sys
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from alt_fast.corpus import CATEGORIES, Corpus, CorpusError
 from alt_fast.corpus.build import BuildConfig, Report, build, extend
-from alt_fast.corpus.senses import CHOOSERS
+from alt_fast.corpus.language_model import LanguageModel, Settings
+from alt_fast.corpus.stats import diff, entities_by_label, stats
 from alt_fast.corpus.wordnet import open_wordnet
 from alt_fast.data.annotations import AnnotationError, read_classes
-
-_RELATIONS = ("kind of ", "part of ", "named after ")
 
 
 def read_labels(path: str) -> list[str]:
@@ -40,66 +37,47 @@ def read_labels(path: str) -> list[str]:
     return read_classes(path) if numbered else lines
 
 
-def entities_by_label(corpus: Corpus) -> dict[str, int]:
-    """How many entities come from each label: its own concepts, and those related to them."""
-    units: dict[str, set[str]] = {}
-    for entity in corpus.entities:
-        for source in entity.sources:
-            if source.startswith("label "):
-                units.setdefault(source.removeprefix("label "), set()).add(entity.unit)
-    related = Counter(
-        source.removeprefix(relation)
-        for entity in corpus.entities
-        for source in set(entity.sources)
-        for relation in _RELATIONS
-        if source.startswith(relation)
-    )
-    return {label: sum(1 + related[unit] for unit in own) for label, own in units.items()}
-
-
-def write(path: str, corpus: Corpus, labels: Sequence[str], config: BuildConfig, report: Report) -> None:
-    """The corpus with how it was made."""
-    notes: dict[str, Any] = {
-        "made_with": asdict(config),
-        "labels": list(labels),
-        "choices": [asdict(choice) for choice in report.choices],
-    }
-    corpus.save(path, notes)
-    print(f"{len(corpus)} entities of {len(labels)} labels in {path}")
-    print("left out: phrases that WordNet does not have, and what goes without saying; both take a language model")
+def print_report(report: Report, corpus: Corpus, asked: bool) -> None:
+    """What is missing from a corpus, and what was done with labels that it could not use."""
+    for label, why in report.skipped.items():
+        print(f"left out: label {label!r} {why}")
+    if not asked:
+        print("left out: phrases that WordNet does not have and what goes without saying: --llm openai adds them")
     words = sorted({word for unknown in report.unknown.values() for word in unknown})
     if words:
-        print(f"not in WordNet: {', '.join(words)}")
+        print(f"not described, since WordNet does not have them: {', '.join(words)}")
+    empty = [label for label, number in entities_by_label(corpus).items() if number == 0]
+    if empty:
+        print(f"labels without an entity: {', '.join(empty)}")
+    for prompt in report.unusable:
+        print(f"the language model had no usable answer to: {prompt}")
 
 
-def print_stats(corpus: Corpus) -> None:
+def print_stats(corpus: Corpus, by_label: bool) -> None:
     """Counts."""
-    print(f"{len(corpus)} entities")
-    numbers = Counter(entity.category for entity in corpus.entities)
-    for category in CATEGORIES:
-        print(f"  {category:8} {numbers[category]:6}  {numbers[category] / len(corpus):.0%}")
-    by_label = entities_by_label(corpus)
+    counts = stats(corpus)
+    print(f"{counts.entities} entities")
+    for category, number in counts.categories.items():
+        print(f"  {category:8} {number:6}  {number / counts.entities:.0%}")
+    print(
+        f"{counts.repeated} entities are a further sense of a unit; {len(counts.alike)} pairs of them read much alike"
+    )
+    if counts.labels:
+        print(
+            f"labels with at least 1, 3, 8 entities: {', '.join(f'{counts.share(n):.0%}' for n in (1, 3, 8))}", end=""
+        )
+        print(f" of {len(counts.labels)}")
     if by_label:
-        counts = sorted(by_label.values())
-        for least in (3, 8):
-            share = sum(count >= least for count in counts) / len(counts)
-            print(f"labels with at least {least} entities: {share:.0%} of {len(counts)} that have any")
-    repeated = sum(count - 1 for count in Counter(entity.unit for entity in corpus.entities).values())
-    print(f"units that stand for several senses: {repeated} more entities than units")
+        for label, number in sorted(counts.labels.items(), key=lambda pair: pair[1]):
+            print(f"  {number:6}  {label}")
 
 
-def print_diff(before: Corpus, after: Corpus) -> bool:
-    """What was added, removed and put into another category; True when anything was."""
-    old, new = ({(e.unit, e.description): e.category for e in corpus.entities} for corpus in (before, after))
-    for unit, description in old:
-        if (unit, description) not in new:
-            print(f"- {unit}: {description}")
-    for (unit, description), category in new.items():
-        if (unit, description) not in old:
-            print(f"+ {unit}: {description}")
-        elif old[unit, description] != category:
-            print(f"~ {unit}: {old[unit, description]} is now {category}")
-    return old != new
+def show(corpus: Corpus, unit: str | None, label: str | None, category: str | None) -> None:
+    """Entities with their sources."""
+    for entity in corpus.entities:
+        wanted = unit in (None, entity.unit) and category in (None, entity.category)
+        if wanted and (label is None or f"label {label}" in entity.sources):
+            print(f"{entity.category:7} {entity.text}\n        {'; '.join(entity.sources)}")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -119,19 +97,63 @@ def parser() -> argparse.ArgumentParser:
             "--labels", nargs="+", required=True, metavar="FILE", help='class files, or text files; or "kinetics400"'
         )
         command.add_argument("--out", required=True, metavar="FILE", help="corpus file to write (JSON)")
-        command.add_argument("--senses", choices=list(CHOOSERS), default="lesk", help="who chooses a word's sense")
+        command.add_argument(
+            "--llm",
+            choices=("none", "openai"),
+            default="none",
+            help="language model to ask: any endpoint that speaks OpenAI's protocol, from OPENAI_BASE_URL, "
+            "OPENAI_API_KEY and OPENAI_MODEL (default: none)",
+        )
+        command.add_argument(
+            "--llm-timeout", type=float, default=60, metavar="S", help="seconds for one answer (default 60)"
+        )
+        command.add_argument("--llm-parallel", type=int, default=8, metavar="N", help="questions at once (default 8)")
+        command.add_argument(
+            "--senses",
+            default="lesk",
+            metavar="WHO",
+            help="who chooses among descriptions: lesk (default; for what can be seen), plain-lesk (NLTK's), "
+            "encoder:MODEL (any sentence-transformers model), t5:MODEL (a T5 for word sense disambiguation)",
+        )
         command.add_argument("--reach", type=int, default=1, metavar="N", help="steps to related concepts (default 1)")
         command.add_argument("--related", type=int, default=20, metavar="N", help="at most so many a step (default 20)")
+        command.add_argument("--no-glosses", action="store_true", help="not what glosses of a label's words speak of")
         command.add_argument("--no-body-parts", action="store_true", help="only those that labels name")
-    show = commands.add_parser("show", help="print entities", description="Print entities.")
-    show.add_argument("corpus")
-    show.add_argument("--unit", help="only entities of this unit")
-    show.add_argument("--category", choices=CATEGORIES, help="only this category")
-    commands.add_parser("stats", help="count entities", description="Count entities.").add_argument("corpus")
-    diff = commands.add_parser("diff", help="compare", description="Compare two corpora; exits with 1 if they differ.")
-    diff.add_argument("before")
-    diff.add_argument("after")
+    shown = commands.add_parser("show", help="print entities", description="Print entities.")
+    shown.add_argument("corpus")
+    shown.add_argument("--unit", help="only entities of this unit")
+    shown.add_argument("--label", help="only what this label itself brought")
+    shown.add_argument("--category", choices=CATEGORIES, help="only this category")
+    counted = commands.add_parser("stats", help="count entities", description="Count entities.")
+    counted.add_argument("corpus")
+    counted.add_argument("--by-label", action="store_true", help="also for each label, the poorest first")
+    compared = commands.add_parser(
+        "diff", help="compare", description="Compare two corpora; exits with 1 if they differ."
+    )
+    compared.add_argument("before")
+    compared.add_argument("after")
     return top
+
+
+def build_from(arguments: argparse.Namespace) -> None:
+    """The commands `build` and `extend`."""
+    before = Corpus.load(arguments.corpus) if arguments.command == "extend" else None
+    labels = [label for path in arguments.labels for label in read_labels(path)]
+    config = BuildConfig(
+        senses=arguments.senses,
+        reach=arguments.reach,
+        related=arguments.related,
+        glosses=not arguments.no_glosses,
+        body_parts=not arguments.no_body_parts,
+    )
+    model = None
+    if arguments.llm == "openai":
+        model = LanguageModel(Settings.from_environment(arguments.llm_timeout, arguments.llm_parallel))
+    corpus, report = build(labels, open_wordnet(), config, model)
+    whole = corpus if before is None else extend(before, corpus)
+    whole.save(arguments.out)
+    print(f"{len(whole)} entities of {len(whole.notes['labels'])} labels in {arguments.out}")
+    print_report(report, corpus, asked=model is not None)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -139,22 +161,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     try:
         if arguments.command in ("build", "extend"):
-            labels = [label for path in arguments.labels for label in read_labels(path)]
-            config = BuildConfig(arguments.senses, arguments.reach, arguments.related, not arguments.no_body_parts)
-            before = Corpus.load(arguments.corpus) if arguments.command == "extend" else None
-            corpus, report = build(labels, open_wordnet(), config)
-            write(arguments.out, corpus if before is None else extend(before, corpus), labels, config, report)
+            build_from(arguments)
         elif arguments.command == "diff":
-            return int(print_diff(Corpus.load(arguments.before), Corpus.load(arguments.after)))
+            lines = diff(Corpus.load(arguments.before), Corpus.load(arguments.after))
+            print("\n".join(lines), end="\n" if lines else "")
+            return int(bool(lines))
         elif arguments.command == "stats":
-            print_stats(Corpus.load(arguments.corpus))
+            print_stats(Corpus.load(arguments.corpus), arguments.by_label)
         else:
-            for entity in Corpus.load(arguments.corpus).entities:
-                if arguments.unit in (None, entity.unit) and arguments.category in (None, entity.category):
-                    print(f"{entity.category:7} {entity.text}\n        {'; '.join(entity.sources)}")
+            show(Corpus.load(arguments.corpus), arguments.unit, arguments.label, arguments.category)
     except (AnnotationError, CorpusError) as e:
         print(f"error: {e}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("interrupted; answers of a language model that came until now are kept", file=sys.stderr)
+        return 130
     return 0
 
 

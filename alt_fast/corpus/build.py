@@ -1,14 +1,17 @@
-"""From action labels to a corpus: units, senses, related concepts, categories (paper, section 3.1 and appendix A)."""
+"""From action labels to a corpus: units, descriptions, senses, related concepts (paper, section 3.1 and appendix A)."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from tqdm import tqdm
 
 from alt_fast.corpus import Corpus, CorpusError, Entity
-from alt_fast.corpus.senses import CHOOSERS, Choice, choose
-from alt_fast.corpus.units import normalize_label, units_of
+from alt_fast.corpus.implied import KINDS, Implied
+from alt_fast.corpus.language_model import LanguageModel
+from alt_fast.corpus.rankers import open_chooser
+from alt_fast.corpus.senses import Candidate, Choice, Chooser, Question, choose, choose_senses, senses_of
+from alt_fast.corpus.units import Unit, normalize_label, noun, nouns_of, units_of
 from alt_fast.corpus.wordnet import category_of
 
 Synset = Any
@@ -29,91 +32,112 @@ class BuildConfig:
     """How a corpus is made.
 
     Args:
-        senses: how a word's sense is chosen: "lesk", weighed for what can be seen, or NLTK's "plain-lesk".
+        senses: who chooses a description, see `rankers.open_chooser`.
         reach: steps through WordNet's hyponyms and parts from a label's own concepts; 0 for none.
         related: concepts that each step takes at most, the most frequent ones first.
+        glosses: add the things that the glosses of a label's own concepts speak of.
         body_parts: add body parts, whether labels name them or not.
     """
 
     senses: str = "lesk"
     reach: int = 1
     related: int = 20
+    glosses: bool = True
     body_parts: bool = True
 
     def __post_init__(self) -> None:
-        if self.senses not in CHOOSERS:
-            raise CorpusError(f"senses must be one of {', '.join(CHOOSERS)}, got {self.senses!r}")
         for name in ("reach", "related"):
             if getattr(self, name) < 0:
                 raise CorpusError(f"{name} must be >= 0, got {getattr(self, name)}")
 
 
-@dataclass(frozen=True)
-class Report:
-    """What was decided, and what is missing: choices of senses; by label, the words that WordNet does not know."""
-
-    choices: list[Choice]
-    unknown: dict[str, list[str]]
-
-
 @dataclass
+class Report:
+    """What was decided and what is missing.
+
+    choices: of descriptions. unknown: by label, words that nothing describes. skipped: by label as it was given, why it
+    was left out. unusable: prompts that the language model answered with nothing of use.
+    """
+
+    choices: list[Choice] = field(default_factory=list)
+    unknown: dict[str, list[str]] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
+    unusable: list[str] = field(default_factory=list)
+
+
 class _Growing:
-    """Entities by the name of their sense, in the order of coming."""
+    """Entities in the order of coming, by sense or text, with where they come from."""
 
-    entities: dict[str, tuple[str, str, str]] = field(default_factory=dict)
-    sources: dict[str, list[str]] = field(default_factory=dict)
+    def __init__(self) -> None:
+        self.entities: dict[str, Entity] = {}
 
-    def add(self, sense: Synset, unit: str, source: str) -> None:
-        """Take a sense in, unless it cannot be seen."""
-        category = category_of(sense)
+    def add(self, candidate: Candidate, unit: str, sources: Sequence[str], category: str | None) -> None:
+        """Take a description in, unless it is of something that cannot be seen. category: where WordNet has none."""
+        sense = candidate.synset
+        if sense is not None:
+            category = category_of(sense) or category
+            sources = [f"sense {sense.name()}", *sources]
         if category is None:
             return
-        self.entities.setdefault(sense.name(), (unit, sense.definition(), category))
-        sources = self.sources.setdefault(sense.name(), [])
-        if source not in sources:
-            sources.append(source)
+        key = f"{unit}: {candidate.description}" if sense is None else sense.name()
+        entity = self.entities.setdefault(key, Entity(unit, candidate.description, category))
+        entity.sources.extend(source for source in sources if source not in entity.sources)
 
     def corpus(self) -> Corpus:
-        """One entity for each text; senses that read alike are one."""
+        """One entity for each text: senses that read alike are one."""
         merged: dict[tuple[str, str], Entity] = {}
-        for name, (unit, description, category) in self.entities.items():
-            sources = [f"sense {name}", *self.sources[name]]
-            if (unit, description) in merged:
-                merged[unit, description].sources.extend(sources)
-            else:
-                merged[unit, description] = Entity(unit, description, category, sources)
+        for entity in self.entities.values():
+            first = merged.setdefault((entity.unit, entity.description), entity)
+            first.sources.extend(source for source in entity.sources if source not in first.sources)
         return Corpus(tuple(merged.values()))
 
 
-def build(labels: Sequence[str], wordnet: Any, config: BuildConfig) -> tuple[Corpus, Report]:
-    """The corpus of some action labels, the same every time. Raises CorpusError when there is nothing to build from."""
-    names = list(dict.fromkeys(name for name in map(normalize_label, labels) if name))
-    if not names:
-        raise CorpusError("no label has a word in it")
+def build(
+    labels: Sequence[str], wordnet: Any, config: BuildConfig, model: LanguageModel | None = None
+) -> tuple[Corpus, Report]:
+    """The corpus of some action labels, the same every time; its notes say how it was made.
+
+    model: a language model that adds what labels imply and describes phrases; None works from WordNet alone. Raises
+    CorpusError when no label has a word in it, or when the language model fails for good.
+    """
+    report = Report()
+    names = _names(labels, report)
+    chooser = open_chooser(config.senses, wordnet)
     growing = _Growing()
-    report = Report([], {})
     if config.body_parts:
-        for name in BODY_PARTS:
-            sense = wordnet.synset(name)
-            growing.add(sense, _said(sense), "body parts")
-    roots: dict[str, tuple[Synset, str]] = {}
+        for sense in map(wordnet.synset, BODY_PARTS):
+            growing.add(_candidate(sense), _said(sense), ["body parts"], None)
+    parts = {label: units_of(label, wordnet) for label in names}
+    implied = Implied()
+    if model is not None:
+        implied.ask_for_units(names, model)
+        implied.ask_for_descriptions(_phrases(parts, implied, wordnet), model)
+        report.unusable = implied.unusable
+    roots: dict[str, Synset] = {}
     for label in tqdm(names, "labels", unit="label", disable=None):
-        units, unknown = units_of(label, wordnet)
-        if unknown:
-            report.unknown[label] = unknown
-        for unit in units:
-            choice = choose(unit, label, units, wordnet, CHOOSERS[config.senses])
-            if choice is None:
-                report.unknown.setdefault(label, []).append(unit.text)
-                continue
-            report.choices.append(choice)
-            sense = wordnet.synset(choice.sense)
-            growing.add(sense, unit.text, f"label {label}")
-            roots.setdefault(choice.sense, (sense, unit.text))
-    for sense, root in roots.values():
+        units, unknown = parts[label]
+        choices = choose_senses(label, units, wordnet, chooser)
+        for unit, choice in choices.items():
+            sense = wordnet.synset(choice.chosen)
+            roots.setdefault(choice.chosen, sense)
+            growing.add(_candidate(sense), unit_name(unit, sense), [f"label {label}"], _of_verb(unit))
+        own = [wordnet.synset(choice.chosen) for choice in choices.values()]
+        report.choices += [*choices.values(), *_add_implied(label, own, implied, wordnet, chooser, growing)]
+        if missing := [word for word in unknown if word not in implied.descriptions]:
+            report.unknown[label] = missing
+    for sense in tqdm(roots.values(), "related concepts", unit="concept", disable=None):
         for related, how in _related(sense, config.reach, config.related):
-            growing.add(related, _said(related), f"{how} {root}")
-    return growing.corpus(), report
+            growing.add(_candidate(related), _said(related), [how], None)
+        if config.glosses:
+            for unit, choice in _in_gloss(sense, wordnet, chooser):
+                found = wordnet.synset(choice.chosen)
+                growing.add(_candidate(found), unit_name(unit, found), [f"in the gloss of {sense.name()}"], None)
+    notes = {
+        "made_with": {**asdict(config), "language_model": None if model is None else model.settings.model},
+        "labels": names,
+        "choices": [asdict(choice) for choice in report.choices],
+    }
+    return replace(growing.corpus(), notes=notes), report
 
 
 def extend(before: Corpus, new: Corpus) -> Corpus:
@@ -126,21 +150,93 @@ def extend(before: Corpus, new: Corpus) -> Corpus:
             entities[key] = replace(entities[key], sources=sources)
         else:
             entities[key] = entity
-    return Corpus(tuple(entities.values()))
+    notes = {**before.notes, **new.notes}
+    for name in ("labels", "choices"):
+        known = before.notes.get(name, [])
+        notes[name] = [*known, *(item for item in new.notes.get(name, []) if item not in known)]
+    return Corpus(tuple(entities.values()), notes)
+
+
+def unit_name(unit: Unit, sense: Synset) -> str:
+    """What a unit is called in a sense: the form of it that the sense has ("putt" of "putting" in golf)."""
+    named = {name.lower().replace("_", " ") for name in sense.lemma_names()}
+    return next((form for form in unit.forms if form in named), unit.text)
+
+
+def _names(labels: Sequence[str], report: Report) -> list[str]:
+    """Labels as text, each once; those left out are reported."""
+    names: dict[str, None] = {}
+    for label in labels:
+        name = normalize_label(label)
+        if not name:
+            report.skipped[label] = "has no word in it"
+        elif name in names:
+            report.skipped[label] = "repeats another label"
+        else:
+            names[name] = None
+    if not names:
+        raise CorpusError("no label has a word in it")
+    return list(names)
+
+
+def _phrases(parts: dict[str, tuple[list[Unit], list[str]]], implied: Implied, wordnet: Any) -> dict[str, bool]:
+    """What a language model has to describe, and whether that is an action: whole labels of several words, words that
+    WordNet does not know, and implied units that it does not know.
+    """
+    phrases: dict[str, bool] = {}
+    for label, (_, unknown) in parts.items():
+        if " " in label:
+            phrases[label] = True
+        phrases |= {word: word == label for word in unknown if word not in phrases}
+        for unit, _ in implied.units[label]:
+            if noun(unit, wordnet) is None:
+                phrases.setdefault(unit, False)
+    return phrases
+
+
+def _add_implied(
+    label: str, own: Sequence[Synset], implied: Implied, wordnet: Any, chooser: Chooser, growing: _Growing
+) -> Iterator[Choice]:
+    """Add what the language model said of a label; yields the choices made."""
+    asked = [(unit, f"{kind} of {label}", KINDS[kind]) for unit, kind in implied.units.get(label, ())]
+    asked += [(phrase, "phrase", "motion") for phrase in implied.descriptions if phrase in {label, *label.split()}]
+    for text, how, category in asked:
+        unit = noun(text, wordnet) or Unit((text,), "n")
+        senses = senses_of(unit, wordnet)
+        candidates = [Candidate(sense.definition(), sense) for sense in senses]
+        if text in implied.descriptions:
+            candidates = [Candidate(description) for description in implied.descriptions[text]]
+        if candidates:
+            choice = choose(Question(label, unit, candidates, neighbours=own), chooser)
+            chosen = next(candidate for candidate in candidates if candidate.name == choice.chosen)
+            name = text if chosen.synset is None else unit_name(unit, chosen.synset)
+            growing.add(chosen, name, [f"label {label}", f"language model, {how}"], category)
+            yield choice
 
 
 def _related(sense: Synset, reach: int, most: int) -> Iterator[tuple[Synset, str]]:
-    """Kinds and parts of a concept, people and things named after an action, and the kinds and parts of these."""
+    """Kinds and parts of a concept, in `reach` steps; terms of its field; people and things named after an action."""
     if reach == 0:
         return
     forms = [form.synset() for lemma in sense.lemmas() for form in lemma.derivationally_related_forms()]
     steps = dict.fromkeys(sense.part_meronyms(), "part of")
     steps |= dict.fromkeys(sense.hyponyms(), "kind of")
     steps |= dict.fromkeys((form for form in forms if form.pos() == "n"), "named after")
+    steps |= dict.fromkeys((term for term in sense.in_topic_domains() if term.pos() in "nv"), "term of")
     for other in _most_frequent(steps, most):
-        yield other, steps[other]
-        if steps[other] != "named after":
+        yield other, f"{steps[other]} {sense.name()}"
+        if steps[other] in ("part of", "kind of"):
             yield from _related(other, reach - 1, most)
+
+
+def _in_gloss(sense: Synset, wordnet: Any, chooser: Chooser) -> Iterator[tuple[Unit, Choice]]:
+    """The things that a gloss speaks of, in their senses: archery shoots arrows with a bow."""
+    gloss = sense.definition()
+    senses = {unit: found for unit in nouns_of(gloss, wordnet) if (found := senses_of(unit, wordnet))}
+    for unit in senses:
+        around = [sense, *(other for unit_, found in senses.items() if unit_ != unit for other in found)]
+        question = Question(gloss, unit, [_candidate(found) for found in senses[unit]], neighbours=around)
+        yield unit, choose(question, chooser)
 
 
 def _most_frequent(senses: Iterable[Synset], most: int) -> list[Synset]:
@@ -148,6 +244,15 @@ def _most_frequent(senses: Iterable[Synset], most: int) -> list[Synset]:
         return -sum(lemma.count() for lemma in sense.lemmas()), sense.name()
 
     return sorted(senses, key=rank)[:most]
+
+
+def _candidate(sense: Synset) -> Candidate:
+    return Candidate(sense.definition(), sense)
+
+
+def _of_verb(unit: Unit) -> str | None:
+    """What a label says is done is seen, whatever WordNet files the verb under (reading is cognition there)."""
+    return "motion" if unit.pos == "v" else None
 
 
 def _said(sense: Synset) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 import nltk
 from nltk.corpus.reader.wordnet import WordNetCorpusReader
 
+from alt_fast.cache import cache_folder
 from alt_fast.corpus import CorpusError
 
 Synset = Any  # NLTK has no types
@@ -61,7 +62,7 @@ def _from_system() -> Any:
     folders = [os.environ.get("WNSEARCHDIR", ""), *SYSTEM_FOLDERS]
     for folder in map(Path, filter(None, folders)):
         if (folder / "data.noun").is_file():
-            root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "alt_fast" / "nltk_data"
+            root = cache_folder("nltk_data")
             _copy(folder, root / "corpora" / "wordnet")
             nltk.data.path.append(str(root))
             return _in_nltk_path()
@@ -90,29 +91,37 @@ def _downloaded() -> Any:
     return _in_nltk_path() if nltk.download("wordnet", quiet=True) else None
 
 
+ACTS = frozenset({"noun.act", "noun.event", "noun.process"})
+"""Lexicographer files of what happens."""
+
 _CATEGORY_BY_LEXNAME = {
-    **dict.fromkeys(["noun.act", "noun.event", "noun.process"], "motion"),
+    **dict.fromkeys(ACTS, "motion"),
     **dict.fromkeys(["noun.animal", "noun.artifact", "noun.food", "noun.group", "noun.object"], "object"),
     **dict.fromkeys(["noun.person", "noun.plant", "noun.shape", "noun.substance"], "object"),
     **dict.fromkeys(["noun.location", "noun.phenomenon"], "scene"),
     "noun.body": "body",
 }
-_SCENES = frozenset(
-    """structure.n.01 facility.n.01 room.n.01 area.n.05 way.n.06 geological_formation.n.01 body_of_water.n.01 land.n.04
-    location.n.01 region.n.01 ice.n.01 precipitation.n.03""".split()  # noqa: SIM905
-)
-"""Artifacts and natural objects below these are where something happens, not what it happens with."""
+_CATEGORY_BY_HYPERNYM = {
+    **dict.fromkeys(
+        """structure.n.01 facility.n.01 room.n.01 area.n.05 way.n.06 geological_formation.n.01 body_of_water.n.01
+        land.n.04 location.n.01 region.n.01 ice.n.01 precipitation.n.03""".split(),  # noqa: SIM905
+        "scene",
+    ),
+    **dict.fromkeys(["artifact.n.01", "gift.n.01", "money.n.01", "currency.n.01", "award.n.02"], "object"),
+}
+"""For senses of all other files, and for scenes among artifacts and natural objects, what they are kinds of decides."""
+
+_UNSEEN_VERBS = frozenset({"verb.cognition", "verb.stative", "verb.emotion", "verb.possession"})
 
 
 def category_of(synset: Synset) -> str | None:
-    """The category of a sense, from its lexicographer file and, for scenes, its hypernyms; None for the unseen."""
+    """The category of a sense, from its lexicographer file and what it is a kind of; None for what cannot be seen."""
     lexname = synset.lexname()
     if lexname.startswith("verb."):
-        unseen = ("verb.cognition", "verb.stative", "verb.emotion", "verb.possession")
-        return None if lexname in unseen else "motion"
+        return None if lexname in _UNSEEN_VERBS else "motion"
     category = _CATEGORY_BY_LEXNAME.get(lexname)
-    if category == "object" and lexname in ("noun.artifact", "noun.object"):
+    if category is None or lexname in ("noun.artifact", "noun.object"):
         above = {parent.name() for path in synset.hypernym_paths() for parent in path}
-        if above & _SCENES:
-            return "scene"
+        found = {kind for name, kind in _CATEGORY_BY_HYPERNYM.items() if name in above}
+        return "scene" if "scene" in found else next(iter(found), category)
     return category

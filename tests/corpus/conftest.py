@@ -9,7 +9,7 @@ import pytest
 from alt_fast.corpus.build import BODY_PARTS
 from alt_fast.corpus.wordnet import LEXNAMES, open_wordnet
 
-SYMBOLS = {"hypernym": "@", "hyponym": "~", "part": "%p", "instance": "@i", "derived": "+"}
+SYMBOLS = {"hypernym": "@", "hyponym": "~", "part": "%p", "instance": "@i", "derived": "+", "term": "-c"}
 
 
 class Sense(NamedTuple):
@@ -33,6 +33,7 @@ SENSES = [
         "a stringed instrument that you play with your fingers",
         1,
         (
+            ("hypernym", "musical_instrument", "noun.artifact"),
             ("hyponym", "bass_guitar", "noun.artifact"),
             ("hyponym", "acoustic_guitar", "noun.artifact"),
             ("part", "fingerboard", "noun.artifact"),
@@ -49,7 +50,19 @@ SENSES = [
     Sense(("judge",), "noun.person", "one who decides"),
     Sense(("idea",), "noun.cognition", "the content of a thought", 9),
     Sense(("bowling",), "noun.act", "(cricket) the delivery of a ball to the batsman", 3),
-    Sense(("bowling",), "noun.event", "a game in which balls are rolled at pins"),
+    Sense(("bowling",), "noun.event", "a game in which balls are rolled at pins", 0, (("term", "spare", "noun.act"),)),
+    Sense(("spare",), "noun.act", "knocking down all pins"),
+    Sense(("bowl",), "verb.contact", "deliver a ball", 1),
+    Sense(("bowl",), "noun.artifact", "a round vessel"),
+    Sense(("musical_instrument",), "noun.artifact", "a device to make music with"),
+    Sense(("jumping_pool",), "noun.artifact", "a pool for jumps"),
+    Sense(("put",), "verb.contact", "put into a place", 2),
+    Sense(("putt",), "verb.contact", "hit a ball lightly, in golf"),
+    Sense(("yo-yo",), "noun.artifact", "a toy"),
+    Sense(("beekeeping",), "noun.act", "the keeping of bees"),
+    Sense(("sidekick",), "noun.person", "a close friend"),
+    Sense(("read",), "verb.cognition", "interpret something that is written", 9),
+    Sense(("tickle",), "verb.contact", "touch lightly"),
     Sense(("play",), "verb.competition", "participate in games or sport", 9),
     Sense(
         ("play",), "verb.creation", "make music on a stringed instrument", 1, (("derived", "player", "noun.person"),)
@@ -74,7 +87,7 @@ def write_wordnet(folder: Path) -> None:
     for pos, name in (("n", "noun"), ("v", "verb"), ("a", "adj"), ("r", "adv")):
         senses = [sense for sense in SENSES if sense.lexname.startswith(name + ".")]
         (folder / f"data.{name}").write_text("".join(_lines(senses, pos)))
-        (folder / f"{name}.exc").write_text("")
+        (folder / f"{name}.exc").write_text("putting put\n" if name == "verb" else "")
         for sense in senses:
             for word in sense.words:
                 index[pos][word.lower()].append((_offsets()[sense], sense))

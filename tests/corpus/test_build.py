@@ -7,10 +7,13 @@ from typing import Any
 import pytest
 
 from alt_fast.corpus import Corpus, CorpusError
-from alt_fast.corpus.__main__ import entities_by_label, main, read_labels
+from alt_fast.corpus.__main__ import main, read_labels
 from alt_fast.corpus.build import BODY_PARTS, BuildConfig, build
-from alt_fast.corpus.senses import CHOOSERS, _surroundings, choose
-from alt_fast.corpus.units import Unit, normalize_label, units_of
+from alt_fast.corpus.rankers import open_chooser
+from alt_fast.corpus.senses import Candidate, Question, _near, choose, choose_senses
+from alt_fast.corpus.stats import entities_by_label
+from alt_fast.corpus.units import Unit, normalize_label, nouns_of, units_of
+from alt_fast.corpus.units import noun as whole_noun
 from alt_fast.corpus.wordnet import category_of, open_wordnet
 
 
@@ -31,38 +34,83 @@ def test_labels_become_text(label: str, text: str) -> None:
     assert normalize_label(label) == text
 
 
+def noun(*forms: str) -> Unit:
+    return Unit(forms, "n")
+
+
+def verb(*forms: str) -> Unit:
+    return Unit(forms, "v")
+
+
 @pytest.mark.parametrize(
     ("label", "units", "unknown"),
     [
-        ("playing guitar", [Unit("play", "v"), Unit("guitar", "n")], []),
-        ("playing bass guitar", [Unit("play", "v"), Unit("bass guitar", "n")], []),
-        ("playing guitars", [Unit("play", "v"), Unit("guitar", "n")], []),
-        ("bowling", [Unit("bowling", "n")], []),
-        ("jumping into pool", [Unit("jump", "v"), Unit("pool", "n")], []),
+        ("playing guitar", [verb("play"), noun("guitar")], []),
+        ("playing bass guitar", [verb("play"), noun("bass guitar")], []),
+        ("playing guitars", [verb("play"), noun("guitar")], []),
+        ("bowling", [noun("bowling"), verb("bowl")], []),
+        ("bowl", [verb("bowl")], []),  # what it is more often
+        ("pool jump", [noun("pool"), verb("jump")], []),
+        ("jump pool", [verb("jump"), noun("pool")], []),
+        ("jumping into pool", [verb("jump"), noun("pool")], []),
+        ("jumping pool", [noun("jumping pool"), verb("jump")], []),
+        ("golf putting", [verb("put", "putt")], ["golf"]),
+        ("yo yo", [noun("yo-yo")], []),
+        ("bee keeping", [noun("beekeeping")], []),
+        ("side kick", [], ["side", "kick"]),  # no sidekick
+        ("pooljumping", [noun("pool"), verb("jump")], []),
+        ("yoyo", [], ["yoyo"]),
+        ("poolguitar", [noun("pool"), noun("guitar")], []),
+        ("soundholepool", [], ["soundholepool"]),  # too rare to be sure
+        ("guitaring", [noun("guitar")], []),
+        ("doing guitar", [noun("guitar")], []),
         ("someone krumping", [], ["krumping"]),
-        ("massaging person's calf", [Unit("calf", "n")], ["massaging"]),
+        ("massaging person's calf", [noun("calf")], ["massaging"]),
     ],
 )
 def test_units(label: str, units: list[Unit], unknown: list[str], wordnet: Any) -> None:
     assert units_of(label, wordnet) == (units, unknown)
 
 
-def sense_of(word: str, pos: str, label: str, wordnet: Any, chooser: str = "lesk") -> str:
-    units, _ = units_of(label, wordnet)
-    choice = choose(Unit(word, pos), label, units, wordnet, CHOOSERS[chooser])
-    assert choice is not None
-    assert list(choice.scores.values()) == sorted(choice.scores.values(), reverse=True)
-    return str(wordnet.synset(choice.sense).definition())
+def test_nouns_of_a_text(wordnet: Any) -> None:
+    text = "To jump into the pool with a bass guitar, and bowl!"
+    assert nouns_of(text, wordnet) == [noun("pool"), noun("bass guitar")]  # a bowl is more often a verb here
+    assert whole_noun("bass guitars", wordnet) == noun("bass guitar")
+    assert whole_noun("jump", wordnet) is None
+    assert whole_noun("a bass guitar in a pool", wordnet) is None
+    assert whole_noun("", wordnet) is None
+
+
+def chosen(label: str, wordnet: Any, name: str = "lesk") -> dict[str, str]:
+    """The description of each unit."""
+    choices = choose_senses(label, units_of(label, wordnet)[0], wordnet, open_chooser(name, wordnet))
+    for choice in choices.values():
+        assert list(choice.scores.values()) == sorted(choice.scores.values(), reverse=True)
+    return {unit.text: wordnet.synset(choice.chosen).definition() for unit, choice in choices.items()}
 
 
 def test_senses(wordnet: Any) -> None:
-    assert sense_of("play", "v", "playing guitar", wordnet) == "make music on a stringed instrument"
-    assert sense_of("play", "v", "playing", wordnet) == "participate in games or sport"  # the frequent one
-    assert sense_of("bowling", "n", "bowling", wordnet) == "a game in which balls are rolled at pins"
-    assert sense_of("bowling", "n", "bowling in cricket", wordnet) == "(cricket) the delivery of a ball to the batsman"
-    assert sense_of("burger", "n", "eating burger", wordnet) == "a sandwich of minced beef"  # no single person
-    assert sense_of("play", "v", "play music", wordnet, "plain-lesk") == "make music on a stringed instrument"
-    assert choose(Unit("krump", "v"), "krumping", [], wordnet, CHOOSERS["lesk"]) is None
+    assert chosen("playing guitar", wordnet)["play"] == "make music on a stringed instrument"
+    assert chosen("playing", wordnet)["play"] == "participate in games or sport"  # the frequent one
+    assert chosen("bowling", wordnet)["bowling"] == "a game in which balls are rolled at pins"
+    assert chosen("bowling in cricket", wordnet)["bowl"] == "deliver a ball"
+    assert chosen("eating burger", wordnet)["burger"] == "a sandwich of minced beef"  # no single person
+    assert chosen("golf putting", wordnet)["put"] == "hit a ball lightly, in golf"
+    assert chosen("krumping", wordnet) == {}
+
+
+def test_senses_of_nltk_s_lesk(wordnet: Any) -> None:
+    assert chosen("play music", wordnet, "plain-lesk")["play"] == "make music on a stringed instrument"
+    assert chosen("play", wordnet, "plain-lesk")["play"] == "participate in games or sport"  # the first of equals
+    question = Question("label", noun("phrase"), [Candidate("one"), Candidate("another")])
+    assert choose(question, open_chooser("plain-lesk", wordnet)).chosen == "one"
+
+
+def test_descriptions_without_a_sense_are_weighed_by_their_words(wordnet: Any) -> None:
+    question = Question(
+        "playing guitar", noun("capo"), [Candidate("the head of a gang"), Candidate("a part of a guitar")]
+    )
+    assert choose(question, open_chooser("lesk", wordnet)).chosen == "a part of a guitar"
 
 
 def test_categories(wordnet: Any) -> None:
@@ -78,7 +126,7 @@ def units_in(corpus: Corpus) -> set[str]:
 
 
 def test_corpus(wordnet: Any) -> None:
-    labels = ["playing guitar", "bowling", "jumping into pool", "PlayingGuitar", "krumping"]
+    labels = ["playing guitar", "bowling", "jumping into pool", "reading", "PlayingGuitar", "krumping", "???"]
     corpus, report = build(labels, wordnet, BuildConfig(reach=1))
     units = units_in(corpus)
     assert {"play", "guitar", "bowling", "jump", "pool"} <= units
@@ -86,13 +134,20 @@ def test_corpus(wordnet: Any) -> None:
     assert {name.split(".")[0] for name in BODY_PARTS} <= units
     assert "soundhole" not in units
     assert report.unknown == {"krumping": ["krumping"]}
-    assert [choice.unit for choice in report.choices] == ["play", "guitar", "bowling", "jump", "pool"]
+    assert report.skipped == {"PlayingGuitar": "repeats another label", "???": "has no word in it"}
+    assert [choice.unit for choice in report.choices] == ["play", "guitar", "bowling", "bowl", "jump", "pool", "read"]
     sources = {entity.unit: entity.sources for entity in corpus.entities}
     assert sources["guitar"] == ["sense guitar.n.01", "label playing guitar"]
-    assert sources["bass guitar"] == ["sense bass_guitar.n.01", "kind of guitar"]
-    assert sources["fingerboard"] == ["sense fingerboard.n.01", "part of guitar"]
-    assert sources["player"] == ["sense player.n.01", "named after play"]
-    assert entities_by_label(corpus) == {"playing guitar": 2 + 4, "bowling": 1, "jumping into pool": 2}
+    assert sources["bass guitar"] == ["sense bass_guitar.n.01", "kind of guitar.n.01"]
+    assert sources["fingerboard"] == ["sense fingerboard.n.01", "part of guitar.n.01"]
+    assert sources["player"] == ["sense player.n.01", "named after play.v.02"]
+    assert sources["spare"] == ["sense spare.n.01", "term of bowling.n.02"]
+    assert sources["finger"] == ["sense finger.n.01", "body parts", "in the gloss of guitar.n.01"]
+    categories = {entity.unit: entity.category for entity in corpus.entities}
+    assert categories["read"] == "motion"  # for WordNet it is cognition; as a label it is to be seen
+    assert corpus.notes["labels"] == ["playing guitar", "bowling", "jumping into pool", "reading", "krumping"]
+    own = {"playing guitar": 2, "bowling": 2, "jumping into pool": 2, "reading": 1, "krumping": 0}
+    assert entities_by_label(corpus) == own | {"playing guitar": 2 + 4 + 1, "bowling": 2 + 1}
     assert build(labels, wordnet, BuildConfig(reach=1)) == (corpus, report)
 
 
@@ -101,9 +156,10 @@ def test_reach_and_size(wordnet: Any) -> None:
         corpus, _ = build(["playing guitar"], wordnet, BuildConfig(body_parts=False, **options))
         return units_in(corpus) - {"play", "guitar"}
 
-    assert related(reach=0) == set()
-    assert related(reach=2) == {"bass guitar", "acoustic guitar", "fingerboard", "player", "soundhole"}
-    assert related(reach=1, related=1) == {"bass guitar", "player"}  # the most frequent ones
+    assert related(reach=0) == {"finger"}
+    assert related(reach=0, glosses=False) == set()
+    assert related(reach=2) == {"bass guitar", "acoustic guitar", "fingerboard", "player", "soundhole", "finger"}
+    assert related(reach=1, related=1) == {"bass guitar", "player", "finger"}  # the most frequent ones
 
 
 def test_bad_requests(wordnet: Any) -> None:
@@ -111,8 +167,9 @@ def test_bad_requests(wordnet: Any) -> None:
         build(["", "???"], wordnet, BuildConfig())
     with pytest.raises(CorpusError, match="reach must be >= 0, got -1"):
         BuildConfig(reach=-1)
-    with pytest.raises(CorpusError, match="senses must be one of lesk, plain-lesk, got 'magic'"):
-        BuildConfig(senses="magic")
+    for name in ("magic", "encoder:", "lesk:x"):
+        with pytest.raises(CorpusError, match=f"senses must be .*, got '{name}'"):
+            build(["bowling"], wordnet, BuildConfig(senses=name))
 
 
 def test_wordnet_s_absence_says_all_ways_to_get_it(no_wordnet: Path) -> None:
@@ -130,16 +187,19 @@ def test_wordnet_is_copied_once(wordnet: Any, no_wordnet: Path) -> None:
 
 
 def test_command_line(wordnet: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "a.txt").write_text("playing guitar\nkrumping\n")
+    (tmp_path / "a.txt").write_text("playing guitar\nkrumping\nPlayingGuitar\n\u7403\n")
     (tmp_path / "b.csv").write_text("id,name\n0,jumping into pool\n")
     out = str(tmp_path / "corpus.json")
     assert main(["build", "--labels", str(tmp_path / "a.txt"), "--out", out]) == 0
     printed = capsys.readouterr().out
-    assert "not in WordNet: krumping" in printed
-    assert "language model" in printed
+    assert "left out: label 'PlayingGuitar' repeats another label" in printed
+    assert "not described, since WordNet does not have them: krumping, \u7403" in printed
+    assert "labels without an entity: krumping, \u7403" in printed
+    assert "--llm openai adds them" in printed
     content = json.loads(Path(out).read_text())
-    assert content["made_with"] == {"senses": "lesk", "reach": 1, "related": 20, "body_parts": True}
-    assert content["labels"] == ["playing guitar", "krumping"]
+    made = {"senses": "lesk", "reach": 1, "related": 20, "glosses": True, "body_parts": True, "language_model": None}
+    assert content["made_with"] == made
+    assert content["labels"] == ["playing guitar", "krumping", "\u7403"]
     assert [choice["unit"] for choice in content["choices"]] == ["play", "guitar"]
     assert set(content["choices"][0]["scores"]) == {"play.v.01", "play.v.02"}
     first = Corpus.load(out)
@@ -149,6 +209,8 @@ def test_command_line(wordnet: Any, tmp_path: Path, capsys: pytest.CaptureFixtur
     second = Corpus.load(more)
     assert second.entities[: len(first)] == first.entities
     assert units_in(second) - units_in(first) == {"jump", "pool"}
+    assert second.notes["labels"] == [*first.notes["labels"], "jumping into pool"]
+    assert [choice["unit"] for choice in second.notes["choices"]] == ["play", "guitar", "jump", "pool"]
     capsys.readouterr()
 
     assert main(["diff", out, more]) == 1
@@ -158,16 +220,19 @@ def test_command_line(wordnet: Any, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert main(["diff", out, out]) == 0
     assert capsys.readouterr().out == ""
 
-    assert main(["stats", out]) == 0
-    stats = capsys.readouterr().out
-    assert f"{len(first)} entities" in stats
-    assert "labels with at least 3 entities: 100% of 1" in stats
+    assert main(["stats", out, "--by-label"]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0] == f"{len(first)} entities"
+    assert "labels with at least 1, 3, 8 entities: 33%, 33%, 0% of 3" in printed
+    assert [line.split() for line in printed[-3:]] == [["0", "krumping"], ["0", "\u7403"], ["7", "playing", "guitar"]]
 
     assert main(["show", more, "--unit", "guitar", "--category", "object"]) == 0
     shown = capsys.readouterr().out
     assert "object  guitar: a stringed instrument" in shown
     assert "label playing guitar" in shown
     assert "pool" not in shown
+    assert main(["show", more, "--label", "jumping into pool"]) == 0
+    assert [line.split(":")[0].split()[1] for line in capsys.readouterr().out.splitlines()[::2]] == ["jump", "pool"]
 
 
 def test_labels_of_many_kinds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -183,7 +248,7 @@ def test_labels_of_many_kinds(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert "cannot read corpus" in capsys.readouterr().err
 
 
-def test_surroundings_do_not_depend_on_the_order_of_relations() -> None:
+def test_neighbours_do_not_depend_on_the_order_of_relations() -> None:
     """NLTK gives related senses in the order of a set, another one in every process."""
 
     class Sense:
@@ -201,8 +266,8 @@ def test_surroundings_do_not_depend_on_the_order_of_relations() -> None:
         def nothing(self) -> list[str]:
             return []
 
-        hypernyms = part_meronyms = verb_groups = examples = lemma_names = nothing
+        hypernyms = part_meronyms = verb_groups = lemmas = lemma_names = nothing
 
     kinds = [Sense(f"kind {letter * 3}", []) for letter in "abcdefghijklmnop"]
-    found = [_surroundings.__wrapped__(Sense("root", order)) for order in (kinds, kinds[::-1])]
-    assert found[0] == found[1] == {"root", "kind", *(letter * 3 for letter in "abcdefghij")}
+    found = [_near.__wrapped__(Sense("root", order)) for order in (kinds, kinds[::-1])]
+    assert found[0] == found[1] == {"kind", *(letter * 3 for letter in "abcdefghij")}
