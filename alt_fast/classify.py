@@ -17,6 +17,7 @@ from torch import Tensor
 
 from alt_fast.checkpoint import CheckpointError, TrainedModel, load_model
 from alt_fast.clip import WeightsError
+from alt_fast.corpus.options import add_corpus_options, use_corpus
 from alt_fast.data.annotations import AnnotationError, read_classes
 from alt_fast.data.augment import AugmentConfig, apply, view_record
 from alt_fast.data.decode import VideoError, decode_clip
@@ -113,6 +114,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="LABEL",
         help="texts to choose from, or one file; default: the classes trained on",
     )
+    add_corpus_options(parser)
     parser.add_argument("--top-k", type=int, default=5, metavar="K", help="labels to print (default 5)")
     parser.add_argument(
         "--head", choices=("alt", "clip"), default="alt", help="ALT, or zero-shot CLIP on merged tokens"
@@ -137,6 +139,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         trained = open_model(arguments)
         labels = read_labels(arguments.labels) if arguments.labels else trained.classes
         trained.model.to(device)
+        use_corpus(trained.model, arguments.corpus, arguments.categories)
         classes = trained.model.text.classes(labels, trained.templates)
     except (AnnotationError, CheckpointError, RunError, WeightsError, ValueError) as e:
         print(f"error: {e}", file=sys.stderr)

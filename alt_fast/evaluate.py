@@ -19,6 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from alt_fast.checkpoint import CheckpointError, TrainedModel, load_model
+from alt_fast.corpus.options import add_corpus_options, use_corpus
 from alt_fast.data import motion_shapes
 from alt_fast.data.annotations import AnnotationError, Video, read_classes, read_list
 from alt_fast.data.dataset import ClipSpec, EvalClips, batched
@@ -132,6 +133,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--list", metavar="FILE", help="videos to test on; default: the lists of the run")
     parser.add_argument("--classes", metavar="FILE", help="class file of --list; default: the classes trained on")
     parser.add_argument("--root", metavar="DIR", help="folder that video paths start from; default: the list's")
+    add_corpus_options(parser)
     parser.add_argument("--r", type=int, metavar="R", help="tokens merged away per layer; default: as trained")
     parser.add_argument("--batch-size", type=int, default=32, metavar="B", help="clips at once (default 32)")
     parser.add_argument(
@@ -151,6 +153,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.r is not None:
             trained.model.encoder.set_r(arguments.r)
         trained.model.to(pick_device(arguments.device))
+        use_corpus(trained.model, arguments.corpus, arguments.categories)
         if arguments.list:
             names = read_classes(arguments.classes) if arguments.classes else trained.classes
             lists = [(arguments.list, *read_list(arguments.list, names, arguments.root, "test"))]

@@ -1,5 +1,6 @@
 """ALT, "align before adapt": video -> region tokens -> aligned entities -> queries -> action (paper, section 3)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 from alt_fast.adapters import Tuning
 from alt_fast.alignment import Alignment, QuerySource
+from alt_fast.cache import cache_folder
 from alt_fast.clip import TINY, load_clip
 from alt_fast.corpus import Corpus
 from alt_fast.decoder import VideoDecoder
@@ -121,9 +123,25 @@ class ALT(nn.Module):
         return self.logit_scale.exp() * F.normalize(frames.mean(1), dim=-1) @ classes.T
 
     def embed_corpus(self) -> None:
-        """Compute the entities' embeddings with the text tower as it is now."""
-        if self.corpus is not None:
-            self.alignment.entities.copy_(self.text([entity.text for entity in self.corpus.entities]))
+        """The entities' embeddings by the text tower as it is now; those of open_clip's towers are kept on disk."""
+        if self.corpus is None:
+            return
+        texts = [entity.text for entity in self.corpus.entities]
+        if self.config.backbone == TINY:  # cheap, and its weights are made anew by every run
+            self.alignment.entities = self.text(texts)
+        else:
+            self.alignment.entities = self.text.cached(texts, cache_folder("embeddings"))
+
+    def use_corpus(self, corpus: Corpus | None, categories: Sequence[str] | None = None) -> None:
+        """Align to another corpus from now on, of any size: no weight depends on it. None keeps the present one.
+
+        categories: the ones to use, by default all. Raises ValueError for a model that does not align, CorpusError when
+        no entity is of these categories.
+        """
+        if self.corpus is None:
+            raise ValueError(f"the model's queries are {self.config.query!r}: it aligns to no corpus")
+        self.corpus = (self.corpus if corpus is None else corpus).select(categories)
+        self.embed_corpus()
 
     def count_parameters(self, trainable: bool = False) -> int:
         """Parameters without the text branch, as the paper's Table 1 counts them; or only the trainable ones."""

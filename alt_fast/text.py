@@ -1,11 +1,18 @@
 """The frozen text side: prompts, CLIP's text tower, embeddings of class names and entities."""
 
+import hashlib
 from collections.abc import Sequence
+from pathlib import Path
 
 import open_clip
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
+from tqdm import tqdm
+
+from alt_fast.cache import write_to_cache
 
 TEMPLATES = (
     "{}",
@@ -44,8 +51,35 @@ class TextTower(nn.Module):
         if not texts:
             raise ValueError("texts must not be empty")
         device = self.clip.positional_embedding.device
-        tokens = self.tokenizer(list(texts)).to(device)
-        return torch.cat([self.clip.encode_text(part, normalize=True).float() for part in tokens.split(batch_size)])
+        parts = self.tokenizer(list(texts)).split(batch_size)
+        shown = tqdm(parts, "text embeddings", unit="batch", disable=True if len(parts) < 4 else None)
+        return torch.cat([self.clip.encode_text(part.to(device), normalize=True).float() for part in shown])
+
+    def cached(self, texts: Sequence[str], folder: Path) -> Tensor:
+        """As calling it, with the result kept in `folder` as a safetensors file.
+
+        The file is named by a hash of the texts, the tower's weights and the arithmetic (dtype, kind of device), so
+        what it holds is never out of date; a file that cannot be read is made again.
+        """
+        key = self._hash(texts)
+        path = folder / f"{key}.safetensors"
+        device = self.clip.positional_embedding.device
+        try:
+            with safe_open(path, framework="pt", device=str(device)) as file:
+                return file.get_tensor("embeddings")
+        except (OSError, SafetensorError):
+            embeddings = self(texts)
+        write_to_cache(path, lambda partial: save_file({"embeddings": embeddings.cpu()}, partial))
+        return embeddings
+
+    def _hash(self, texts: Sequence[str]) -> str:
+        digest = hashlib.sha256()
+        for name, weight in self.clip.state_dict().items():
+            digest.update(f"{name} {tuple(weight.shape)} {weight.dtype} {weight.device.type}\0".encode())
+            digest.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        for text in texts:
+            digest.update(text.encode() + b"\0")
+        return digest.hexdigest()
 
     def classes(self, names: Sequence[str], templates: Sequence[str] = TEMPLATES) -> Tensor:
         """Class embeddings [len(names), d]: the normalised mean over templates of each name's embeddings."""

@@ -115,7 +115,35 @@ def loader_table(rows: Iterable[Row]) -> str:
     return "\n".join(lines)
 
 
-TABLES = {"audit": audit_table, "speed": speed_table, "quality": quality_table, "loader": loader_table}
+def corpus_table(rows: Iterable[Row]) -> str:
+    """Markdown: sizes of corpora, and how much of their labels they cover."""
+    lines = [
+        "| | entities | object | body | scene | motion | labels with >= 1, 3, 8 | seconds |",
+        "|---|--:|--:|--:|--:|--:|---|--:|",
+    ]
+    for row in rows:
+        if "corpus" in row:
+            categories = " | ".join(str(row["categories"][name]) for name in ("object", "body", "scene", "motion"))
+            shares = ", ".join(f"{share:.0%}" for share in row["labels_with_at_least"].values())
+            lines.append(f"| {row['corpus']} | {row['entities']} | {categories} | {shares} | {row['seconds']:.0f} |")
+    return "\n".join(lines)
+
+
+def senses_table(rows: Iterable[Row]) -> str:
+    """Markdown: how many of the hand-made choices of senses each chooser makes."""
+    lines = ["| `--senses` | right |", "|---|--:|"]
+    lines += [f"| {row['chooser']} | {row['right']} of {row['choices']} |" for row in rows if "chooser" in row]
+    return "\n".join(lines)
+
+
+TABLES = {
+    "audit": audit_table,
+    "speed": speed_table,
+    "quality": quality_table,
+    "loader": loader_table,
+    "corpus": corpus_table,
+    "senses": senses_table,
+}
 
 
 def update_tables(text: str, rows: Sequence[Row]) -> str:

@@ -9,6 +9,7 @@ import torch
 from alt_fast.checkpoint import load_model
 from alt_fast.classify import classify, load_video, main
 from alt_fast.clip import load_clip
+from alt_fast.corpus import Corpus
 from tests.conftest import VideoWriter
 
 
@@ -117,3 +118,21 @@ def test_bad_requests(video: Path, tmp_path: Path, trained_run: Path, capsys: py
     with pytest.raises(SystemExit):
         main([str(video), "--checkpoint", str(trained_run), "--top-k", "0"])
     assert "--top-k must be >= 1" in capsys.readouterr().err
+
+
+def test_another_corpus(
+    trained_run: Path, video: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], corpus: Corpus
+) -> None:
+    corpus.save(tmp_path / "five.json")
+    command = [str(video), "--checkpoint", str(trained_run), "--json"]
+    assert main([*command, "--corpus", str(tmp_path / "five.json"), "--categories", "object"]) == 0
+    (answer,) = json.loads(capsys.readouterr().out)
+    units = {row["entity"] for frame in answer["frames"] for row in frame}
+    assert units <= {"star", "moon"}
+    assert main([*command, "--categories", "motion"]) == 0
+    (answer,) = json.loads(capsys.readouterr().out)
+    assert {row["category"] for frame in answer["frames"] for row in frame} == {"motion"}
+    bare = [str(video), "--head", "clip", "--backbone", "tiny", "--pretrained", str(tmp_path / "tiny.pt")]
+    torch.save(load_clip("tiny", None).state_dict(), tmp_path / "tiny.pt")
+    assert main([*bare, "--labels", "a", "b", "--categories", "motion"]) == 1
+    assert "aligns to no corpus" in capsys.readouterr().err

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from alt_fast.checkpoint import load_model
+from alt_fast.corpus import Corpus
 from alt_fast.data.annotations import read_classes, read_list
 from alt_fast.data.loader import Loading
 from alt_fast.evaluate import EvalConfig, Result, evaluate, main
@@ -103,3 +104,13 @@ def test_bad_requests(trained_run: Path, tmp_path: Path, capsys: pytest.CaptureF
     for request, message in requests.items():
         assert main(list(request)) == 1
         assert message in capsys.readouterr().err
+
+
+def test_another_corpus(trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], corpus: Corpus) -> None:
+    corpus.save(tmp_path / "five.json")
+    command = ["--checkpoint", str(trained_run), "--json", "--workers", "0"]
+    assert main([*command, "--corpus", str(tmp_path / "five.json"), "--categories", "object", "motion"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert rows[0]["videos"] == 36
+    assert main([*command, "--corpus", str(tmp_path / "none.json")]) == 1
+    assert "cannot read corpus" in capsys.readouterr().err

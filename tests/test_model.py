@@ -2,14 +2,17 @@
 
 import copy
 import pickle
+from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from alt_fast import ALT, Corpus, create_model
+from alt_fast import ALT, Corpus, Entity, create_model
+from alt_fast.corpus import CATEGORIES
 from alt_fast.text import TEMPLATES, TextTower
 from alt_fast_kernels.align.reference import gumbel_noise
 from tests.kernels.test_match import match_by_loops
@@ -189,6 +192,32 @@ def test_categories_choose_entities(corpus: Corpus) -> None:
     torch.testing.assert_close(model.alignment.entities, full.alignment.entities[[3, 4]], rtol=0, atol=1e-6)
 
 
+def corpus_of(number: int) -> Corpus:
+    return Corpus(tuple(Entity(f"thing {i}", "of its kind", CATEGORIES[i % 4]) for i in range(number)))
+
+
+@pytest.mark.parametrize("number", [10, 100_000])
+def test_use_corpus_takes_any_size(number: int, corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = create_model("alt_tiny", corpus, frames=2).eval()
+    if number > 1000:  # minutes on a CPU
+        monkeypatch.setattr(model.text, "forward", lambda texts: F.normalize(torch.randn(len(texts), 64), dim=-1))
+    weights = {name for name, _ in model.named_parameters()}
+    large = corpus_of(number)
+    model.use_corpus(large)
+    video, classes = torch.randn(1, 2, 3, *model.image_size), F.normalize(torch.randn(3, 64), dim=-1)
+    output = model(video, classes)
+    assert output.logits.isfinite().all()
+    tokens = model.encode(video)
+    expected = F.normalize(tokens, dim=-1) @ model.alignment.entities.T
+    torch.testing.assert_close(expected.gather(-1, output.entity[..., None])[..., 0], expected.amax(-1))
+    model.use_corpus(None, ["scene"])
+    assert model.corpus == large.select(["scene"])
+    assert model.alignment.entities.shape == (len(model.corpus), 64)
+    assert {name for name, _ in model.named_parameters()} == weights
+    with pytest.raises(ValueError, match="queries are 'frame': it aligns to no corpus"):
+        create_model("alt_tiny", query="frame").use_corpus(corpus)
+
+
 def test_tau_and_noise(corpus: Corpus) -> None:
     noisy, quiet = build(corpus).train(), build(corpus, noise=False).train()
     c = classes(noisy)
@@ -290,6 +319,37 @@ def test_text_tower_is_frozen_and_averages_templates(corpus: Corpus) -> None:
     torch.testing.assert_close(model.text(prompts, batch_size=3), model.text(prompts), rtol=0, atol=1e-6)
     with pytest.raises(ValueError, match="texts must not be empty"):
         model.text([])
+
+
+def test_kept_embeddings_are_of_these_texts_and_weights(corpus: Corpus, tmp_path: Path) -> None:
+    text = create_model("alt_tiny", corpus).text
+    texts = ["a cat", "a dog"]
+    first = text.cached(texts, tmp_path)
+    assert torch.equal(first, text(texts))
+    (file,) = tmp_path.iterdir()
+    assert torch.equal(safetensors.torch.load_file(file)["embeddings"], first)
+
+    safetensors.torch.save_file({"embeddings": torch.zeros(2, 64)}, file)
+    assert torch.equal(text.cached(texts, tmp_path), torch.zeros(2, 64))  # the file is what is read
+    file.write_bytes(b"damaged")
+    assert torch.equal(text.cached(texts, tmp_path), first)
+    assert torch.equal(text.cached(texts[::-1], tmp_path), text(texts[::-1]))  # other texts: another file
+    text.clip.positional_embedding.data[0, 0] += 1
+    changed = text.cached(texts, tmp_path)
+    assert torch.equal(changed, text(texts))
+    assert not torch.equal(changed, first)
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_open_clip_s_towers_keep_their_embeddings(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    create_model("alt_tiny", corpus)
+    assert list(tmp_path.iterdir()) == []
+    model = create_model("alt_b16", corpus, depth=1)
+    (file,) = (tmp_path / "alt_fast" / "embeddings").iterdir()
+    assert torch.equal(safetensors.torch.load_file(file)["embeddings"], model.alignment.entities)
 
 
 def test_pickle_and_deepcopy(corpus: Corpus) -> None:

@@ -6,6 +6,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+ENTITY_TEMPLATE = "{unit}: {description}"
+"""What the text tower reads of an entity."""
+
 CATEGORIES = ("object", "body", "scene", "motion")
 FORMAT_VERSION = 1
 
@@ -26,7 +29,7 @@ class Entity:
     @property
     def text(self) -> str:
         """What the text tower reads."""
-        return f"{self.unit}: {self.description}"
+        return ENTITY_TEMPLATE.format(unit=self.unit, description=self.description)
 
 
 @dataclass(frozen=True)

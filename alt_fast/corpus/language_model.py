@@ -1,13 +1,13 @@
 """Questions to a language model behind any OpenAI-compatible endpoint, every answer kept on disk.
 
-Needs alt-fast[corpus]. Answers are data: they are shortened, filtered and stored, and nothing in them is ever run or followed.
+Needs alt-fast[corpus]. Answers are data: they are shortened, filtered and stored, and nothing in them is ever run or
+followed.
 """
 
 import hashlib
 import json
 import os
 import re
-import tempfile
 import textwrap
 import unicodedata
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from alt_fast.cache import cache_folder
+from alt_fast.cache import cache_folder, write_to_cache
 from alt_fast.corpus import CorpusError
 
 MAX_ANSWER = 2000  # characters kept of an answer
@@ -128,11 +128,8 @@ class LanguageModel:
             raise CorpusError(f"the language model at {client.base_url} failed: {e}") from e
         except (AttributeError, IndexError, TypeError, ValueError) as e:
             raise CorpusError(f"what {client.base_url} answers is not OpenAI's chat completions protocol ({e})") from e
-        path = self._file(prompt)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
-            json.dump({"request": request, "answer": (answer or "")[:MAX_ANSWER]}, file, ensure_ascii=False, indent=1)
-        os.replace(file.name, path)
+        content = json.dumps({"request": request, "answer": (answer or "")[:MAX_ANSWER]}, ensure_ascii=False, indent=1)
+        write_to_cache(self._file(prompt), lambda partial: partial.write_text(content, encoding="utf-8"))
 
     @cached_property
     def _client(self) -> Any:
