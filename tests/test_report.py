@@ -67,7 +67,7 @@ def test_the_page_holds_the_figures_and_needs_no_network(tmp_path: Path) -> None
     assert not re.search(r'(src|href)="(?!#)', text.replace('xlink:href="#', ""))
 
 
-@pytest.mark.parametrize("readme", ["README.md", "benchmarks/README.md", "docs/data.md"])
+@pytest.mark.parametrize("readme", ["README.md", "benchmarks/README.md", "docs/data.md", "docs/corpus.md"])
 def test_the_readmes_hold_what_the_result_files_say(readme: str) -> None:
     rows = read_files(sorted((ROOT / "benchmarks/results").glob("*.jsonl")))[1]
     text = (ROOT / readme).read_text()

@@ -55,10 +55,13 @@ class Corpus:
         return Corpus(chosen, self.notes)
 
     def save(self, path: str | Path) -> None:
-        """Write as JSON, one entity a line, so that versions can be compared."""
+        """Write as JSON, one entity a line, so that versions can be compared. Raises CorpusError when it cannot."""
         content = {"version": FORMAT_VERSION, **self.notes, "entities": [asdict(entity) for entity in self.entities]}
         text = ",\n".join(f"  {json.dumps(key)}: {_dump(value)}" for key, value in content.items())
-        Path(path).write_text(f"{{\n{text}\n}}\n", encoding="utf-8")
+        try:
+            Path(path).write_text(f"{{\n{text}\n}}\n", encoding="utf-8")
+        except OSError as e:
+            raise CorpusError(f"cannot write corpus {path}: {e}") from e
 
     @staticmethod
     def load(path: str | Path) -> "Corpus":

@@ -17,6 +17,11 @@ def test_round_trip(corpus: Corpus, tmp_path: Path) -> None:
     assert sum("unit" in line for line in lines) == len(corpus)  # an entity a line: diffable
 
 
+def test_a_place_that_cannot_be_written(corpus: Corpus, tmp_path: Path) -> None:
+    with pytest.raises(CorpusError, match="cannot write corpus .*none"):
+        corpus.save(tmp_path / "none" / "corpus.json")
+
+
 def test_select_keeps_order_and_categories(corpus: Corpus) -> None:
     assert [entity.unit for entity in corpus.select(["motion", "object"]).entities] == ["star", "moon", "growing"]
     assert corpus.select(None) is corpus
