@@ -26,15 +26,22 @@ class CheckpointError(RuntimeError):
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Call `write` on a temporary name beside `path`, flush to disk, then rename."""
+    """Call `write` on a temporary name beside `path`, flush to disk, then rename.
+
+    Raises CheckpointError when the disk is full or the like; what was at `path` before is there still.
+    """
     partial = path.with_name(f".{path.name}.partial")
-    partial.touch()
-    mode = partial.stat().st_mode  # safetensors makes files that only their owner can read
-    write(partial)
-    partial.chmod(mode)
-    with open(partial, "rb") as file:
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    try:
+        partial.touch()
+        mode = partial.stat().st_mode  # safetensors makes files that only their owner can read
+        write(partial)
+        partial.chmod(mode)
+        with open(partial, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except (OSError, RuntimeError, SafetensorError) as e:  # torch.save raises RuntimeError on a full disk
+        partial.unlink(missing_ok=True)
+        raise CheckpointError(f"cannot write {path}: {e}") from e
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

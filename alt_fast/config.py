@@ -54,12 +54,13 @@ class OptimConfig:
         epochs: passes over the training list.
         warmup_epochs: of linear warm-up from zero, part of `epochs`.
         batch_size: clips per step.
-        accumulate: parts that a batch is computed in, to save memory.
+        accumulate: parts that each process computes its share of a batch in, to save memory.
         lr: learning rate of everything but the backbone.
         backbone_lr: learning rate of the image tower.
         final_lr: where the cosine ends, as a fraction of the learning rate.
         weight_decay: AdamW's, on parameters with two dimensions or more.
         clip_grad: largest gradient norm; null for no limit.
+        max_skipped: steps whose loss is no finite number that are skipped, before the run stops.
         mixup: Beta parameter of Mixup; 0 for none.
         cutmix: Beta parameter of CutMix; 0 for none.
         mix_switch: probability of CutMix when both are on.
@@ -76,6 +77,7 @@ class OptimConfig:
     final_lr: float = 0.01
     weight_decay: float = 0.001
     clip_grad: float | None = None
+    max_skipped: int = 0
     mixup: float = 0.8
     cutmix: float = 1.0
     mix_switch: float = 0.5

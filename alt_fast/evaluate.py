@@ -24,6 +24,7 @@ from alt_fast.data import motion_shapes
 from alt_fast.data.annotations import AnnotationError, Video, read_classes, read_list
 from alt_fast.data.dataset import ClipSpec, EvalClips, batched
 from alt_fast.data.loader import Failure, Loader, LoaderName, Loading, open_backend
+from alt_fast.distributed import World, join_world, leave_world
 from alt_fast.model import ALT
 from alt_fast.run_folder import RunError, pick_device
 
@@ -67,24 +68,38 @@ class Result:
 
 @torch.inference_mode()
 def evaluate(
-    model: ALT, videos: Sequence[Video], spec: ClipSpec, classes: Tensor, testing: EvalConfig, name: str = "test"
+    model: ALT,
+    videos: Sequence[Video],
+    spec: ClipSpec,
+    classes: Tensor,
+    testing: EvalConfig,
+    name: str = "test",
+    world: World | None = None,
 ) -> Result:
-    """Score videos against class embeddings [I, d]."""
+    """Score videos against class embeddings [I, d]; each once, whatever the number of processes that share them."""
+    world = world or World()
     model.eval()
-    clips = EvalClips(videos, spec, testing.crops, testing.clips)
+    own = videos[world.rank :: world.size]
+    clips = EvalClips(own, spec, testing.crops, testing.clips)
     loading = testing.loading
     backend, _ = open_backend(loading.loader, clips, classes.device, threads=max(1, loading.workers))
     loader = Loader(clips, list(batched(clips.keys(), testing.batch_size)), backend, loading)
-    scores = []
+    scores = [torch.zeros(0, len(classes))]
     causes: dict[str, str] = {}
-    for batch in tqdm(loader, name, unit="batch", disable=None):
+    for batch in tqdm(loader, name, unit="batch", disable=None if world.main else True):
         scores.append(model(batch.video, classes).logits.float().softmax(-1).cpu())
         causes |= dict(batch.failures)
+    mean = torch.zeros(len(videos), len(classes))
+    ways: Counter[str] = Counter()
+    shares = world.gather((torch.cat(scores).view(len(own), clips.views, -1).mean(1), causes, backend.counts))
+    for rank, (share, found, counts) in enumerate(shares):
+        mean[rank :: world.size] = share
+        causes |= found
+        ways += counts
     readable = torch.tensor([str(video.path) not in causes for video in videos])
     labels = torch.tensor([video.label for video in videos])
-    mean = torch.cat(scores).view(len(videos), clips.views, -1).mean(1)
     failures = [Failure(path, cause) for path, cause in causes.items()]
-    return Result(mean * readable[:, None], labels, failures, readable, backend.counts)
+    return Result(mean * readable[:, None], labels, failures, readable, ways)
 
 
 def run_lists(checkpoint: Path, trained: TrainedModel) -> list[tuple[str, list[Video], list[str]]]:
@@ -105,11 +120,16 @@ def run_lists(checkpoint: Path, trained: TrainedModel) -> list[tuple[str, list[V
 
 
 def score_list(
-    name: str, videos: Sequence[Video], names: Sequence[str], trained: TrainedModel, testing: EvalConfig
+    name: str,
+    videos: Sequence[Video],
+    names: Sequence[str],
+    trained: TrainedModel,
+    testing: EvalConfig,
+    world: World | None = None,
 ) -> dict[str, Any]:
     """Accuracy on one list (fractions of 1), with what is needed to read it."""
     classes = trained.model.text.classes(names, trained.templates)
-    result = evaluate(trained.model, videos, trained.spec, classes, testing, Path(name).name)
+    result = evaluate(trained.model, videos, trained.spec, classes, testing, Path(name).name, world)
     return {
         "list": name,
         "videos": len(videos),
@@ -146,6 +166,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", default="auto", help="cpu, cuda or auto (default)")
     parser.add_argument("--json", action="store_true", help="print JSON")
     arguments = parser.parse_args(argv)
+    world = join_world(arguments.device)
     try:
         loading = Loading(arguments.loader, arguments.workers, arguments.timeout)
         testing = EvalConfig(arguments.batch_size, arguments.crops, arguments.clips, loading)
@@ -159,10 +180,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             lists = [(arguments.list, *read_list(arguments.list, names, arguments.root, "test"))]
         else:
             lists = run_lists(Path(arguments.checkpoint), trained)
-        rows = [score_list(*entry, trained, testing) for entry in lists]
+        rows = [score_list(*entry, trained, testing, world) for entry in lists]
     except (AnnotationError, CheckpointError, RunError, ValueError) as e:
         print(f"error: {e}", file=sys.stderr)
         return 1
+    finally:
+        leave_world()
+    if not world.main:
+        return 0
     if arguments.json:
         print(json.dumps(rows, indent=2))
     else:

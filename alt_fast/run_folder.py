@@ -40,7 +40,7 @@ def open_run_folder(config: TrainConfig) -> Path:
     if recorded.exists():
         if not config.resume:
             raise RunError(f"{folder} holds a run already: add --resume to go on with it, or choose another --output")
-        changed = _differences(_deciding(yaml.safe_load(recorded.read_text())), _deciding(settings))
+        changed = differences(_deciding(yaml.safe_load(recorded.read_text())), _deciding(settings))
         if changed:
             raise RunError(f"{folder} was started with other settings: {'; '.join(changed)}")
         return folder
@@ -57,10 +57,11 @@ def _deciding(settings: dict[str, Any]) -> dict[str, Any]:
     return settings | {"data": data}
 
 
-def _differences(before: Any, now: Any, key: str = "") -> list[str]:
+def differences(before: Any, now: Any, key: str = "") -> list[str]:
+    """Settings that changed, as text, by their dotted names."""
     if isinstance(before, dict) and isinstance(now, dict):
         names = sorted(before.keys() | now.keys())
-        return [d for name in names for d in _differences(before.get(name), now.get(name), f"{key}.{name}".strip("."))]
+        return [d for name in names for d in differences(before.get(name), now.get(name), f"{key}.{name}".strip("."))]
     return [] if before == now else [f"{key} was {before!r}, now {now!r}"]
 
 
@@ -109,8 +110,9 @@ def pick_device(name: str) -> torch.device:
 class Quarantine:
     """The videos that could not be used, in a file of one JSON object a line."""
 
-    def __init__(self, path: Path, num_videos: int, max_share: float) -> None:
-        self.path, self.num_videos, self.max_share = path, num_videos, max_share
+    def __init__(self, path: Path, num_videos: int, max_share: float, writes: bool = True) -> None:
+        """writes: whether this process writes the file; all processes of a job have the same causes."""
+        self.path, self.num_videos, self.max_share, self.writes = path, num_videos, max_share, writes
         lines = path.read_text().splitlines() if path.exists() else []
         self.causes: dict[str, str] = {entry["path"]: entry["cause"] for entry in map(json.loads, lines)}
 
@@ -119,8 +121,9 @@ class Quarantine:
         for path, cause in failures:
             if path not in self.causes:
                 self.causes[path] = cause
-                write_atomically(self.path, self._write)
-                say(f"quarantined {path}: {cause}")
+                if self.writes:
+                    write_atomically(self.path, self._write)
+                    say(f"quarantined {path}: {cause}")
         if len(self.causes) > self.max_share * self.num_videos:
             raise RunError(
                 f"{len(self.causes)} of {self.num_videos} training videos cannot be used, more than "

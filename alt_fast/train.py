@@ -2,12 +2,15 @@
 
 python -m alt_fast.train --compile
 python -m alt_fast.train --config kinetics400_b16 --data.train train.csv --data.test val.csv --corpus corpus.json
+torchrun --nproc-per-node 8 -m alt_fast.train --config kinetics400_b16 ... --output RUN
 """
 
 import shutil
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from timm.data import Mixup
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.tensorboard import SummaryWriter
 
 from alt_fast.checkpoint import WEIGHTS, CheckpointError, TrainedModel, save_model, save_module, write_json
@@ -29,8 +33,9 @@ from alt_fast.data.annotations import Subset, Video, read_classes, read_list
 from alt_fast.data.dataset import NO_LABEL, EpochSampler, TrainClips
 from alt_fast.data.loader import Backend, Batch, Loader, open_backend
 from alt_fast.data.rng import Stream, integer
+from alt_fast.distributed import World, join_world, leave_world
 from alt_fast.evaluate import EvalConfig, score_list
-from alt_fast.fit import DivergedError, Schedule, Task, fit, parameter_groups
+from alt_fast.fit import DivergedError, Schedule, Task, TerminatedError, fit, parameter_groups
 from alt_fast.model import ALT, ModelConfig
 from alt_fast.pretrain import pretrain_task
 from alt_fast.run_folder import Quarantine, RunError, open_run_folder, pick_device, say
@@ -59,34 +64,50 @@ class Run:
     device: torch.device
     lists: Lists
     corpus: Corpus | None
-    writer: SummaryWriter
+    writer: SummaryWriter | None
+    world: World
+
+    def say(self, message: str) -> None:
+        """A line for the person who watches, from one process."""
+        if self.world.main:
+            say(message)
 
     @property
     def templates(self) -> Sequence[str]:
         return PLAIN_TEMPLATES if self.config.templates == "plain" else TEMPLATES
 
 
-def run(config: TrainConfig) -> dict[str, Any]:
-    """Do the whole job: data, pretraining, ALT, evaluation, and the frame-only comparison. Returns the metrics."""
+def run(config: TrainConfig, world: World | None = None) -> dict[str, Any]:
+    """Do the whole job: data, pretraining, ALT, evaluation, and the frame-only comparison. Returns the metrics.
+
+    world: the processes that share it. The main one makes the data, pretrains and writes all files.
+    """
+    world = world or World()
     started = time.monotonic()
     device = pick_device(config.device)
     if config.compile and device.type == "cpu" and not any(map(shutil.which, ("g++", "clang++"))):
         raise RunError("--compile on a CPU needs a C++ compiler, g++ or clang++, and none is on the PATH")
-    folder = open_run_folder(config)
-    data = prepare_data(config.data)
+    if world.restarted:
+        config = replace(config, resume=True)
+    made = (open_run_folder(config), prepare_data(config.data)) if world.main else None
+    folder, data = next(item for item in world.gather(made) if item is not None)
     lists = read_lists(data)
-    say(f"run folder {folder}; {len(lists.train)} training videos of {len(lists.classes)} classes; device {device}")
     corpus = load_corpus(config.corpus, config.model)
-    (folder / "classes.csv").write_text("id,name\n" + "".join(f"{i},{c}\n" for i, c in enumerate(lists.classes)))
-    with SummaryWriter(str(folder / "tensorboard")) as writer:
-        this = Run(config, folder, device, lists, corpus, writer)
+    with SummaryWriter(str(folder / "tensorboard")) if world.main else nullcontext() as writer:
+        this = Run(config, folder, device, lists, corpus, writer, world)
+        this.say(f"run folder {folder}; {len(lists.train)} videos of {len(lists.classes)} classes to train on")
+        this.say(f"{world.size} processes on {device.type}, {config.optim.batch_size} clips a step in all")
+        if world.main:
+            names = "".join(f"{i},{name}\n" for i, name in enumerate(lists.classes))
+            (folder / "classes.csv").write_text(f"id,name\n{names}")
         seconds = {"data": time.monotonic() - started}
         model_config = config.model
         if config.pretrain is not None:
             path, seconds["clip"] = pretrain(this)
             model_config = replace(model_config, pretrained=str(path))
         trained, seconds["alt"] = train_model(this, "alt", model_config)
-        save_model(folder / WEIGHTS, trained)
+        if world.main:
+            save_model(folder / WEIGHTS, trained)
         frame_model = None
         if config.frame_only:
             frame_model, seconds["frame_only"] = train_model(this, "frame_only", replace(model_config, frames=1))
@@ -102,7 +123,8 @@ def run(config: TrainConfig) -> dict[str, Any]:
         "parameters": trained.model.count_parameters(),
         "seed": config.seed,
     }
-    write_json(folder / "metrics.json", metrics)
+    if world.main:
+        write_json(folder / "metrics.json", metrics)
     return metrics
 
 
@@ -155,16 +177,22 @@ def load_corpus(name: str | None, model: ModelConfig) -> Corpus | None:
 
 
 def pretrain(this: Run) -> tuple[Path, float]:
-    """Train the image and text towers; returns the file of their weights and the seconds it took."""
+    """Train the image and text towers in the main process; returns the file of their weights, and the seconds."""
+    path, seconds = this.folder / "clip.safetensors", 0.0
+    if this.world.main:
+        seconds = _pretrain(this, path)
+    return path, sum(this.world.gather(seconds))
+
+
+def _pretrain(this: Run, path: Path) -> float:
     config = this.config
     assert config.pretrain is not None
     torch.manual_seed(integer(config.seed, Stream.INIT, sample=0))
     clip = load_clip(config.model.backbone, None, config.model.image_size).to(this.device)
     task = pretrain_task(clip, config.pretrain, config.seed, config.augment.normalize, config.data.workers, this.device)
     seconds = fit(task, this.folder / "clip.state", this.writer, config.checkpoint_every)
-    path = this.folder / "clip.safetensors"
     save_module(path, clip)
-    return path, seconds
+    return seconds
 
 
 def train_model(this: Run, name: str, model_config: ModelConfig) -> tuple[TrainedModel, float]:
@@ -177,36 +205,58 @@ def train_model(this: Run, name: str, model_config: ModelConfig) -> tuple[Traine
     clips = TrainClips(this.lists.train, trained.spec, config.seed)
     dtype = torch.bfloat16 if optim.amp else torch.float32
     backend, why = open_backend(config.data.loader, clips, this.device, dtype, max(1, config.data.workers))
-    say(f"{name}: loader {why}")
+    this.say(f"{name}: loader {why}")
     task = alt_task(this, name, trained, clips, backend)
-    seconds = fit(task, this.folder / f"{name}.state", this.writer, config.checkpoint_every)
+    seconds = fit(task, this.folder / f"{name}.state", this.writer, config.checkpoint_every, this.world)
     total = task.schedule.steps * optim.batch_size
-    say(f"{name}: {task.schedule.steps} steps in {seconds:.0f} s, {total / seconds:.1f} clips/s")
-    for way, count in backend.counts.items():
-        say(f"{name}: {count} clips {way}")
+    this.say(f"{name}: {task.schedule.steps} steps in {seconds:.0f} s, {total / seconds:.1f} clips/s")
+    for way, count in sum(this.world.gather(backend.counts), Counter()).items():
+        this.say(f"{name}: {count} clips {way}")
     return trained, seconds
 
 
 def alt_task(this: Run, name: str, trained: TrainedModel, clips: TrainClips, backend: Backend) -> Task:
-    """The stage that trains `trained.model` in place."""
-    config, optim, lists, device = this.config, this.config.optim, this.lists, this.device
+    """The stage that trains `trained.model` in place.
+
+    A step's batch is in `accumulate` parts a process, so several processes do what one does in as many parts in all.
+    """
+    config, optim, lists, device, world = this.config, this.config.optim, this.lists, this.device, this.world
     model = trained.model
+    parts = optim.accumulate * world.size
+    if optim.batch_size % parts or ((optim.mixup or optim.cutmix) and optim.batch_size // parts % 2):
+        raise RunError(
+            f"optim.batch_size {optim.batch_size} must be made of {parts} equal parts ({world.size} processes x "
+            f"optim.accumulate {optim.accumulate}), each even for mixup and cutmix"
+        )
     steps_per_epoch = len(lists.train) // optim.batch_size
     if steps_per_epoch == 0:
         raise RunError(f"optim.batch_size {optim.batch_size} is more than the {len(lists.train)} training videos")
     schedule = Schedule(steps_per_epoch * optim.epochs, steps_per_epoch * optim.warmup_epochs, optim.final_lr)
     classes = model.text.classes(lists.classes, this.templates)
-    forward = torch.compile(model) if config.compile and name == "alt" else model  # one compilation a run
+    parallel = None
+    if world.size > 1:
+        parallel = DistributedDataParallel(model, broadcast_buffers=False)  # the entities never change
+    forward: Callable[..., Any] = parallel or model
+    if config.compile and name == "alt":  # one compilation a run
+        forward = torch.compile(forward)
     mix = make_mixup(config, len(lists.classes))
-    quarantine = Quarantine(this.folder / "quarantine.jsonl", len(lists.train), config.data.max_bad_share)
+    quarantine = Quarantine(
+        this.folder / "quarantine.jsonl", len(lists.train), config.data.max_bad_share, writes=world.main
+    )
 
     def batches(step: int) -> Loader:
         steps = range(step, schedule.steps)
-        keys = EpochSampler(len(lists.train), optim.batch_size, config.seed, steps, optim.accumulate)
+        keys = EpochSampler(
+            len(lists.train), optim.batch_size, config.seed, steps, optim.accumulate, world.rank, world.size
+        )
         return Loader(clips, keys, backend, config.data.loading)
 
+    def samples(step: int) -> list[str]:
+        keys = EpochSampler(len(lists.train), optim.batch_size, config.seed, range(step, step + 1))
+        return [str(lists.train[index].path) for batch in keys for _, index in batch]
+
     def loss(batch: Batch, part: int) -> Tensor:
-        quarantine.add(batch.failures)
+        quarantine.add([failure for failures in world.gather(batch.failures) for failure in failures])
         if batch.failures and NO_LABEL in batch.label:
             path, cause = batch.failures[-1]
             raise RunError(f"video after video cannot be used, the last {path}: {cause}. Is data.root right?")
@@ -220,8 +270,9 @@ def alt_task(this: Run, name: str, trained: TrainedModel, clips: TrainClips, bac
     def every_epoch(done: int) -> None:
         if config.eval_every and done % config.eval_every == 0 and done < optim.epochs:
             top1 = score(this, trained, "test", lists.test, lists.classes)["top1"]
-            this.writer.add_scalar(f"{name}/top1", top1, done * steps_per_epoch)
-            say(f"{name}: epoch {done} of {optim.epochs}, top-1 {top1:.3f}")
+            if this.writer is not None:
+                this.writer.add_scalar(f"{name}/top1", top1, done * steps_per_epoch)
+            this.say(f"{name}: epoch {done} of {optim.epochs}, top-1 {top1:.3f}")
 
     def rate(parameter: str) -> float:
         return optim.backbone_lr if parameter.startswith("encoder.visual.") else optim.lr
@@ -236,6 +287,9 @@ def alt_task(this: Run, name: str, trained: TrainedModel, clips: TrainClips, bac
         steps_per_epoch=steps_per_epoch,
         accumulate=optim.accumulate,
         clip_grad=optim.clip_grad,
+        parallel=parallel,
+        max_skipped=optim.max_skipped,
+        samples=samples,
         every_epoch=every_epoch,
     )
 
@@ -266,7 +320,7 @@ def score(this: Run, trained: TrainedModel, name: str, videos: Sequence[Video], 
     """Single-view scores of videos against class names, as `alt_fast.evaluate` gives them."""
     optim = this.config.optim
     testing = EvalConfig(optim.batch_size // optim.accumulate, loading=this.config.data.loading)
-    return score_list(name, videos, names, trained, testing)
+    return score_list(name, videos, names, trained, testing, this.world)
 
 
 def measure(this: Run, trained: TrainedModel) -> dict[str, Any]:
@@ -319,16 +373,22 @@ def parse(arguments: Sequence[str]) -> TrainConfig:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     config = parse(sys.argv[1:] if arguments is None else arguments)
+    world = join_world(config.device)
     try:
-        metrics = run(config)
+        metrics = run(config, world)
+    except TerminatedError as e:
+        print(f"{e}; go on with the same command and --output RUN --resume", file=sys.stderr)
+        return 143  # as a process that SIGTERM ends
     except (RunError, CheckpointError, DivergedError, WeightsError, ValueError) as e:
         print(f"error: {e}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted; go on with the same command and --output RUN --resume", file=sys.stderr)
         return 130
+    finally:
+        leave_world()
     for name, value in metrics.items():
-        if isinstance(value, float):
+        if world.main and isinstance(value, float):
             print(f"{name:32} {value:.3f}")
     return 0
 

@@ -1,5 +1,8 @@
 """The training loop: schedule, groups, accumulation, and exact resume."""
 
+import os
+import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
 from alt_fast.checkpoint import CheckpointError, load_state
-from alt_fast.fit import DivergedError, Schedule, Task, fit, parameter_groups
+from alt_fast.fit import DivergedError, Schedule, Task, TerminatedError, fit, parameter_groups
 
 
 @pytest.fixture
@@ -133,3 +136,63 @@ def test_states_that_do_not_fit(tmp_path: Path, writer: SummaryWriter) -> None:
     torch.save({"version": 1, "task": "toy", "module": {}, "step": 1}, path)
     with pytest.raises(CheckpointError, match="does not fit this run"):
         fit(make_task(), path, writer, 100)
+
+
+def test_sigterm_ends_after_the_step_with_its_state(tmp_path: Path, writer: SummaryWriter) -> None:
+    whole = make_task()
+    fit(whole, tmp_path / "whole.state", writer, 100)
+    task = make_task()
+    asked = replace(task, loss=lambda batch, number: (number == 5 and kill(), task.loss(batch, number))[1])
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(TerminatedError, match="toy: asked to end; 6 of 12 steps are in .*a.state"):
+        fit(asked, tmp_path / "a.state", writer, 100)
+    assert signal.getsignal(signal.SIGTERM) == before
+    resumed = make_task()
+    fit(resumed, tmp_path / "a.state", writer, 100)
+    assert all(torch.equal(a, b) for a, b in zip(weights(whole), weights(resumed), strict=True))
+
+
+def kill() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_steps_without_a_finite_loss_change_nothing(
+    tmp_path: Path, writer: SummaryWriter, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def diverging(*steps: int, **options: Any) -> Task:
+        task = make_task(samples=lambda step: [f"video {step}"], **options)
+        return replace(task, loss=lambda batch, n: task.loss(batch, n) * (float("nan") if n in steps else 1))
+
+    with pytest.raises(DivergedError, match="the loss is nan at step 3, on video 3; try a lower"):
+        fit(diverging(3), tmp_path / "a.state", writer, 100)
+    task = diverging(3, 7, max_skipped=2)
+    fit(task, tmp_path / "b.state", writer, 4)
+    assert "the loss is nan at step 3, on video 3: skipped, 1 of at most 2" in capsys.readouterr().out
+    assert all(weight.isfinite().all() for weight in weights(task))
+    assert load_state(tmp_path / "b.state")["skipped"] == 2
+    with pytest.raises(DivergedError, match="at step 7"):
+        fit(diverging(3, 7, max_skipped=1), tmp_path / "c.state", writer, 5)
+    resumed = diverging(7, max_skipped=1)  # the skipped step before the interruption counts
+    with pytest.raises(DivergedError, match="at step 7"):
+        fit(resumed, tmp_path / "c.state", writer, 5)
+
+
+def test_a_full_disk_leaves_the_state_before(
+    tmp_path: Path, writer: SummaryWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved = torch.save
+    full: list[bool] = []
+
+    def save(content: Any, path: Path) -> None:
+        if content["step"] == 6:
+            full.append(True)
+            path.write_bytes(b"part of it")
+            raise OSError(28, "No space left on device")
+        saved(content, path)
+
+    monkeypatch.setattr("torch.save", save)
+    with pytest.raises(CheckpointError, match="cannot write .*a.state: .*No space left on device"):
+        fit(make_task(), tmp_path / "a.state", writer, 3)
+    assert full
+    assert load_state(tmp_path / "a.state")["step"] == 3
+    assert not list(tmp_path.glob(".*.partial"))

@@ -1,0 +1,65 @@
+"""The processes of one job, as torchrun starts them; a job without torchrun is a world of one."""
+
+import os
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among `size` of them. local_rank: its number on its machine, which is that of its GPU."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+
+    @property
+    def main(self) -> bool:
+        """Whether this is the process that writes files and prints."""
+        return self.rank == 0
+
+    @property
+    def restarted(self) -> bool:
+        """Whether torchrun started the processes anew after one of them died."""
+        return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+    def gather(self, item: T) -> list[T]:
+        """What every process has, by rank; anything that can be pickled. All must call it."""
+        if self.size == 1:
+            return [item]
+        items: list[Any] = [None] * self.size
+        dist.all_gather_object(items, item)
+        return items
+
+    def mean(self, *values: float) -> list[float]:
+        """Means over the processes, the same on all of them. All must call it."""
+        if self.size == 1:
+            return list(values)
+        total: Tensor = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(total)
+        return (total / self.size).tolist()
+
+
+def join_world(device: str) -> World:
+    """Join the processes that torchrun started, if it did; `device` is "cpu", "cuda" or "auto"."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return World()
+    world = World(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_RANK"]))
+    if not dist.is_initialized():
+        gpu = device != "cpu" and torch.cuda.is_available()
+        if gpu:
+            torch.cuda.set_device(world.local_rank)
+        dist.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo")
+    return world
+
+
+def leave_world() -> None:
+    """Say goodbye to the other processes, where there are any."""
+    if dist.is_initialized():
+        dist.destroy_process_group()

@@ -1,0 +1,157 @@
+"""Several processes under torchrun do what one does; when one dies, the job goes on from its last checkpoint."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from alt_fast.distributed import World, join_world
+from alt_fast.train import main
+from tests.conftest import SMALL_JOB
+
+JOB = [
+    *SMALL_JOB,
+    *("--frame_only", "false", "--optim.mixup", "0.8", "--optim.cutmix", "1.0", "--data.workers", "0"),
+    *("--optim.epochs", "4", "--device", "cpu"),
+]
+
+
+def start(module: str, *arguments: str, restarts: int = 0) -> subprocess.Popen[str]:
+    run = [*("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"), f"--max-restarts={restarts}"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, *run, "-m", module, *arguments]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    out, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    return out
+
+
+def losses(run: Path) -> list[float]:
+    events = EventAccumulator(str(run / "tensorboard"))
+    events.Reload()
+    return [event.value for event in events.Scalars("alt/loss")]
+
+
+@pytest.fixture(scope="module")
+def data(trained_run: Path) -> list[str]:
+    return ["--data.root", str(trained_run.parent / "data")]
+
+
+@pytest.fixture(scope="module")
+def two(data: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of JOB with two processes."""
+    run = tmp_path_factory.mktemp("two") / "run"
+    printed = finish(start("alt_fast.train", *JOB, *data, "--output", str(run)))
+    assert "2 processes on cpu, 12 clips a step in all" in printed
+    assert printed.count("run folder") == 1
+    return run
+
+
+def test_two_processes_train_as_one(two: Path, data: list[str], tmp_path: Path) -> None:
+    assert main([*JOB, *data, "--output", str(tmp_path / "one"), "--optim.accumulate", "2"]) == 0
+    one, both = losses(tmp_path / "one"), losses(two)
+    assert len(one) == 12
+    assert both == pytest.approx(one, rel=1e-4)
+    first, second = load_file(tmp_path / "one" / "model.safetensors"), load_file(two / "model.safetensors")
+    for name in first:
+        torch.testing.assert_close(first[name], second[name], rtol=1e-3, atol=2e-4)
+    scores = [json.loads((run / "metrics.json").read_text()) for run in (tmp_path / "one", two)]
+    assert scores[0]["test_videos"] == scores[1]["test_videos"] == 36
+
+
+def test_two_processes_test_as_one(two: Path, data: list[str], tmp_path: Path) -> None:
+    """On a number of videos that does not divide, one of which is not there; then on fewer videos than processes."""
+    folder = Path(data[1])
+    lines = (folder / "test.txt").read_text().splitlines()
+    for number in (7, 1):
+        listed = [*lines[: number - 1], "none.webm 1"]
+        (tmp_path / "list.txt").write_text("".join(f"{line}\n" for line in listed))
+        arguments = ["--checkpoint", str(two), "--list", str(tmp_path / "list.txt"), "--root", str(folder), "--json"]
+        arguments += ["--workers", "0", "--device", "cpu", "--crops", "2"]
+        one = subprocess.run([sys.executable, "-m", "alt_fast.evaluate", *arguments], capture_output=True, text=True)
+        process = start("alt_fast.evaluate", *arguments)
+        out, _ = process.communicate(timeout=300)
+        (expected,), (row,) = json.loads(one.stdout), json.loads(out)
+        assert row == expected
+        assert row["videos"] == number
+        assert [Path(entry["path"]).name for entry in row["unreadable"]] == ["none.webm"]
+
+
+def children(process: subprocess.Popen[Any]) -> dict[str, int]:
+    """Process ids of torchrun's processes by rank."""
+    found = {}
+    for child in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
+        environment = dict(
+            entry.split("=", 1) for entry in Path(f"/proc/{child}/environ").read_text().split("\0") if "=" in entry
+        )
+        if "RANK" in environment:
+            found[environment["RANK"]] = int(child)
+    return found
+
+
+def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 200
+    while not path.exists():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_a_killed_process_costs_the_steps_since_the_last_checkpoint(
+    rank: str, two: Path, data: list[str], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    process = start("alt_fast.train", *JOB, *data, "--output", str(run), restarts=1)
+    wait_for(run / "alt.state", process)
+    os.kill(children(process)[rank], signal.SIGKILL)
+    finish(process)
+    expected, found = load_file(two / "model.safetensors"), load_file(run / "model.safetensors")
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+def test_sigterm_writes_a_checkpoint_to_go_on_from(two: Path, data: list[str], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    arguments = [*JOB, *data, "--output", str(run), "--checkpoint_every", "100"]
+    process = start("alt_fast.train", *arguments)
+    wait_for(run / "clip.safetensors", process)
+    while not list((run / "tensorboard").glob("*")):
+        time.sleep(0.01)
+    time.sleep(0.5)
+    process.terminate()
+    _, errors = process.communicate(timeout=100)
+    assert process.returncode != 0
+    assert "asked to end" in errors, errors
+    assert (run / "alt.state").exists()
+    finish(start("alt_fast.train", *arguments, "--resume"))
+    expected, found = load_file(two / "model.safetensors"), load_file(run / "model.safetensors")
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+def test_without_torchrun_a_process_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "3")  # as clusters set it, without torchrun
+    world = join_world("cpu")
+    assert world == World(0, 1, 0)
+    assert world.main
+    assert world.gather("a") == ["a"]
+    assert world.mean(1.0, 2.0) == [1.0, 2.0]
+
+
+def test_batches_that_cannot_be_shared(data: list[str], tmp_path: Path) -> None:
+    arguments = [*JOB, *data, "--output", str(tmp_path / "run"), "--optim.batch_size", "6", "--pretrain.steps", "1"]
+    process = start("alt_fast.train", *arguments)
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode != 0
+    assert "optim.batch_size 6 must be made of 2 equal parts (2 processes x optim.accumulate 1), each even" in errors

@@ -1,0 +1,70 @@
+"""Video vectors on disk: the model's, in order, and a command that goes on after an interruption."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from alt_fast.checkpoint import load_model
+from alt_fast.classify import load_video
+from alt_fast.extract import main
+
+
+@pytest.fixture
+def command(trained_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Seven videos, one of them not there, three in a file."""
+    monkeypatch.setattr("alt_fast.extract.SHARD", 3)
+    data = trained_run.parent / "data"
+    lines = [*(data / "test.txt").read_text().splitlines()[:6], "none.webm 2"]
+    (tmp_path / "list.txt").write_text("".join(f"{line}\n" for line in lines))
+    command = ["--checkpoint", str(trained_run), "--list", str(tmp_path / "list.txt"), "--root", str(data)]
+    return [*command, "--out", str(tmp_path / "features"), "--workers", "0"]
+
+
+def test_vectors_are_the_model_s(command: list[str], trained_run: Path, tmp_path: Path) -> None:
+    assert main(command) == 1  # one is unreadable
+    out = tmp_path / "features"
+    files = [load_file(out / f"0000{number}.safetensors") for number in range(3)]
+    vectors, labels = (torch.cat([file[name] for file in files]) for name in ("video", "label"))
+    rows = [row for number in range(3) for row in json.loads((out / f"0000{number}.json").read_text())["videos"]]
+    assert [row["unreadable"] is None for row in rows] == [True] * 6 + [False]
+    assert labels[-1] == 2
+    assert (vectors[-1] == 0).all()
+    trained = load_model(trained_run)
+    for row, vector in zip(rows[:6], vectors, strict=False):
+        with torch.no_grad():
+            expected = trained.model(load_video(row["path"], trained), torch.zeros(1, vector.shape[0])).video[0]
+        torch.testing.assert_close(vector, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_an_interrupted_run_goes_on(
+    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from alt_fast import extract
+
+    features, calls = extract.features, []
+
+    def interrupted(*arguments: Any) -> Any:
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return features(*arguments)
+
+    monkeypatch.setattr(extract, "features", interrupted)
+    assert main(command) == 130
+    assert "the same command goes on" in capsys.readouterr().err
+    first = (tmp_path / "features" / "00000.safetensors").stat().st_mtime_ns
+    assert main(command) == 1
+    assert "unreadable, zeros" in capsys.readouterr().err
+    assert len(calls) == 2 + 2
+    assert (tmp_path / "features" / "00000.safetensors").stat().st_mtime_ns == first
+
+
+def test_another_request_does_not_mix(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(command) == 1
+    capsys.readouterr()
+    assert main([*command, "--crops", "3"]) == 1
+    assert "begun otherwise: crops was 1, now 3. Choose another --out" in capsys.readouterr().err
