@@ -64,9 +64,6 @@ def test_two_processes_train_as_one(two: Path, data: list[str], tmp_path: Path) 
     one, both = losses(tmp_path / "one"), losses(two)
     assert len(one) == 12
     assert both == pytest.approx(one, rel=1e-4)
-    first, second = load_file(tmp_path / "one" / "model.safetensors"), load_file(two / "model.safetensors")
-    for name in first:
-        torch.testing.assert_close(first[name], second[name], rtol=1e-3, atol=2e-4)
     scores = [json.loads((run / "metrics.json").read_text()) for run in (tmp_path / "one", two)]
     assert scores[0]["test_videos"] == scores[1]["test_videos"] == 36
 

@@ -81,6 +81,16 @@ def test_choices_follow_the_softmax() -> None:
 def test_kernel_is_as_accurate_as_pytorch(
     rows: int, num_entities: int, width: int, dtype: torch.dtype, noisy: bool
 ) -> None:
+    draws = 16 if rows == 1 else 1  # the errors of one row alone are luck
+    grads = [compare_once(rows, num_entities, width, dtype, noisy) for _ in range(draws)]
+    kernel, plain, exact = (torch.cat(parts) for parts in zip(*grads, strict=True))
+    assert_as_accurate(kernel, plain, exact)
+
+
+def compare_once(
+    rows: int, num_entities: int, width: int, dtype: torch.dtype, noisy: bool
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Holds the choices to be the best; returns the gradients: the kernel's, PyTorch's in this precision, the exact."""
     tokens, entities = torch.randn(rows, width).to(dtype), torch.randn(num_entities, width)
     tau, seed = 0.2, torch.tensor(-(2**40) + 77) if noisy else None
     unit = F.normalize(entities, dim=-1).to(dtype)  # what half-precision tokens meet
@@ -101,7 +111,6 @@ def test_kernel_is_as_accurate_as_pytorch(
     _, _, exact_grad = run("reference", torch.float64)
     assert torch.equal(aligned, unit.to(dtype)[index])
     assert plain.grad is not None
-    assert_as_accurate(grad, plain.grad, exact_grad)
     logits = F.normalize(tokens.double(), dim=-1) @ unit.double().T / tau
     if seed is not None:
         logits = logits + gumbel_noise(seed, rows, num_entities)
@@ -109,6 +118,7 @@ def test_kernel_is_as_accurate_as_pytorch(
     assert (logits.max(-1).values - chosen).max() < 1e-5 / tau  # the best one, up to rounding
     with torch.no_grad():  # inference takes no soft assignment and chooses the same
         assert torch.equal(align(tokens, unit, tau, seed)[0], index)
+    return grad, plain.grad, exact_grad
 
 
 def test_ties_across_the_whole_corpus_go_to_the_lower_index() -> None:
