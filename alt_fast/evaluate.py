@@ -91,7 +91,7 @@ def evaluate(
         causes |= dict(batch.failures)
     mean = torch.zeros(len(videos), len(classes))
     ways: Counter[str] = Counter()
-    shares = world.gather((torch.cat(scores).view(len(own), clips.views, -1).mean(1), causes, backend.counts))
+    shares = world.gather((torch.cat(scores).view(len(own), clips.views, len(classes)).mean(1), causes, backend.counts))
     for rank, (share, found, counts) in enumerate(shares):
         mean[rank :: world.size] = share
         causes |= found

@@ -79,7 +79,8 @@ def test_two_processes_test_as_one(two: Path, data: list[str], tmp_path: Path) -
         arguments += ["--workers", "0", "--device", "cpu", "--crops", "2"]
         one = subprocess.run([sys.executable, "-m", "alt_fast.evaluate", *arguments], capture_output=True, text=True)
         process = start("alt_fast.evaluate", *arguments)
-        out, _ = process.communicate(timeout=300)
+        out, errors = process.communicate(timeout=300)
+        assert out, (number, errors)
         (expected,), (row,) = json.loads(one.stdout), json.loads(out)
         assert row == expected
         assert row["videos"] == number
