@@ -66,6 +66,7 @@ class OptimConfig:
         mix_switch: probability of CutMix when both are on.
         label_smoothing: probability mass spread over all classes.
         amp: compute in bfloat16 where it is safe.
+        activation_checkpointing: compute the image tower's blocks again for their gradients; less memory, more time.
     """
 
     epochs: int = 30
@@ -83,6 +84,7 @@ class OptimConfig:
     mix_switch: float = 0.5
     label_smoothing: float = 0.1
     amp: bool = True
+    activation_checkpointing: bool = False
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "accumulate"):

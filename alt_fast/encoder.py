@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from alt_fast.adapters import MLP_SCALE, Tuning, make_adapters
 from alt_fast.tome import Reduction, Tokens, attend_multihead, merge_schedule, merge_step
@@ -31,7 +32,12 @@ class RegionEncoder(nn.Module):
 
     The tower's parameters stay where open_clip put them (`visual.*`), so any of its checkpoints loads. With r = 0 the
     class token equals open_clip's image feature. Raises ValueError for towers this order of operations cannot honour.
+
+    activation_checkpointing: set it to keep only what lies between blocks for the backward pass, and compute the rest
+    anew: less memory, more time.
     """
+
+    activation_checkpointing = False
 
     def __init__(self, visual: VisionTransformer, r: Reduction, tuning: Tuning, num_frames: int) -> None:
         super().__init__()
@@ -55,24 +61,31 @@ class RegionEncoder(nn.Module):
         size = torch.ones(batch, num_tokens, device=x.device)
         source = torch.arange(num_tokens, dtype=torch.int32, device=x.device).expand(batch, -1)
         tokens = Tokens(x, None, source)
-        for block, adapters, r in self._layers():
-            x = tokens.x
-            if "temporal" in adapters:
-                x = x + adapters["temporal"](self._attend_over_time(block, x))
-                tokens = tokens._replace(x=x)
-            out, key = attend_multihead(block.attn, block.ln_1(x), tokens.size)
-            if "spatial" in adapters:
-                out = out + adapters["spatial"](out)
-            tokens, normed = merge_step(tokens, block.ls_1(out), key, block.ln_2, r, CLASS_TOKENS, trace=True)
-            x = tokens.x + block.ls_2(block.mlp(normed))
-            if "mlp" in adapters:
-                x = x + MLP_SCALE * adapters["mlp"](normed)
-            tokens = tokens._replace(x=x)
+        for layer in self._layers():
+            if self.activation_checkpointing and torch.is_grad_enabled():
+                tokens = checkpoint(self._run, *layer, tokens, use_reentrant=False)
+            else:
+                tokens = self._run(*layer, tokens)
         return Regions(
             self.visual.ln_post(tokens.x) @ self.visual.proj,
             size if tokens.size is None else tokens.size,
             source if tokens.source is None else tokens.source,
         )
+
+    def _run(self, block: ResidualAttentionBlock, adapters: nn.ModuleDict, r: int | float, tokens: Tokens) -> Tokens:
+        """One block."""
+        x = tokens.x
+        if "temporal" in adapters:
+            x = x + adapters["temporal"](self._attend_over_time(block, x))
+            tokens = tokens._replace(x=x)
+        out, key = attend_multihead(block.attn, block.ln_1(x), tokens.size)
+        if "spatial" in adapters:
+            out = out + adapters["spatial"](out)
+        tokens, normed = merge_step(tokens, block.ls_1(out), key, block.ln_2, r, CLASS_TOKENS, trace=True)
+        x = tokens.x + block.ls_2(block.mlp(normed))
+        if "mlp" in adapters:
+            x = x + MLP_SCALE * adapters["mlp"](normed)
+        return tokens._replace(x=x)
 
     def _layers(self) -> "Iterator[tuple[ResidualAttentionBlock, nn.ModuleDict, int | float]]":
         return zip(self.visual.transformer.resblocks, self.adapters, self.schedule, strict=True)  # type: ignore[arg-type]

@@ -233,6 +233,7 @@ def alt_task(this: Run, name: str, trained: TrainedModel, clips: TrainClips, bac
         raise RunError(f"optim.batch_size {optim.batch_size} is more than the {len(lists.train)} training videos")
     schedule = Schedule(steps_per_epoch * optim.epochs, steps_per_epoch * optim.warmup_epochs, optim.final_lr)
     classes = model.text.classes(lists.classes, this.templates)
+    model.encoder.activation_checkpointing = optim.activation_checkpointing
     parallel = None
     if world.size > 1:
         parallel = DistributedDataParallel(model, broadcast_buffers=False)  # the entities never change

@@ -359,6 +359,32 @@ def test_pickle_and_deepcopy(corpus: Corpus) -> None:
         assert torch.equal(clone(video(), classes(clone)).logits, expected)
 
 
+@pytest.mark.parametrize("tuning", ["finetune", "stm"])
+def test_activation_checkpointing_gives_the_same_gradients_for_less_memory(corpus: Corpus, tuning: str) -> None:
+    model = create_model("alt_tiny", corpus, frames=2, tuning=tuning).train()
+    video, classes = torch.randn(2, 2, 3, *model.image_size), F.normalize(torch.randn(3, 64), dim=-1)
+
+    def gradients() -> tuple[dict[str, Tensor], int]:
+        kept: dict[int, int] = {}
+
+        def keep(tensor: Tensor) -> Tensor:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        model.zero_grad()
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            model(video, classes, torch.tensor(7)).logits.square().sum().backward()
+        found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+        return found, sum(kept.values())
+
+    plain, much = gradients()
+    model.encoder.activation_checkpointing = True
+    again, little = gradients()
+    assert plain.keys() == again.keys()
+    assert all(torch.equal(plain[name], again[name]) for name in plain)
+    assert little < much
+
+
 def test_compiles_without_graph_breaks(corpus: Corpus) -> None:
     model = build(corpus).train()
     c, seed = classes(model), torch.tensor(5)
