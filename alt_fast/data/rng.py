@@ -18,6 +18,7 @@ class Stream(IntEnum):
     INIT = 5  # initial weights
     CAPTION = 6  # pretraining images and captions
     VIDEO = 7  # Motion Shapes videos
+    FEW_SHOT = 8  # training videos of a class
 
 
 def generator(seed: int, stream: Stream, epoch: int = 0, sample: int = 0) -> np.random.Generator:
