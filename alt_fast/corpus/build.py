@@ -123,7 +123,7 @@ def build(
             growing.add(_candidate(sense), unit_name(unit, sense), [f"label {label}"], _of_verb(unit))
         own = [wordnet.synset(choice.chosen) for choice in choices.values()]
         report.choices += [*choices.values(), *_add_implied(label, own, implied, wordnet, chooser, growing)]
-        if missing := [word for word in unknown if word not in implied.descriptions]:
+        if missing := [word for word in unknown if not implied.descriptions.get(word)]:
             report.unknown[label] = missing
     for sense in tqdm(roots.values(), "related concepts", unit="concept", disable=None):
         for related, how in _related(sense, config.reach, config.related):
@@ -180,8 +180,9 @@ def _names(labels: Sequence[str], report: Report) -> list[str]:
 
 
 def _phrases(parts: dict[str, tuple[list[Unit], list[str]]], implied: Implied, wordnet: Any) -> dict[str, bool]:
-    """What a language model has to describe, and whether that is an action: whole labels of several words, words that
-    WordNet does not know, and implied units that it does not know.
+    """What a language model has to describe, and whether that is an action.
+
+    Whole labels of several words, and words of labels and implied units that WordNet does not know.
     """
     phrases: dict[str, bool] = {}
     for label, (_, unknown) in parts.items():

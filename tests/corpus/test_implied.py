@@ -39,7 +39,7 @@ def built(endpoint: Endpoint, cache: Path, wordnet: Any, labels: list[str], **op
 
 def test_corpus_with_a_language_model(wordnet: Any, tmp_path: Path) -> None:
     with Endpoint(answer) as endpoint:
-        corpus, report = built(endpoint, tmp_path, wordnet, ["playing guitar", "krumping"])
+        corpus, report = built(endpoint, tmp_path, wordnet, ["playing guitar", "krumping", "zumba"])
     entities = {entity.unit: entity for entity in corpus.entities}
     assert entities["capo"] == Entity(
         "capo",
@@ -54,12 +54,12 @@ def test_corpus_with_a_language_model(wordnet: Any, tmp_path: Path) -> None:
     assert entities["pool"].category == "scene"
     assert entities["bowl"].category == "object"  # WordNet knows better than the question
     assert "stage light" not in entities  # nothing describes it
-    assert report.unknown == {}
+    assert report.unknown == {"zumba": ["zumba"]}  # asked about, and no answer
     assert [prompt for prompt in report.unusable if "stage light" in prompt] == [
         "Concisely list potential explanations for stage light.",
         "Concisely explain stage light in one sentence.",
     ]
-    assert entities_by_label(corpus) == {"playing guitar": 8, "krumping": 1}
+    assert entities_by_label(corpus) == {"playing guitar": 8, "krumping": 1, "zumba": 0}
     assert corpus.notes["made_with"]["language_model"] == "m"
     capo = next(choice for choice in corpus.notes["choices"] if choice["unit"] == "capo")
     assert list(capo["scores"]) == ["a clamp across the fingerboard of a guitar", "the head of a gang"]
