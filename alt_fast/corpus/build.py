@@ -200,7 +200,9 @@ def _add_implied(
 ) -> Iterator[Choice]:
     """Add what the language model said of a label; yields the choices made."""
     asked = [(unit, f"{kind} of {label}", KINDS[kind]) for unit, kind in implied.units.get(label, ())]
-    asked += [(phrase, "phrase", "motion") for phrase in implied.descriptions if phrase in {label, *label.split()}]
+    asked += [
+        (text, "phrase", "motion") for text in dict.fromkeys([label, *label.split()]) if text in implied.descriptions
+    ]
     for text, how, category in asked:
         unit = noun(text, wordnet) or Unit((text,), "n")
         senses = senses_of(unit, wordnet)
