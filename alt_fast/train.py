@@ -96,7 +96,8 @@ def run(config: TrainConfig, world: World | None = None) -> dict[str, Any]:
     with SummaryWriter(str(folder / "tensorboard")) if world.main else nullcontext() as writer:
         this = Run(config, folder, device, lists, corpus, writer, world)
         this.say(f"run folder {folder}; {len(lists.train)} videos of {len(lists.classes)} classes to train on")
-        this.say(f"{world.size} processes on {device.type}, {config.optim.batch_size} clips a step in all")
+        processes = "1 process" if world.size == 1 else f"{world.size} processes"
+        this.say(f"{processes} on {device.type}, {config.optim.batch_size} clips a step in all")
         if world.main:
             names = "".join(f"{i},{name}\n" for i, name in enumerate(lists.classes))
             (folder / "classes.csv").write_text(f"id,name\n{names}")
