@@ -1,9 +1,17 @@
 """Files that can be made again, kept between runs."""
 
+import hashlib
 import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+if TYPE_CHECKING:
+    from hashlib import _Hash
 
 
 def cache_folder(name: str) -> Path:
@@ -18,3 +26,12 @@ def write_to_cache(path: Path, write: Callable[[Path], object]) -> None:
         pass
     write(Path(partial.name))
     os.replace(partial.name, path)
+
+
+def hash_weights(module: nn.Module) -> "_Hash":
+    """SHA-256 of a module's weights and buffers: names, shapes, dtypes, kind of device, values. More may be added."""
+    digest = hashlib.sha256()
+    for name, tensor in module.state_dict().items():
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} {tensor.device.type}\0".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest

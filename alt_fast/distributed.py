@@ -25,9 +25,9 @@ class World:
         return self.rank == 0
 
     @property
-    def restarted(self) -> bool:
-        """Whether torchrun started the processes anew after one of them died."""
-        return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    def restarts(self) -> int:
+        """How often torchrun started the processes anew because one of them died."""
+        return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
     def gather(self, item: T) -> list[T]:
         """What every process has, by rank; anything that can be pickled. All must call it."""
@@ -55,7 +55,11 @@ def join_world(device: str) -> World:
         gpu = device != "cpu" and torch.cuda.is_available()
         if gpu:
             torch.cuda.set_device(world.local_rank)
-        dist.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo")
+        # torchrun keeps one store over restarts: without a prefix of its own, an attempt may find dead addresses in it.
+        shared, _, _ = next(iter(dist.rendezvous("env://")))  # type: ignore[attr-defined]
+        store = dist.PrefixStore(f"attempt {world.restarts}", shared)  # type: ignore[attr-defined]
+        backend = "cpu:gloo,cuda:nccl" if gpu else "gloo"
+        dist.init_process_group(backend, store=store, rank=world.rank, world_size=world.size)
     return world
 
 

@@ -8,10 +8,10 @@ import argparse
 import json
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 import torch
 import yaml
@@ -66,7 +66,36 @@ class Result:
         return hits.float().mean().item()
 
 
+class Views(NamedTuple):
+    """mean: [N, width] fp32, of each video's views. causes: of unreadable videos, by path. ways: clips by decoder."""
+
+    mean: Tensor
+    causes: dict[str, str]
+    ways: Counter[str]
+
+
 @torch.inference_mode()
+def mean_over_views(
+    clips: EvalClips,
+    testing: EvalConfig,
+    device: torch.device,
+    forward: Callable[[Tensor], Tensor],
+    width: int,
+    name: str | None = None,
+) -> Views:
+    """Run every view of every video. forward: [B, T, 3, H, W] to [B, width]. name: the progress bar's; None: no bar."""
+    loading = testing.loading
+    backend, _ = open_backend(loading.loader, clips, device, threads=max(1, loading.workers))
+    loader = Loader(clips, list(batched(clips.keys(), testing.batch_size)), backend, loading)
+    results = [torch.zeros(0, width)]
+    causes: dict[str, str] = {}
+    for batch in tqdm(loader, name, unit="batch", disable=True if name is None else None):
+        results.append(forward(batch.video).float().cpu())
+        causes |= dict(batch.failures)
+    mean = torch.cat(results).view(len(clips.videos), clips.views, width).mean(1)
+    return Views(mean, causes, backend.counts)
+
+
 def evaluate(
     model: ALT,
     videos: Sequence[Video],
@@ -79,27 +108,50 @@ def evaluate(
     """Score videos against class embeddings [I, d]; each once, whatever the number of processes that share them."""
     world = world or World()
     model.eval()
-    own = videos[world.rank :: world.size]
-    clips = EvalClips(own, spec, testing.crops, testing.clips)
-    loading = testing.loading
-    backend, _ = open_backend(loading.loader, clips, classes.device, threads=max(1, loading.workers))
-    loader = Loader(clips, list(batched(clips.keys(), testing.batch_size)), backend, loading)
-    scores = [torch.zeros(0, len(classes))]
-    causes: dict[str, str] = {}
-    for batch in tqdm(loader, name, unit="batch", disable=None if world.main else True):
-        scores.append(model(batch.video, classes).logits.float().softmax(-1).cpu())
-        causes |= dict(batch.failures)
+    clips = EvalClips(videos[world.rank :: world.size], spec, testing.crops, testing.clips)
+
+    def probabilities(video: Tensor) -> Tensor:
+        return model(video, classes).logits.float().softmax(-1)
+
+    shown = name if world.main else None
+    own = mean_over_views(clips, testing, classes.device, probabilities, len(classes), shown)
     mean = torch.zeros(len(videos), len(classes))
+    causes: dict[str, str] = {}
     ways: Counter[str] = Counter()
-    shares = world.gather((torch.cat(scores).view(len(own), clips.views, len(classes)).mean(1), causes, backend.counts))
-    for rank, (share, found, counts) in enumerate(shares):
-        mean[rank :: world.size] = share
-        causes |= found
-        ways += counts
+    for rank, share in enumerate(world.gather(own)):
+        mean[rank :: world.size] = share.mean
+        causes |= share.causes
+        ways += share.ways
     readable = torch.tensor([str(video.path) not in causes for video in videos])
     labels = torch.tensor([video.label for video in videos])
     failures = [Failure(path, cause) for path, cause in causes.items()]
     return Result(mean * readable[:, None], labels, failures, readable, ways)
+
+
+def add_testing_options(parser: argparse.ArgumentParser) -> None:
+    """Which model to use and how, for every command that runs a trained model over lists of videos."""
+    parser.add_argument("--checkpoint", required=True, metavar="RUN", help="run folder or model.safetensors")
+    add_corpus_options(parser)
+    parser.add_argument("--r", type=int, metavar="R", help="tokens merged away per layer; default: as trained")
+    parser.add_argument("--batch-size", type=int, default=32, metavar="B", help="clips at once (default 32)")
+    parser.add_argument("--crops", type=int, default=1, metavar="N", help="places in the picture (default 1)")
+    parser.add_argument("--clips", type=int, default=1, metavar="N", help="moments in the video (default 1)")
+    parser.add_argument("--loader", choices=get_args(LoaderName), default="auto", help="who crops and resizes")
+    parser.add_argument("--workers", type=int, default=2, metavar="N", help="decoding processes (default 2)")
+    parser.add_argument("--timeout", type=float, default=60, metavar="S", help="seconds for one video (default 60)")
+    parser.add_argument("--device", default="auto", help="cpu, cuda or auto (default)")
+
+
+def read_testing_options(arguments: argparse.Namespace) -> tuple[TrainedModel, EvalConfig]:
+    """What `add_testing_options` asked for, the model on its device. Raises CheckpointError, RunError or ValueError."""
+    loading = Loading(arguments.loader, arguments.workers, arguments.timeout)
+    testing = EvalConfig(arguments.batch_size, arguments.crops, arguments.clips, loading)
+    trained = load_model(arguments.checkpoint)
+    if arguments.r is not None:
+        trained.model.encoder.set_r(arguments.r)
+    trained.model.to(pick_device(arguments.device))
+    use_corpus(trained.model, arguments.corpus, arguments.categories)
+    return trained, testing
 
 
 def run_lists(checkpoint: Path, trained: TrainedModel) -> list[tuple[str, list[Video], list[str]]]:
@@ -149,32 +201,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="python -m alt_fast.evaluate",
         description="Test a trained model: by default a single view, the middle frames and the center crop.",
     )
-    parser.add_argument("--checkpoint", required=True, metavar="RUN", help="run folder or model.safetensors")
+    add_testing_options(parser)
     parser.add_argument("--list", metavar="FILE", help="videos to test on; default: the lists of the run")
     parser.add_argument("--classes", metavar="FILE", help="class file of --list; default: the classes trained on")
     parser.add_argument("--root", metavar="DIR", help="folder that video paths start from; default: the list's")
-    add_corpus_options(parser)
-    parser.add_argument("--r", type=int, metavar="R", help="tokens merged away per layer; default: as trained")
-    parser.add_argument("--batch-size", type=int, default=32, metavar="B", help="clips at once (default 32)")
-    parser.add_argument(
-        "--crops", type=int, default=1, metavar="N", help="places in the picture to test at (default 1)"
-    )
-    parser.add_argument("--clips", type=int, default=1, metavar="N", help="moments in the video to test at (default 1)")
-    parser.add_argument("--loader", choices=get_args(LoaderName), default="auto", help="who crops and resizes")
-    parser.add_argument("--workers", type=int, default=2, metavar="N", help="decoding processes (default 2)")
-    parser.add_argument("--timeout", type=float, default=60, metavar="S", help="seconds for one video (default 60)")
-    parser.add_argument("--device", default="auto", help="cpu, cuda or auto (default)")
     parser.add_argument("--json", action="store_true", help="print JSON")
     arguments = parser.parse_args(argv)
     world = join_world(arguments.device)
     try:
-        loading = Loading(arguments.loader, arguments.workers, arguments.timeout)
-        testing = EvalConfig(arguments.batch_size, arguments.crops, arguments.clips, loading)
-        trained = load_model(arguments.checkpoint)
-        if arguments.r is not None:
-            trained.model.encoder.set_r(arguments.r)
-        trained.model.to(pick_device(arguments.device))
-        use_corpus(trained.model, arguments.corpus, arguments.categories)
+        trained, testing = read_testing_options(arguments)
         if arguments.list:
             names = read_classes(arguments.classes) if arguments.classes else trained.classes
             lists = [(arguments.list, *read_list(arguments.list, names, arguments.root, "test"))]

@@ -13,13 +13,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from alt_fast.checkpoint import CheckpointError, load_model
-from alt_fast.corpus.options import add_corpus_options, use_corpus
+from alt_fast.checkpoint import CheckpointError
 from alt_fast.data.annotations import AnnotationError, Video, read_classes, read_list
-from alt_fast.data.loader import Loading
 from alt_fast.data.rng import Stream, generator
-from alt_fast.evaluate import EvalConfig, score_list
-from alt_fast.run_folder import RunError, pick_device
+from alt_fast.evaluate import add_testing_options, read_testing_options, score_list
+from alt_fast.run_folder import RunError
 
 
 def draw(videos: Sequence[Video], num_classes: int, shots: int, seed: int) -> list[Video]:
@@ -54,10 +52,7 @@ def write_draws(arguments: argparse.Namespace) -> None:
 
 def score_lists(arguments: argparse.Namespace) -> int:
     """Scores of a model on each list, their mean and deviation; returns the number of unreadable videos."""
-    trained = load_model(arguments.checkpoint)
-    trained.model.to(pick_device(arguments.device))
-    use_corpus(trained.model, arguments.corpus, arguments.categories)
-    testing = EvalConfig(arguments.batch_size, arguments.crops, arguments.clips, Loading(workers=arguments.workers))
+    trained, testing = read_testing_options(arguments)
     rows = []
     for path in arguments.lists:
         names = read_classes(arguments.classes) if arguments.classes else None
@@ -98,14 +93,8 @@ def parser() -> argparse.ArgumentParser:
     few.add_argument("--seed", type=int, default=0, help="another seed draws others (default 0)")
     few.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for the drawn lists")
     zero = commands.add_parser("zero-shot", help="test on unseen classes", description="Test on unseen classes.")
-    zero.add_argument("--checkpoint", required=True, metavar="RUN", help="run folder or model.safetensors")
+    add_testing_options(zero)
     zero.add_argument("--lists", required=True, nargs="+", metavar="FILE", help="test lists, one a split")
-    add_corpus_options(zero)
-    zero.add_argument("--batch-size", type=int, default=32, metavar="B", help="clips at once (default 32)")
-    zero.add_argument("--crops", type=int, default=1, metavar="N", help="places in the picture (default 1)")
-    zero.add_argument("--clips", type=int, default=1, metavar="N", help="moments in the video (default 1)")
-    zero.add_argument("--workers", type=int, default=2, metavar="N", help="decoding processes (default 2)")
-    zero.add_argument("--device", default="auto", help="cpu, cuda or auto (default)")
     zero.add_argument("--json", action="store_true", help="print JSON")
     for command in (few, zero):
         command.add_argument("--classes", metavar="FILE", help="class file; default: the classes that the list names")

@@ -1,6 +1,5 @@
 """The frozen text side: prompts, CLIP's text tower, embeddings of class names and entities."""
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from alt_fast.cache import write_to_cache
+from alt_fast.cache import hash_weights, write_to_cache
 
 TEMPLATES = (
     "{}",
@@ -73,10 +72,7 @@ class TextTower(nn.Module):
         return embeddings
 
     def _hash(self, texts: Sequence[str]) -> str:
-        digest = hashlib.sha256()
-        for name, weight in self.clip.state_dict().items():
-            digest.update(f"{name} {tuple(weight.shape)} {weight.dtype} {weight.device.type}\0".encode())
-            digest.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        digest = hash_weights(self.clip)
         for text in texts:
             digest.update(text.encode() + b"\0")
         return digest.hexdigest()

@@ -87,7 +87,7 @@ def run(config: TrainConfig, world: World | None = None) -> dict[str, Any]:
     device = pick_device(config.device)
     if config.compile and device.type == "cpu" and not any(map(shutil.which, ("g++", "clang++"))):
         raise RunError("--compile on a CPU needs a C++ compiler, g++ or clang++, and none is on the PATH")
-    if world.restarted:
+    if world.restarts:
         config = replace(config, resume=True)
     made = (open_run_folder(config), prepare_data(config.data)) if world.main else None
     folder, data = next(item for item in world.gather(made) if item is not None)
