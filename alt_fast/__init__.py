@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import alt_fast._torchvision  # noqa: F401  (first of all: see its docstring)
 
 if TYPE_CHECKING:
-    from alt_fast.checkpoint import TrainedModel, load_model
+    from alt_fast.checkpoint import TrainedModel, load
     from alt_fast.corpus import Corpus, Entity
     from alt_fast.model import ALT, ModelConfig, create_model
     from alt_fast.patch import MergeTrace, apply_patch, merge_trace, remove_patch
@@ -24,7 +24,7 @@ _LAZY = {
     "TrainedModel": "alt_fast.checkpoint",
     "apply_patch": "alt_fast.patch",
     "create_model": "alt_fast.model",
-    "load_model": "alt_fast.checkpoint",
+    "load": "alt_fast.checkpoint",
     "merge_trace": "alt_fast.patch",
     "remove_patch": "alt_fast.patch",
 }
@@ -39,7 +39,7 @@ __all__ = [
     "TrainedModel",
     "apply_patch",
     "create_model",
-    "load_model",
+    "load",
     "merge_trace",
     "remove_patch",
 ]

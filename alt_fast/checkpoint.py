@@ -104,7 +104,7 @@ def save_model(path: Path, trained: TrainedModel) -> None:
     save_module(path, trained.model, metadata)
 
 
-def load_model(path: str | Path) -> TrainedModel:
+def load(path: str | Path) -> TrainedModel:
     """Read `save_model`'s file, or the one in a run folder. Raises CheckpointError naming file and cause."""
     path = Path(path)
     if path.is_dir():
@@ -134,6 +134,24 @@ def load_model(path: str | Path) -> TrainedModel:
     except (RuntimeError, TypeError, ValueError) as e:
         raise CheckpointError(f"{path} does not fit the model it names: {e}") from e
     return TrainedModel(model.eval(), content["classes"], content["templates"], AugmentConfig(**content["augment"]))
+
+
+_FREE = ("pretrained", "frames", "r", "tau", "noise", "categories")  # settings of a model that its weights do not know
+
+
+def load_weights(model: ALT, path: str | Path) -> None:
+    """Give `model` the weights of a trained one, whose corpus may be another. Raises CheckpointError."""
+    trained = load(path).model
+    before, now = asdict(trained.config), asdict(model.config)
+    fixed = [name for name in now if name not in _FREE]
+    changed = [f"model.{k} is {before[k]!r} there, {now[k]!r} here" for k in fixed if before[k] != now[k]]
+    if changed:
+        raise CheckpointError(f"{path} is another kind of model: {'; '.join(changed)}")
+    weights = trained.state_dict() | {"alignment.entities": model.alignment.entities}
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as e:
+        raise CheckpointError(f"the weights of {path} do not fit: {e}") from e
 
 
 def _check_version(path: Path, version: object) -> None:

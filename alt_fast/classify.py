@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from alt_fast.checkpoint import CheckpointError, TrainedModel, load_model
+from alt_fast.checkpoint import CheckpointError, TrainedModel, load
 from alt_fast.clip import WeightsError
 from alt_fast.corpus.options import add_corpus_options, use_corpus
 from alt_fast.data.annotations import AnnotationError, read_classes
@@ -82,7 +82,7 @@ def read_labels(arguments: Sequence[str]) -> list[str]:
 def open_model(arguments: argparse.Namespace) -> TrainedModel:
     """The checkpoint, or a bare CLIP for --head clip. Raises RunError for options that do not go together."""
     if arguments.checkpoint is not None:
-        return load_model(arguments.checkpoint)
+        return load(arguments.checkpoint)
     if arguments.head != "clip":
         raise RunError(
             "--head alt needs --checkpoint RUN; without training, use --head clip with --backbone and --pretrained"

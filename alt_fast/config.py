@@ -123,7 +123,9 @@ class TrainConfig:
         augment: how clips are cropped and coloured.
         optim: how the model trains.
         pretrain: train the image and text towers first, on generated captioned frames; null for none.
-        corpus: corpus file (JSON), or "motion_shapes"; null when model.query is not "entities".
+        start_from: trained model to start from, for the same kind of model (run folder, or what alt_fast.export wrote);
+            its number of frames, r, tau, noise and corpus may be others.
+        corpus: corpus file (JSON), or "motion_shapes"; null when model.query is not "entities", or for that of start_from.
         templates: prompts for class names: "action" for names such as "playing guitar", "plain" for whole sentences.
         output: run folder; by default a new one under runs/.
         resume: go on with the run in `output` from its last checkpoint, or start it when there is none.
@@ -140,6 +142,7 @@ class TrainConfig:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     pretrain: PretrainConfig | None = None
+    start_from: str | None = None
     corpus: str | None = None
     templates: Literal["action", "plain"] = "action"
     output: str | None = None
@@ -154,6 +157,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.pretrain is not None and self.model.pretrained is not None:
             raise ValueError("pretrain makes the weights that model.pretrained would name: set one of them to null")
+        if self.start_from is not None and (self.pretrain is not None or self.model.pretrained is not None):
+            raise ValueError("start_from has all weights: set pretrain and model.pretrained to null")
         if self.checkpoint_every < 1:
             raise ValueError(f"checkpoint_every must be >= 1, got {self.checkpoint_every}")
         if self.eval_every < 0:

@@ -18,7 +18,7 @@ import yaml
 from torch import Tensor
 from tqdm import tqdm
 
-from alt_fast.checkpoint import CheckpointError, TrainedModel, load_model
+from alt_fast.checkpoint import CheckpointError, TrainedModel, load
 from alt_fast.corpus.options import add_corpus_options, use_corpus
 from alt_fast.data import motion_shapes
 from alt_fast.data.annotations import AnnotationError, Video, read_classes, read_list
@@ -146,7 +146,7 @@ def read_testing_options(arguments: argparse.Namespace) -> tuple[TrainedModel, E
     """What `add_testing_options` asked for, the model on its device. Raises CheckpointError, RunError or ValueError."""
     loading = Loading(arguments.loader, arguments.workers, arguments.timeout)
     testing = EvalConfig(arguments.batch_size, arguments.crops, arguments.clips, loading)
-    trained = load_model(arguments.checkpoint)
+    trained = load(arguments.checkpoint)
     if arguments.r is not None:
         trained.model.encoder.set_r(arguments.r)
     trained.model.to(pick_device(arguments.device))

@@ -24,7 +24,16 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.tensorboard import SummaryWriter
 
-from alt_fast.checkpoint import WEIGHTS, CheckpointError, TrainedModel, save_model, save_module, write_json
+from alt_fast.checkpoint import (
+    WEIGHTS,
+    CheckpointError,
+    TrainedModel,
+    load,
+    load_weights,
+    save_model,
+    save_module,
+    write_json,
+)
 from alt_fast.clip import WeightsError, load_clip
 from alt_fast.config import DataConfig, TrainConfig
 from alt_fast.corpus import Corpus
@@ -92,7 +101,7 @@ def run(config: TrainConfig, world: World | None = None) -> dict[str, Any]:
     made = (open_run_folder(config), prepare_data(config.data)) if world.main else None
     folder, data = next(item for item in world.gather(made) if item is not None)
     lists = read_lists(data)
-    corpus = load_corpus(config.corpus, config.model)
+    corpus = load_corpus(config)
     with SummaryWriter(str(folder / "tensorboard")) if world.main else nullcontext() as writer:
         this = Run(config, folder, device, lists, corpus, writer, world)
         this.say(f"run folder {folder}; {len(lists.train)} videos of {len(lists.classes)} classes to train on")
@@ -168,10 +177,13 @@ def read_lists(data: DataConfig) -> Lists:
     return Lists(train, test, classes, unseen, unseen_classes)
 
 
-def load_corpus(name: str | None, model: ModelConfig) -> Corpus | None:
+def load_corpus(config: TrainConfig) -> Corpus | None:
     """The corpus file, or the packaged one of that name; None when the model asks for none."""
-    if model.query != "entities":
+    name = config.corpus
+    if config.model.query != "entities":
         return None
+    if name is None and config.start_from is not None:
+        return load(config.start_from).model.corpus
     if name is None:
         raise RunError("name the text corpus: --corpus FILE (or --model.query learned, which needs none)")
     return Corpus.load(Path(__file__).parent / "corpus" / "motion_shapes.json" if name == "motion_shapes" else name)
@@ -201,6 +213,8 @@ def train_model(this: Run, name: str, model_config: ModelConfig) -> tuple[Traine
     config, optim = this.config, this.config.optim
     torch.manual_seed(integer(config.seed, Stream.INIT, sample=1))
     model = ALT(model_config, this.corpus).to(this.device)
+    if config.start_from is not None:
+        load_weights(model, config.start_from)
     model.embed_corpus()
     trained = TrainedModel(model, this.lists.classes, list(this.templates), config.augment)
     clips = TrainClips(this.lists.train, trained.spec, config.seed)

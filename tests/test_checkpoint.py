@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from alt_fast import Corpus, create_model
-from alt_fast.checkpoint import CheckpointError, TrainedModel, load_model, save_model, write_atomically
+from alt_fast.checkpoint import CheckpointError, TrainedModel, load, save_model, write_atomically
 from alt_fast.data.augment import AugmentConfig
 
 
@@ -24,7 +24,7 @@ def test_one_file_holds_everything(trained: TrainedModel, tmp_path: Path) -> Non
     (tmp_path / "any").touch()
     assert (tmp_path / "model.safetensors").stat().st_mode == (tmp_path / "any").stat().st_mode
     for path in (tmp_path, tmp_path / "model.safetensors"):
-        loaded = load_model(path)
+        loaded = load(path)
         assert (loaded.classes, loaded.templates, loaded.augment) == (
             trained.classes,
             trained.templates,
@@ -52,7 +52,7 @@ def test_files_that_are_refused(trained: TrainedModel, tmp_path: Path) -> None:
     save_model(path, trained)
     rewrite(path, version="7")
     with pytest.raises(CheckpointError, match="checkpoint version 7; this release reads version 1"):
-        load_model(path)
+        load(path)
     save_model(path, trained)
     content = {
         "model": {"backbone": "tiny", "frames": 2, "depth": 3, "query": "frame"},
@@ -63,22 +63,22 @@ def test_files_that_are_refused(trained: TrainedModel, tmp_path: Path) -> None:
     }
     rewrite(path, content=json.dumps(content))
     with pytest.raises(CheckpointError, match="does not fit the model it names"):
-        load_model(path)
+        load(path)
     save_file({"x": torch.zeros(1)}, path)
     with pytest.raises(CheckpointError, match="not a model of alt-fast"):
-        load_model(path)
+        load(path)
     path.write_bytes(b"broken")
     with pytest.raises(CheckpointError, match=r"cannot read checkpoint .*model\.safetensors"):
-        load_model(path)
+        load(path)
     with pytest.raises(CheckpointError, match="cannot read checkpoint"):
-        load_model(tmp_path / "none.safetensors")
+        load(tmp_path / "none.safetensors")
     empty = tmp_path / "empty"
     empty.mkdir()
     with pytest.raises(CheckpointError, match="not a run folder"):
-        load_model(empty)
+        load(empty)
     (empty / "alt.state").touch()
     with pytest.raises(CheckpointError, match=r"training has not finished: train with --output .* --resume"):
-        load_model(empty)
+        load(empty)
 
 
 def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path) -> None:

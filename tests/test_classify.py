@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from alt_fast.checkpoint import load_model
+from alt_fast.checkpoint import load
 from alt_fast.classify import classify, load_video, main
 from alt_fast.clip import load_clip
 from alt_fast.corpus import Corpus
@@ -29,7 +29,7 @@ def test_json_holds_every_label_and_the_entities_of_every_frame(
     assert sum(probabilities) == pytest.approx(1)
     assert probabilities == sorted(probabilities, reverse=True)
     assert len(answer["frames"]) == 2
-    trained = load_model(trained_run)
+    trained = load(trained_run)
     assert trained.model.corpus is not None
     units = {entity.unit: entity.category for entity in trained.model.corpus.entities}
     for frame in answer["frames"]:
@@ -38,7 +38,7 @@ def test_json_holds_every_label_and_the_entities_of_every_frame(
 
 
 def test_answer_is_the_model_s(trained_run: Path, video: Path) -> None:
-    trained = load_model(trained_run)
+    trained = load(trained_run)
     classes = trained.model.text.classes(trained.classes, trained.templates)
     answer = classify(video, trained, classes, trained.classes, "alt")
     with torch.no_grad():

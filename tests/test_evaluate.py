@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from alt_fast.checkpoint import load_model
+from alt_fast.checkpoint import load
 from alt_fast.corpus import Corpus
 from alt_fast.data.annotations import read_classes, read_list
 from alt_fast.data.loader import Loading
@@ -29,7 +29,7 @@ def test_top_k() -> None:
 
 
 def test_scores_every_video_whatever_the_batch_size(trained_run: Path) -> None:
-    trained = load_model(trained_run)
+    trained = load(trained_run)
     data = trained_run.parent / "data"
     videos, _ = read_list(data / "test.txt", trained.classes)
     classes = trained.model.text.classes(trained.classes, trained.templates)
@@ -44,7 +44,7 @@ def test_scores_every_video_whatever_the_batch_size(trained_run: Path) -> None:
 
 
 def test_views_are_averaged(trained_run: Path) -> None:
-    trained = load_model(trained_run)
+    trained = load(trained_run)
     videos, _ = read_list(trained_run.parent / "data" / "test.txt", trained.classes)
     classes = trained.model.text.classes(trained.classes, trained.templates)
 

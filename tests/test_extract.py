@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from alt_fast.checkpoint import load_model
+from alt_fast.checkpoint import load
 from alt_fast.classify import load_video
 from alt_fast.extract import main
 
@@ -33,7 +33,7 @@ def test_vectors_are_the_model_s(command: list[str], trained_run: Path, tmp_path
     assert [row["unreadable"] is None for row in rows] == [True] * 6 + [False]
     assert labels[-1] == 2
     assert (vectors[-1] == 0).all()
-    trained = load_model(trained_run)
+    trained = load(trained_run)
     for row, vector in zip(rows[:6], vectors, strict=False):
         with torch.no_grad():
             expected = trained.model(load_video(row["path"], trained), torch.zeros(1, vector.shape[0])).video[0]

@@ -53,7 +53,7 @@ ORBIT = 0.22  # radius of a circling object's path, as a fraction of the frame
 DEFAULT_ROOT = "data/motion_shapes"
 
 _FORMAT_VERSION = 1
-_SPLITS = ("train", "test", "unseen", "pretrain")  # position: high part of a clip's counter, so that none coincide
+_SPLITS = ("train", "test", "unseen", "pretrain", "few_shot")  # position: high part of a clip's counter, so that none coincide
 _UNSEEN = frozenset(
     (OBJECTS[i], MOTIONS[(i + step) % len(MOTIONS)]) for i in range(len(OBJECTS)) for step in (0, len(MOTIONS) // 2)
 )
@@ -71,6 +71,7 @@ class MotionShapesConfig:
         seed: draws every video.
         train_per_class: training videos for each of the 36 trained (object, motion) pairs.
         test_per_class: test videos for each trained pair, and for each of the 12 unseen pairs.
+        few_shot_per_class: further videos of each unseen pair, to draw a few from and train on.
         frames: frames per video.
         size: width and height in pixels.
     """
@@ -78,11 +79,13 @@ class MotionShapesConfig:
     seed: int = 0
     train_per_class: int = 24
     test_per_class: int = 8
+    few_shot_per_class: int = 0
     frames: int = 20
     size: int = 56
 
     def __post_init__(self) -> None:
-        for name, least in (("train_per_class", 1), ("test_per_class", 1), ("frames", 2), ("size", 32)):
+        least_of = {"train_per_class": 1, "test_per_class": 1, "few_shot_per_class": 0, "frames": 2, "size": 32}
+        for name, least in least_of.items():
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be >= {least}, got {getattr(self, name)}")
 
@@ -265,7 +268,7 @@ def write_video(path: Path, frames: Image8, rate: int = 10) -> None:
 def generate(root: str | Path, config: MotionShapesConfig, workers: int | None = None) -> None:
     """Write the dataset under `root`; files already there are kept, so an interrupted call can be repeated.
 
-    Leaves {train,test,unseen}.txt (`path label` lines), {classes,unseen_classes}.csv (`id,name`) and dataset.json.
+    Leaves {train,test,unseen}.txt (`path label` lines), few_shot.txt when asked for, {classes,unseen_classes}.csv (`id,name`) and dataset.json.
     Raises ValueError when `root` holds a dataset of another configuration.
     """
     root = Path(root)
@@ -285,7 +288,7 @@ def generate(root: str | Path, config: MotionShapesConfig, workers: int | None =
         for index, pair in enumerate(pair for pair in pairs for _ in range(count))
         if not (root / split / f"{index:05d}.webm").exists()
     ]
-    for split in _SPLITS[:3]:
+    for split, _, _ in _plan(config):
         (root / split).mkdir(exist_ok=True)
     # A DataLoader rather than a process pool: its workers end when their parent is killed.
     writers = DataLoader(
@@ -303,11 +306,13 @@ def generate(root: str | Path, config: MotionShapesConfig, workers: int | None =
 
 def _plan(config: MotionShapesConfig) -> list[tuple[str, tuple[tuple[str, str], ...], int]]:
     """(split, classes, videos per class)"""
-    return [
+    plan = [
         ("train", PAIRS, config.train_per_class),
         ("test", PAIRS, config.test_per_class),
         ("unseen", UNSEEN_PAIRS, config.test_per_class),
+        ("few_shot", UNSEEN_PAIRS, config.few_shot_per_class),
     ]
+    return [entry for entry in plan if entry[2]]
 
 
 class _Writer(Dataset[int]):
