@@ -123,9 +123,9 @@ class TrainConfig:
         augment: how clips are cropped and coloured.
         optim: how the model trains.
         pretrain: train the image and text towers first, on generated captioned frames; null for none.
-        start_from: trained model to start from, for the same kind of model (run folder, or what alt_fast.export wrote);
-            its number of frames, r, tau, noise and corpus may be others.
-        corpus: corpus file (JSON), or "motion_shapes"; null when model.query is not "entities", or for that of start_from.
+        start_from: run folder of a trained model to start from, of the same kind: only the number of frames, r, tau,
+            noise and the corpus may be others.
+        corpus: corpus file (JSON), or "motion_shapes"; null when model.query is not "entities", or for start_from's.
         templates: prompts for class names: "action" for names such as "playing guitar", "plain" for whole sentences.
         output: run folder; by default a new one under runs/.
         resume: go on with the run in `output` from its last checkpoint, or start it when there is none.

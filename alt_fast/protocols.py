@@ -35,19 +35,20 @@ def draw(videos: Sequence[Video], num_classes: int, shots: int, seed: int) -> li
     return drawn
 
 
-def write_draws(arguments: argparse.Namespace) -> None:
-    """A CSV list for each number of shots."""
-    names = read_classes(arguments.classes) if arguments.classes else None
-    videos, names = read_list(arguments.list, names, arguments.root, "train")
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    for shots in arguments.shots:
-        path = arguments.out / f"{shots}-shot-seed{arguments.seed}.csv"
-        drawn = draw(videos, len(names), shots, arguments.seed)
-        with path.open("w", encoding="utf-8", newline="") as file:
+def draw_lists(
+    path: Path, classes: Path | None, root: Path | None, shots: Sequence[int], seed: int, out: Path
+) -> dict[Path, list[Video]]:
+    """Write `out`/K-shot-seedS.csv for each number of shots K, drawn from the list at `path`; returns their videos."""
+    names = None if classes is None else read_classes(classes)
+    videos, names = read_list(path, names, root, "train")
+    out.mkdir(parents=True, exist_ok=True)
+    drawn = {out / f"{count}-shot-seed{seed}.csv": draw(videos, len(names), count, seed) for count in shots}
+    for written, chosen in drawn.items():
+        with written.open("w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(["path", "label"])
-            writer.writerows((video.path.absolute(), names[video.label]) for video in drawn)
-        print(f"{path}: {len(drawn)} videos of {len(names)} classes")
+            writer.writerows((video.path.absolute(), names[video.label]) for video in chosen)
+    return drawn
 
 
 def score_lists(arguments: argparse.Namespace) -> int:
@@ -74,6 +75,13 @@ def score_lists(arguments: argparse.Namespace) -> int:
     for failure in unreadable:
         print(f"unreadable, counted as wrong: {failure['path']}: {failure['cause']}", file=sys.stderr)
     return len(unreadable)
+
+
+def _few_shot(arguments: argparse.Namespace) -> None:
+    few = arguments
+    drawn = draw_lists(few.list, few.classes, few.root, few.shots, few.seed, few.out)
+    for path, videos in drawn.items():
+        print(f"{path}: {len(videos)} videos of {len({video.label for video in videos})} classes")
 
 
 def _spread(values: Sequence[float]) -> dict[str, float | None]:
@@ -110,7 +118,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return int(score_lists(arguments) > 0)
         if min(arguments.shots) < 1 or arguments.seed < 0:
             parser().error("--shots must be >= 1 and --seed >= 0")
-        write_draws(arguments)
+        _few_shot(arguments)
     except (AnnotationError, CheckpointError, RunError, ValueError) as e:
         print(f"error: {e}", file=sys.stderr)
         return 1

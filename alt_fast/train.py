@@ -50,6 +50,7 @@ from alt_fast.pretrain import pretrain_task
 from alt_fast.run_folder import Quarantine, RunError, open_run_folder, pick_device, say
 from alt_fast.text import PLAIN_TEMPLATES, TEMPLATES
 
+METRICS = "metrics.json"
 CONFIGS = Path(__file__).parent / "configs"
 
 
@@ -134,7 +135,7 @@ def run(config: TrainConfig, world: World | None = None) -> dict[str, Any]:
         "seed": config.seed,
     }
     if world.main:
-        write_json(folder / "metrics.json", metrics)
+        write_json(folder / METRICS, metrics)
     return metrics
 
 

@@ -53,7 +53,13 @@ ORBIT = 0.22  # radius of a circling object's path, as a fraction of the frame
 DEFAULT_ROOT = "data/motion_shapes"
 
 _FORMAT_VERSION = 1
-_SPLITS = ("train", "test", "unseen", "pretrain", "few_shot")  # position: high part of a clip's counter, so that none coincide
+_SPLITS = (
+    "train",
+    "test",
+    "unseen",
+    "pretrain",
+    "few_shot",
+)  # position: high part of a clip's counter, so that none coincide
 _UNSEEN = frozenset(
     (OBJECTS[i], MOTIONS[(i + step) % len(MOTIONS)]) for i in range(len(OBJECTS)) for step in (0, len(MOTIONS) // 2)
 )
@@ -268,7 +274,8 @@ def write_video(path: Path, frames: Image8, rate: int = 10) -> None:
 def generate(root: str | Path, config: MotionShapesConfig, workers: int | None = None) -> None:
     """Write the dataset under `root`; files already there are kept, so an interrupted call can be repeated.
 
-    Leaves {train,test,unseen}.txt (`path label` lines), few_shot.txt when asked for, {classes,unseen_classes}.csv (`id,name`) and dataset.json.
+    Leaves {train,test,unseen}.txt (`path label` lines), few_shot.txt when asked for,
+    {classes,unseen_classes}.csv (`id,name`) and dataset.json.
     Raises ValueError when `root` holds a dataset of another configuration.
     """
     root = Path(root)

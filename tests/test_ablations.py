@@ -1,0 +1,99 @@
+"""The sweep over the paper's tables: what each row trains, what is kept, and the printed table."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from alt_fast import ablations
+from alt_fast.ablations import TABLES, Row, Sweep, main, table_text
+from alt_fast.model import ModelConfig
+from alt_fast.train import parse
+from tests.conftest import SMALL_JOB
+
+
+@pytest.mark.parametrize("row", [row for rows in TABLES.values() for row in rows], ids=lambda row: row.name)
+def test_rows_are_models(row: Row) -> None:
+    ModelConfig(**row.changes)
+    assert set(row.changes) <= set(ModelConfig.__dataclass_fields__)
+    assert row.paper[0] is not None
+
+
+def test_a_table_on_motion_shapes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The two cheapest rows of Table C4 twice: trained, few-shot trained from there, kept, and printed."""
+    rows = TABLES["C4"]
+    command = ["C4", "--out", str(tmp_path), "--seeds", "0", "--"]
+    options = [*SMALL_JOB[: SMALL_JOB.index("--model.frames")], "--pretrain.steps", "1", "--pretrain.batch_size", "8"]
+    options += ["--optim.epochs", "1", "--optim.warmup_epochs", "0", "--optim.batch_size", "12"]
+    assert main([*command, *options]) == 0, capsys.readouterr().err
+    printed = capsys.readouterr().out
+    lines = printed.strip().splitlines()
+    assert lines[0] == (
+        "| Table C4 | paper, fully | paper, 2-shot | paper, 0-shot | ours, fully | ours, 2-shot | ours, 0-shot |"
+    )
+    assert len(lines) == 2 + len(rows)
+    assert "not measured" not in printed
+    folders = sorted(path.name for path in (tmp_path / "seed0").iterdir() if path.is_dir())
+    assert folders == sorted(
+        f"{name}{stage}"
+        for name in ("base", "conv=false", "self_attention=false", "self_attention=false,conv=false")
+        for stage in ("", ",few-shot")
+    )
+    metrics = json.loads((tmp_path / "seed0" / "conv=false" / "metrics.json").read_text())
+    assert f"{100 * metrics['top1']:.1f}" in lines[3]
+    times = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("metrics.json")}
+    assert main([*command[:-1], "--", *options]) == 0
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("metrics.json")} == times
+    assert capsys.readouterr().out == printed
+
+
+def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *options: str) -> tuple[list[list[str]], Sweep]:
+    """A sweep whose trainings only leave metrics; returns their commands too."""
+    commands: list[list[str]] = []
+
+    class Done:
+        returncode = 0
+
+    def run(command: list[str], **_: Any) -> Done:
+        commands.append(command)
+        folder = Path(next(o for o in command if o.startswith("--output=")).removeprefix("--output="))
+        folder.mkdir(parents=True)
+        seed = next(float(o.removeprefix("--seed=")) for o in command if o.startswith("--seed="))
+        (folder / "metrics.json").write_text(json.dumps({"top1": 0.5 + seed / 10, "top1_unseen_pairs": 0.25}))
+        return Done()
+
+    monkeypatch.setattr(ablations.subprocess, "run", run)
+    return commands, Sweep(parse(options), options, None, ["torchrun"], tmp_path)
+
+
+def test_tables_of_other_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ALT-B/16 has the paper's r, no towers to share, and columns only for what was measured."""
+    options = ["--config", "kinetics400_b16", "--data.train", "a.csv", "--data.test", "b.csv", "--corpus", "c.json"]
+    commands, sweep = fake(tmp_path, monkeypatch, *options)
+    ablations.run_all(sweep, ["8", "7"], [0, 1], jobs=2)
+    assert len(commands) == 2 * 8
+    assert all(command[:3] == ["torchrun", "-m", "alt_fast.train"] for command in commands)
+    assert not any("data.root" in option or "clip.safetensors" in option for command in commands for option in command)
+    text = table_text(sweep, "8", [0, 1])
+    assert "| r = 13 | 81.9 | 55.0 ± 7.1 | 25.0 ± 0.0 |" in text
+    assert "| r = 13 | 81.9 | 60.0 | 25.0 |" in table_text(sweep, "8", [1])
+    assert "| r = 13 | 81.9 |" in table_text(sweep, "8", [2])  # nothing was trained with this seed
+
+
+def test_r_is_scaled_to_the_model(tmp_path: Path) -> None:
+    sweep = Sweep(parse([]), [], None, [], tmp_path)
+    assert [sweep.changes(row).get("r") for row in TABLES["8"]] == [0, 2, None, 6]
+    text = table_text(sweep, "8", [0])
+    assert "| r = 13 (here 6) | 81.9 |" in text
+    listed = Sweep(parse(["--model.r", "[4, 4, 4, 4]"]), [], None, [], tmp_path)
+    with pytest.raises(ablations.RunError, match="must be an int"):
+        listed.changes(TABLES["8"][1])
+
+
+def test_a_row_that_fails_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["8", "--out", str(tmp_path), "--", "--data.generate", "null", "--data.train", "none.csv"]) == 1
+    error = capsys.readouterr().err
+    assert "status 1 of" in error
+    assert "base.log" in error
+    assert "name the videos" in (tmp_path / "seed0" / "base.log").read_text()
