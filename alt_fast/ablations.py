@@ -20,7 +20,7 @@ from typing import Any
 from tqdm import tqdm
 
 from alt_fast.config import TrainConfig
-from alt_fast.protocols import draw_lists
+from alt_fast.draws import write_shots
 from alt_fast.run_folder import RunError
 from alt_fast.train import METRICS, parse
 
@@ -123,7 +123,7 @@ class Sweep:
         if self.few_shot is not None:
             second = [option.format(seed=seed, data=data) for option in self.few_shot]
             if generated and row is BASE:
-                draw_lists(data / "few_shot.txt", data / "unseen_classes.csv", None, [2], seed, data)
+                write_shots(data / "few_shot.txt", data / "unseen_classes.csv", None, [2], seed, data)
             self._run([*second, f"--start_from={run}", *changed, f"--seed={seed}"], self.folder(row, seed, ",few-shot"))
 
     def _run(self, options: Sequence[str], run: Path) -> None:

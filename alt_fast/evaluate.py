@@ -182,12 +182,17 @@ def score_list(
     """Accuracy on one list (fractions of 1), with what is needed to read it."""
     classes = trained.model.text.classes(names, trained.templates)
     result = evaluate(trained.model, videos, trained.spec, classes, testing, Path(name).name, world)
+    return summarize(name, result, len(names), testing)
+
+
+def summarize(name: str, result: Result, num_classes: int, testing: EvalConfig) -> dict[str, Any]:
+    """A result as plain data."""
     return {
         "list": name,
-        "videos": len(videos),
+        "videos": len(result.labels),
         "views": testing.crops * testing.clips,
-        "classes": len(names),
-        "chance": 1 / len(names),
+        "classes": num_classes,
+        "chance": 1 / num_classes,
         "top1": result.top(1),
         "top5": result.top(5),
         "unreadable": [failure._asdict() for failure in result.failures],

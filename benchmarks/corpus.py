@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from alt_fast.corpus import CorpusError
-from alt_fast.corpus.__main__ import read_labels
 from alt_fast.corpus.build import BuildConfig, build
 from alt_fast.corpus.rankers import EncoderRanker, open_chooser
 from alt_fast.corpus.senses import Chooser, Question, choose_senses
 from alt_fast.corpus.stats import stats
 from alt_fast.corpus.units import units_of
 from alt_fast.corpus.wordnet import open_wordnet
+from alt_fast.data.annotations import read_names
 from benchmarks.provenance import provenance
 
 CHOICES = Path(__file__).parent / "kinetics400_senses.csv"
@@ -49,7 +49,7 @@ def measure(names: Sequence[str]) -> Iterator[dict[str, Any]]:
     """Rows of the report: Kinetics-400's corpus, then each chooser."""
     wordnet = open_wordnet()
     start = time.perf_counter()
-    corpus, _ = build(read_labels("kinetics400"), wordnet, BuildConfig())
+    corpus, _ = build(read_names("kinetics400"), wordnet, BuildConfig())
     seconds = time.perf_counter() - start
     counts = stats(corpus)
     yield {

@@ -4,23 +4,26 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
-from alt_fast.data.annotations import Video, read_classes, read_list
-from alt_fast.protocols import draw, main
+from alt_fast.data.annotations import Video, read_classes, read_list, read_names
+from alt_fast.draws import RENAMED, draw_shots, name_key, unseen_classes
+from alt_fast.probe import ProbeConfig, train_probe
+from alt_fast.protocols import main
 from alt_fast.run_folder import RunError
 from alt_fast.train import parse
 
 
 def test_draws_are_seeded_nested_and_of_every_class() -> None:
     videos = [Video(Path(f"{i}.mp4"), i % 3) for i in range(60)]
-    four = draw(videos, 3, 4, seed=0)
+    four = draw_shots(videos, 3, 4, seed=0)
     assert [video.label for video in four] == [0] * 4 + [1] * 4 + [2] * 4
     assert len(set(four)) == 12
-    assert set(draw(videos, 3, 2, seed=0)) < set(four)
-    assert draw(videos, 3, 4, seed=0) == four
-    assert draw(videos, 3, 4, seed=1) != four
+    assert set(draw_shots(videos, 3, 2, seed=0)) < set(four)
+    assert draw_shots(videos, 3, 4, seed=0) == four
+    assert draw_shots(videos, 3, 4, seed=1) != four
     with pytest.raises(RunError, match="class 3 has 0 videos, 1 shots"):
-        draw(videos, 4, 1, seed=0)
+        draw_shots(videos, 4, 1, seed=0)
 
 
 def test_few_shot_lists_train(shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -34,8 +37,8 @@ def test_few_shot_lists_train(shapes: Path, tmp_path: Path, capsys: pytest.Captu
     assert {video.path for video in videos} <= {video.path.absolute() for video in everything}
     assert main([*command, "--shots", "3", "--out", str(tmp_path)]) == 1
     assert "class 0 has 2 videos, 3 shots were asked for" in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        main([*command, "--shots", "0", "--out", str(tmp_path)])
+    assert main([*command, "--shots", "0", "--out", str(tmp_path)]) == 1
+    assert "--shots must be >= 1, got 0" in capsys.readouterr().err
 
 
 def test_zero_shot_scores_of_splits(trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -57,6 +60,68 @@ def test_zero_shot_scores_of_splits(trained_run: Path, tmp_path: Path, capsys: p
     seen = ["--lists", str(data / "test.txt"), "--classes", str(data / "classes.csv")]
     assert main([*command, *seen]) == 1
     assert "was trained on, so its score would not be zero-shot" in capsys.readouterr().err
+
+
+def test_unseen_classes_are_drawn_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Case and punctuation tell no classes apart; a new name does, until it is asked to be left out."""
+    names = ["Abseiling", "bee-keeping", "dyeing hair", "base jumping", "luge", "winking"]
+    rows = [f"{name},v{i}{k},0,10" for i, name in enumerate(names) for k in range(2)]
+    (tmp_path / "val.csv").write_text("label,youtube_id,time_start,time_end\n" + "\n".join(rows) + "\n")
+    command = ["unseen", "--list", str(tmp_path / "val.csv"), "--seen", "kinetics400", "--out", str(tmp_path)]
+    assert main([*command, "--count", "2", "--seeds", "0", "1", "2"]) == 0
+    printed = capsys.readouterr().out
+    assert "3 of 6 classes are not in kinetics400 by name" not in printed
+    assert "4 of 6 classes are not in kinetics400 by name" in printed
+    assert "1 of them are there under another name, kept" in printed
+    drawn = [read_list(tmp_path / f"unseen-seed{seed}.csv") for seed in (0, 1, 2)]
+    assert all(len(videos) == 4 and len(classes) == 2 for videos, classes in drawn)
+    assert len({tuple(classes) for _, classes in drawn}) > 1
+    assert all(set(classes) < set(names[2:]) for _, classes in drawn)
+    assert main([*command, "--count", "3", "--without-renamed"]) == 0
+    assert read_list(tmp_path / "unseen-seed0.csv")[1] == ["base jumping", "luge", "winking"]
+    assert main([*command, "--count", "5"]) == 1
+    assert "has 4 unseen classes, 5 were asked for" in capsys.readouterr().err
+
+
+def test_renamed_classes_are_known_to_kinetics_400() -> None:
+    known = {name_key(name) for name in read_names("kinetics400")}
+    assert all(name_key(old) in known and name_key(new) not in known for new, old in RENAMED.items())
+    assert unseen_classes(["dyeing hair"], ["archery"], RENAMED) == ["dyeing hair"]  # not a new name of anything seen
+
+
+def test_a_linear_layer_finds_separable_classes() -> None:
+    centers = torch.randn(5, 16) * 4
+    labels = torch.arange(5).repeat(40)
+    vectors = centers[labels] + torch.randn(200, 16)
+    layer = train_probe(vectors, labels, 5, ProbeConfig(lr=1e-2, batch_size=48))
+    assert (layer(vectors).argmax(1) == labels).float().mean() > 0.97
+    again = train_probe(vectors, labels, 5, ProbeConfig(lr=1e-2, batch_size=48))
+    assert torch.equal(layer.weight, again.weight)
+    other = train_probe(vectors, labels, 5, ProbeConfig(lr=1e-2, batch_size=48, seed=1))
+    assert not torch.equal(layer.weight, other.weight)
+    with pytest.raises(ValueError, match="epochs must be >= 1, got 0"):
+        ProbeConfig(epochs=0)
+
+
+def test_a_probe_of_splits(trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Unreadable videos are named: not trained on, and counted as wrong."""
+    data = trained_run.parent / "data"
+    lines = (data / "train.txt").read_text().splitlines()
+    (tmp_path / "train.txt").write_text("\n".join([*lines, "gone.webm 0"]) + "\n")
+    (tmp_path / "test.txt").write_text("\n".join([*lines[:9], "none.webm 3"]) + "\n")
+    command = ["probe", "--checkpoint", str(trained_run), "--root", str(data), "--workers", "0", "--lr", "0.5"]
+    command += ["--classes", str(data / "classes.csv"), "--probe-batch-size", "16"]
+    splits = ["--train", *[str(tmp_path / "train.txt")] * 2, "--lists", *[str(tmp_path / "test.txt")] * 2]
+    assert main([*command, *splits, "--json", "--epochs", "400"]) == 1
+    out, errors = capsys.readouterr()
+    answer = json.loads(out)
+    assert [row["videos"] for row in answer["lists"]] == [10, 10]
+    assert answer["top1"]["deviation"] == 0
+    assert 0.5 < answer["top1"]["mean"] <= 0.9  # what it was trained on, but for the missing video
+    assert "unreadable, not trained on: " in errors
+    assert "unreadable, counted as wrong: " in errors
+    assert main([*command, *splits[:-1]]) == 1
+    assert "--train names 2 lists and --lists 1: one each a split" in capsys.readouterr().err
 
 
 def test_the_few_shot_recipe_is_the_paper_s() -> None:

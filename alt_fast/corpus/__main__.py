@@ -6,36 +6,16 @@ python -m alt_fast.corpus stats corpus.json
 """
 
 import argparse
-import re
 import signal
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from alt_fast.corpus import CATEGORIES, Corpus, CorpusError
 from alt_fast.corpus.build import BuildConfig, Report, build, extend
 from alt_fast.corpus.language_model import LanguageModel, Settings
 from alt_fast.corpus.stats import diff, entities_by_label, stats
 from alt_fast.corpus.wordnet import open_wordnet
-from alt_fast.data.annotations import AnnotationError, read_classes
-
-
-def read_labels(path: str) -> list[str]:
-    """Labels of a class file, or of a text file with one a line; "kinetics400" gives torchvision's list of them."""
-    if path == "kinetics400":
-        from torchvision.models._meta import _KINETICS400_CATEGORIES  # takes seconds
-
-        return list(_KINETICS400_CATEGORIES)
-    if Path(path).suffix in (".csv", ".json"):
-        return read_classes(path)
-    try:
-        lines = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as e:
-        raise CorpusError(f"cannot read {path}: {e}") from e
-    if not lines:
-        raise CorpusError(f"{path} names no labels")
-    numbered = all(re.match(r"\d+\s+\S", line) for line in lines)  # UCF-101's classInd.txt
-    return read_classes(path) if numbered else lines
+from alt_fast.data.annotations import AnnotationError, read_names
 
 
 def print_report(report: Report, corpus: Corpus, asked: bool) -> None:
@@ -139,7 +119,7 @@ def parser() -> argparse.ArgumentParser:
 def build_from(arguments: argparse.Namespace) -> None:
     """The commands `build` and `extend`."""
     before = Corpus.load(arguments.corpus) if arguments.command == "extend" else None
-    labels = [label for path in arguments.labels for label in read_labels(path)]
+    labels = [label for path in arguments.labels for label in read_names(path)]
     config = BuildConfig(
         senses=arguments.senses,
         reach=arguments.reach,

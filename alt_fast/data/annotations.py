@@ -71,6 +71,21 @@ def read_classes(path: str | Path) -> list[str]:
     return names
 
 
+def read_names(path: str) -> list[str]:
+    """Names from a class file, or from a text file with one a line; "kinetics400" gives torchvision's list of them."""
+    if path == "kinetics400":
+        from torchvision.models._meta import _KINETICS400_CATEGORIES  # takes seconds
+
+        return list(_KINETICS400_CATEGORIES)
+    if Path(path).suffix in (".csv", ".json"):
+        return read_classes(path)
+    lines = [line.strip() for line in _read(Path(path)).splitlines() if line.strip()]
+    if not lines:
+        raise AnnotationError(f"{path} names no labels")
+    numbered = all(re.match(r"\d+\s+\S", line) for line in lines)  # UCF-101's classInd.txt
+    return read_classes(path) if numbered else lines
+
+
 def read_list(
     path: str | Path, classes: Sequence[str] | None = None, root: str | Path | None = None, subset: Subset = "train"
 ) -> tuple[list[Video], list[str]]:

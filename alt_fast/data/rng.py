@@ -19,6 +19,8 @@ class Stream(IntEnum):
     CAPTION = 6  # pretraining images and captions
     VIDEO = 7  # Motion Shapes videos
     FEW_SHOT = 8  # training videos of a class
+    UNSEEN = 9  # classes to test zero-shot
+    PROBE = 10  # batches of a linear probe
 
 
 def generator(seed: int, stream: Stream, epoch: int = 0, sample: int = 0) -> np.random.Generator:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from alt_fast.corpus import Corpus, CorpusError
-from alt_fast.corpus.__main__ import main, read_labels
+from alt_fast.corpus.__main__ import main
 from alt_fast.corpus.build import BODY_PARTS, BuildConfig, build
 from alt_fast.corpus.rankers import open_chooser
 from alt_fast.corpus.senses import Candidate, Question, _near, choose, choose_senses
@@ -15,6 +15,7 @@ from alt_fast.corpus.stats import entities_by_label
 from alt_fast.corpus.units import Unit, normalize_label, nouns_of, units_of
 from alt_fast.corpus.units import noun as whole_noun
 from alt_fast.corpus.wordnet import category_of, open_wordnet
+from alt_fast.data.annotations import read_names
 
 
 @pytest.mark.parametrize(
@@ -237,8 +238,8 @@ def test_command_line(wordnet: Any, tmp_path: Path, capsys: pytest.CaptureFixtur
 
 def test_labels_of_many_kinds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "classInd.txt").write_text("1 ApplyEyeMakeup\n2 YoYo\n")
-    assert read_labels(str(tmp_path / "classInd.txt")) == ["apply eye makeup", "yo yo"]
-    assert len(read_labels("kinetics400")) == 400
+    assert read_names(str(tmp_path / "classInd.txt")) == ["apply eye makeup", "yo yo"]
+    assert len(read_names("kinetics400")) == 400
     (tmp_path / "empty.txt").write_text("\n")
     for path, message in [("empty.txt", "names no labels"), ("none.txt", "cannot read"), ("none.csv", "cannot read")]:
         arguments = ["build", "--labels", str(tmp_path / path), "--out", str(tmp_path / "out.json")]
