@@ -52,7 +52,7 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 def save_state(path: Path, state: Mapping[str, Any]) -> None:
     """Write training state: tensors, numbers, strings and containers of them."""
-    write_atomically(path, lambda partial: torch.save({"version": FORMAT_VERSION, **state}, partial))
+    write_atomically(path, lambda partial: torch.save(dict(state), partial))
 
 
 def load_state(path: Path) -> dict[str, Any]:
@@ -61,7 +61,7 @@ def load_state(path: Path) -> dict[str, Any]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as e:  # a damaged file fails in many ways
         raise CheckpointError(f"cannot read training state {path}: {e}") from e
-    _check_version(path, state.get("version") if isinstance(state, dict) else None)
+    check_version(path, state.get("version") if isinstance(state, dict) else None)
     return state
 
 
@@ -122,7 +122,7 @@ def load(path: str | Path) -> TrainedModel:
             metadata = file.metadata() or {}
         if metadata.get("format") != "alt-fast":
             raise CheckpointError(f"{path} is a safetensors file, but not a model of alt-fast")
-        _check_version(path, metadata.get("version"))
+        check_version(path, metadata.get("version"))
         content = json.loads(metadata["content"])
         weights = load_file(path)
     except (OSError, SafetensorError) as e:
@@ -154,6 +154,7 @@ def load_weights(model: ALT, path: str | Path) -> None:
         raise CheckpointError(f"the weights of {path} do not fit: {e}") from e
 
 
-def _check_version(path: Path, version: object) -> None:
+def check_version(path: Path, version: object) -> None:
+    """Raises CheckpointError for a file of another release's format."""
     if str(version) != str(FORMAT_VERSION):
         raise CheckpointError(f"{path} has checkpoint version {version}; this release reads version {FORMAT_VERSION}")

@@ -65,6 +65,9 @@ class OptimConfig:
         cutmix: Beta parameter of CutMix; 0 for none.
         mix_switch: probability of CutMix when both are on.
         label_smoothing: probability mass spread over all classes.
+        scale_from: batch size that the learning rates are for: others change them in proportion; null: as given.
+        ema: decay of an exponential moving average of the weights, which is what is tested and kept; 0 for none.
+        sharded: split weights and optimizer state over the processes (FSDP2), and checkpoints too.
         amp: compute in bfloat16 where it is safe.
         activation_checkpointing: compute the image tower's blocks again for their gradients; less memory, more time.
     """
@@ -83,8 +86,16 @@ class OptimConfig:
     cutmix: float = 1.0
     mix_switch: float = 0.5
     label_smoothing: float = 0.1
+    scale_from: int | None = None
+    ema: float = 0.0
+    sharded: bool = False
     amp: bool = True
     activation_checkpointing: bool = False
+
+    @property
+    def rate_scale(self) -> float:
+        """What the learning rates are multiplied with."""
+        return 1.0 if self.scale_from is None else self.batch_size / self.scale_from
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "accumulate"):
@@ -92,6 +103,10 @@ class OptimConfig:
                 raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
         if self.batch_size % self.accumulate:
             raise ValueError(f"accumulate must divide batch_size {self.batch_size}, got {self.accumulate}")
+        if self.scale_from is not None and self.scale_from < 1:
+            raise ValueError(f"scale_from must be >= 1, got {self.scale_from}")
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"ema must be in [0, 1), got {self.ema}")
         if not 0 <= self.warmup_epochs <= self.epochs:
             raise ValueError(f"warmup_epochs must be in [0, epochs], got {self.warmup_epochs}")
         if (self.mixup or self.cutmix) and (self.batch_size // self.accumulate) % 2:
@@ -133,7 +148,8 @@ class TrainConfig:
         frame_only: also train and test the same model on single frames, to show what time adds.
         seed: of everything random.
         checkpoint_every: steps between checkpoints.
-        eval_every: epochs between evaluations while training; 0 for one at the end.
+        keep: checkpoints of a stage that stay, the last ones.
+        eval_every: epochs between evaluations while training, the best of which is kept; 0 for one at the end.
         device: "cpu", "cuda", or "auto".
     """
 
@@ -151,6 +167,7 @@ class TrainConfig:
     frame_only: bool = False
     seed: int = 0
     checkpoint_every: int = 200
+    keep: int = 1
     eval_every: int = 0
     device: str = "auto"
 
@@ -159,7 +176,8 @@ class TrainConfig:
             raise ValueError("pretrain makes the weights that model.pretrained would name: set one of them to null")
         if self.start_from is not None and (self.pretrain is not None or self.model.pretrained is not None):
             raise ValueError("start_from has all weights: set pretrain and model.pretrained to null")
-        if self.checkpoint_every < 1:
-            raise ValueError(f"checkpoint_every must be >= 1, got {self.checkpoint_every}")
+        for name in ("checkpoint_every", "keep"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
         if self.eval_every < 0:
             raise ValueError(f"eval_every must be >= 0, got {self.eval_every}")

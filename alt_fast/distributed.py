@@ -1,12 +1,13 @@
 """The processes of one job, as torchrun starts them; a job without torchrun is a world of one."""
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 T = TypeVar("T")
 
@@ -61,6 +62,17 @@ def join_world(device: str) -> World:
         backend = "cpu:gloo,cuda:nccl" if gpu else "gloo"
         dist.init_process_group(backend, store=store, rank=world.rank, world_size=world.size)
     return world
+
+
+def shard(model: nn.Module, blocks: Iterable[nn.Module], device: torch.device) -> None:
+    """Split a model's weights over the processes (FSDP2), those of `blocks` apart: each is whole only while it runs."""
+    from torch.distributed.device_mesh import init_device_mesh  # these take a second
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh(device.type, (dist.get_world_size(),))
+    for block in blocks:
+        fully_shard(block, mesh=mesh)
+    fully_shard(model, mesh=mesh)
 
 
 def leave_world() -> None:

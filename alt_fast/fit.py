@@ -11,12 +11,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
-from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from alt_fast.checkpoint import CheckpointError, load_state, save_state
 from alt_fast.distributed import World
+from alt_fast.run_log import LOG_EVERY, Meter, RunLog
+from alt_fast.states import Progress, States
 
 
 class DivergedError(RuntimeError):
@@ -48,9 +47,12 @@ class Task:
     """What a stage trains.
 
     batches: from a step and on, `accumulate` of them per step and process. loss: of a batch, given its running number
-    among those of all processes. A step's gradient is the mean over its batches. parallel: the wrapper of `module` that
-    `loss` calls where several processes train. max_skipped: steps whose loss may be no finite number; they change
-    nothing. samples: names of a step's samples. every_epoch: called with the epochs done, after each.
+    among those of all processes. A step's gradient is the mean over its batches, of `batch_size` samples in all.
+    synchronize: called before each batch with whether its gradients are to be exchanged between the processes. sharded:
+    whether checkpoints are written by all processes, each its part. max_skipped: steps whose loss may be no finite
+    number; they change nothing. samples: names of a step's samples. ema: decay of a mean of the weights; 0 for none.
+    tested: gets the weights to test, the mean where there is one, before `every_epoch` and at the end; needed for a
+    mean, and where `module` is in parts. every_epoch: called with the epochs done, after each.
     """
 
     name: str
@@ -60,12 +62,24 @@ class Task:
     batches: Callable[[int], Iterable[Any]]
     loss: Callable[[Any, int], Tensor]
     steps_per_epoch: int
+    batch_size: int
     accumulate: int = 1
     clip_grad: float | None = None
-    parallel: DistributedDataParallel | None = None
+    synchronize: Callable[[bool], None] = lambda last: None
+    sharded: bool = False
     max_skipped: int = 0
     samples: Callable[[int], list[str]] = lambda step: []
+    ema: float = 0.0
+    tested: nn.Module | None = None
     every_epoch: Callable[[int], None] | None = None
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """How often a stage's state is written, in steps, and how many of the last ones stay."""
+
+    every: int
+    keep: int = 1
 
 
 def parameter_groups(module: nn.Module, rates: Callable[[str], float], weight_decay: float) -> list[dict[str, Any]]:
@@ -79,12 +93,12 @@ def parameter_groups(module: nn.Module, rates: Callable[[str], float], weight_de
 
 
 def fit(
-    task: Task, state_path: Path, writer: SummaryWriter | None, checkpoint_every: int, world: World | None = None
+    task: Task, folder: Path, checkpoints: Checkpoints, log: RunLog | None = None, world: World | None = None
 ) -> float:
-    """Train to the last step, from the checkpoint at `state_path` when there is one. Returns seconds of training.
+    """Train to the last step, from the last checkpoint in `folder` when there is one. Returns seconds of training.
 
-    The state holds weights, optimizer and step; all randomness is keyed by the step, so nothing else is needed. world:
-    the processes that train together; the main one writes.
+    A checkpoint holds weights, optimizer and step; all randomness is keyed by the step, so nothing else is needed.
+    world: the processes that train together; the main one writes. log: the main one's.
 
     Raises DivergedError past the allowed number of steps without a finite loss, and TerminatedError after SIGTERM, once
     the step is done and its state written.
@@ -92,59 +106,58 @@ def fit(
     world = world or World()
     module, schedule = task.module, task.schedule
     optimizer = torch.optim.AdamW(task.groups, betas=(0.9, 0.98), fused=True)
-    step, before, skipped = 0, 0.0, 0
-    if state_path.exists():
-        state = load_state(state_path)
-        step, before, skipped = _restore(state, state_path, task, optimizer)
-    start = time.monotonic()
-
-    def save(step: int) -> None:
-        if world.main:
-            content = {"step": step, "module": module.state_dict(), "optimizer": optimizer.state_dict()}
-            seconds = before + time.monotonic() - start
-            save_state(state_path, {"task": task.name, "seconds": seconds, "skipped": skipped, **content})
-
+    states = States(folder, task.name, checkpoints.keep, task.sharded, world)
+    progress = Progress(mean={name: weight.clone() for name, weight in _trainable(module)} if task.ema else {})
+    states.restore(module, optimizer, progress)
+    if log is not None:
+        log.rewind(task.name, progress.step)
+    before, start = progress.seconds, time.monotonic()
     module.train()
-    batches = iter(task.batches(step))
-    progress = tqdm(
-        range(step, schedule.steps),
+    batches = iter(task.batches(progress.step))
+    bar = tqdm(
+        range(progress.step, schedule.steps),
         task.name,
         schedule.steps,
-        initial=step,
+        initial=progress.step,
         unit="step",
         disable=None if world.main else True,
     )
+    meter = Meter(task.batch_size)
     with _termination() as terminated:
-        for step in progress:
+        for step in bar:
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * schedule.factor(step)
-            loss, stop = world.mean(_backward(task, batches, step, world), float(bool(terminated)))
+            loss, stop = world.mean(_backward(task, batches, step, world, meter), float(bool(terminated)))
             if math.isfinite(loss):
-                _update(task, optimizer)
+                _update(task, optimizer, progress)
             else:
-                skipped += 1
-                named = f"{task.name}: the loss is {loss} at step {step}, on {', '.join(task.samples(step))}"
-                if skipped > task.max_skipped:
-                    raise DivergedError(f"{named}; try a lower learning rate")
-                progress.write(f"{named}: skipped, {skipped} of at most {task.max_skipped}")
+                _skip(task, step, loss, progress, bar)
             optimizer.zero_grad()
-            progress.set_postfix(loss=f"{loss:.3f}", refresh=False)
-            if writer is not None:
-                writer.add_scalar(f"{task.name}/loss", loss, step)
-                writer.add_scalar(f"{task.name}/lr", optimizer.param_groups[0]["lr"], step)
-            done = step + 1
-            if done % task.steps_per_epoch == 0:
-                if progress.disable and world.main:  # no terminal: a line an epoch instead of a bar
-                    print(f"{task.name}: step {done} of {schedule.steps}, loss {loss:.3f}", flush=True)
+            meter.step(loss)
+            bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+            done = progress.step = step + 1
+            epoch_ends = done % task.steps_per_epoch == 0
+            if log is not None:
+                log.step(task.name, done, schedule.steps, loss, optimizer.param_groups[0]["lr"])
+            if done % LOG_EVERY == 0 or epoch_ends or done == schedule.steps:
+                measured = meter.read()
+                if log is not None:
+                    log.measured(task.name, done, measured)
+            if epoch_ends:
+                if bar.disable and world.main:  # no terminal: a line an epoch instead of a bar
+                    _print_line(task, done, measured)
                 if task.every_epoch is not None:
+                    _publish(task, progress)
                     task.every_epoch(done // task.steps_per_epoch)
                     module.train()
-            if done % checkpoint_every == 0 or done == schedule.steps or stop:
-                save(done)
+            if done % checkpoints.every == 0 or done == schedule.steps or stop:
+                progress.seconds = before + time.monotonic() - start
+                states.save(module, optimizer, progress)
             if stop and done < schedule.steps:
                 raise TerminatedError(
-                    f"{task.name}: asked to end; {done} of {schedule.steps} steps are in {state_path}"
+                    f"{task.name}: asked to end; {done} of {schedule.steps} steps are in {states.path(done)}"
                 )
+    _publish(task, progress)
     return before + time.monotonic() - start
 
 
@@ -159,32 +172,56 @@ def _termination() -> Iterator[list[int]]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _backward(task: Task, batches: Any, step: int, world: World) -> float:
+def _backward(task: Task, batches: Any, step: int, world: World, meter: Meter) -> float:
     """Gradients of one step; returns the mean loss of this process's batches."""
     total = 0.0
     for part in range(task.accumulate):
-        last = part == task.accumulate - 1
         number = (step * task.accumulate + part) * world.size + world.rank
-        with contextlib.nullcontext() if last or task.parallel is None else task.parallel.no_sync():
-            loss = task.loss(next(batches), number) / task.accumulate
-            loss.backward()
+        with meter.waiting():
+            batch = next(batches)
+        task.synchronize(part == task.accumulate - 1)
+        loss = task.loss(batch, number) / task.accumulate
+        loss.backward()
         total += loss.item()
     return total
 
 
-def _update(task: Task, optimizer: torch.optim.Optimizer) -> None:
+def _update(task: Task, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
     if task.clip_grad is not None:
         nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], task.clip_grad)
     optimizer.step()
+    if progress.mean:
+        # The first means would be of random weights for long, so the decay rises to its value, as in TensorFlow's.
+        decay = min(task.ema, (1 + progress.step) / (10 + progress.step))
+        weights = dict(_trainable(task.module))
+        torch._foreach_lerp_(list(progress.mean.values()), [weights[name] for name in progress.mean], 1 - decay)
 
 
-def _restore(state: dict[str, Any], path: Path, task: Task, optimizer: torch.optim.Optimizer) -> tuple[int, float, int]:
-    """Load a state; returns its step, the seconds trained and the steps skipped."""
-    try:
-        if state["task"] != task.name:
-            raise CheckpointError(f"{path} is a state of {state['task']!r}, not of {task.name!r}")
-        task.module.load_state_dict(state["module"])
-        optimizer.load_state_dict(state["optimizer"])
-        return state["step"], state["seconds"], state["skipped"]
-    except (KeyError, RuntimeError, ValueError) as e:
-        raise CheckpointError(f"{path} does not fit this run: {e}") from e
+def _skip(task: Task, step: int, loss: float, progress: Progress, bar: Any) -> None:
+    """Leave a step without a finite loss out. Raises DivergedError past the allowed number of them."""
+    progress.skipped += 1
+    named = f"{task.name}: the loss is {loss} at step {step}, on {', '.join(task.samples(step))}"
+    if progress.skipped > task.max_skipped:
+        raise DivergedError(f"{named}; try a lower learning rate")
+    bar.write(f"{named}: skipped, {progress.skipped} of at most {task.max_skipped}")
+
+
+def _print_line(task: Task, done: int, measured: dict[str, float]) -> None:
+    speed, gib = measured["clips_per_s"], measured["peak_bytes"] / 2**30
+    line = f"{task.name}: step {done} of {task.schedule.steps}, loss {measured['loss']:.3f}, {speed:.1f} samples/s"
+    print(f"{line}, {measured['wait_share']:.0%} of the time waiting for data, {gib:.2f} GiB", flush=True)
+
+
+def _trainable(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    return ((name, weight.detach()) for name, weight in module.named_parameters() if weight.requires_grad)
+
+
+@torch.no_grad()
+def _publish(task: Task, progress: Progress) -> None:
+    """Copy the weights to test, gathered from all processes where they are in parts."""
+    if task.tested is None:
+        return
+    target = dict(task.tested.named_parameters())
+    for name, weight in _trainable(task.module):
+        source = progress.mean.get(name, weight)
+        target[name].copy_(source.full_tensor() if hasattr(source, "full_tensor") else source)

@@ -96,7 +96,8 @@ class ALT(nn.Module):
         entities = torch.zeros(len(self.corpus or ()), width)  # filled by embed_corpus, or from a checkpoint
         self.alignment = Alignment(entities, config.query, config.frames, config.regions, config.tau)
         self.decoder = VideoDecoder(width, config.depth, config.self_attention, config.conv)
-        self.logit_scale = nn.Parameter(clip.logit_scale.detach().clone(), requires_grad=config.cosine)
+        scale = clip.logit_scale.detach().clone().view(1)  # one dimension: FSDP splits no scalars
+        self.logit_scale = nn.Parameter(scale, requires_grad=config.cosine)
 
     def forward(self, video: Tensor, classes: Tensor, seed: Tensor | None = None) -> Output:
         """video: [B, T, 3, H, W] normalised. classes: [I, d] of `text.classes`. seed: int64 scalar, eq. 4's noise."""

@@ -77,5 +77,6 @@ def pretrain_task(
         batches=batches,
         loss=loss,
         steps_per_epoch=config.steps,
+        batch_size=config.batch_size,
         clip_grad=1.0,
     )

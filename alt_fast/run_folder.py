@@ -20,6 +20,9 @@ from alt_fast.checkpoint import write_atomically, write_json
 from alt_fast.config import TrainConfig
 from alt_fast.data.loader import Failure
 
+_PRACTICAL = ("output", "resume", "device", "checkpoint_every", "keep")
+"""Where a run lies, how it is called and what it leaves may change; anything else would change its result."""
+
 
 class RunError(RuntimeError):
     """A run that cannot start or go on; the message says why and what to do."""
@@ -34,8 +37,7 @@ def open_run_folder(config: TrainConfig) -> Path:
     else:
         folder = Path(config.output)
     recorded = folder / "config.yaml"
-    # Where a run lies and how it is called may change; anything else would change its result.
-    settings = {k: v for k, v in asdict(config).items() if k not in ("output", "resume", "device", "checkpoint_every")}
+    settings = {k: v for k, v in asdict(config).items() if k not in _PRACTICAL}
     settings = json.loads(json.dumps(settings))  # tuples become lists, as in the file
     if recorded.exists():
         if not config.resume:
@@ -54,7 +56,9 @@ def open_run_folder(config: TrainConfig) -> Path:
 def _deciding(settings: dict[str, Any]) -> dict[str, Any]:
     """The settings without those that another machine may want otherwise, and that change no result."""
     data = {name: value for name, value in settings["data"].items() if name not in ("workers", "timeout")}
-    return settings | {"data": data}
+    # More processes want fewer parts. Together they make the parts that mixup draws its pairs in.
+    optim = {name: value for name, value in settings["optim"].items() if name != "accumulate"}
+    return settings | {"data": data, "optim": optim}
 
 
 def differences(before: Any, now: Any, key: str = "") -> list[str]:

@@ -5,24 +5,20 @@ python -m alt_fast.train --config kinetics400_b16 --data.train train.csv --data.
 torchrun --nproc-per-node 8 -m alt_fast.train --config kinetics400_b16 ... --output RUN
 """
 
+import json
 import shutil
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jsonargparse
-import numpy as np
 import torch
-import torch.nn.functional as F
-from timm.data import Mixup
-from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
-from torch.utils.tensorboard import SummaryWriter
 
 from alt_fast.checkpoint import (
     WEIGHTS,
@@ -39,52 +35,21 @@ from alt_fast.config import DataConfig, TrainConfig
 from alt_fast.corpus import Corpus
 from alt_fast.data import motion_shapes
 from alt_fast.data.annotations import Subset, Video, read_classes, read_list
-from alt_fast.data.dataset import NO_LABEL, EpochSampler, TrainClips
-from alt_fast.data.loader import Backend, Batch, Loader, open_backend
+from alt_fast.data.dataset import TrainClips
+from alt_fast.data.loader import open_backend
 from alt_fast.data.rng import Stream, integer
 from alt_fast.distributed import World, join_world, leave_world
 from alt_fast.evaluate import EvalConfig, score_list
-from alt_fast.fit import DivergedError, Schedule, Task, TerminatedError, fit, parameter_groups
+from alt_fast.fit import DivergedError, TerminatedError, fit
 from alt_fast.model import ALT, ModelConfig
 from alt_fast.pretrain import pretrain_task
-from alt_fast.run_folder import Quarantine, RunError, open_run_folder, pick_device, say
-from alt_fast.text import PLAIN_TEMPLATES, TEMPLATES
+from alt_fast.run_folder import RunError, open_run_folder, pick_device
+from alt_fast.run_log import RunLog
+from alt_fast.task import Lists, Run, alt_task, describe_batch
 
 METRICS = "metrics.json"
+BEST = "best.safetensors"
 CONFIGS = Path(__file__).parent / "configs"
-
-
-@dataclass(frozen=True)
-class Lists:
-    """Videos and class names of a job; empty where it has none."""
-
-    train: list[Video]
-    test: list[Video]
-    classes: list[str]
-    unseen: list[Video]
-    unseen_classes: list[str]
-
-
-@dataclass(frozen=True)
-class Run:
-    """What every stage of a job shares."""
-
-    config: TrainConfig
-    folder: Path
-    device: torch.device
-    lists: Lists
-    corpus: Corpus | None
-    writer: SummaryWriter | None
-    world: World
-
-    def say(self, message: str) -> None:
-        """A line for the person who watches, from one process."""
-        if self.world.main:
-            say(message)
-
-    @property
-    def templates(self) -> Sequence[str]:
-        return PLAIN_TEMPLATES if self.config.templates == "plain" else TEMPLATES
 
 
 def run(config: TrainConfig, world: World | None = None) -> dict[str, Any]:
@@ -103,11 +68,10 @@ def run(config: TrainConfig, world: World | None = None) -> dict[str, Any]:
     folder, data = next(item for item in world.gather(made) if item is not None)
     lists = read_lists(data)
     corpus = load_corpus(config)
-    with SummaryWriter(str(folder / "tensorboard")) if world.main else nullcontext() as writer:
-        this = Run(config, folder, device, lists, corpus, writer, world)
+    with RunLog(folder) if world.main else nullcontext() as log:
+        this = Run(config, folder, device, lists, corpus, log, world)
         this.say(f"run folder {folder}; {len(lists.train)} videos of {len(lists.classes)} classes to train on")
-        processes = "1 process" if world.size == 1 else f"{world.size} processes"
-        this.say(f"{processes} on {device.type}, {config.optim.batch_size} clips a step in all")
+        this.say(describe_batch(config.optim, world, device))
         if world.main:
             names = "".join(f"{i},{name}\n" for i, name in enumerate(lists.classes))
             (folder / "classes.csv").write_text(f"id,name\n{names}")
@@ -124,6 +88,8 @@ def run(config: TrainConfig, world: World | None = None) -> dict[str, Any]:
             frame_model, seconds["frame_only"] = train_model(this, "frame_only", replace(model_config, frames=1))
         trained_at = time.monotonic()
         metrics = measure(this, trained)
+        if config.eval_every and world.main:
+            keep_best(folder, trained, config.optim.epochs, metrics["top1"])
         if frame_model is not None:
             scores = measure(this, frame_model)
             metrics |= {f"frame_only_{name}": value for name, value in scores.items() if name.startswith("top")}
@@ -204,7 +170,7 @@ def _pretrain(this: Run, path: Path) -> float:
     torch.manual_seed(integer(config.seed, Stream.INIT, sample=0))
     clip = load_clip(config.model.backbone, None, config.model.image_size).to(this.device)
     task = pretrain_task(clip, config.pretrain, config.seed, config.augment.normalize, config.data.workers, this.device)
-    seconds = fit(task, this.folder / "clip.state", this.writer, config.checkpoint_every)
+    seconds = fit(task, this.folder, this.checkpoints, this.log)
     save_module(path, clip)
     return seconds
 
@@ -222,8 +188,8 @@ def train_model(this: Run, name: str, model_config: ModelConfig) -> tuple[Traine
     dtype = torch.bfloat16 if optim.amp else torch.float32
     backend, why = open_backend(config.data.loader, clips, this.device, dtype, max(1, config.data.workers))
     this.say(f"{name}: loader {why}")
-    task = alt_task(this, name, trained, clips, backend)
-    seconds = fit(task, this.folder / f"{name}.state", this.writer, config.checkpoint_every, this.world)
+    task = alt_task(this, name, trained, clips, backend, partial(test_epoch, this, name, trained))
+    seconds = fit(task, this.folder, this.checkpoints, this.log, this.world)
     total = task.schedule.steps * optim.batch_size
     this.say(f"{name}: {task.schedule.steps} steps in {seconds:.0f} s, {total / seconds:.1f} clips/s")
     for way, count in sum(this.world.gather(backend.counts), Counter()).items():
@@ -231,106 +197,25 @@ def train_model(this: Run, name: str, model_config: ModelConfig) -> tuple[Traine
     return trained, seconds
 
 
-def alt_task(this: Run, name: str, trained: TrainedModel, clips: TrainClips, backend: Backend) -> Task:
-    """The stage that trains `trained.model` in place.
-
-    A step's batch is in `accumulate` parts a process, so several processes do what one does in as many parts in all.
-    """
-    config, optim, lists, device, world = this.config, this.config.optim, this.lists, this.device, this.world
-    model = trained.model
-    parts = optim.accumulate * world.size
-    if optim.batch_size % parts or ((optim.mixup or optim.cutmix) and optim.batch_size // parts % 2):
-        raise RunError(
-            f"optim.batch_size {optim.batch_size} must be made of {parts} equal parts ({world.size} processes x "
-            f"optim.accumulate {optim.accumulate}), each even for mixup and cutmix"
-        )
-    steps_per_epoch = len(lists.train) // optim.batch_size
-    if steps_per_epoch == 0:
-        raise RunError(f"optim.batch_size {optim.batch_size} is more than the {len(lists.train)} training videos")
-    schedule = Schedule(steps_per_epoch * optim.epochs, steps_per_epoch * optim.warmup_epochs, optim.final_lr)
-    classes = model.text.classes(lists.classes, this.templates)
-    model.encoder.activation_checkpointing = optim.activation_checkpointing
-    parallel = None
-    if world.size > 1:
-        parallel = DistributedDataParallel(model, broadcast_buffers=False)  # the entities never change
-    forward: Callable[..., Any] = parallel or model
-    if config.compile and name == "alt":  # one compilation a run
-        forward = torch.compile(forward)
-    mix = make_mixup(config, len(lists.classes))
-    quarantine = Quarantine(
-        this.folder / "quarantine.jsonl", len(lists.train), config.data.max_bad_share, writes=world.main
-    )
-
-    def batches(step: int) -> Loader:
-        steps = range(step, schedule.steps)
-        keys = EpochSampler(
-            len(lists.train), optim.batch_size, config.seed, steps, optim.accumulate, world.rank, world.size
-        )
-        return Loader(clips, keys, backend, config.data.loading)
-
-    def samples(step: int) -> list[str]:
-        keys = EpochSampler(len(lists.train), optim.batch_size, config.seed, range(step, step + 1))
-        return [str(lists.train[index].path) for batch in keys for _, index in batch]
-
-    def loss(batch: Batch, part: int) -> Tensor:
-        quarantine.add([failure for failures in world.gather(batch.failures) for failure in failures])
-        if batch.failures and NO_LABEL in batch.label:
-            path, cause = batch.failures[-1]
-            raise RunError(f"video after video cannot be used, the last {path}: {cause}. Is data.root right?")
-        number = integer(config.seed, Stream.STEP, sample=part)
-        video, target = mix(batch.video, batch.label, number)
-        with torch.autocast(device.type, torch.bfloat16, enabled=optim.amp):
-            seed = torch.tensor(number, device=device)
-            logits = forward(video, classes, seed).logits
-        return F.cross_entropy(logits.float(), target)
-
-    def every_epoch(done: int) -> None:
-        if config.eval_every and done % config.eval_every == 0 and done < optim.epochs:
-            top1 = score(this, trained, "test", lists.test, lists.classes)["top1"]
-            if this.writer is not None:
-                this.writer.add_scalar(f"{name}/top1", top1, done * steps_per_epoch)
-            this.say(f"{name}: epoch {done} of {optim.epochs}, top-1 {top1:.3f}")
-
-    def rate(parameter: str) -> float:
-        return optim.backbone_lr if parameter.startswith("encoder.visual.") else optim.lr
-
-    return Task(
-        name=name,
-        module=model,
-        groups=parameter_groups(model, rate, optim.weight_decay),
-        schedule=schedule,
-        batches=batches,
-        loss=loss,
-        steps_per_epoch=steps_per_epoch,
-        accumulate=optim.accumulate,
-        clip_grad=optim.clip_grad,
-        parallel=parallel,
-        max_skipped=optim.max_skipped,
-        samples=samples,
-        every_epoch=every_epoch,
-    )
+def test_epoch(this: Run, name: str, trained: TrainedModel, done: int) -> None:
+    """Test after so many epochs when it is time to, and keep the best weights."""
+    config = this.config
+    if not config.eval_every or done % config.eval_every or done == config.optim.epochs:
+        return
+    top1 = score(this, trained, "test", this.lists.test, this.lists.classes)["top1"]
+    if this.log is not None:
+        this.log.score(name, done * (len(this.lists.train) // config.optim.batch_size), top1=top1)
+        if name == "alt":
+            keep_best(this.folder, trained, done, top1)
+    this.say(f"{name}: epoch {done} of {config.optim.epochs}, top-1 {top1:.3f}")
 
 
-def make_mixup(config: TrainConfig, num_classes: int) -> Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]:
-    """Mixup, CutMix and label smoothing of a batch, a pure function of (video, label, number)."""
-    optim = config.optim
-    smoothing = optim.label_smoothing
-    mixup = Mixup(
-        mixup_alpha=optim.mixup,
-        cutmix_alpha=optim.cutmix,
-        switch_prob=optim.mix_switch,
-        label_smoothing=smoothing,
-        num_classes=num_classes,
-    )
-
-    def mix(video: Tensor, label: Tensor, number: int) -> tuple[Tensor, Tensor]:
-        if not optim.mixup and not optim.cutmix:
-            return video, F.one_hot(label, num_classes).float() * (1 - smoothing) + smoothing / num_classes
-        np.random.seed(number)  # timm draws from NumPy's global generator
-        mixed, target = mixup(video.flatten(1, 2), label)  # timm mixes images: frames ride as channels
-        return mixed.view_as(video), target
-
-    return mix
+def keep_best(folder: Path, trained: TrainedModel, epoch: int, top1: float) -> None:
+    """Write the weights beside those of the best epoch so far when they are better. best.json says which it is."""
+    record = folder / "best.json"
+    if not record.exists() or json.loads(record.read_text())["top1"] < top1:
+        save_model(folder / BEST, trained)
+        write_json(record, {"epoch": epoch, "top1": top1, "chosen_on": "the test list"})
 
 
 def score(this: Run, trained: TrainedModel, name: str, videos: Sequence[Video], names: Sequence[str]) -> dict[str, Any]:

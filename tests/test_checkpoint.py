@@ -76,7 +76,7 @@ def test_files_that_are_refused(trained: TrainedModel, tmp_path: Path) -> None:
     empty.mkdir()
     with pytest.raises(CheckpointError, match="not a run folder"):
         load(empty)
-    (empty / "alt.state").touch()
+    (empty / "alt-00000001.state").touch()
     with pytest.raises(CheckpointError, match=r"training has not finished: train with --output .* --resume"):
         load(empty)
 

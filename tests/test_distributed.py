@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,8 +26,8 @@ JOB = [
 ]
 
 
-def start(module: str, *arguments: str, restarts: int = 0) -> subprocess.Popen[str]:
-    run = [*("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"), f"--max-restarts={restarts}"]
+def start(module: str, *arguments: str, restarts: int = 0, processes: int = 2) -> subprocess.Popen[str]:
+    run = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", f"--max-restarts={restarts}"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, *run, "-m", module, *arguments]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -54,7 +55,8 @@ def two(data: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run folder of JOB with two processes."""
     run = tmp_path_factory.mktemp("two") / "run"
     printed = finish(start("alt_fast.train", *JOB, *data, "--output", str(run)))
-    assert "2 processes on cpu, 12 clips a step in all" in printed
+    assert "2 processes on cpu, 12 clips a step in all (2 x 1 x 6: processes, accumulated, at once)" in printed
+    assert "learning rates 0.001, image tower 0.0003" in printed
     assert printed.count("run folder") == 1
     return run
 
@@ -101,7 +103,7 @@ def children(process: subprocess.Popen[Any]) -> dict[str, int]:
 
 def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
     deadline = time.monotonic() + 200
-    while not path.exists():
+    while not list(path.parent.glob(path.name)):
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < deadline
         time.sleep(0.005)
@@ -113,7 +115,7 @@ def test_a_killed_process_costs_the_steps_since_the_last_checkpoint(
 ) -> None:
     run = tmp_path / "run"
     process = start("alt_fast.train", *JOB, *data, "--output", str(run), restarts=1)
-    wait_for(run / "alt.state", process)
+    wait_for(run / "alt-*.state", process)
     os.kill(children(process)[rank], signal.SIGKILL)
     finish(process)
     expected, found = load_file(two / "model.safetensors"), load_file(run / "model.safetensors")
@@ -132,10 +134,58 @@ def test_sigterm_writes_a_checkpoint_to_go_on_from(two: Path, data: list[str], t
     _, errors = process.communicate(timeout=100)
     assert process.returncode != 0
     assert "asked to end" in errors, errors
-    assert (run / "alt.state").exists()
+    assert list(run.glob("alt-*.state"))
     finish(start("alt_fast.train", *arguments, "--resume"))
     expected, found = load_file(two / "model.safetensors"), load_file(run / "model.safetensors")
     assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+@pytest.fixture(scope="module")
+def sharded(data: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of JOB with weights, optimizer and checkpoints in two parts, and with a mean of the weights."""
+    run = tmp_path_factory.mktemp("sharded") / "run"
+    finish(start("alt_fast.train", *JOB, *data, *SHARDED, "--output", str(run)))
+    return run
+
+
+SHARDED = ["--optim.sharded", "true", "--optim.ema", "0.9"]
+
+
+def test_parts_train_as_the_whole(sharded: Path, two: Path, data: list[str], tmp_path: Path) -> None:
+    assert losses(sharded) == pytest.approx(losses(two), rel=1e-4)
+    whole = tmp_path / "whole"
+    finish(start("alt_fast.train", *JOB, *data, "--optim.ema", "0.9", "--output", str(whole)))
+    expected, found = load_file(whole / "model.safetensors"), load_file(sharded / "model.safetensors")
+    assert expected.keys() == found.keys()
+    for name, weight in expected.items():
+        torch.testing.assert_close(found[name], weight, rtol=1e-3, atol=1e-4)
+    unaveraged = load_file(two / "model.safetensors")
+    assert not torch.equal(unaveraged["decoder.norm.weight"], found["decoder.norm.weight"])
+    checkpoint = next(sharded.glob("alt-*.state"))
+    assert checkpoint.is_dir()
+    assert len(list(checkpoint.glob("*.distcp"))) == 2
+
+
+@pytest.mark.parametrize("first", [1, 2])
+def test_parts_go_on_with_another_number_of_processes(
+    first: int, sharded: Path, data: list[str], tmp_path: Path
+) -> None:
+    """As many parts of a batch in all, so that the rest of the run is the same."""
+    run = tmp_path / "run"
+    arguments = ["alt_fast.train", *JOB, *data, *SHARDED, "--output", str(run), "--resume"]
+    counts = {1: ["--optim.accumulate", "2"], 2: ["--optim.accumulate", "1"]}
+    finish(start(*arguments, *counts[first], "--keep", "9", processes=first))
+    for path in run.glob("*"):
+        if path.name in ("alt-00000012.state", "alt-00000010.state", "alt-00000008.state"):
+            shutil.rmtree(path)
+        elif path.name in ("model.safetensors", "metrics.json"):
+            path.unlink()
+    finish(start(*arguments, *counts[3 - first], processes=3 - first))
+    assert losses(run)[-6:] == pytest.approx(losses(sharded)[-6:], rel=1e-4)
+    assert len(losses(run)) == 12 + 6
+    expected, found = load_file(sharded / "model.safetensors"), load_file(run / "model.safetensors")
+    for name, weight in expected.items():
+        torch.testing.assert_close(found[name], weight, rtol=1e-3, atol=1e-4)
 
 
 def test_without_torchrun_a_process_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:

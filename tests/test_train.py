@@ -17,7 +17,8 @@ from safetensors.torch import load_file
 from alt_fast.config import OptimConfig, TrainConfig
 from alt_fast.data.loader import Failure
 from alt_fast.run_folder import Quarantine, RunError, pick_device
-from alt_fast.train import main, make_mixup, parse
+from alt_fast.task import make_mixup
+from alt_fast.train import main, parse
 from tests.conftest import SMALL_JOB, VideoWriter
 
 
@@ -51,9 +52,9 @@ def test_killed_anywhere_and_resumed_gives_the_same_weights(trained_run: Path, t
     output, data = tmp_path / "run", tmp_path / "data"
     for sign in (
         data / "train" / "00003.webm",
-        output / "clip.state",
-        output / "alt.state",
-        output / "frame_only.state",
+        output / "clip-00000004.state",
+        output / "alt-00000006.state",
+        output / "frame_only-00000006.state",
     ):
         process = run_cli("--resume", output=output, data=data)
         while not sign.exists():
