@@ -21,8 +21,8 @@ from tqdm import tqdm
 
 from alt_fast.config import TrainConfig
 from alt_fast.draws import write_shots
-from alt_fast.run_folder import RunError
-from alt_fast.train import METRICS, parse
+from alt_fast.run_folder import METRICS, RunError
+from alt_fast.train import parse
 
 FULLY, FEW, ZERO = "fully", "2-shot", "0-shot"
 COLUMNS = (FULLY, FEW, ZERO)

@@ -26,7 +26,7 @@ from alt_fast.data.dataset import ClipSpec, EvalClips, batched
 from alt_fast.data.loader import Failure, Loader, LoaderName, Loading, open_backend
 from alt_fast.distributed import World, join_world, leave_world
 from alt_fast.model import ALT
-from alt_fast.run_folder import RunError, pick_device
+from alt_fast.run_folder import CONFIG, RunError, pick_device
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ def read_testing_options(arguments: argparse.Namespace) -> tuple[TrainedModel, E
 
 def run_lists(checkpoint: Path, trained: TrainedModel) -> list[tuple[str, list[Video], list[str]]]:
     """(name, videos, class names) of what a run tested on. Raises RunError when `checkpoint` is no run folder."""
-    recorded = checkpoint / "config.yaml"
+    recorded = checkpoint / CONFIG
     if not recorded.is_file():
         raise RunError(f"{checkpoint} is no run folder, so name the videos to test on: --list FILE")
     data = yaml.safe_load(recorded.read_text())["data"]

@@ -34,8 +34,7 @@ def features(
     """Video vectors [N, d] fp32 (the paper's z, eq. 9), the mean over a video's views; zeros for unreadable ones."""
     clips = EvalClips(videos, trained.spec, testing.crops, testing.clips)
     width = trained.model.alignment.entities.shape[1]
-    classes = torch.zeros(1, width, device=device)
-    mean, causes, _ = mean_over_views(clips, testing, device, lambda video: trained.model(video, classes).video, width)
+    mean, causes, _ = mean_over_views(clips, testing, device, lambda video: trained.model.describe(video)[0], width)
     readable = torch.tensor([str(video.path) not in causes for video in videos])
     return mean * readable[:, None], [Failure(path, cause) for path, cause in causes.items()]
 

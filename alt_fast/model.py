@@ -101,10 +101,14 @@ class ALT(nn.Module):
 
     def forward(self, video: Tensor, classes: Tensor, seed: Tensor | None = None) -> Output:
         """video: [B, T, 3, H, W] normalised. classes: [I, d] of `text.classes`. seed: int64 scalar, eq. 4's noise."""
+        z, entity = self.describe(video, seed)
+        return Output(self.logits(z, classes), z, entity)
+
+    def describe(self, video: Tensor, seed: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """All of `forward` that needs no class names: the video vectors z [B, d] and the entities [B, T, n]."""
         tokens = self.encode(video)
         queries, entity = self.alignment(tokens, seed if self.training and self.config.noise else None)
-        z = self.decoder(queries, tokens[:, :, 0])
-        return Output(self.logits(z, classes), z, entity)
+        return self.decoder(queries, tokens[:, :, 0]), entity
 
     def encode(self, video: Tensor) -> Tensor:
         """Class and region tokens of every frame in the joint space, [B, T, N', d]."""

@@ -20,6 +20,7 @@ from alt_fast.checkpoint import write_atomically, write_json
 from alt_fast.config import TrainConfig
 from alt_fast.data.loader import Failure
 
+CONFIG, ENVIRONMENT, METRICS = "config.yaml", "environment.json", "metrics.json"
 _PRACTICAL = ("output", "resume", "device", "checkpoint_every", "keep")
 """Where a run lies, how it is called and what it leaves may change; anything else would change its result."""
 
@@ -36,7 +37,7 @@ def open_run_folder(config: TrainConfig) -> Path:
         folder = Path("runs") / time.strftime("%Y%m%d-%H%M%S")
     else:
         folder = Path(config.output)
-    recorded = folder / "config.yaml"
+    recorded = folder / CONFIG
     settings = {k: v for k, v in asdict(config).items() if k not in _PRACTICAL}
     settings = json.loads(json.dumps(settings))  # tuples become lists, as in the file
     if recorded.exists():
@@ -47,7 +48,7 @@ def open_run_folder(config: TrainConfig) -> Path:
             raise RunError(f"{folder} was started with other settings: {'; '.join(changed)}")
         return folder
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "environment.json", describe_environment())
+    write_json(folder / ENVIRONMENT, describe_environment())
     text = yaml.safe_dump(settings, sort_keys=False)
     write_atomically(recorded, lambda partial: partial.write_text(text))
     return folder

@@ -28,6 +28,7 @@ from alt_fast.checkpoint import (
     load_weights,
     save_model,
     save_module,
+    write_atomically,
     write_json,
 )
 from alt_fast.clip import WeightsError, load_clip
@@ -42,12 +43,12 @@ from alt_fast.distributed import World, join_world, leave_world
 from alt_fast.evaluate import EvalConfig, score_list
 from alt_fast.fit import DivergedError, TerminatedError, fit
 from alt_fast.model import ALT, ModelConfig
+from alt_fast.model_card import model_card
 from alt_fast.pretrain import pretrain_task
-from alt_fast.run_folder import RunError, open_run_folder, pick_device
+from alt_fast.run_folder import METRICS, RunError, open_run_folder, pick_device
 from alt_fast.run_log import RunLog
 from alt_fast.task import Lists, Run, alt_task, describe_batch
 
-METRICS = "metrics.json"
 BEST = "best.safetensors"
 CONFIGS = Path(__file__).parent / "configs"
 
@@ -102,6 +103,8 @@ def run(config: TrainConfig, world: World | None = None) -> dict[str, Any]:
     }
     if world.main:
         write_json(folder / METRICS, metrics)
+        card = model_card(trained, folder)
+        write_atomically(folder / "README.md", lambda partial: partial.write_text(card, encoding="utf-8"))
     return metrics
 
 

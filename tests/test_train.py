@@ -14,8 +14,11 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from alt_fast.checkpoint import load
 from alt_fast.config import OptimConfig, TrainConfig
+from alt_fast.corpus import Corpus, Entity
 from alt_fast.data.loader import Failure
+from alt_fast.evaluate import main as evaluate
 from alt_fast.run_folder import Quarantine, RunError, pick_device
 from alt_fast.task import make_mixup
 from alt_fast.train import main, parse
@@ -102,6 +105,59 @@ def test_amp_and_mixing_train(trained_run: Path, tmp_path: Path) -> None:
     mixing = ["--optim.amp", "true", "--optim.mixup", "0.8", "--optim.cutmix", "1.0", "--optim.accumulate", "2"]
     assert main([*arguments, *mixing, "--frame_only", "false", "--eval_every", "1", "--optim.clip_grad", "null"]) == 0
     assert (tmp_path / "run" / "model.safetensors").exists()
+
+
+def test_the_best_weights_stay_and_are_what_was_tested(
+    trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With a mean of the weights, and rates scaled to the batch."""
+    arguments = [*SMALL_JOB, "--output", str(tmp_path / "run"), "--data.root", str(trained_run.parent / "data")]
+    arguments += ["--optim.epochs", "4", "--eval_every", "1", "--optim.ema", "0.5", "--frame_only", "false"]
+    assert main([*arguments, "--optim.scale_from", "24"]) == 0
+    printed = capsys.readouterr().out
+    assert "learning rates 0.0005, image tower 0.00015, scaled from batch 24" in printed
+    entries = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    scores = {entry["step"]: entry["top1"] for entry in entries if "top1" in entry}
+    final = json.loads((tmp_path / "run" / "metrics.json").read_text())["top1"]
+    assert list(scores) == [3, 6, 9]
+    best = json.loads((tmp_path / "run" / "best.json").read_text())
+    assert best["top1"] == max(*scores.values(), final)
+    assert best["epoch"] == [*scores.values(), final].index(best["top1"]) + 1
+    assert best["chosen_on"] == "the test list"
+    weights, test = str(tmp_path / "run" / "best.safetensors"), str(trained_run.parent / "data" / "test.txt")
+    assert evaluate(["--checkpoint", weights, "--list", test, "--workers", "0", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["top1"] == pytest.approx(best["top1"])
+    assert max(entry["lr"] for entry in entries if entry["stage"] == "alt" and "lr" in entry) <= 0.0005
+
+
+def test_goes_on_from_a_trained_model(trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """On other classes, with the same corpus or a larger one; another kind of model is refused."""
+    data = trained_run.parent / "data"
+    lists = ["--data.train", str(data / "unseen.txt"), "--data.test", str(data / "unseen.txt"), "--data.workers", "0"]
+    lists += ["--data.classes", str(data / "unseen_classes.csv"), "--model.frames", "2", "--optim.batch_size", "12"]
+    few = ["--config", "few_shot_motion_shapes", *lists, "--optim.warmup_epochs", "0", "--optim.epochs", "1"]
+    still = ["--optim.lr", "0", "--optim.backbone_lr", "0"]
+    assert main([*few, *still, "--start_from", str(trained_run), "--output", str(tmp_path / "still")]) == 0
+    before, now = load(trained_run), load(tmp_path / "still")
+    assert len(now.classes) == 12
+    weights = before.model.state_dict()
+    assert all(torch.equal(weights[name], weight) for name, weight in now.model.state_dict().items())
+    corpus = before.model.corpus
+    assert corpus is not None
+    Corpus((*corpus.entities, Entity("comet", "a tail of light", "object"))).save(tmp_path / "larger.json")
+    larger = ["--corpus", str(tmp_path / "larger.json"), "--model.frames", "3"]
+    start = ["--start_from", str(trained_run)]
+    assert main([*few, *start, *larger, "--output", str(tmp_path / "larger")]) == 0
+    assert load(tmp_path / "larger").model.alignment.entities.shape[0] == len(corpus) + 1
+    for number, (options, message) in enumerate(
+        [
+            (["--model.query", "frame"], "is another kind of model: model.query is 'entities' there, 'frame' here"),
+            (["--start_from", str(tmp_path)], "holds no model.safetensors"),
+            (["--model.depth", "3"], "model.depth is 2 there, 3 here"),
+        ]
+    ):
+        assert main([*few, *start, *options, "--output", str(tmp_path / f"refused{number}")]) == 1
+        assert message in capsys.readouterr().err
 
 
 def test_a_folder_with_a_run_is_not_overwritten(trained_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -204,6 +260,10 @@ def test_bad_settings(
         (["--model.pretrained", "openai"], "set one of them to null"),
         (["--checkpoint_every", "0"], "checkpoint_every must be >= 1"),
         (["--eval_every", "-1"], "eval_every must be >= 0"),
+        (["--keep", "0"], "keep must be >= 1, got 0"),
+        (["--optim.ema", "1"], "ema must be in [0, 1), got 1.0"),
+        (["--optim.scale_from", "0"], "scale_from must be >= 1, got 0"),
+        (["--start_from", "runs/a"], "start_from has all weights: set pretrain and model.pretrained to null"),
     ],
 )
 def test_bad_options(capsys: pytest.CaptureFixture[str], options: list[str], message: str) -> None:

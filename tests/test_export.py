@@ -1,0 +1,72 @@
+"""Folders for others: what they hold, the model card, and the program that runs without our code."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import alt_fast
+from alt_fast.evaluate import main as evaluate
+from alt_fast.export import main
+
+
+@pytest.fixture(scope="module")
+def folder(trained_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("export") / "mine"
+    assert main(["--checkpoint", str(trained_run), "--out", str(out), "--program"]) == 0
+    return out
+
+
+def test_the_folder_is_the_model(trained_run: Path, folder: Path) -> None:
+    names = {"README.md", "config.yaml", "corpus.json", "environment.json", "metrics.json", "model.json"}
+    assert {path.name for path in folder.iterdir()} == names | {"model.safetensors", "video_encoder.pt2"}
+    before, now = alt_fast.load(str(trained_run)), alt_fast.load(str(folder))
+    assert (before.classes, before.templates, before.augment) == (now.classes, now.templates, now.augment)
+    expected = before.model.state_dict()
+    assert all(torch.equal(expected[name], weight) for name, weight in now.model.state_dict().items())
+    assert alt_fast.Corpus.load(folder / "corpus.json") == now.model.corpus
+    settings = json.loads((folder / "model.json").read_text())
+    assert settings["model"]["r"] == now.model.config.r
+    assert settings["classes"] == now.classes
+    arguments = ["--list", str(trained_run.parent / "data" / "test.txt"), "--workers", "0", "--json"]
+    assert evaluate(["--checkpoint", str(folder), *arguments]) == 0
+
+
+def test_the_card_says_what_was_measured(trained_run: Path, folder: Path, tmp_path: Path) -> None:
+    metrics = json.loads((trained_run / "metrics.json").read_text())
+    card = (folder / "README.md").read_text()
+    assert card == (trained_run / "README.md").read_text()
+    assert f"| Top-1, test videos | {100 * metrics['top1']:.1f} | 2.8 | 36 |" in card
+    assert f"| {100 * metrics['top1_unseen_pairs']:.1f} | 8.3 | 12 |" in card
+    assert f"torch {torch.__version__}" in card
+    assert "a deviation was not measured" in card
+    assert main(["--checkpoint", str(trained_run / "model.safetensors"), "--out", str(tmp_path / "bare")]) == 0
+    bare = (tmp_path / "bare" / "README.md").read_text()
+    assert "Not measured: these weights come without the scores" in bare
+    assert "| % |" not in bare
+
+
+def test_the_program_runs_without_our_models(folder: Path, tmp_path: Path) -> None:
+    """In a process that imports the operations only, on another number of clips."""
+    model = alt_fast.load(str(folder)).model
+    video = torch.randn(3, model.config.frames, 3, *model.image_size)
+    torch.save(video, tmp_path / "video.pt")
+    code = (
+        "import sys, torch, alt_fast_kernels\n"
+        f"program = torch.export.load({str(folder / 'video_encoder.pt2')!r}).module()\n"
+        f"torch.save(program(torch.load({str(tmp_path / 'video.pt')!r})), {str(tmp_path / 'z.pt')!r})\n"
+        "assert not [name for name in sys.modules if name.startswith(('alt_fast.', 'open_clip'))]\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": ":".join(sys.path)})
+    with torch.inference_mode():
+        torch.testing.assert_close(torch.load(tmp_path / "z.pt"), model.describe(video)[0])
+
+
+def test_what_cannot_be_exported(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--checkpoint", str(tmp_path), "--out", str(tmp_path / "new")]) == 1
+    assert "holds no model.safetensors" in capsys.readouterr().err
+    assert main(["--checkpoint", str(folder), "--out", str(folder)]) == 1
+    assert "is not empty: choose another --out" in capsys.readouterr().err
