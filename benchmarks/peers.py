@@ -11,6 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from alt_fast.encoder import RegionEncoder, Regions
+from alt_fast.model import ALT
+
 # Who runs in an encoder's race, as result files name them.
 OURS, PUBLISHED, ORIGINAL = "alt_fast", "published ToMe", "ToMe, original code"
 DROPPED, PLAIN = "dropped, not merged", "un-merged (SDPA)"
@@ -38,11 +41,44 @@ class PublishedBlock(nn.Module):
         else:
             weights = weights + size.log().transpose(1, 2).unsqueeze(1)
         out = (weights.softmax(-1) @ v).transpose(1, 2).reshape(batch, num_tokens, channels)
-        x = x + attn.proj(out)
-        merge = published_matching(k.mean(1), self.r)
-        total = merge(size)
-        x = merge(x * size) / total
-        return x + block.mlp(block.norm2(x)), total
+        x, size = published_merge(x + attn.proj(out), size, k.mean(1), self.r)
+        return x + block.mlp(block.norm2(x)), size
+
+
+def published_merge(x: Tensor, size: Tensor, metric: Tensor, r: int) -> tuple[Tensor, Tensor]:
+    """Merge tokens x [B, N, C] of `size` [B, N, 1] by their similarity in `metric` [B, N, D]."""
+    merge = published_matching(metric, r)
+    total = merge(size)
+    return merge(x * size) / total, total
+
+
+class PublishedEncoder(nn.Module):
+    """ALT's image encoder with token merging as published, in plain PyTorch; the weights are the encoder's."""
+
+    def __init__(self, encoder: RegionEncoder) -> None:
+        super().__init__()
+        self.visual, self.embed, self.schedule = encoder.visual, encoder.embed, encoder.schedule
+
+    def forward(self, frames: Tensor) -> Regions:
+        """frames: [F, 3, H, W]. Where patches went is not traced."""
+        x = self.embed(frames)
+        size = x.new_ones(*x.shape[:2], 1)
+        for block, r in zip(self.visual.transformer.resblocks, self.schedule, strict=True):
+            attn = block.attn
+            qkv = F.linear(block.ln_1(x), attn.in_proj_weight, attn.in_proj_bias)
+            q, k, v = qkv.unflatten(-1, (3, attn.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+            weights = q * attn.head_dim**-0.5 @ k.transpose(-2, -1) + size.log().transpose(1, 2).unsqueeze(1)
+            out = attn.out_proj((weights.softmax(-1) @ v).transpose(1, 2).flatten(2))
+            x, size = published_merge(x + out, size, k.mean(1), r)
+            x = x + block.mlp(block.ln_2(x))
+        return Regions(self.visual.ln_post(x) @ self.visual.proj, size[..., 0], torch.empty(0))
+
+
+def published_alt(model: ALT) -> ALT:
+    """A copy of ALT whose tokens merge as published."""
+    model = copy.deepcopy(model)
+    model.encoder = PublishedEncoder(model.encoder)
+    return model
 
 
 def published_matching(metric: Tensor, r: int) -> Callable[[Tensor], Tensor]:

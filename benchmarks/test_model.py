@@ -1,5 +1,6 @@
 """The whole of ALT: a clip classified, and a training step, with merging, without it, and merging in plain PyTorch."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -12,21 +13,23 @@ from alt_fast_kernels import use_backend
 from benchmarks.audit import CLASSES, make_model, shape_of
 from benchmarks.closed_form import alt_macs
 from benchmarks.conftest import RunRace
+from benchmarks.peers import published_alt
 
-OURS, PLAIN, REFERENCES = "alt_fast", "un-merged", "merged, plain PyTorch ops"
+OURS, PLAIN, PUBLISHED, REFERENCES = "alt_fast", "un-merged", "published ToMe", "merged, plain PyTorch ops"
 
 
-@pytest.mark.parametrize("mode", ["inference", "inference, compiled", "training step"])
+@pytest.mark.parametrize("mode", ["inference", "inference, compiled", "training step", "training step, compiled"])
 @pytest.mark.parametrize("name", ["alt_b16", "alt_l14"])
 def test_model(name: str, mode: str, race: RunRace, device: str) -> None:
     gpu = device == "cuda"
     if not gpu and name != "alt_b16":
         pytest.skip("ALT-L/14 takes too long on a CPU")
     torch.manual_seed(0)
-    training = mode == "training step"
+    training = "training" in mode
     batch = (8 if training else 32) if gpu else 1
     merged, plain = PRESETS[name], replace(PRESETS[name], r=0)
     models: dict[str, Any] = {OURS: make_model(merged), PLAIN: make_model(plain)}
+    models[PUBLISHED] = published_alt(models[OURS])
     joint = shape_of(merged).joint
     if gpu:  # on a CPU ours is plain PyTorch already
         models[REFERENCES] = make_model(merged)
@@ -39,7 +42,7 @@ def test_model(name: str, mode: str, race: RunRace, device: str) -> None:
     def step_of(who: str) -> Any:
         model = models[who].to(device).train(training)
         model.text.requires_grad_(False)
-        forward = torch.compile(model, dynamic=False) if "compiled" in mode or (gpu and training) else model
+        forward = torch.compile(model, dynamic=False) if "compiled" in mode else model
 
         def scores() -> torch.Tensor:
             with torch.autocast(device, dtype, enabled=gpu), use_backend("reference" if who == REFERENCES else "auto"):
@@ -48,7 +51,7 @@ def test_model(name: str, mode: str, race: RunRace, device: str) -> None:
         if not training:
             return torch.inference_mode()(scores)
         parameters = [p for p in model.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(parameters, 1e-6, fused=gpu, capturable=gpu)
+        optimizer = torch.optim.AdamW(parameters, 1e-6, fused=True, capturable=gpu)
 
         def train() -> torch.Tensor:
             loss = F.cross_entropy(scores().float(), labels)
@@ -60,6 +63,7 @@ def test_model(name: str, mode: str, race: RunRace, device: str) -> None:
         return train
 
     macs = {who: batch * _macs(plain if who == PLAIN else merged) for who in models}
+    saved = {who: saved_bytes(step_of(who)) for who in models} if mode == "training step" else {}
     race(
         f"{name}, r = {merged.r}, {mode}, {batch} clips of {merged.frames} frames, {str(dtype).removeprefix('torch.')}",
         {who: step_of(who) for who in models},
@@ -67,8 +71,24 @@ def test_model(name: str, mode: str, race: RunRace, device: str) -> None:
         PLAIN,
         rounds=30 if gpu else 3,
         flop_ratio={OURS: macs[PLAIN] / macs[OURS]},
+        saved_bytes=saved,
         **({} if training else {"macs": macs}),
     )
+
+
+def saved_bytes(step: Callable[[], Any]) -> int:
+    """Bytes of what one call of `step` keeps for its backward pass, besides parameters."""
+    seen: dict[int, int] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        if not tensor.is_leaf or not tensor.requires_grad:
+            storage = tensor.untyped_storage()
+            seen[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        step()
+    return sum(seen.values())
 
 
 def _macs(config: Any) -> int:

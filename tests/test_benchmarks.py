@@ -16,7 +16,8 @@ from torch.utils.flop_counter import FlopCounterMode
 import alt_fast
 from alt_fast_kernels import proportional_attention_qkvpacked
 from benchmarks.closed_form import ViT, vit_macs
-from benchmarks.peers import PublishedToMe, attention_peers
+from benchmarks.peers import PublishedToMe, attention_peers, published_alt
+from benchmarks.test_model import saved_bytes
 from benchmarks.timing import Race
 
 SHAPE = ViT(patch=8, width=48, depth=3, num_heads=3, image=32)
@@ -38,6 +39,23 @@ def test_the_published_algorithm_equals_ours(r: int) -> None:
     published = PublishedToMe(model, r)
     with torch.no_grad():
         torch.testing.assert_close(alt_fast.apply_patch(model, r=r)(images), published(images), rtol=1e-3, atol=1e-4)
+
+
+def test_alt_with_the_published_algorithm_equals_ours(corpus: alt_fast.Corpus) -> None:
+    torch.manual_seed(0)
+    model = alt_fast.create_model("alt_tiny", corpus, frames=2).eval()
+    video = torch.randn(3, 2, 3, *model.image_size)
+    with torch.no_grad():
+        expected, found = model.encode(video), published_alt(model).encode(video)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_bytes_saved_for_the_backward_pass() -> None:
+    """A sine keeps its input, a matrix product of it the sine: once each; parameters are not counted, inputs are."""
+    weight = torch.randn(16, 8, requires_grad=True)
+    x = torch.randn(4, 16)
+    assert saved_bytes(lambda: (x * 2).sin() @ weight) == 4 * 16 * 4
+    assert saved_bytes(lambda: ((x @ weight).sin() + 1).cos()) == 4 * 16 * 4 + 2 * 4 * 8 * 4
 
 
 @pytest.mark.parametrize("r", [0, 3, 100])
