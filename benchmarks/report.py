@@ -89,6 +89,37 @@ def speed_table(rows: Iterable[Row]) -> str:
     return "\n".join(lines)
 
 
+def training_table(rows: Iterable[Row]) -> str:
+    """Markdown: ALT's training step, with merging over without; and what it keeps for the backward pass."""
+    lines = [
+        "| | FLOPs | published ToMe | alt-fast | kept for backward: un-merged, published, alt-fast | rounds | |",
+        "|---|--:|--:|--:|--:|--:|---|",
+    ]
+    for (_, case), race in sorted(races(rows).items(), key=lambda item: item[0][1]):
+        contestants = {row["contestant"]: row for row in race}
+        if "training step" not in case or PUBLISHED not in contestants:
+            continue
+        ours, published, plain = (contestants[name] for name in (OURS, PUBLISHED, _baseline(race)))
+        kept = [f"{row['saved_bytes'] / 2**20:,.0f}" for row in (plain, published, ours) if "saved_bytes" in row]
+        file, device = ours["measured"]["file"], ours["measured"]["device"]
+        cells = [
+            case.removesuffix(", float32"),
+            f"{ours['flop_ratio']:.2f}",
+            _speedup(published),
+            _speedup(ours),
+            f"{', '.join(kept)} MiB" if kept else NOT_MEASURED,
+            str(ours["rounds"]),
+            f"[{device}](benchmarks/results/{file}), {ours['measured']['commit'][:7]}",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _baseline(race: Iterable[Row]) -> str:
+    """Who a race's speed-ups are over."""
+    return next(row["baseline"] for row in race if "baseline" in row)
+
+
 def _speedup(row: Row | None) -> str:
     if row is None:
         return NOT_MEASURED
@@ -139,6 +170,7 @@ def senses_table(rows: Iterable[Row]) -> str:
 TABLES = {
     "audit": audit_table,
     "speed": speed_table,
+    "training": training_table,
     "quality": quality_table,
     "loader": loader_table,
     "corpus": corpus_table,
