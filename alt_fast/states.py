@@ -113,6 +113,8 @@ class States:
                 os.replace(partial, path)
             self.world.gather(None)  # nobody goes on before it has its name
         except (CheckpointException, OSError, RuntimeError) as e:
+            if self.world.main:
+                shutil.rmtree(partial, ignore_errors=True)
             raise CheckpointError(f"cannot write {path}: {e}") from e
 
     def _load_parts(self, path: Path, content: dict[str, Any]) -> dict[str, Any]:

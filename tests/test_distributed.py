@@ -109,16 +109,17 @@ def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
         time.sleep(0.005)
 
 
-@pytest.mark.parametrize("rank", ["0", "1"])
+@pytest.mark.parametrize(("rank", "whole"), [("0", "two"), ("1", "two"), ("1", "sharded")])
 def test_a_killed_process_costs_the_steps_since_the_last_checkpoint(
-    rank: str, two: Path, data: list[str], tmp_path: Path
+    rank: str, whole: str, data: list[str], tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    run = tmp_path / "run"
-    process = start("alt_fast.train", *JOB, *data, "--output", str(run), restarts=1)
+    run, undisturbed = tmp_path / "run", request.getfixturevalue(whole)
+    options = SHARDED if whole == "sharded" else []
+    process = start("alt_fast.train", *JOB, *data, *options, "--output", str(run), restarts=1)
     wait_for(run / "alt-*.state", process)
     os.kill(children(process)[rank], signal.SIGKILL)
     finish(process)
-    expected, found = load_file(two / "model.safetensors"), load_file(run / "model.safetensors")
+    expected, found = load_file(undisturbed / "model.safetensors"), load_file(run / "model.safetensors")
     assert all(torch.equal(expected[name], found[name]) for name in expected)
 
 

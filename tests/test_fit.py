@@ -1,5 +1,6 @@
 """The training loop: schedule, groups, accumulation, and exact resume."""
 
+import importlib
 import json
 import os
 import shutil
@@ -270,20 +271,26 @@ def test_steps_without_a_finite_loss_change_nothing(tmp_path: Path, capsys: pyte
         fit(resumed, tmp_path / "c", Checkpoints(5))
 
 
-def test_a_full_disk_leaves_the_state_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    saved = torch.save
+@pytest.mark.parametrize("sharded", [False, True])
+def test_a_full_disk_leaves_the_state_before(sharded: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "torch.distributed.checkpoint.filesystem._write_item" if sharded else "torch.save"
+    module, attribute = name.rsplit(".", 1)
+    write = getattr(importlib.import_module(module), attribute)
     full: list[bool] = []
 
-    def save(content: Any, path: Path) -> None:
-        if content["step"] == 6:
+    def fail(*arguments: Any, **options: Any) -> Any:
+        if len(steps) == 6:
             full.append(True)
-            path.write_bytes(b"part of it")
             raise OSError(28, "No space left on device")
-        saved(content, path)
+        return write(*arguments, **options)
 
-    monkeypatch.setattr("torch.save", save)
-    with pytest.raises(CheckpointError, match="cannot write .*toy-00000006.state: .*No space left on device"):
-        fit(make_task(), tmp_path / "a", Checkpoints(3))
+    plain = make_task(sharded=sharded)
+    steps: list[int] = []
+    monkeypatch.setattr(name, fail)
+    task = replace(plain, loss=lambda batch, number: (steps.append(number), plain.loss(batch, number))[1])
+    with pytest.raises(CheckpointError, match="cannot write .*toy-00000006.state: .*"):
+        fit(task, tmp_path, Checkpoints(3))
     assert full
-    assert last_state(tmp_path / "a")["step"] == 3
-    assert not list((tmp_path / "a").glob(".*.partial"))
+    monkeypatch.undo()
+    assert [path.name for path in tmp_path.iterdir()] == ["toy-00000003.state"]
+    fit(make_task(sharded=sharded), tmp_path, Checkpoints(3))
