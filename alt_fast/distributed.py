@@ -1,6 +1,7 @@
 """The processes of one job, as torchrun starts them; a job without torchrun is a world of one."""
 
 import os
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -69,6 +70,8 @@ def shard(model: nn.Module, blocks: Iterable[nn.Module], device: torch.device) -
     from torch.distributed.device_mesh import init_device_mesh  # these take a second
     from torch.distributed.fsdp import fully_shard
 
+    # Nothing writes into what a block returns, so that it is a view, which this warns of, does no harm.
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     for block in blocks:
         fully_shard(block, mesh=mesh)

@@ -36,13 +36,14 @@ class Meter:
         self.losses += loss
 
     def read(self) -> dict[str, float]:
-        """loss: the mean. clips_per_s: of all processes. wait_share: of the time, 0 to 1. peak_bytes: see there."""
+        """loss: the mean. clips_per_s: of all processes. wait_share: of the time, 0 to 1. peak_bytes, batch_size."""
         seconds = time.monotonic() - self.start
         values = {
             "loss": self.losses / self.steps,
             "clips_per_s": self.steps * self.batch_size / seconds,
             "wait_share": self.waited / seconds,
             "peak_bytes": peak_bytes(),
+            "batch_size": self.batch_size,
         }
         self._restart()
         return values
@@ -55,6 +56,7 @@ def peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
+LOG = "log.jsonl"
 LOG_EVERY = 10  # steps
 
 
@@ -62,11 +64,11 @@ class RunLog:
     """The log of a run folder; every stage and restart writes to the same.
 
     log.jsonl has an object a line: time (Unix seconds), stage, step, steps (of the stage), and what was measured since
-    the line before: loss, lr, clips_per_s, wait_share, peak_bytes; or a score, such as top1.
+    the line before: loss, lr, clips_per_s, wait_share, peak_bytes, batch_size; or a score, such as top1.
     """
 
     def __init__(self, folder: Path) -> None:
-        self.path = folder / "log.jsonl"
+        self.path = folder / LOG
         self.writer = SummaryWriter(str(folder / "tensorboard"))
         self.lr, self.steps = 0.0, 0
 
@@ -85,7 +87,7 @@ class RunLog:
     def measured(self, stage: str, step: int, values: dict[str, float]) -> None:
         """What a meter read."""
         for name, value in values.items():
-            if name != "loss":
+            if name not in ("loss", "batch_size"):
                 self.writer.add_scalar(f"{stage}/{name}", value, step - 1)
         self._write(stage, step, {"lr": self.lr, **values})
 

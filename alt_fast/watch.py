@@ -1,0 +1,180 @@
+"""How training runs are going, from their own logs: curves, rates, speed, time left.
+
+python -m alt_fast.watch runs/mine runs/other
+"""
+
+import argparse
+import json
+import shutil
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from alt_fast.run_folder import METRICS, RunError
+from alt_fast.run_log import LOG
+
+_BARS = "▁▂▃▄▅▆▇█"
+_NARROWEST = 44  # columns that a run needs
+_QUIET = 300  # seconds without news after which a run is said to be quiet
+
+
+@dataclass
+class Stage:
+    """What a run logged of one stage: objects of the log with a loss, and those with a score."""
+
+    measured: list[dict[str, Any]] = field(default_factory=list)
+    scores: list[dict[str, Any]] = field(default_factory=list)
+
+
+def read_log(run: Path) -> dict[str, Stage]:
+    """The stages of a run, in their order. Raises RunError when it has no log, or one that is none."""
+    path = run / LOG
+    stages: dict[str, Stage] = {}
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        for line in lines:
+            if line.endswith("\n"):  # the last one may be under way
+                entry = json.loads(line)
+                stage = stages.setdefault(entry["stage"], Stage())
+                (stage.measured if "loss" in entry else stage.scores).append(entry)
+    except OSError as e:
+        raise RunError(f"cannot read {path}: {e.strerror}. Is {run} the folder of a run?") from e
+    except (ValueError, KeyError, TypeError) as e:
+        raise RunError(f"{path} is no log of a run: {e!r}") from e
+    return stages
+
+
+def curve(values: Sequence[float], width: int) -> str:
+    """A line of bars, each the mean of its share of the values; "?" where they are not finite."""
+    if not values:
+        return ""
+    bounds = [round(i * len(values) / width) for i in range(width + 1)] if len(values) > width else None
+    means = [sum(values[a:b]) / (b - a) for a, b in zip(bounds, bounds[1:], strict=False)] if bounds else list(values)
+    finite = [value for value in means if abs(value) < float("inf")]
+    low, high = min(finite, default=0.0), max(finite, default=0.0)
+    scale = (len(_BARS) - 1) / (high - low) if high > low else 0.0
+    return "".join(_BARS[round((value - low) * scale)] if abs(value) < float("inf") else "?" for value in means)
+
+
+def duration(seconds: float) -> str:
+    """ "40 s", "12 min", "3 h 20 min" or "2 d 4 h"."""
+    minutes = round(seconds / 60)
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if minutes < 60:
+        return f"{minutes} min"
+    if minutes < 48 * 60:
+        return f"{minutes // 60} h {minutes % 60} min"
+    return f"{minutes // 1440} d {minutes % 1440 // 60} h"
+
+
+def time_left(measured: Sequence[dict[str, Any]], batch_size: float) -> float:
+    """Seconds to the end of a stage at the speed of its last ten lines. batch_size: clips a step."""
+    last = measured[-1]
+    recent = measured[-10:]
+    speed = sum(entry["clips_per_s"] for entry in recent) / len(recent)
+    return (last["steps"] - last["step"]) * batch_size / speed
+
+
+def describe(run: Path, now: float, width: int) -> list[str]:
+    """The lines about a run, none longer than `width`. now: Unix seconds. Raises RunError."""
+    lines = [str(run)]
+    stages = read_log(run)
+    done = (run / METRICS).exists()
+    if not stages:
+        return [*lines, "  nothing logged yet"]
+    for name, stage in stages.items():
+        lines.append("")
+        lines += _describe_stage(name, stage, width)
+    newest = max(entry["time"] for stage in stages.values() for entry in (*stage.measured, *stage.scores))
+    lines.append("")
+    if done:
+        metrics = json.loads((run / METRICS).read_text())
+        scores = (f"{name} {value:.3f}" for name, value in metrics.items() if "top" in name)
+        lines += ["finished", *(f"  {score}" for score in scores)]
+    elif now - newest > _QUIET:
+        lines.append(f"no news for {duration(now - newest)}: stopped, testing, or waiting")
+    else:
+        lines.append("running")
+    return [line[:width] for line in lines]
+
+
+def _describe_stage(name: str, stage: Stage, width: int) -> list[str]:
+    lines = []
+    if stage.measured:
+        last = stage.measured[-1]
+        share = last["step"] / last["steps"]
+        head = f"{name}: step {last['step']} of {last['steps']}, {share:.0%}"
+        if share < 1:
+            head += f", {duration(time_left(stage.measured, last['batch_size']))} left"
+        losses = [entry["loss"] for entry in stage.measured]
+        lines += [
+            head,
+            f"  loss {last['loss']:8.4f} {curve(losses, width - 16)}",
+            f"  rate {last['lr']:8.2g} {curve([entry['lr'] for entry in stage.measured], width - 16)}",
+            f"  {last['clips_per_s']:.1f} samples/s, waits {last['wait_share']:.0%}, "
+            f"{last['peak_bytes'] / 2**30:.2f} GiB",
+        ]
+    names = dict.fromkeys(
+        key for entry in stage.scores for key in entry if key not in ("time", "stage", "step", "steps")
+    )
+    for score in names:
+        values = [entry[score] for entry in stage.scores if score in entry]
+        lines.append(f"  {score} {values[-1]:7.3f} {curve(values, width - 28)} best {max(values):.3f}")
+    return lines
+
+
+def side_by_side(columns: Sequence[Sequence[str]], width: int) -> str:
+    """Texts beside each other, as many as fit `width`; the others below."""
+    fit = max(1, width // _NARROWEST)
+    each = width // min(fit, len(columns))
+    rows = []
+    for start in range(0, len(columns), fit):
+        group = columns[start : start + fit]
+        for number in range(max(map(len, group))):
+            cells = (column[number] if number < len(column) else "" for column in group)
+            rows.append("".join(f"{cell:<{each}}" for cell in cells).rstrip())
+        rows.append("")
+    return "\n".join(rows)
+
+
+def draw(runs: Iterable[Path], width: int) -> str:
+    """What is to be seen of all runs. Raises RunError."""
+    runs = list(runs)
+    each = width // min(max(1, width // _NARROWEST), len(runs)) - 2
+    return side_by_side([describe(run, time.time(), each) for run in runs], width)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m alt_fast.watch",
+        description="Show how training runs are going: loss, rates, scores, speed, time left. In a terminal it looks "
+        "again every few seconds until all have finished.",
+    )
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folder; several stand side by side")
+    parser.add_argument("--every", type=float, default=5, metavar="S", help="seconds between looks (default 5)")
+    parser.add_argument("--once", action="store_true", help="look once")
+    arguments = parser.parse_args(argv)
+    if arguments.every <= 0:
+        parser.error(f"--every must be > 0, got {arguments.every}")
+    try:
+        while True:
+            text = draw(arguments.runs, shutil.get_terminal_size((100, 40)).columns)
+            again = sys.stdout.isatty() and not arguments.once
+            print(f"\x1b[H\x1b[J{text}" if again else text, flush=True)
+            if not again or all((run / METRICS).exists() for run in arguments.runs):
+                return 0
+            time.sleep(arguments.every)
+    except RunError as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,81 @@
+"""How runs are going, from their logs."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from alt_fast.watch import curve, describe, duration, main, read_log, side_by_side, time_left
+
+
+def entry(step: int, loss: float = 1.0, **changes: Any) -> dict[str, Any]:
+    common = {"time": 1000.0 + step, "stage": "alt", "step": step, "steps": 100, "batch_size": 4}
+    return common | {"loss": loss, "lr": 0.1, "clips_per_s": 8.0, "wait_share": 0.25, "peak_bytes": 2**30} | changes
+
+
+def write(run: Path, *entries: dict[str, Any], end: str = "") -> Path:
+    run.mkdir(exist_ok=True)
+    (run / "log.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries) + end)
+    return run
+
+
+def test_a_finished_run(trained_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(trained_run)]) == 0
+    printed = capsys.readouterr().out
+    metrics = json.loads((trained_run / "metrics.json").read_text())
+    for stage, steps in (("clip", 4), ("alt", 6), ("frame_only", 6)):
+        assert f"{stage}: step {steps} of {steps}, 100%" in printed
+    assert f"top1_unseen_pairs {metrics['top1_unseen_pairs']:.3f}" in printed
+    assert "finished" in printed
+    assert "\x1b" not in printed  # not a terminal: once, without control characters
+
+
+def test_a_run_under_way(tmp_path: Path) -> None:
+    score = {"time": 1022.0, "stage": "alt", "step": 20, "steps": 100, "top1": 0.5}
+    run = write(tmp_path / "run", entry(10, 3.0), score, entry(20, 2.0), score | {"top1": 0.25}, end='{"stage": "a')
+    text = "\n".join(describe(run, now=1030.0, width=60))
+    assert "alt: step 20 of 100, 20%, 40 s left" in text
+    assert "loss   2.0000 █▁" in text
+    assert "top1   0.250 █▁ best 0.500" in text
+    assert "8.0 samples/s, waits 25%, 1.00 GiB" in text
+    assert text.endswith("running")
+    assert "no news for 16 min" in describe(run, now=1982.0, width=60)[-1]
+    assert max(map(len, describe(run, now=1030.0, width=30))) == 30
+    assert describe(write(tmp_path / "new"), 0, 60)[-1] == "  nothing logged yet"
+
+
+def test_time_left_is_that_of_the_latest_speed() -> None:
+    slow, fast = entry(10, clips_per_s=1.0), [entry(20 + i, clips_per_s=40.0) for i in range(10)]
+    assert time_left([slow, *fast], 4) == pytest.approx(71 * 4 / 40)
+
+
+def test_curves() -> None:
+    assert curve([], 10) == ""
+    assert curve([1.0, 1.0], 10) == "▁▁"
+    assert curve([0.0, float("nan"), 7.0], 10) == "▁?█"
+    many = curve([float(i) for i in range(1000)], 16)
+    assert len(many) == 16
+    assert list(many) == sorted(many)
+
+
+def test_durations() -> None:
+    texts = [duration(seconds) for seconds in (0, 89, 90, 3599, 3 * 3600 + 1200, 52 * 3600)]
+    assert texts == ["0 s", "89 s", "2 min", "1 h 0 min", "3 h 20 min", "2 d 4 h"]
+
+
+def test_runs_side_by_side() -> None:
+    columns = [["a", "b"], ["c"], ["d"]]
+    assert side_by_side(columns, 100).splitlines() == ["a" + " " * 49 + "c", "b", "", "d"]
+    assert side_by_side(columns, 40).splitlines() == ["a", "b", "", "c", "", "d"]
+
+
+def test_what_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(tmp_path)]) == 1
+    assert "No such file or directory. Is " in capsys.readouterr().err
+    (tmp_path / "log.jsonl").write_text("[]\n")
+    assert main([str(tmp_path), "--once"]) == 1
+    assert "is no log of a run" in capsys.readouterr().err
+    assert read_log(write(tmp_path / "a", entry(1)))["alt"].measured[0]["step"] == 1
+    with pytest.raises(SystemExit):
+        main([str(tmp_path), "--every", "0"])
