@@ -1,5 +1,6 @@
 """Aligned queries attend to the frames over time -> one video vector (paper, eq. 8 and 9)."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -18,10 +19,18 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """x: [B, T, d], context: [B, S, d] -> [B, T, d]."""
-        context = x if context is None else context
+        q, k, v = self._project(x, x if context is None else context)
+        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+    def weights(self, x: Tensor, context: Tensor) -> Tensor:
+        """How much each x attends to each of the context, the mean over heads: [B, T, S]."""
+        q, k, _ = self._project(x, context)
+        return (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(-1).mean(1)
+
+    def _project(self, x: Tensor, context: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         q = self.q(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
         k, v = self.kv(context).unflatten(-1, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return q, k, v
 
 
 class Residual(nn.Module):
@@ -51,13 +60,23 @@ class DecoderBlock(nn.Module):
 
     def forward(self, queries: Tensor, frames: Tensor) -> Tensor:
         """queries, frames: [B, T, d] -> queries [B, T, d]."""
+        queries, context = self.prepare(queries, frames)
+        return self.cross_mlp(self.cross_attention(queries, context))
+
+    def frame_weights(self, queries: Tensor, frames: Tensor) -> Tensor:
+        """How much the queries attend to each frame, the mean over heads and queries: [B, T] fp32, summing to 1."""
+        queries, context = self.prepare(queries, frames)
+        cross = self.cross_attention
+        return cross.branch.weights(cross.norm(queries), context).mean(1).float()  # type: ignore[operator]
+
+    def prepare(self, queries: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:
+        """Both sides of the cross-attention, [B, T, d] each."""
         if self.conv is not None:
             frames = frames + self.conv(frames.transpose(1, 2)).transpose(1, 2)
         context = self.context_norm(self.frame_mlp(frames))
         if self.self_attention is not None:
             queries = self.self_attention(queries)
-        queries = self.self_mlp(queries)
-        return self.cross_mlp(self.cross_attention(queries, context))
+        return self.self_mlp(queries), context
 
 
 class VideoDecoder(nn.Module):
@@ -74,3 +93,11 @@ class VideoDecoder(nn.Module):
         for block in self.blocks:
             queries = block(queries, frames)
         return self.mlp(self.norm(queries.mean(1)))
+
+    def frame_weights(self, queries: Tensor, frames: Tensor) -> Tensor:
+        """How much the queries attend to each frame, the mean over blocks, heads and queries: [B, T], summing to 1."""
+        total = torch.zeros(frames.shape[:2], device=frames.device)
+        for block in self.blocks:
+            total = total + block.frame_weights(queries, frames)  # type: ignore[operator]
+            queries = block(queries, frames)
+        return total / len(self.blocks)

@@ -1,0 +1,201 @@
+"""Why the model says so: regions, their entities, and what weighed how much, as a page to look at.
+
+python -m alt_fast.explain clip.mp4 --checkpoint runs/mine --out report.html
+"""
+
+import argparse
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from alt_fast.checkpoint import CheckpointError, TrainedModel, load
+from alt_fast.classify import load_video, read_labels
+from alt_fast.corpus.options import add_corpus_options, use_corpus
+from alt_fast.data.annotations import AnnotationError
+from alt_fast.data.augment import MEAN_STD
+from alt_fast.data.decode import VideoError
+from alt_fast.explain_page import write_page
+from alt_fast.model import ALT
+from alt_fast.run_folder import RunError, pick_device
+
+ENTITIES_PER_TOKEN = 5
+PERSISTS = 0.3  # intersection over union from which a region is the same one in the next frame
+
+
+@dataclass(frozen=True)
+class Token:
+    """A token at the end of the encoder: patches in it, and the likeliest entities with their probabilities (eq. 4)."""
+
+    size: int
+    entities: list[tuple[str, float]]
+
+
+@dataclass(frozen=True)
+class Frame:
+    """pixels: [3, H, W] uint8. regions: [L + 1, h * w], the token of every patch after each layer. colors: by token.
+
+    tokens: the frame token first, then the regions. ranking: entities by the share of the tokens that aligned to them.
+    """
+
+    pixels: Tensor
+    regions: Tensor
+    colors: dict[int, int]
+    tokens: list[Token]
+    ranking: list[tuple[str, float]]
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """labels: by falling probability. attention: of the decoder's queries to each frame, summing to 1."""
+
+    video: str
+    labels: list[tuple[str, float]]
+    frames: list[Frame]
+    attention: list[float]
+    grid: tuple[int, int]
+
+
+@torch.inference_mode()
+def explain(path: str | Path, trained: TrainedModel, labels: Sequence[str]) -> Explanation:
+    """Run a video through the model and keep what it saw. Raises VideoError, and ValueError for adapters over time."""
+    model = trained.model.eval()
+    device = model.logit_scale.device
+    video = load_video(path, trained).to(device)
+    classes = model.text.classes(labels, trained.templates)
+    logits, _, entity = model(video, classes)
+    probabilities = logits[0].float().softmax(-1).tolist()
+    ranked = sorted(zip(labels, probabilities, strict=True), key=lambda pair: -pair[1])
+    frames = video[0]
+    regions = layer_regions(model, frames)
+    seen = model.encoder(frames)
+    queries, _ = model.alignment(seen.tokens[None], None)
+    attention = model.decoder.frame_weights(queries, seen.tokens[None, :, 0])[0].tolist()
+    mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in MEAN_STD[trained.augment.normalize])
+    pixels = ((frames * std + mean) * 255).round().clamp(0, 255).byte().cpu()
+    entities = token_entities(model, seen.tokens)
+    colors = region_colors(regions[:, -1])
+    patch = model.encoder.visual.patch_size
+    grid = tuple(side // step for side, step in zip(model.image_size, patch, strict=True))
+    explained = [
+        Frame(
+            pixels[t],
+            regions[t],
+            colors[t],
+            [Token(round(size), found) for size, found in zip(seen.size[t].tolist(), entities[t], strict=True)],
+            ranking(model, entity[0, t].tolist()),
+        )
+        for t in range(len(frames))
+    ]
+    return Explanation(str(path), ranked, explained, attention, (grid[0], grid[1]))
+
+
+def layer_regions(model: ALT, frames: Tensor) -> Tensor:
+    """The token of every patch before the first layer and after each, [T, L + 1, h * w] int64; 0 is the frame token."""
+    encoder = model.encoder
+    schedule = encoder.schedule
+    try:
+        layers = []
+        for depth in range(len(schedule) + 1):  # what merges in a layer depends on no later one
+            encoder.schedule = [*schedule[:depth], *[0] * (len(schedule) - depth)]
+            layers.append(encoder(frames).source[:, 1:].long().cpu())
+    finally:
+        encoder.schedule = schedule
+    return torch.stack(layers, 1)
+
+
+def token_entities(model: ALT, tokens: Tensor) -> list[list[list[tuple[str, float]]]]:
+    """The likeliest entities of all tokens of all frames [T, N', d], without eq. 4's noise; empty without a corpus."""
+    if model.corpus is None:
+        return [[[] for _ in frame] for frame in tokens]
+    unit = torch.nn.functional.normalize(tokens.float(), dim=-1)
+    known = torch.nn.functional.normalize(model.alignment.entities.float(), dim=-1)
+    best = (unit @ known.T / model.config.tau).softmax(-1).topk(min(ENTITIES_PER_TOKEN, len(known)), dim=-1)
+    names = [entity.unit for entity in model.corpus.entities]
+    return [
+        [
+            [(names[i], p) for i, p in zip(index, value, strict=True)]
+            for index, value in zip(indices, values, strict=True)
+        ]
+        for indices, values in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    ]
+
+
+def ranking(model: ALT, entity: Sequence[int]) -> list[tuple[str, float]]:
+    """Entities by the share of tokens that aligned to them."""
+    if model.corpus is None or not entity:
+        return []
+    names = model.corpus.entities
+    return [(names[i].unit, count / len(entity)) for i, count in Counter(entity).most_common()]
+
+
+def region_colors(regions: Tensor) -> list[dict[int, int]]:
+    """A number for the colour of every region of every frame, from its patches [T, h * w].
+
+    A region keeps the colour of the region of the frame before that it overlaps most with, if by PERSISTS at least.
+    """
+    colors: list[dict[int, int]] = []
+    fresh = 0
+    for t, frame in enumerate(regions):
+        ids = frame.unique().tolist()
+        inherited: dict[int, int] = {}
+        if t:
+            before = regions[t - 1]
+            pairs = []
+            for mine in ids:
+                here = frame == mine
+                for other in before[here].unique().tolist():
+                    there = before == other
+                    pairs.append((((here & there).sum() / (here | there).sum()).item(), mine, other))
+            taken: set[int] = set()
+            for overlap, mine, other in sorted(pairs, reverse=True):
+                if overlap >= PERSISTS and mine not in inherited and other not in taken:
+                    inherited[mine] = colors[t - 1][other]
+                    taken.add(other)
+        for mine in ids:
+            if mine not in inherited:
+                inherited[mine] = fresh
+                fresh += 1
+        colors.append(inherited)
+    return colors
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m alt_fast.explain",
+        description="Show what the model saw in a video: merged regions, the entities they aligned to, actions.",
+    )
+    parser.add_argument("video", metavar="VIDEO", help="video file")
+    parser.add_argument("--checkpoint", required=True, metavar="RUN", help="run folder or .safetensors file")
+    parser.add_argument("--out", required=True, type=Path, metavar="FILE", help="page to write (.html)")
+    parser.add_argument("--labels", nargs="+", metavar="LABEL", help="texts to choose from, or one file")
+    add_corpus_options(parser)
+    parser.add_argument("--device", default="auto", help="cpu, cuda or auto (default)")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    arguments = parser().parse_args(argv)
+    try:
+        if arguments.out.suffix != ".html":
+            raise RunError(f"--out must end in .html, got {arguments.out}")
+        trained = load(arguments.checkpoint)
+        trained.model.to(pick_device(arguments.device))
+        use_corpus(trained.model, arguments.corpus, arguments.categories)
+        labels = read_labels(arguments.labels) if arguments.labels else trained.classes
+        write_page(arguments.out, explain(arguments.video, trained, labels))
+    except (AnnotationError, CheckpointError, RunError, VideoError, ValueError, OSError) as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 1
+    print(f"{arguments.out}: {arguments.out.stat().st_size / 1e6:.2f} MB")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
