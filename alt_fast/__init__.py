@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import alt_fast._torchvision  # noqa: F401  (first of all: see its docstring)
 
 if TYPE_CHECKING:
+    from alt_fast import visualize
     from alt_fast.checkpoint import TrainedModel, load
     from alt_fast.corpus import Corpus, Entity
     from alt_fast.model import ALT, ModelConfig, create_model
@@ -42,15 +43,18 @@ __all__ = [
     "load",
     "merge_trace",
     "remove_patch",
+    "visualize",
 ]
 
 
 def __getattr__(name: str) -> Any:
     """Public names load on first use."""
+    if name == "visualize":
+        return import_module("alt_fast.visualize")
     if name in _LAZY:
         return getattr(import_module(_LAZY[name]), name)
     raise AttributeError(f"module 'alt_fast' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_LAZY])
+    return sorted({*globals(), *_LAZY, "visualize"})

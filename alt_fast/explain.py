@@ -1,12 +1,14 @@
 """Why the model says so: regions, their entities, and what weighed how much, as a page to look at.
 
 python -m alt_fast.explain clip.mp4 --checkpoint runs/mine --out report.html
+python -m alt_fast.explain clip.mp4 --checkpoint runs/mine --out report.png
+python -m alt_fast.explain clip.mp4 --checkpoint runs/mine --out overlay.webm
 """
 
 import argparse
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,9 +22,15 @@ from alt_fast.data.annotations import AnnotationError
 from alt_fast.data.augment import MEAN_STD
 from alt_fast.data.decode import VideoError
 from alt_fast.explain_page import write_page
+from alt_fast.explain_pictures import write_overlay, write_picture
 from alt_fast.model import ALT
 from alt_fast.run_folder import RunError, pick_device
 
+WRITERS: dict[str, Callable[[Path, "Explanation"], None]] = {
+    ".html": write_page,
+    ".png": write_picture,
+    ".webm": write_overlay,
+}
 ENTITIES_PER_TOKEN = 5
 PERSISTS = 0.3  # intersection over union from which a region is the same one in the next frame
 
@@ -172,7 +180,9 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("video", metavar="VIDEO", help="video file")
     parser.add_argument("--checkpoint", required=True, metavar="RUN", help="run folder or .safetensors file")
-    parser.add_argument("--out", required=True, type=Path, metavar="FILE", help="page to write (.html)")
+    parser.add_argument(
+        "--out", required=True, type=Path, metavar="FILE", help="page to write (.html), picture (.png) or video (.webm)"
+    )
     parser.add_argument("--labels", nargs="+", metavar="LABEL", help="texts to choose from, or one file")
     add_corpus_options(parser)
     parser.add_argument("--device", default="auto", help="cpu, cuda or auto (default)")
@@ -183,13 +193,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     arguments = parser().parse_args(argv)
     try:
-        if arguments.out.suffix != ".html":
-            raise RunError(f"--out must end in .html, got {arguments.out}")
+        write = WRITERS.get(arguments.out.suffix)
+        if write is None:
+            raise RunError(f"--out must end in {', '.join(WRITERS)}, got {arguments.out}")
         trained = load(arguments.checkpoint)
         trained.model.to(pick_device(arguments.device))
         use_corpus(trained.model, arguments.corpus, arguments.categories)
         labels = read_labels(arguments.labels) if arguments.labels else trained.classes
-        write_page(arguments.out, explain(arguments.video, trained, labels))
+        write(arguments.out, explain(arguments.video, trained, labels))
     except (AnnotationError, CheckpointError, RunError, VideoError, ValueError, OSError) as e:
         print(f"error: {e}", file=sys.stderr)
         return 1

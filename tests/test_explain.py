@@ -7,13 +7,16 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 from alt_fast import load
 from alt_fast.checkpoint import TrainedModel
 from alt_fast.classify import load_video
+from alt_fast.data.decode import decode_clip
 from alt_fast.decoder import Attention
 from alt_fast.explain import Explanation, explain, main, region_colors
 from alt_fast.explain_page import page_data, write_page
@@ -150,9 +153,16 @@ def test_the_command(trained_run: Path, video: Path, tmp_path: Path, capsys: pyt
     command = [str(video), "--checkpoint", str(trained_run)]
     assert main([*command, "--out", str(tmp_path / "a.html"), "--labels", "growing", "shrinking"]) == 0
     assert "a.html: 0.0" in capsys.readouterr().out
+    for name in ("a.png", "a.webm"):
+        assert main([*command, "--out", str(tmp_path / name)]) == 0
+    with Image.open(tmp_path / "a.png") as picture:
+        assert picture.width > picture.height > 448
+    shown = decode_clip(tmp_path / "a.webm", [0.25, 0.75])
+    assert shown.shape[1] == 480 + 62
+    assert np.abs(shown[0].astype(int) - shown[1]).mean() > 1  # one second a frame
     (tmp_path / "broken.mp4").write_bytes(b"no video")
     for arguments, message in [
-        ([*command, "--out", str(tmp_path / "a.gif")], "--out must end in .html"),
+        ([*command, "--out", str(tmp_path / "a.gif")], "--out must end in .html, .png, .webm, got "),
         ([str(tmp_path / "broken.mp4"), *command[1:], "--out", str(tmp_path / "b.html")], "broken.mp4"),
         ([str(video), "--checkpoint", str(tmp_path), "--out", "c.html"], "holds no model.safetensors"),
     ]:

@@ -67,10 +67,9 @@ def test_installs_and_works_outside_the_repository(tmp_path: Path, editable: boo
     check = """
 import alt_fast, alt_fast_kernels, json, pathlib, sys
 from alt_fast.train import load_corpus, parse
-from alt_fast.model import ModelConfig
 assert pathlib.Path(alt_fast.__file__).is_relative_to(sys.argv[1]), alt_fast.__file__
 assert pathlib.Path(alt_fast_kernels.__file__).is_relative_to(sys.argv[1]), alt_fast_kernels.__file__
-model = alt_fast.create_model("alt_tiny", load_corpus("motion_shapes", ModelConfig()))
+model = alt_fast.create_model("alt_tiny", load_corpus(parse([])))
 assert parse([]).pretrain.steps and parse(["--config", "kinetics400_b16"]).optim.epochs == 30
 print(model.count_parameters())
 """

@@ -1,0 +1,82 @@
+"""Pictures of regions."""
+
+from typing import Any
+
+import numpy as np
+import open_clip
+import pytest
+import timm
+import torch
+import torchvision
+from PIL import Image
+
+import alt_fast
+from alt_fast.visualize import draw_regions, region_rgb, regions
+
+
+@pytest.fixture
+def image() -> Image.Image:
+    noise = np.random.default_rng(0).integers(0, 255, (50, 70, 3), dtype=np.uint8)
+    return Image.fromarray(noise)
+
+
+def vit(**options: Any) -> torch.nn.Module:
+    torch.manual_seed(0)
+    return timm.models.VisionTransformer(
+        img_size=(32, 48), patch_size=8, embed_dim=48, depth=3, num_heads=3, num_classes=5, **options
+    )
+
+
+def test_regions_of_a_timm_model(image: Image.Image) -> None:
+    """As many colours as merged regions, and the model is as it was."""
+    model = alt_fast.apply_patch(vit(reg_tokens=2), r=3, trace_source=True).train()
+    given = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
+    picture = regions(image, model, **given)
+    assert picture.width >= 448
+    assert picture.width / picture.height == 48 / 32
+    assert model.training
+    source = alt_fast.merge_trace(model).source[0, 3:].numpy().reshape(4, 6)
+    again = regions(Image.fromarray(np.zeros((9, 9, 3), np.uint8)), model, **given)
+    black_source = alt_fast.merge_trace(model).source[0, 3:].numpy().reshape(4, 6)
+    pixels = np.asarray(again).reshape(4, again.height // 4, 6, again.width // 6, 3)[
+        :, again.height // 8, :, again.width // 12
+    ]
+    for y in range(4):
+        for x in range(6):
+            merged = (black_source == black_source[y, x]).sum() > 1
+            ink = region_rgb(int(black_source[y, x])) if merged else (0, 0, 0)
+            assert pixels[y, x] == pytest.approx([0.42 * value for value in ink], abs=1)
+    assert len(np.unique(source)) == 24 - 9
+
+
+def test_models_that_know_their_input(image: Image.Image) -> None:
+    clip = open_clip.CLIP(
+        32,
+        open_clip.CLIPVisionCfg(layers=2, width=32, head_width=16, patch_size=16, image_size=64),
+        open_clip.CLIPTextCfg(context_length=8, vocab_size=64, width=32, heads=2, layers=1),
+    )
+    clip.visual.preprocess_cfg = {"size": (64, 64), "mean": (0.4, 0.4, 0.4), "std": (0.3, 0.3, 0.3)}
+    assert regions(image, alt_fast.apply_patch(clip, r=2, trace_source=True)).width == 448
+    plain = torchvision.models.VisionTransformer(32, 8, 2, 2, 32, 64, num_classes=3)
+    patched = alt_fast.apply_patch(plain, r=2, trace_source=True)
+    with pytest.raises(
+        ValueError, match="VisionTransformer does not say how its input is normalised: give mean and std"
+    ):
+        regions(image, patched)
+    assert regions(image, patched, [0.5] * 3, [0.5] * 3).size == (448, 448)
+
+
+def test_models_without_a_trace(image: Image.Image) -> None:
+    with pytest.raises(ValueError, match="keeps no trace"):
+        regions(image, alt_fast.apply_patch(vit(), r=3), [0.5] * 3, [0.5] * 3)
+
+
+def test_borders_run_between_regions_only() -> None:
+    labels = np.array([[0, 0], [0, 1]])
+    picture = np.asarray(draw_regions(Image.new("RGB", (448, 448), (128, 128, 128)), labels, {0: 3, 1: 4}))
+    tint = [0.58 * 128 + 0.42 * value for value in region_rgb(3)]
+    assert picture[100, 100] == pytest.approx(tint, abs=1)
+    assert picture[100, 224] == pytest.approx(tint, abs=1)  # one region on both sides
+    assert picture[300, 300].tolist() == [128, 128, 128]  # a patch alone
+    assert picture[300, 224].tolist() == [245, 245, 245]
+    assert picture[224, 300].tolist() == [245, 245, 245]
