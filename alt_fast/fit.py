@@ -150,6 +150,7 @@ def fit(
                     _publish(task, progress)
                     task.every_epoch(done // task.steps_per_epoch)
                     module.train()
+                    meter.restart()  # testing is no training
             if done % checkpoints.every == 0 or done == schedule.steps or stop:
                 progress.seconds = before + time.monotonic() - start
                 states.save(module, optimizer, progress)

@@ -14,13 +14,14 @@ from alt_fast.checkpoint import write_atomically
 
 
 class Meter:
-    """What the steps since it was last read were like."""
+    """What the steps since it was last read or restarted were like."""
 
     def __init__(self, batch_size: int) -> None:
         self.batch_size = batch_size
-        self._restart()
+        self.restart()
 
-    def _restart(self) -> None:
+    def restart(self) -> None:
+        """Count from now on."""
         self.start, self.steps, self.waited, self.losses = time.monotonic(), 0, 0.0, 0.0
 
     @contextlib.contextmanager
@@ -45,7 +46,7 @@ class Meter:
             "peak_bytes": peak_bytes(),
             "batch_size": self.batch_size,
         }
-        self._restart()
+        self.restart()
         return values
 
 
