@@ -121,7 +121,7 @@ class Sweep:
         run = self.folder(row, seed)
         self._run([*self.options, *own, *changed, "--frame_only=false", f"--seed={seed}"], run)
         if self.few_shot is not None:
-            second = [option.format(seed=seed, data=data) for option in self.few_shot]
+            second = [option.replace("{seed}", str(seed)).replace("{data}", str(data)) for option in self.few_shot]
             if generated and row is BASE:
                 write_shots(data / "few_shot.txt", data / "unseen_classes.csv", None, [2], seed, data)
             self._run([*second, f"--start_from={run}", *changed, f"--seed={seed}"], self.folder(row, seed, ",few-shot"))

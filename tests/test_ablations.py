@@ -1,6 +1,7 @@
 """The sweep over the paper's tables: what each row trains, what is kept, and the printed table."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,22 @@ def test_tables_of_other_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert "| r = 13 | 81.9 | 55.0 ± 7.1 | 25.0 ± 0.0 |" in text
     assert "| r = 13 | 81.9 | 60.0 | 25.0 |" in table_text(sweep, "8", [1])
     assert "| r = 13 | 81.9 |" in table_text(sweep, "8", [2])  # nothing was trained with this seed
+
+
+def test_few_shot_runs_start_from_each_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = ["--config", "kinetics400_b16", "--data.train", "a.csv", "--data.test", "b.csv", "--corpus", "c.json"]
+    commands, sweep = fake(tmp_path, monkeypatch, *options)
+    few = ["--config", "few_shot_b16", "--data.train", "2-shot-seed{seed}.csv"]
+    ablations.run_all(replace(sweep, few_shot=few), ["C4"], [3], jobs=1)
+    second = [command for command in commands if "few_shot_b16" in command]
+    assert len(second) == len(commands) / 2 == 4
+    for command in second:
+        start = next(o for o in command if o.startswith("--start_from=")).removeprefix("--start_from=")
+        assert Path(start, "metrics.json").exists()
+        assert "2-shot-seed3.csv" in command
+        assert "--seed=3" in command
+        changed = [o.removeprefix("--model.") for o in command if o.startswith("--model.")]
+        assert Path(start).name == (",".join(changed) or "base")
 
 
 def test_r_is_scaled_to_the_model(tmp_path: Path) -> None:
