@@ -200,6 +200,16 @@ def summarize(name: str, result: Result, num_classes: int, testing: EvalConfig) 
     }
 
 
+def _check_report_options(arguments: argparse.Namespace, world: World) -> None:
+    if arguments.report is None:
+        if arguments.report_r or arguments.explain:
+            raise RunError("--report-r and --explain are parts of a page: name it with --report FILE")
+    elif arguments.report.suffix != ".html":
+        raise RunError(f"--report must end in .html, got {arguments.report}")
+    elif world.size > 1:
+        raise RunError("--report is made by one process")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status: 1 when a video could not be read (it counts as wrong)."""
     parser = argparse.ArgumentParser(
@@ -211,6 +221,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--classes", metavar="FILE", help="class file of --list; default: the classes trained on")
     parser.add_argument("--root", metavar="DIR", help="folder that video paths start from; default: the list's")
     parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--report", type=Path, metavar="FILE", help="also write a page (.html) of the results")
+    parser.add_argument("--report-r", type=int, nargs="+", default=[], metavar="R", help="with these r tested too")
+    parser.add_argument(
+        "--explain", type=int, default=0, metavar="N", help="with the N most confident mistakes of each list explained"
+    )
     arguments = parser.parse_args(argv)
     world = join_world(arguments.device)
     try:
@@ -220,7 +235,20 @@ def main(argv: Sequence[str] | None = None) -> int:
             lists = [(arguments.list, *read_list(arguments.list, names, arguments.root, "test"))]
         else:
             lists = run_lists(Path(arguments.checkpoint), trained)
-        rows = [score_list(*entry, trained, testing, world) for entry in lists]
+        _check_report_options(arguments, world)
+        rows, reports = [], []
+        for name, videos, names in lists:
+            classes = trained.model.text.classes(names, trained.templates)
+            result = evaluate(trained.model, videos, trained.spec, classes, testing, Path(name).name, world)
+            rows.append(summarize(name, result, len(names), testing))
+            if arguments.report:
+                from alt_fast import evaluation_report as report  # it needs this module
+
+                pages = arguments.report.with_name(f"{arguments.report.stem}-explain") / Path(name).stem
+                options = report.ReportOptions(arguments.report_r, arguments.explain, pages)
+                reports.append(report.list_report(rows[-1], result, videos, names, trained, testing, options))
+        if arguments.report:
+            report.write_report(arguments.report, reports, arguments.checkpoint)
     except (AnnotationError, CheckpointError, RunError, ValueError) as e:
         print(f"error: {e}", file=sys.stderr)
         return 1

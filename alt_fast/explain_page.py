@@ -16,7 +16,7 @@ from alt_fast.checkpoint import write_atomically
 if TYPE_CHECKING:
     from alt_fast.explain import Explanation
 
-TEMPLATE = Path(__file__).parent / "pages" / "explain.html"
+PAGES = Path(__file__).parent / "pages"
 STRONGEST = 6  # entities in the timeline
 
 
@@ -63,10 +63,15 @@ def page_data(explanation: "Explanation") -> dict[str, Any]:
 
 def write_page(path: Path, explanation: "Explanation") -> None:
     """Write the page. Raises CheckpointError when it cannot be written."""
-    text = json.dumps(page_data(explanation), separators=(",", ":"))
-    text = text.replace("<", "\\u003c")  # nothing in it can end the script element
-    page = TEMPLATE.read_text(encoding="utf-8").replace("/*DATA*/", text)
+    page = fill_page("explain.html", page_data(explanation))
     write_atomically(path, lambda partial: partial.write_text(page, encoding="utf-8"))
+
+
+def fill_page(template: str, data: Any) -> str:
+    """A page with its data inside, as JSON."""
+    text = json.dumps(data, separators=(",", ":"))
+    text = text.replace("<", "\\u003c")  # nothing in it can end the script element
+    return (PAGES / template).read_text(encoding="utf-8").replace("/*DATA*/", text)
 
 
 def _data_uri(pixels: Tensor) -> str:

@@ -1,0 +1,186 @@
+"""A test of a model as one HTML page: classes, confusions, calibration, and what another r would give."""
+
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from alt_fast.checkpoint import TrainedModel, write_atomically
+from alt_fast.data.annotations import Video
+from alt_fast.data.decode import VideoError
+from alt_fast.evaluate import EvalConfig, Result, evaluate
+from alt_fast.explain import explain
+from alt_fast.explain_page import fill_page, write_page
+from alt_fast_kernels.counting import flop_formulas
+
+BINS = 10
+MISTAKES = 50  # that are listed
+_ROUNDS = 7
+
+
+def calibration(scores: Tensor, labels: Tensor) -> dict[str, Any]:
+    """How far confidence is from accuracy: expected calibration error over ten bins (Guo et al., 2017).
+
+    scores: [N, I] probabilities. labels: [N]. Returns {"error": 0 to 1, "bins": [{"videos", "confidence", "accuracy"}]}.
+    """
+    confidence, predicted = scores.max(1)
+    right = (predicted == labels).float()
+    number = (confidence * BINS).long().clamp(max=BINS - 1)
+    bins = []
+    for b in range(BINS):
+        inside = number == b
+        if inside.any():
+            means = confidence[inside].mean().item(), right[inside].mean().item()
+            bins.append({"videos": int(inside.sum()), "confidence": means[0], "accuracy": means[1]})
+    error = sum(b["videos"] * abs(b["confidence"] - b["accuracy"]) for b in bins) / len(labels)
+    return {"error": error, "bins": bins}
+
+
+def per_class(scores: Tensor, labels: Tensor, names: Sequence[str]) -> list[dict[str, Any]]:
+    """Videos, top-1 (recall), precision and what it is most often taken for, by class; None without videos."""
+    predicted = scores.argmax(1)
+    rows = []
+    for i, name in enumerate(names):
+        own, called = labels == i, predicted == i
+        wrong = predicted[own & ~called]
+        rows.append(
+            {
+                "name": name,
+                "videos": int(own.sum()),
+                "top1": (called & own).sum().item() / int(own.sum()) if own.any() else None,
+                "precision": (called & own).sum().item() / int(called.sum()) if called.any() else None,
+                "taken_for": names[int(wrong.mode().values)] if len(wrong) else "",
+            }
+        )
+    return rows
+
+
+def confusion(scores: Tensor, labels: Tensor) -> list[list[int]]:
+    """[I, I], videos of each class (row) by predicted class."""
+    count = scores.shape[1]
+    return torch.bincount(labels * count + scores.argmax(1), minlength=count**2).view(count, count).tolist()
+
+
+def ladder(
+    trained: TrainedModel,
+    videos: Sequence[Video],
+    classes: Tensor,
+    testing: EvalConfig,
+    reductions: Sequence[int],
+) -> list[dict[str, Any]]:
+    """Top-1, GFLOPs (10^9 multiply-accumulates of matmuls) and milliseconds of one clip at several r.
+
+    Latency is the median of single clips, taken in turn so that a slow moment of the machine meets every r.
+    """
+    encoder = trained.model.encoder
+    schedule = encoder.schedule
+    clip = torch.zeros(1, trained.spec.num_frames, 3, *trained.spec.size, device=classes.device)
+    times: dict[int, list[float]] = {r: [] for r in reductions}
+    rows = []
+    try:
+        for r in reductions:
+            encoder.set_r(r)
+            result = evaluate(trained.model, videos, trained.spec, classes, testing, f"r = {r}")
+            with torch.inference_mode(), sdpa_kernel(SDPBackend.MATH):
+                with FlopCounterMode(display=False, custom_mapping=flop_formulas()) as counter:
+                    trained.model(clip, classes)
+            rows.append({"r": r, "top1": result.top(1), "gflops": counter.get_total_flops() / 2e9})
+        for _ in range(_ROUNDS):
+            for r in reductions:
+                encoder.set_r(r)
+                times[r].append(_seconds(trained, clip, classes))
+    finally:
+        encoder.schedule = schedule
+    return [row | {"ms": 1e3 * statistics.median(times[row["r"]])} for row in rows]
+
+
+@torch.inference_mode()
+def _seconds(trained: TrainedModel, clip: Tensor, classes: Tensor) -> float:
+    def wait() -> None:
+        if clip.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    wait()
+    start = time.perf_counter()
+    trained.model(clip, classes)
+    wait()
+    return time.perf_counter() - start
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """What a page has besides: r to test too, how many mistakes to explain, and the folder for their pages."""
+
+    reductions: Sequence[int]
+    explained: int
+    pages: Path
+
+
+def list_report(
+    row: dict[str, Any],
+    result: Result,
+    videos: Sequence[Video],
+    names: Sequence[str],
+    trained: TrainedModel,
+    testing: EvalConfig,
+    options: ReportOptions,
+) -> dict[str, Any]:
+    """All of a list's part of the page. row: of `alt_fast.evaluate.summarize`."""
+    data = report_data(row, result, videos, names)
+    classes = trained.model.text.classes(names, trained.templates)
+    data["ladder"] = ladder(trained, videos, classes, testing, options.reductions)
+    explain_mistakes(data["mistakes"][: options.explained], trained, names, options.pages)
+    return data
+
+
+def report_data(row: dict[str, Any], result: Result, videos: Sequence[Video], names: Sequence[str]) -> dict[str, Any]:
+    """What the page shows of one list; unreadable videos count as wrong, and stand apart in the tables."""
+    read = result.readable
+    scores, labels = result.scores[read], result.labels[read]
+    confidence, predicted = result.scores.max(1)
+    wrong = (predicted != result.labels) & read
+    order = confidence.masked_fill(~wrong, -1).argsort(descending=True)[: min(MISTAKES, int(wrong.sum()))]
+    return {
+        "row": row,
+        "names": list(names),
+        "classes": per_class(scores, labels, names),
+        "confusion": confusion(scores, labels),
+        "calibration": calibration(scores, labels) if len(labels) else {"error": None, "bins": []},
+        "mistakes": [
+            {
+                "path": str(videos[i].path),
+                "label": names[videos[i].label],
+                "predicted": names[int(predicted[i])],
+                "confidence": confidence[i].item(),
+            }
+            for i in order.tolist()
+        ],
+    }
+
+
+def explain_mistakes(
+    mistakes: Sequence[dict[str, Any]], trained: TrainedModel, names: Sequence[str], folder: Path
+) -> None:
+    """Write an `explain` page for each mistake into `folder`, and its name into the mistake."""
+    if mistakes:
+        folder.mkdir(parents=True, exist_ok=True)
+    for number, mistake in enumerate(mistakes):
+        page = folder / f"{number:03}.html"
+        try:
+            write_page(page, explain(mistake["path"], trained, names))
+        except VideoError:
+            continue  # it was readable when it was tested
+        mistake["page"] = f"{folder.parent.name}/{folder.name}/{page.name}"
+
+
+def write_report(path: Path, lists: Sequence[dict[str, Any]], model: str) -> None:
+    """Write the page. Raises CheckpointError when it cannot be written."""
+    text = fill_page("evaluation.html", {"model": model, "lists": list(lists)})
+    write_atomically(path, lambda partial: partial.write_text(text, encoding="utf-8"))

@@ -1,0 +1,120 @@
+"""The page of a test: its numbers, and that it works in a browser."""
+
+import html
+import json
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+from alt_fast.evaluate import main
+from alt_fast.evaluation_report import calibration, confusion, per_class
+from tests.test_explain import BROWSER
+
+SCORES = torch.tensor([[0.9, 0.1, 0.0], [0.2, 0.8, 0.0], [0.55, 0.45, 0.0], [0.0, 0.95, 0.05]])
+LABELS = torch.tensor([0, 0, 0, 1])
+
+
+def test_classes_and_confusions() -> None:
+    first, second, third = per_class(SCORES, LABELS, ["a", "b", "c"])
+    assert first == {"name": "a", "videos": 3, "top1": 2 / 3, "precision": 1.0, "taken_for": "b"}
+    assert second == {"name": "b", "videos": 1, "top1": 1.0, "precision": 0.5, "taken_for": ""}
+    assert (third["videos"], third["top1"], third["precision"]) == (0, None, None)
+    assert confusion(SCORES, LABELS) == [[2, 1, 0], [0, 1, 0], [0, 0, 0]]
+
+
+def test_calibration_is_the_expected_error() -> None:
+    """Bins 0.5, 0.8 and 0.9 (of two videos, 0.9 and 0.95, both right)."""
+    found = calibration(SCORES, LABELS)
+    assert [entry["videos"] for entry in found["bins"]] == [1, 1, 2]
+    assert found["error"] == pytest.approx((0.45 + 0.8 + 2 * 0.075) / 4)
+    assert calibration(torch.eye(3), torch.arange(3))["error"] == 0
+
+
+@pytest.fixture(scope="module")
+def page(trained_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("report")
+    data = trained_run.parent / "data"
+    lines = (data / "test.txt").read_text().splitlines()
+    (folder / "list.txt").write_text("\n".join([*lines, "<b>gone.webm 0"]) + "\n")
+    command = ["--checkpoint", str(trained_run), "--list", str(folder / "list.txt"), "--root", str(data)]
+    command += ["--workers", "0", "--json", "--report", str(folder / "out.html")]
+    assert main([*command, "--report-r", "0", "4", "--explain", "2"]) == 1  # a video is not there
+    return folder / "out.html"
+
+
+def data_of(page: Path) -> dict:
+    found = re.search(r'id="data">(.*?)</script>', page.read_text())
+    assert found is not None
+    return json.loads(found[1])
+
+
+def test_the_page_holds_what_was_measured(
+    page: Path, trained_run: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (found,) = data_of(page)["lists"]
+    assert found["row"]["videos"] == 37
+    assert len(found["row"]["unreadable"]) == 1
+    assert sum(map(sum, found["confusion"])) == 36
+    right = sum(found["confusion"][i][i] for i in range(36))
+    assert found["row"]["top1"] == pytest.approx(right / 37)
+    assert len(found["mistakes"]) == 36 - right
+    confidences = [mistake["confidence"] for mistake in found["mistakes"]]
+    assert confidences == sorted(confidences, reverse=True)
+    assert [("page" in mistake) for mistake in found["mistakes"][:3]] == [True, True, False]
+    assert all((page.parent / mistake["page"]).exists() for mistake in found["mistakes"][:2])
+    unmerged, merged = found["ladder"]
+    assert unmerged["gflops"] > merged["gflops"] > 0
+    assert merged["top1"] == found["row"]["top1"]  # the model's own r
+    assert unmerged["ms"] > 0
+    capsys.readouterr()
+    bare = ["--checkpoint", str(trained_run), "--list", str(page.parent / "list.txt"), "--workers", "0"]
+    for options, message in [
+        (["--report-r", "0"], "name it with --report FILE"),
+        (["--report", str(tmp_path / "a.txt")], "--report must end in .html"),
+    ]:
+        assert main([*bare, *options]) == 1
+        assert message in capsys.readouterr().err
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium on the PATH")
+def test_in_a_browser(page: Path, tmp_path: Path) -> None:
+    """Without errors; a heading sorts its table and turns it round; names are text."""
+    probe = """
+<script>
+const classes = [...document.querySelectorAll("table")].find((table) => table.textContent.includes("precision"));
+const column = () => [...classes.tBodies[0].rows].map((row) => row.cells[0].textContent);
+const seen = {before: column(), bold: document.querySelectorAll("td b").length, links: document.links.length};
+classes.tHead.querySelector("button").click();
+seen.rising = column();
+classes.tHead.querySelector("button").click();
+seen.falling = column();
+const canvas = document.querySelector("canvas"), box = canvas.getBoundingClientRect();
+canvas.dispatchEvent(new PointerEvent("pointermove", {clientX: box.left + 1, clientY: box.bottom - 1}));
+seen.cell = canvas.nextSibling.textContent;
+seen.text = document.querySelector(".scores").textContent;
+seen.wide = document.documentElement.scrollWidth > innerWidth;
+seen.errors = window.failures;
+document.body.replaceChildren(JSON.stringify(seen));
+</script>"""
+    catch = "<script>window.failures = []; onerror = (message) => failures.push(message);</script>"
+    (tmp_path / "probe.html").write_text(catch + page.read_text().replace("</html>", probe + "</html>"))
+    assert BROWSER is not None
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--window-size=390,800", "--virtual-time-budget=3000"]
+    command = [BROWSER, *options, f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom"]
+    done = subprocess.run([*command, f"file://{tmp_path / 'probe.html'}"], capture_output=True, text=True, timeout=120)
+    body = re.search(r"<body>(.*)</body>", done.stdout, re.S)
+    assert body is not None, done
+    seen = json.loads(html.unescape(body[1]))
+    (found,) = data_of(page)["lists"]
+    assert seen["errors"] == []
+    assert seen["before"] == found["names"]
+    assert seen["rising"] == sorted(found["names"])
+    assert seen["falling"] == sorted(found["names"], reverse=True)
+    assert seen["bold"] == 0
+    assert seen["links"] == 2
+    assert seen["cell"] == f"{found['names'][-1]} taken for {found['names'][0]}: {found['confusion'][-1][0]} videos"
+    assert f"top-1 {100 * found['row']['top1']:.1f} %" in seen["text"]
+    assert not seen["wide"]
