@@ -28,7 +28,7 @@ _ROUNDS = 7
 def calibration(scores: Tensor, labels: Tensor) -> dict[str, Any]:
     """How far confidence is from accuracy: expected calibration error over ten bins (Guo et al., 2017).
 
-    scores: [N, I] probabilities. labels: [N]. Returns {"error": 0 to 1, "bins": [{"videos", "confidence", "accuracy"}]}.
+    scores: [N, I] probabilities. labels: [N]. Returns {"error": 0 to 1, "bins": of "videos", "confidence", "accuracy"}.
     """
     confidence, predicted = scores.max(1)
     right = (predicted == labels).float()
@@ -88,9 +88,9 @@ def ladder(
         for r in reductions:
             encoder.set_r(r)
             result = evaluate(trained.model, videos, trained.spec, classes, testing, f"r = {r}")
-            with torch.inference_mode(), sdpa_kernel(SDPBackend.MATH):
-                with FlopCounterMode(display=False, custom_mapping=flop_formulas()) as counter:
-                    trained.model(clip, classes)
+            counter = FlopCounterMode(display=False, custom_mapping=flop_formulas())
+            with torch.inference_mode(), sdpa_kernel(SDPBackend.MATH), counter:
+                trained.model(clip, classes)
             rows.append({"r": r, "top1": result.top(1), "gflops": counter.get_total_flops() / 2e9})
         for _ in range(_ROUNDS):
             for r in reductions:

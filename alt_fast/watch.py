@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +52,9 @@ def curve(values: Sequence[float], width: int) -> str:
     """A line of bars, each the mean of its share of the values; "?" where they are not finite."""
     if not values:
         return ""
-    bounds = [round(i * len(values) / width) for i in range(width + 1)] if len(values) > width else None
-    means = [sum(values[a:b]) / (b - a) for a, b in zip(bounds, bounds[1:], strict=False)] if bounds else list(values)
+    count = min(width, len(values))
+    bounds = [round(i * len(values) / count) for i in range(count + 1)]
+    means = [sum(values[a:b]) / (b - a) for a, b in pairwise(bounds)]
     finite = [value for value in means if abs(value) < float("inf")]
     low, high = min(finite, default=0.0), max(finite, default=0.0)
     scale = (len(_BARS) - 1) / (high - low) if high > low else 0.0
