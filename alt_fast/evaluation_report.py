@@ -46,7 +46,7 @@ def calibration(scores: Tensor, labels: Tensor) -> dict[str, Any]:
 def per_class(scores: Tensor, labels: Tensor, names: Sequence[str]) -> list[dict[str, Any]]:
     """Videos, top-1 (recall), precision and what it is most often taken for, by class; None without videos."""
     predicted = scores.argmax(1)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for i, name in enumerate(names):
         own, called = labels == i, predicted == i
         wrong = predicted[own & ~called]
@@ -83,7 +83,7 @@ def ladder(
     schedule = encoder.schedule
     clip = torch.zeros(1, trained.spec.num_frames, 3, *trained.spec.size, device=classes.device)
     times: dict[int, list[float]] = {r: [] for r in reductions}
-    rows = []
+    rows: list[dict[str, Any]] = []
     try:
         for r in reductions:
             encoder.set_r(r)
