@@ -6,6 +6,7 @@ python -m alt_fast.explain clip.mp4 --checkpoint runs/mine --out overlay.webm
 """
 
 import argparse
+import html
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -21,7 +22,7 @@ from alt_fast.corpus.options import add_corpus_options, use_corpus
 from alt_fast.data.annotations import AnnotationError
 from alt_fast.data.augment import MEAN_STD
 from alt_fast.data.decode import VideoError
-from alt_fast.explain_page import write_page
+from alt_fast.explain_page import fill_page, page_data, write_page
 from alt_fast.explain_pictures import write_overlay, write_picture
 from alt_fast.model import ALT
 from alt_fast.run_folder import RunError, pick_device
@@ -66,6 +67,11 @@ class Explanation:
     frames: list[Frame]
     attention: list[float]
     grid: tuple[int, int]
+
+    def _repr_html_(self) -> str:
+        """The page, as notebooks show it: in a frame of its own."""
+        page = fill_page("explain.html", page_data(self))
+        return f'<iframe srcdoc="{html.escape(page)}" width="100%" height="1000" style="border: 0"></iframe>'
 
 
 @torch.inference_mode()

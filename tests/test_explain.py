@@ -102,6 +102,13 @@ def test_the_page_holds_the_numbers_and_nothing_from_elsewhere(explanation: Expl
     assert len(page) < 5_000_000
 
 
+def test_a_notebook_shows_the_page(explanation: Explanation, tmp_path: Path) -> None:
+    shown = re.fullmatch(r'<iframe srcdoc="([^"]*)"[^>]*></iframe>', explanation._repr_html_())
+    assert shown is not None
+    write_page(tmp_path / "page.html", explanation)
+    assert html.unescape(shown[1]) == (tmp_path / "page.html").read_text()
+
+
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium on the PATH")
 def test_in_a_browser(explanation: Explanation, tmp_path: Path) -> None:
     """It loads without errors; pointing at a region shows its entities; the slider moves; so do the arrow keys."""
