@@ -58,7 +58,7 @@ TABLES = {
     "8": [
         Row("r = 0", UNMERGED, (82.6, None, None)),
         Row("r = 4", {"r": 4}, (82.4, None, None)),
-        Row("r = 8", {}, (82.4, None, None)),
+        Row("r = 8", {"r": 8}, (82.4, None, None)),
         Row("r = 13", {"r": 13}, (81.9, None, None)),
     ],
     "C3": [
@@ -101,13 +101,19 @@ class Sweep:
 
     def changes(self, row: Row) -> dict[str, Any]:
         """The row's settings of the model."""
-        own = self.config.model.r
         changes = dict(row.changes)
-        if changes.get("r"):
-            if not isinstance(own, int):
-                raise RunError(f"Table 8 varies model.r, which must be an int for it, got {own!r}")
-            changes["r"] = changes["r"] * own // 8
+        if "r" in changes:
+            changes["r"] = self.scale(changes["r"])
+            if changes["r"] == self.config.model.r:
+                del changes["r"]
         return changes
+
+    def scale(self, r: int) -> int:
+        """An r of ALT-B/16 as one of this model. Raises RunError when its own is no int."""
+        own = self.config.model.r
+        if not isinstance(own, int):
+            raise RunError(f"Table 8 varies model.r, which must be an int for it, got {own!r}")
+        return r * own // 8
 
     def train(self, row: Row, seed: int) -> None:
         """Both trainings of a row; what is done already is not done again."""
@@ -153,7 +159,7 @@ def _text(value: Any) -> str:
 
 def run_all(sweep: Sweep, tables: Iterable[str], seeds: Sequence[int], jobs: int) -> None:
     """Train what the tables need, `jobs` at a time: the unchanged model of every seed first. Raises RunError."""
-    rows = {sweep.folder(row, 0): row for table in tables for row in TABLES[table] if row.changes}
+    rows = {sweep.folder(row, 0): row for table in tables for row in TABLES[table] if sweep.changes(row)}
     with ThreadPoolExecutor(jobs) as pool, tqdm(total=len(seeds) * (1 + len(rows)), unit="row", disable=None) as bar:
         for stage in ([BASE], rows.values()):
             futures = [pool.submit(sweep.train, row, seed) for row in stage for seed in seeds]
@@ -176,8 +182,8 @@ def table_text(sweep: Sweep, table: str, seeds: Sequence[int]) -> str:
     lines = [head, ["---", *["--:"] * (len(head) - 1)]]
     for row, found in zip(rows, scores, strict=True):
         name = row.name
-        if (r := sweep.changes(row).get("r")) and r != row.changes["r"]:
-            name += f" (here {r})"
+        if (r := row.changes.get("r")) and sweep.scale(r) != r:
+            name += f" (here {sweep.scale(r)})"
         paper = ["-" if row.paper[i] is None else f"{row.paper[i]:.1f}" for i in papers]
         values = [[score[column] for score in found if column in score] for column in ours]
         lines.append([name, *paper, *map(_spread_text, values)])

@@ -103,6 +103,7 @@ def test_r_is_scaled_to_the_model(tmp_path: Path) -> None:
     assert [sweep.changes(row).get("r") for row in TABLES["8"]] == [0, 2, None, 6]
     text = table_text(sweep, "8", [0])
     assert "| r = 13 (here 6) | 81.9 |" in text
+    assert "| r = 8 (here 4) | 82.4 |" in text
     listed = Sweep(parse(["--model.r", "[4, 4, 4, 4]"]), [], None, [], tmp_path)
     with pytest.raises(ablations.RunError, match="must be an int"):
         listed.changes(TABLES["8"][1])
