@@ -210,8 +210,8 @@ def _check_report_options(arguments: argparse.Namespace, world: World) -> None:
         raise RunError("--report is made by one process")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status: 1 when a video could not be read (it counts as wrong)."""
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
     parser = argparse.ArgumentParser(
         prog="python -m alt_fast.evaluate",
         description="Test a trained model: by default a single view, the middle frames and the center crop.",
@@ -226,7 +226,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--explain", type=int, default=0, metavar="N", help="with the N most confident mistakes of each list explained"
     )
-    arguments = parser.parse_args(argv)
+    return parser
+
+
+def print_rows(rows: Sequence[dict[str, Any]]) -> None:
+    """A table of scores, and how the clips were decoded."""
+    print(f"{'list':40} {'videos':>7} {'classes':>8} {'chance':>7} {'top-1':>7} {'top-5':>7}")
+    for row in rows:
+        scores = " ".join(f"{row[name]:7.1%}" for name in ("chance", "top1", "top5"))
+        print(f"{row['list']:40} {row['videos']:7} {row['classes']:8} {scores}")
+    for way, clips in (pair for row in rows for pair in row["ways"].items()):
+        print(f"{clips} clips {way}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status: 1 when a video could not be read (it counts as wrong)."""
+    arguments = parser().parse_args(argv)
     world = join_world(arguments.device)
     try:
         trained, testing = read_testing_options(arguments)
@@ -249,7 +264,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 reports.append(report.list_report(rows[-1], result, videos, names, trained, testing, options))
         if arguments.report:
             report.write_report(arguments.report, reports, arguments.checkpoint)
-    except (AnnotationError, CheckpointError, RunError, ValueError) as e:
+    except (AnnotationError, CheckpointError, RunError, ValueError, OSError) as e:
         print(f"error: {e}", file=sys.stderr)
         return 1
     finally:
@@ -259,12 +274,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.json:
         print(json.dumps(rows, indent=2))
     else:
-        print(f"{'list':40} {'videos':>7} {'classes':>8} {'chance':>7} {'top-1':>7} {'top-5':>7}")
-        for row in rows:
-            scores = " ".join(f"{row[name]:7.1%}" for name in ("chance", "top1", "top5"))
-            print(f"{row['list']:40} {row['videos']:7} {row['classes']:8} {scores}")
-        for way, clips in (pair for row in rows for pair in row["ways"].items()):
-            print(f"{clips} clips {way}")
+        print_rows(rows)
     failures = [failure for row in rows for failure in row["unreadable"]]
     for failure in failures:
         print(f"unreadable, counted as wrong: {failure['path']}: {failure['cause']}", file=sys.stderr)
