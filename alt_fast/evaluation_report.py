@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
+from tqdm import tqdm
 
 from alt_fast.checkpoint import TrainedModel, write_atomically
 from alt_fast.data.annotations import Video
@@ -171,7 +172,7 @@ def explain_mistakes(
     """Write an `explain` page for each mistake into `folder`, and its name into the mistake."""
     if mistakes:
         folder.mkdir(parents=True, exist_ok=True)
-    for number, mistake in enumerate(mistakes):
+    for number, mistake in enumerate(tqdm(mistakes, "explaining", unit="video", disable=None)):
         page = folder / f"{number:03}.html"
         try:
             write_page(page, explain(mistake["path"], trained, names))
