@@ -56,23 +56,29 @@ class RegionEncoder(nn.Module):
 
     def forward(self, frames: Tensor) -> Regions:
         """frames: [F, 3, H, W] normalised, the frames of a clip in a row (the temporal adapter looks along them)."""
-        x = self.embed(frames)
-        batch, num_tokens = x.shape[:2]
-        size = torch.ones(batch, num_tokens, device=x.device)
-        source = torch.arange(num_tokens, dtype=torch.int32, device=x.device).expand(batch, -1)
-        tokens = Tokens(x, None, source)
-        for layer in self._layers():
+        tokens = self.start(frames)
+        for layer in self.layers():
             if self.activation_checkpointing and torch.is_grad_enabled():
-                tokens = checkpoint(self._run, *layer, tokens, use_reentrant=False)
+                tokens = checkpoint(self.run_layer, *layer, tokens, use_reentrant=False)
             else:
-                tokens = self._run(*layer, tokens)
-        return Regions(
-            self.visual.ln_post(tokens.x) @ self.visual.proj,
-            size if tokens.size is None else tokens.size,
-            source if tokens.source is None else tokens.source,
-        )
+                tokens = self.run_layer(*layer, tokens)
+        return self.finish(tokens)
 
-    def _run(self, block: ResidualAttentionBlock, adapters: nn.ModuleDict, r: int | float, tokens: Tokens) -> Tokens:
+    def start(self, frames: Tensor) -> Tokens:
+        """The tokens before the first layer."""
+        x = self.embed(frames)
+        source = torch.arange(x.shape[1], dtype=torch.int32, device=x.device).expand(x.shape[0], -1)
+        return Tokens(x, None, source)
+
+    def finish(self, tokens: Tokens) -> Regions:
+        """The tokens after the last layer, in the joint space."""
+        size = torch.ones(tokens.x.shape[:2], device=tokens.x.device) if tokens.size is None else tokens.size
+        assert tokens.source is not None
+        return Regions(self.visual.ln_post(tokens.x) @ self.visual.proj, size, tokens.source)
+
+    def run_layer(
+        self, block: ResidualAttentionBlock, adapters: nn.ModuleDict, r: int | float, tokens: Tokens
+    ) -> Tokens:
         """One block."""
         x = tokens.x
         if "temporal" in adapters:
@@ -87,7 +93,8 @@ class RegionEncoder(nn.Module):
             x = x + MLP_SCALE * adapters["mlp"](normed)
         return tokens._replace(x=x)
 
-    def _layers(self) -> "Iterator[tuple[ResidualAttentionBlock, nn.ModuleDict, int | float]]":
+    def layers(self) -> "Iterator[tuple[ResidualAttentionBlock, nn.ModuleDict, int | float]]":
+        """What `run_layer` takes before the tokens, layer by layer: block, adapters, tokens to merge away."""
         return zip(self.visual.transformer.resblocks, self.adapters, self.schedule, strict=True)  # type: ignore[arg-type]
 
     def embed(self, frames: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ from alt_fast.corpus.options import add_corpus_options, use_corpus
 from alt_fast.data.annotations import AnnotationError
 from alt_fast.data.augment import MEAN_STD
 from alt_fast.data.decode import VideoError
+from alt_fast.encoder import RegionEncoder, Regions
 from alt_fast.explain_page import fill_page, page_data, write_page
 from alt_fast.explain_pictures import write_overlay, write_picture
 from alt_fast.model import ALT
@@ -76,19 +77,19 @@ class Explanation:
 
 @torch.inference_mode()
 def explain(path: str | Path, trained: TrainedModel, labels: Sequence[str]) -> Explanation:
-    """Run a video through the model and keep what it saw. Raises VideoError, and ValueError for adapters over time."""
+    """Run a video through the model and keep what it saw. Raises VideoError."""
     model = trained.model.eval()
     device = model.logit_scale.device
     video = load_video(path, trained).to(device)
     classes = model.text.classes(labels, trained.templates)
-    logits, _, entity = model(video, classes)
+    frames = video[0]
+    seen, regions = trace_layers(model.encoder, frames)
+    queries, entity = model.alignment(seen.tokens[None], None)
+    frame_tokens = seen.tokens[None, :, 0]
+    logits = model.logits(model.decoder(queries, frame_tokens), classes)
     probabilities = logits[0].float().softmax(-1).tolist()
     ranked = sorted(zip(labels, probabilities, strict=True), key=lambda pair: -pair[1])
-    frames = video[0]
-    regions = layer_regions(model, frames)
-    seen = model.encoder(frames)
-    queries, _ = model.alignment(seen.tokens[None], None)
-    attention = model.decoder.frame_weights(queries, seen.tokens[None, :, 0])[0].tolist()
+    attention = model.decoder.frame_weights(queries, frame_tokens)[0].tolist()
     mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in MEAN_STD[trained.augment.normalize])
     pixels = ((frames * std + mean) * 255).round().clamp(0, 255).byte().cpu()
     entities = token_entities(model, seen.tokens)
@@ -108,18 +109,19 @@ def explain(path: str | Path, trained: TrainedModel, labels: Sequence[str]) -> E
     return Explanation(str(path), ranked, explained, attention, (grid[0], grid[1]))
 
 
-def layer_regions(model: ALT, frames: Tensor) -> Tensor:
-    """The token of every patch before the first layer and after each, [T, L + 1, h * w] int64; 0 is the frame token."""
-    encoder = model.encoder
-    schedule = encoder.schedule
-    try:
-        layers = []
-        for depth in range(len(schedule) + 1):  # what merges in a layer depends on no later one
-            encoder.schedule = [*schedule[:depth], *[0] * (len(schedule) - depth)]
-            layers.append(encoder(frames).source[:, 1:].long().cpu())
-    finally:
-        encoder.schedule = schedule
-    return torch.stack(layers, 1)
+def trace_layers(encoder: RegionEncoder, frames: Tensor) -> tuple[Regions, Tensor]:
+    """What the encoder sees in T frames, and how it got there.
+
+    The second: the token of every patch before the first layer and after each, [T, L + 1, h * w] int64; 0 is the frame
+    token.
+    """
+    tokens = encoder.start(frames)
+    sources = [tokens.source]
+    for layer in encoder.layers():
+        tokens = encoder.run_layer(*layer, tokens)
+        sources.append(tokens.source)
+    seen = encoder.finish(tokens)
+    return seen, torch.stack([source[:, 1:].long().cpu() for source in sources if source is not None], 1)
 
 
 def token_entities(model: ALT, tokens: Tensor) -> list[list[list[tuple[str, float]]]]:

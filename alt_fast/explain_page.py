@@ -71,7 +71,8 @@ def fill_page(template: str, data: Any) -> str:
     """A page with its data inside, as JSON."""
     text = json.dumps(data, separators=(",", ":"))
     text = text.replace("<", "\\u003c")  # nothing in it can end the script element
-    return (PAGES / template).read_text(encoding="utf-8").replace("/*DATA*/", text)
+    page, common = ((PAGES / name).read_text(encoding="utf-8") for name in (template, "common.css"))
+    return page.replace("/*COMMON*/", common).replace("/*DATA*/", text)
 
 
 def _data_uri(pixels: Tensor) -> str:

@@ -20,7 +20,7 @@ from alt_fast.checkpoint import write_atomically, write_json
 from alt_fast.config import TrainConfig
 from alt_fast.data.loader import Failure
 
-CONFIG, ENVIRONMENT, METRICS = "config.yaml", "environment.json", "metrics.json"
+CONFIG, ENVIRONMENT, METRICS, LOG = "config.yaml", "environment.json", "metrics.json", "log.jsonl"
 _PRACTICAL = ("output", "resume", "device", "checkpoint_every", "keep")
 """Where a run lies, how it is called and what it leaves may change; anything else would change its result."""
 

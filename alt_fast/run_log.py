@@ -11,6 +11,7 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from alt_fast.checkpoint import write_atomically
+from alt_fast.run_folder import LOG
 
 
 class Meter:
@@ -57,7 +58,6 @@ def peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-LOG = "log.jsonl"
 LOG_EVERY = 10  # steps
 
 

@@ -14,8 +14,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from alt_fast.run_folder import METRICS, RunError
-from alt_fast.run_log import LOG
+from alt_fast.run_folder import LOG, METRICS, RunError
 
 _BARS = "▁▂▃▄▅▆▇█"
 _NARROWEST = 44  # columns that a run needs

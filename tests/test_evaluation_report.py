@@ -1,9 +1,7 @@
 """The page of a test: its numbers, and that it works in a browser."""
 
-import html
 import json
 import re
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -11,7 +9,7 @@ import torch
 
 from alt_fast.evaluate import main
 from alt_fast.evaluation_report import calibration, confusion, per_class
-from tests.test_explain import BROWSER
+from tests.browser import look, needs_browser
 
 SCORES = torch.tensor([[0.9, 0.1, 0.0], [0.2, 0.8, 0.0], [0.55, 0.45, 0.0], [0.0, 0.95, 0.05]])
 LABELS = torch.tensor([0, 0, 0, 1])
@@ -79,11 +77,10 @@ def test_the_page_holds_what_was_measured(
         assert message in capsys.readouterr().err
 
 
-@pytest.mark.skipif(BROWSER is None, reason="no Chromium on the PATH")
+@needs_browser
 def test_in_a_browser(page: Path, tmp_path: Path) -> None:
     """Without errors; a heading sorts its table and turns it round; names are text."""
     probe = """
-<script>
 const classes = [...document.querySelectorAll("table")].find((table) => table.textContent.includes("precision"));
 const column = () => [...classes.tBodies[0].rows].map((row) => row.cells[0].textContent);
 const seen = {before: column(), bold: document.querySelectorAll("td b").length, links: document.links.length};
@@ -98,16 +95,8 @@ seen.text = document.querySelector(".scores").textContent;
 seen.wide = document.documentElement.scrollWidth > innerWidth;
 seen.errors = window.failures;
 document.body.replaceChildren(JSON.stringify(seen));
-</script>"""
-    catch = "<script>window.failures = []; onerror = (message) => failures.push(message);</script>"
-    (tmp_path / "probe.html").write_text(catch + page.read_text().replace("</html>", probe + "</html>"))
-    assert BROWSER is not None
-    options = ["--headless", "--no-sandbox", "--disable-gpu", "--window-size=390,800", "--virtual-time-budget=3000"]
-    command = [BROWSER, *options, f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom"]
-    done = subprocess.run([*command, f"file://{tmp_path / 'probe.html'}"], capture_output=True, text=True, timeout=120)
-    body = re.search(r"<body>(.*)</body>", done.stdout, re.S)
-    assert body is not None, done
-    seen = json.loads(html.unescape(body[1]))
+"""
+    seen = look(page, probe, tmp_path)
     (found,) = data_of(page)["lists"]
     assert seen["errors"] == []
     assert seen["before"] == found["names"]
