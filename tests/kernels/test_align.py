@@ -36,7 +36,7 @@ def test_gradient_is_that_of_the_soft_assignment() -> None:
 
     def soft(x: torch.Tensor) -> torch.Tensor:
         cosine = F.cosine_similarity(x[:, None], entities, dim=-1)
-        return (cosine / tau + gumbel_noise(seed, 6, 9)).softmax(-1) @ entities
+        return (cosine / tau + gumbel_noise(seed, 6, 9, cosine.dtype)).softmax(-1) @ entities
 
     torch.testing.assert_close(gradient(lambda x: align(x, entities, tau, seed)[1]), gradient(soft))
 
@@ -76,12 +76,12 @@ def test_choices_follow_the_softmax() -> None:
 
 @pytest.mark.kernel_only
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize(("rows", "num_entities", "width"), [(1, 2, 16), (37, 150, 48), (130, 33, 100), (5, 1200, 32)])
+@pytest.mark.parametrize(("rows", "num_entities", "width"), [(1, 2, 16), (37, 150, 48), (130, 33, 100), (61, 1200, 32)])
 @pytest.mark.parametrize("noisy", [False, True])
 def test_kernel_is_as_accurate_as_pytorch(
     rows: int, num_entities: int, width: int, dtype: torch.dtype, noisy: bool
 ) -> None:
-    draws = 16 if rows == 1 else 1  # the errors of one row alone are luck
+    draws = 16 if rows == 1 else 4 if rows < 100 else 2  # the largest error of a few rows is luck
     grads = [compare_once(rows, num_entities, width, dtype, noisy) for _ in range(draws)]
     kernel, plain, exact = (torch.cat(parts) for parts in zip(*grads, strict=True))
     assert_as_accurate(kernel, plain, exact)
@@ -113,7 +113,7 @@ def compare_once(
     assert plain.grad is not None
     logits = F.normalize(tokens.double(), dim=-1) @ unit.double().T / tau
     if seed is not None:
-        logits = logits + gumbel_noise(seed, rows, num_entities)
+        logits = logits + gumbel_noise(seed, rows, num_entities, logits.dtype)
     chosen = logits.gather(1, index[:, None])[:, 0]
     assert (logits.max(-1).values - chosen).max() < 1e-5 / tau  # the best one, up to rounding
     with torch.no_grad():  # inference takes no soft assignment and chooses the same

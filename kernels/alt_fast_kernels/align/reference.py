@@ -16,14 +16,14 @@ def _mix(x: Tensor) -> Tensor:
     return x ^ (x >> 16)
 
 
-def gumbel_noise(seed: Tensor, rows: int, columns: int) -> Tensor:
-    """Gumbel(0, 1) samples [rows, columns], fp32, a pure function of (seed, row, column)."""
+def gumbel_noise(seed: Tensor, rows: int, columns: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Gumbel(0, 1) samples [rows, columns] of dtype fp32 or fp64, a pure function of (seed, row, column)."""
     seed = seed.reshape(())
     key = _mix((seed & _LOW32) ^ _mix((seed >> 32) & _LOW32))
     row = _mix(torch.arange(rows, device=seed.device) ^ key)
     column = _mix(torch.arange(columns, device=seed.device) + 0x9E3779B9 & _LOW32)
     bits = _mix(_mix(row[:, None] ^ column[None, :]) ^ key)
-    uniform = ((bits >> 9).float() + 0.5) * 2.0**-23  # exact in fp32, so never 0 or 1
+    uniform = ((bits >> 9).to(dtype) + 0.5) * 2.0**-23  # exact in fp32, so never 0 or 1
     return -(-uniform.log()).log()
 
 
@@ -36,7 +36,7 @@ def align_reference(tokens: Tensor, entities: Tensor, tau: float, seed: Tensor |
         norm = x.norm(dim=-1, keepdim=True).clamp_min(1e-12)
         logits = (x / (norm * tau)) @ unit.T
         if seed is not None:
-            logits = logits + gumbel_noise(seed, *logits.shape).to(dtype)
+            logits = logits + gumbel_noise(seed, len(x), len(unit), dtype)
         index = logits.argmax(dim=-1)
         aligned = s[index]
         if logits.requires_grad:  # inference needs no soft assignment
