@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from alt_fast.checkpoint import CheckpointError, TrainedModel, load
 from alt_fast.classify import load_video, read_labels
@@ -27,6 +28,7 @@ from alt_fast.explain_page import fill_page, page_data, write_page
 from alt_fast.explain_pictures import write_overlay, write_picture
 from alt_fast.model import ALT
 from alt_fast.run_folder import RunError, pick_device
+from alt_fast.tome import merge_schedule
 
 WRITERS: dict[str, Callable[[Path, "Explanation"], None]] = {
     ".html": write_page,
@@ -47,12 +49,11 @@ class Token:
 
 @dataclass(frozen=True)
 class Frame:
-    """pixels: [3, H, W] uint8. regions: [L + 1, h * w], the token of every patch after each layer. colors: by token.
+    """regions: [L + 1, h * w], the token of every patch after each layer. colors: by token.
 
     tokens: the frame token first, then the regions. ranking: entities by the share of the tokens that aligned to them.
     """
 
-    pixels: Tensor
     regions: Tensor
     colors: dict[int, int]
     tokens: list[Token]
@@ -60,14 +61,35 @@ class Frame:
 
 
 @dataclass(frozen=True)
-class Explanation:
-    """labels: by falling probability. attention: of the decoder's queries to each frame, summing to 1."""
+class View:
+    """What the model sees at one r. r: of every layer. labels: by falling probability.
 
-    video: str
+    attention: of the decoder's queries to each frame, summing to 1.
+    """
+
+    r: list[int | float]
     labels: list[tuple[str, float]]
     frames: list[Frame]
     attention: list[float]
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """images: [T, 3, H, W] uint8, the frames as the model takes them. grid: patches of their height and width.
+
+    views: by falling number of tokens; own: the number of the one at the model's own r.
+    """
+
+    video: str
+    images: Tensor
     grid: tuple[int, int]
+    views: list[View]
+    own: int
+
+    @property
+    def view(self) -> View:
+        """What the model sees at its own r."""
+        return self.views[self.own]
 
     def _repr_html_(self) -> str:
         """The page, as notebooks show it: in a frame of its own."""
@@ -75,38 +97,68 @@ class Explanation:
         return f'<iframe srcdoc="{html.escape(page)}" width="100%" height="1000" style="border: 0"></iframe>'
 
 
+def explain(
+    path: str | Path, trained: TrainedModel, labels: Sequence[str], reductions: Sequence[int] | None = None
+) -> Explanation:
+    """Run a video through the model and keep what it saw. Raises VideoError.
+
+    reductions: r to look at besides the model's own; by default 0, half of it, and half as much again.
+    """
+    video = load_video(path, trained).to(trained.model.logit_scale.device)
+    encoder = trained.model.encoder
+    own = encoder.schedule
+    others = _scaled(own) if reductions is None else [merge_schedule(r, len(own)) for r in reductions]
+    schedules = sorted({tuple(schedule): schedule for schedule in [own, *others]}.values(), key=sum)
+    try:
+        views = []
+        for schedule in tqdm(schedules, Path(path).name, unit="r", leave=False, disable=None):
+            encoder.schedule = schedule
+            views.append(look(video, trained, labels))
+    finally:
+        encoder.schedule = own
+    patch = encoder.visual.patch_size
+    grid = tuple(side // step for side, step in zip(trained.model.image_size, patch, strict=True))
+    images = _pictures(video[0], trained.augment.normalize)
+    return Explanation(str(path), images, (grid[0], grid[1]), views, schedules.index(own))
+
+
 @torch.inference_mode()
-def explain(path: str | Path, trained: TrainedModel, labels: Sequence[str]) -> Explanation:
-    """Run a video through the model and keep what it saw. Raises VideoError."""
+def look(video: Tensor, trained: TrainedModel, labels: Sequence[str]) -> View:
+    """What the model, merging as it is set to, sees in a video [1, T, 3, H, W]."""
     model = trained.model.eval()
-    device = model.logit_scale.device
-    video = load_video(path, trained).to(device)
     classes = model.text.classes(labels, trained.templates)
-    frames = video[0]
-    seen, regions = trace_layers(model.encoder, frames)
+    seen, regions = trace_layers(model.encoder, video[0])
     queries, entity = model.alignment(seen.tokens[None], None)
     frame_tokens = seen.tokens[None, :, 0]
     logits = model.logits(model.decoder(queries, frame_tokens), classes)
     probabilities = logits[0].float().softmax(-1).tolist()
     ranked = sorted(zip(labels, probabilities, strict=True), key=lambda pair: -pair[1])
     attention = model.decoder.frame_weights(queries, frame_tokens)[0].tolist()
-    mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in MEAN_STD[trained.augment.normalize])
-    pixels = ((frames * std + mean) * 255).round().clamp(0, 255).byte().cpu()
     entities = token_entities(model, seen.tokens)
     colors = region_colors(regions[:, -1])
-    patch = model.encoder.visual.patch_size
-    grid = tuple(side // step for side, step in zip(model.image_size, patch, strict=True))
-    explained = [
+    frames = [
         Frame(
-            pixels[t],
             regions[t],
             colors[t],
             [Token(round(size), found) for size, found in zip(seen.size[t].tolist(), entities[t], strict=True)],
             ranking(model, entity[0, t].tolist()),
         )
-        for t in range(len(frames))
+        for t in range(len(regions))
     ]
-    return Explanation(str(path), ranked, explained, attention, (grid[0], grid[1]))
+    return View(model.encoder.schedule, ranked, frames, attention)
+
+
+def _scaled(schedule: Sequence[int | float]) -> list[list[int | float]]:
+    """No merging, half of a schedule, and half as much again."""
+    return [
+        [min(0.5, share * r) if isinstance(r, float) else round(share * r) for r in schedule] for share in (0, 0.5, 1.5)
+    ]
+
+
+def _pictures(frames: Tensor, normalization: str) -> Tensor:
+    """Frames [T, 3, H, W] as they were before they were normalised, uint8."""
+    mean, std = (torch.tensor(values, device=frames.device).view(3, 1, 1) for values in MEAN_STD[normalization])
+    return ((frames * std + mean) * 255).round().clamp(0, 255).byte().cpu()
 
 
 def trace_layers(encoder: RegionEncoder, frames: Tensor) -> tuple[Regions, Tensor]:
@@ -192,6 +244,13 @@ def parser() -> argparse.ArgumentParser:
         "--out", required=True, type=Path, metavar="FILE", help="page to write (.html), picture (.png) or video (.webm)"
     )
     parser.add_argument("--labels", nargs="+", metavar="LABEL", help="texts to choose from, or one file")
+    parser.add_argument(
+        "--r",
+        type=int,
+        nargs="*",
+        metavar="R",
+        help="tokens merged away per layer to show besides the model's own; default: 0, half and one and a half of it",
+    )
     add_corpus_options(parser)
     parser.add_argument("--device", default="auto", help="cpu, cuda or auto (default)")
     return parser
@@ -208,7 +267,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         trained.model.to(pick_device(arguments.device))
         use_corpus(trained.model, arguments.corpus, arguments.categories)
         labels = read_labels(arguments.labels) if arguments.labels else trained.classes
-        write(arguments.out, explain(arguments.video, trained, labels))
+        write(arguments.out, explain(arguments.video, trained, labels, arguments.r))
     except (AnnotationError, CheckpointError, RunError, VideoError, ValueError, OSError) as e:
         print(f"error: {e}", file=sys.stderr)
         return 1

@@ -3,7 +3,7 @@
 import base64
 import io
 import json
-from dataclasses import dataclass
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,49 +14,46 @@ from torch import Tensor
 from alt_fast.checkpoint import write_atomically
 
 if TYPE_CHECKING:
-    from alt_fast.explain import Explanation
+    from alt_fast.explain import Explanation, View
 
 PAGES = Path(__file__).parent / "pages"
 STRONGEST = 6  # entities in the timeline
 
 
-@dataclass(frozen=True)
-class Timeline:
-    """Shares of the strongest entities by frame."""
-
-    names: list[str]
-    shares: list[list[float]]
-
-
-def timeline(explanation: "Explanation") -> Timeline:
-    """The entities with the largest shares over all frames, and their share in each."""
-    totals: dict[str, float] = {}
-    for frame in explanation.frames:
-        for name, share in frame.ranking:
-            totals[name] = totals.get(name, 0.0) + share
-    names = sorted(totals, key=lambda name: -totals[name])[:STRONGEST]
-    by_frame = [dict(frame.ranking) for frame in explanation.frames]
-    return Timeline(names, [[shares.get(name, 0.0) for shares in by_frame] for name in names])
+def timeline(view: "View") -> dict[str, Any]:
+    """The entities ("names") with the largest shares over all frames, and their "shares" in each."""
+    totals: Counter[str] = Counter()
+    for frame in view.frames:
+        totals.update(dict(frame.ranking))
+    names = [name for name, _ in totals.most_common(STRONGEST)]
+    by_frame = [dict(frame.ranking) for frame in view.frames]
+    return {"names": names, "shares": [[shares.get(name, 0.0) for shares in by_frame] for name in names]}
 
 
 def page_data(explanation: "Explanation") -> dict[str, Any]:
     """What the page's script reads."""
-    strongest = timeline(explanation)
     return {
         "video": explanation.video,
-        "labels": explanation.labels,
         "grid": explanation.grid,
-        "attention": explanation.attention,
-        "timeline": {"names": strongest.names, "shares": strongest.shares},
-        "frames": [
+        "images": [_data_uri(image) for image in explanation.images],
+        "own": explanation.own,
+        "views": [
             {
-                "image": _data_uri(frame.pixels),
-                "regions": frame.regions.tolist(),
-                "colors": frame.colors,
-                "tokens": [{"size": token.size, "entities": token.entities} for token in frame.tokens],
-                "ranking": frame.ranking,
+                "r": view.r,
+                "labels": view.labels,
+                "attention": view.attention,
+                "timeline": timeline(view),
+                "frames": [
+                    {
+                        "regions": frame.regions.tolist(),
+                        "colors": frame.colors,
+                        "tokens": [{"size": token.size, "entities": token.entities} for token in frame.tokens],
+                        "ranking": frame.ranking,
+                    }
+                    for frame in view.frames
+                ],
             }
-            for frame in explanation.frames
+            for view in explanation.views
         ],
     }
 

@@ -11,7 +11,7 @@ from alt_fast.data.motion_shapes import write_video
 from alt_fast.visualize import caption, draw_regions
 
 if TYPE_CHECKING:
-    from alt_fast.explain import Explanation, Frame
+    from alt_fast.explain import Explanation
 
 COLUMNS = 4
 _CAPTION, _GAP = 62, 8  # pixels
@@ -19,7 +19,7 @@ _CAPTION, _GAP = 62, 8  # pixels
 
 def write_picture(path: Path, explanation: "Explanation") -> None:
     """A PNG: frames with their regions and entities, the likeliest actions below. Raises CheckpointError."""
-    tiles = [_tile(explanation, frame) for frame in explanation.frames]
+    tiles = [_tile(explanation, number) for number in range(len(explanation.images))]
     width, height = tiles[0].size
     columns = min(COLUMNS, len(tiles))
     rows = -(-len(tiles) // columns)
@@ -27,25 +27,25 @@ def write_picture(path: Path, explanation: "Explanation") -> None:
     for number, tile in enumerate(tiles):
         row, column = divmod(number, columns)
         sheet.paste(tile, (column * (width + _GAP), row * (height + _GAP)))
-    actions = "   ".join(f"{label} {100 * p:.1f} %" for label, p in explanation.labels[:4])
+    actions = "   ".join(f"{label} {100 * p:.1f} %" for label, p in explanation.view.labels[:4])
     sheet = caption(sheet, [actions], 30)
     write_atomically(path, lambda partial: sheet.save(partial, "PNG"))
 
 
 def write_overlay(path: Path, explanation: "Explanation", seconds: float = 1.0) -> None:
     """A VP9 video in WebM, every frame shown for some seconds with its entities and the likeliest action."""
-    label, p = explanation.labels[0]
-    frames = [_tile(explanation, frame, f"{label} {100 * p:.1f} %") for frame in explanation.frames]
+    label, p = explanation.view.labels[0]
+    frames = [_tile(explanation, number, f"{label} {100 * p:.1f} %") for number in range(len(explanation.images))]
     rate = 10
     repeated = [np.asarray(frame) for frame in frames for _ in range(round(rate * seconds))]
     write_video(path, np.stack(repeated), rate)
 
 
-def _tile(explanation: "Explanation", frame: "Frame", *more: str) -> Image.Image:
-    image = Image.fromarray(np.ascontiguousarray(frame.pixels.permute(1, 2, 0).numpy()))
+def _tile(explanation: "Explanation", number: int, *more: str) -> Image.Image:
+    frame = explanation.view.frames[number]
+    image = Image.fromarray(np.ascontiguousarray(explanation.images[number].permute(1, 2, 0).numpy()))
     picture = draw_regions(image, frame.regions[-1].view(explanation.grid).numpy(), frame.colors)
     picture = picture.crop((0, 0, picture.width // 2 * 2, picture.height // 2 * 2))  # VP9 halves the colours
-    number = next(i for i, other in enumerate(explanation.frames, start=1) if other is frame)
     named = [f"{name} {100 * share:.0f} %" for name, share in frame.ranking[:4]]
-    lines = [f"{number}. {', '.join(named[:2])}", ", ".join(named[2:]), *more]
+    lines = [f"{number + 1}. {', '.join(named[:2])}", ", ".join(named[2:]), *more]
     return caption(picture, lines, _CAPTION)

@@ -3,6 +3,7 @@
 import html
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,9 @@ from alt_fast.checkpoint import TrainedModel
 from alt_fast.classify import load_video
 from alt_fast.data.decode import decode_clip
 from alt_fast.decoder import Attention
-from alt_fast.explain import Explanation, explain, main, region_colors
+from alt_fast.explain import Explanation, View, explain, main, region_colors
 from alt_fast.explain_page import page_data, write_page
+from alt_fast.model import ALT
 from tests.browser import look, needs_browser
 
 
@@ -37,34 +39,67 @@ def explanation(trained: TrainedModel, video: Path) -> Explanation:
 
 
 def test_the_numbers_are_the_model_s(trained: TrainedModel, video: Path, explanation: Explanation) -> None:
+    """At every r."""
     model = trained.model
+    schedule = model.encoder.schedule
     clip = load_video(video, trained)
+    assert [view.r for view in explanation.views] == [[r] * 4 for r in (0, 2, 4, 6)]
+    assert explanation.view.r == schedule
+    assert explanation.images.shape == (model.config.frames, 3, *model.image_size)
+    for view in explanation.views:
+        model.encoder.set_r(view.r)
+        check_view(view, model, clip, trained.templates)
+    model.encoder.set_r(schedule)
+
+
+def check_view(view: View, model: ALT, clip: torch.Tensor, templates: Sequence[str]) -> None:
     with torch.inference_mode():
-        classes = model.text.classes([label for label, _ in explanation.labels], trained.templates)
+        classes = model.text.classes([label for label, _ in view.labels], templates)
         logits, _, entity = model(clip, classes)
         seen = model.encoder(clip[0])
-    assert [p for _, p in explanation.labels] == pytest.approx(logits[0].softmax(-1).tolist())
-    assert [p for _, p in explanation.labels] == sorted((p for _, p in explanation.labels), reverse=True)
+    assert [p for _, p in view.labels] == pytest.approx(logits[0].softmax(-1).tolist())
+    assert [p for _, p in view.labels] == sorted((p for _, p in view.labels), reverse=True)
     assert model.corpus is not None
     names = [entity.unit for entity in model.corpus.entities]
-    for t, frame in enumerate(explanation.frames):
+    for t, frame in enumerate(view.frames):
         assert [token.size for token in frame.tokens] == seen.size[t].tolist()
         assert [token.entities[0][0] for token in frame.tokens] == [names[i] for i in entity[0, t].tolist()]
         assert torch.equal(frame.regions[-1], seen.source[t, 1:].long())
         assert sum(share for _, share in frame.ranking) == pytest.approx(1)
         sizes = frame.regions[-1].bincount(minlength=len(frame.tokens)).tolist()
         assert sizes[1:] == [token.size for token in frame.tokens[1:]]
-    assert sum(explanation.attention) == pytest.approx(1)
-    assert len(explanation.attention) == len(explanation.frames) == model.config.frames
+    assert sum(view.attention) == pytest.approx(1)
+    assert len(view.attention) == len(view.frames) == model.config.frames
 
 
 def test_regions_merge_layer_by_layer(explanation: Explanation) -> None:
     """Each layer has r regions fewer, each a union of those before."""
-    for frame in explanation.frames:
+    for r, frame in ((view.r[0], frame) for view in explanation.views for frame in view.frames):
         counts = [len(layer.unique()) for layer in frame.regions]
-        assert counts == [36 - 4 * layer for layer in range(5)]
+        assert counts == [36 - r * layer for layer in range(5)]
         for before, after in zip(frame.regions, frame.regions[1:], strict=False):
             assert all(len(after[before == region].unique()) == 1 for region in before.unique())
+
+
+def test_other_reductions(trained: TrainedModel, video: Path) -> None:
+    """Those asked for, a schedule by layer, and fractions; the model keeps its own."""
+    encoder = trained.model.encoder
+    usual = encoder.schedule
+    try:
+        assert [view.r for view in explain(video, trained, ["a star"], [3, 4, 3]).views] == [[3] * 4, [4] * 4]
+        encoder.set_r([4, 2, 2, 0])
+        by_layer = explain(video, trained, ["a star"])
+        assert [view.r for view in by_layer.views] == [[0] * 4, [2, 1, 1, 0], [4, 2, 2, 0], [6, 3, 3, 0]]
+        assert by_layer.own == 2
+        encoder.set_r(0.4)
+        assert [view.r[0] for view in explain(video, trained, ["a star"]).views] == [0, 0.2, 0.4, 0.5]
+        assert encoder.schedule == [0.4] * 4
+        encoder.set_r(0)
+        assert len(explain(video, trained, ["a star"]).views) == 1
+        with pytest.raises(ValueError, match="r must be >= 0"):
+            explain(video, trained, ["a star"], [-1])
+    finally:
+        encoder.schedule = usual
 
 
 def test_a_region_keeps_its_color() -> None:
@@ -114,16 +149,24 @@ const seen = {errors: window.failures, title: byId("title").textContent, scripts
 const rows = () => [...byId("detail-rows").querySelectorAll(".row")].map((row) =>
   [row.firstChild.textContent, row.lastChild.textContent]);
 setTimeout(() => {
-  const canvas = views[1].canvas, box = canvas.getBoundingClientRect();
+  const canvas = panels[1].canvas, box = canvas.getBoundingClientRect();
   const at = {clientX: box.left + box.width * 0.99, clientY: box.top + box.height * 0.99, bubbles: true};
   canvas.dispatchEvent(new PointerEvent("pointermove", at));
   seen.corner = [byId("detail-title").textContent, rows()];
   canvas.dispatchEvent(new KeyboardEvent("keydown", {key: "ArrowLeft", cancelable: true}));
-  seen.chosen = views[1].chosen;
+  seen.chosen = panels[1].chosen;
+  seen.ranking = [...byId("frame-rows").querySelectorAll(".row")].map((row) => row.firstChild.textContent);
+  const labels = () => [...byId("labels").querySelectorAll(".row")].map((row) => row.textContent);
+  seen.labels = labels();
+  seen.r = byId("r-text").textContent;
+  byId("r").value = 0;
+  byId("r").dispatchEvent(new Event("input"));
+  seen.unmerged = [byId("r-text").textContent, labels(), byId("layer-text").textContent, rows()];
+  byId("r").value = 2;
+  byId("r").dispatchEvent(new Event("input"));
   byId("layer").value = 0;
   byId("layer").dispatchEvent(new Event("input"));
   seen.layer = [byId("layer-text").textContent, byId("detail-title").textContent, rows().length];
-  seen.labels = [...byId("labels").querySelectorAll(".row")].map((row) => row.textContent);
   seen.wide = document.documentElement.scrollWidth > innerWidth;
   document.body.replaceChildren(JSON.stringify(seen));
 }, 300);
@@ -131,14 +174,25 @@ setTimeout(() => {
     seen = look(tmp_path / "page.html", probe, tmp_path)
     assert seen["errors"] == []
     assert seen["title"] == Path(explanation.video).name
-    frame = explanation.frames[1]
+    frame, unmerged = explanation.view.frames[1], explanation.views[0]
+
+    def shown(pairs: list[tuple[str, float]]) -> list[list[str]]:
+        return [[name, f"{100 * p:.1f} %"] for name, p in pairs]
+
     token = frame.tokens[frame.regions[-1][-1]]
     patches = "1 patch" if token.size == 1 else f"{token.size} patches"
-    assert seen["corner"][0] == f"Frame 2, region of {patches}"
-    assert seen["corner"][1] == [[name, f"{100 * p:.1f} %"] for name, p in token.entities]
+    assert seen["corner"] == [f"Frame 2, region of {patches}", shown(token.entities)]
     assert seen["chosen"] == 34
+    assert seen["ranking"] == [name for name, _ in frame.ranking[:6]]
+    assert seen["labels"] == ["".join(pair) for pair in shown(explanation.view.labels)]
+    assert seen["r"] == "4, the model's own"
+    assert seen["unmerged"] == [
+        "0",
+        ["".join(pair) for pair in shown(unmerged.labels)],
+        "4 of 4: 36 regions",
+        shown(unmerged.frames[1].tokens[35].entities),
+    ]
     assert seen["layer"] == ["0 of 4: 36 regions", "Frame 2, region of 1 patch", 0]
-    assert seen["labels"] == [f"{label}{100 * p:.1f} %" for label, p in explanation.labels]
     assert not seen["wide"]
 
 
