@@ -7,125 +7,22 @@ python -m alt_fast.evaluate --checkpoint runs/mine --list val.csv --classes clas
 import argparse
 import json
 import sys
-from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, get_args
 
-import torch
 import yaml
-from torch import Tensor
-from tqdm import tqdm
 
 from alt_fast.checkpoint import CheckpointError, TrainedModel, load
 from alt_fast.corpus.options import add_corpus_options, use_corpus
 from alt_fast.data import motion_shapes
 from alt_fast.data.annotations import AnnotationError, Video, read_classes, read_list
-from alt_fast.data.dataset import ClipSpec, EvalClips, batched
-from alt_fast.data.loader import Failure, Loader, LoaderName, Loading, open_backend
-from alt_fast.distributed import World, join_world, leave_world
-from alt_fast.model import ALT
+from alt_fast.data.loader import LoaderName, Loading
+from alt_fast.distributed import join_world, leave_world
+from alt_fast.evaluation_report import ReportOptions, list_report, write_report
 from alt_fast.run_folder import CONFIG, RunError, pick_device
-
-
-@dataclass(frozen=True)
-class EvalConfig:
-    """How videos are tested: `crops` x `clips` views each, clips at once, and how they are loaded."""
-
-    batch_size: int = 32
-    crops: int = 1
-    clips: int = 1
-    loading: Loading = field(default_factory=Loading)
-
-    def __post_init__(self) -> None:
-        for name in ("batch_size", "crops", "clips"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
-
-
-@dataclass(frozen=True)
-class Result:
-    """Scores of every video of a list, in its order.
-
-    scores: [N, I] fp32, probabilities averaged over the views; rows of unreadable videos are zero. labels: [N].
-    failures: unreadable videos; readable: [N] bool. What cannot be read counts as wrong, so that leaving out hard files
-    cannot raise a score. ways: how many clips were decoded how.
-    """
-
-    scores: Tensor
-    labels: Tensor
-    failures: list[Failure]
-    readable: Tensor
-    ways: Counter[str]
-
-    def top(self, k: int) -> float:
-        """Share of videos whose class is among the k highest scores (k at most the number of classes)."""
-        best = self.scores.topk(min(k, self.scores.shape[1])).indices
-        hits = (best == self.labels[:, None]).any(1) & self.readable
-        return hits.float().mean().item()
-
-
-class Views(NamedTuple):
-    """mean: [N, width] fp32, of each video's views. causes: of unreadable videos, by path. ways: clips by decoder."""
-
-    mean: Tensor
-    causes: dict[str, str]
-    ways: Counter[str]
-
-
-@torch.inference_mode()
-def mean_over_views(
-    clips: EvalClips,
-    testing: EvalConfig,
-    device: torch.device,
-    forward: Callable[[Tensor], Tensor],
-    width: int,
-    name: str | None = None,
-) -> Views:
-    """Run every view of every video. forward: [B, T, 3, H, W] to [B, width]. name: the progress bar's; None: no bar."""
-    loading = testing.loading
-    backend, _ = open_backend(loading.loader, clips, device, threads=max(1, loading.workers))
-    loader = Loader(clips, list(batched(clips.keys(), testing.batch_size)), backend, loading)
-    results = [torch.zeros(0, width)]
-    causes: dict[str, str] = {}
-    for batch in tqdm(loader, name, unit="batch", disable=True if name is None else None):
-        results.append(forward(batch.video).float().cpu())
-        causes |= dict(batch.failures)
-    mean = torch.cat(results).view(len(clips.videos), clips.views, width).mean(1)
-    return Views(mean, causes, backend.counts)
-
-
-def evaluate(
-    model: ALT,
-    videos: Sequence[Video],
-    spec: ClipSpec,
-    classes: Tensor,
-    testing: EvalConfig,
-    name: str = "test",
-    world: World | None = None,
-) -> Result:
-    """Score videos against class embeddings [I, d]; each once, whatever the number of processes that share them."""
-    world = world or World()
-    model.eval()
-    clips = EvalClips(videos[world.rank :: world.size], spec, testing.crops, testing.clips)
-
-    def probabilities(video: Tensor) -> Tensor:
-        return model(video, classes).logits.float().softmax(-1)
-
-    shown = name if world.main else None
-    own = mean_over_views(clips, testing, classes.device, probabilities, len(classes), shown)
-    mean = torch.zeros(len(videos), len(classes))
-    causes: dict[str, str] = {}
-    ways: Counter[str] = Counter()
-    for rank, share in enumerate(world.gather(own)):
-        mean[rank :: world.size] = share.mean
-        causes |= share.causes
-        ways += share.ways
-    readable = torch.tensor([str(video.path) not in causes for video in videos])
-    labels = torch.tensor([video.label for video in videos])
-    failures = [Failure(path, cause) for path, cause in causes.items()]
-    return Result(mean * readable[:, None], labels, failures, readable, ways)
+from alt_fast.scoring import EvalConfig, evaluate, summarize
+from alt_fast.tome import merge_schedule
 
 
 def add_testing_options(parser: argparse.ArgumentParser) -> None:
@@ -171,43 +68,19 @@ def run_lists(checkpoint: Path, trained: TrainedModel) -> list[tuple[str, list[V
     return lists
 
 
-def score_list(
-    name: str,
-    videos: Sequence[Video],
-    names: Sequence[str],
-    trained: TrainedModel,
-    testing: EvalConfig,
-    world: World | None = None,
-) -> dict[str, Any]:
-    """Accuracy on one list (fractions of 1), with what is needed to read it."""
-    classes = trained.model.text.classes(names, trained.templates)
-    result = evaluate(trained.model, videos, trained.spec, classes, testing, Path(name).name, world)
-    return summarize(name, result, len(names), testing)
-
-
-def summarize(name: str, result: Result, num_classes: int, testing: EvalConfig) -> dict[str, Any]:
-    """A result as plain data."""
-    return {
-        "list": name,
-        "videos": len(result.labels),
-        "views": testing.crops * testing.clips,
-        "classes": num_classes,
-        "chance": 1 / num_classes,
-        "top1": result.top(1),
-        "top5": result.top(5),
-        "unreadable": [failure._asdict() for failure in result.failures],
-        "ways": dict(result.ways),
-    }
-
-
-def _check_report_options(arguments: argparse.Namespace, world: World) -> None:
+def _check_report_options(arguments: argparse.Namespace, layers: int) -> None:
+    """Before the test, which may take hours."""
     if arguments.report is None:
         if arguments.report_r or arguments.explain:
             raise RunError("--report-r and --explain are parts of a page: name it with --report FILE")
     elif arguments.report.suffix != ".html":
         raise RunError(f"--report must end in .html, got {arguments.report}")
-    elif world.size > 1:
-        raise RunError("--report is made by one process")
+    else:
+        arguments.report.parent.mkdir(parents=True, exist_ok=True)
+    for r in arguments.report_r:
+        merge_schedule(r, layers)
+    if arguments.explain < 0:
+        raise RunError(f"--explain must be >= 0, got {arguments.explain}")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -250,20 +123,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             lists = [(arguments.list, *read_list(arguments.list, names, arguments.root, "test"))]
         else:
             lists = run_lists(Path(arguments.checkpoint), trained)
-        _check_report_options(arguments, world)
+        _check_report_options(arguments, len(trained.model.encoder.schedule))
         rows, reports = [], []
         for name, videos, names in lists:
             classes = trained.model.text.classes(names, trained.templates)
             result = evaluate(trained.model, videos, trained.spec, classes, testing, Path(name).name, world)
             rows.append(summarize(name, result, len(names), testing))
             if arguments.report:
-                from alt_fast import evaluation_report as report  # it needs this module
-
                 pages = arguments.report.with_name(f"{arguments.report.stem}-explain") / Path(name).stem
-                options = report.ReportOptions(arguments.report_r, arguments.explain, pages)
-                reports.append(report.list_report(rows[-1], result, videos, names, trained, testing, options))
-        if arguments.report:
-            report.write_report(arguments.report, reports, arguments.checkpoint)
+                options = ReportOptions(testing, arguments.report_r, arguments.explain, pages, world)
+                reports.append(list_report(rows[-1], result, videos, names, trained, options))
+        if arguments.report and world.main:
+            write_report(arguments.report, reports, arguments.checkpoint)
     except (AnnotationError, CheckpointError, RunError, ValueError, OSError) as e:
         print(f"error: {e}", file=sys.stderr)
         return 1

@@ -16,13 +16,14 @@ from tqdm import tqdm
 from alt_fast.checkpoint import TrainedModel, write_atomically
 from alt_fast.data.annotations import Video
 from alt_fast.data.decode import VideoError
-from alt_fast.evaluate import EvalConfig, Result, evaluate
+from alt_fast.distributed import World
 from alt_fast.explain import explain
-from alt_fast.explain_page import fill_page, write_page
+from alt_fast.explain_page import fill_page, r_text, write_page
+from alt_fast.scoring import EvalConfig, Result, evaluate
+from alt_fast.tome import merge_schedule
 from alt_fast_kernels.counting import flop_formulas
 
 BINS = 10
-MISTAKES = 50  # that are listed
 _ROUNDS = 7
 
 
@@ -73,33 +74,41 @@ def ladder(
     trained: TrainedModel,
     videos: Sequence[Video],
     classes: Tensor,
-    testing: EvalConfig,
-    reductions: Sequence[int],
+    result: Result,
+    options: "ReportOptions",
 ) -> list[dict[str, Any]]:
-    """Top-1, GFLOPs (10^9 multiply-accumulates of matmuls) and milliseconds of one clip at several r.
+    """Top-1, GFLOPs (10^9 multiply-accumulates of matmuls) and milliseconds of one clip, by r.
 
-    Latency is the median of single clips, taken in turn so that a slow moment of the machine meets every r.
+    result: the test at the model's own r. Latency is the median of single clips, taken in turn so that a slow moment of
+    the machine meets every r.
     """
     encoder = trained.model.encoder
-    schedule = encoder.schedule
+    own = encoder.schedule
+    wanted = [own, *(merge_schedule(r, len(own)) for r in options.reductions)]
+    schedules = sorted({tuple(schedule): schedule for schedule in wanted}.values(), key=sum)
     clip = torch.zeros(1, trained.spec.num_frames, 3, *trained.spec.size, device=classes.device)
-    times: dict[int, list[float]] = {r: [] for r in reductions}
     rows: list[dict[str, Any]] = []
+    times: list[list[float]] = [[] for _ in schedules]
     try:
-        for r in reductions:
-            encoder.set_r(r)
-            result = evaluate(trained.model, videos, trained.spec, classes, testing, f"r = {r}")
+        for schedule in schedules:
+            encoder.schedule = schedule
+            found = result
+            if schedule != own:
+                name = f"r = {r_text(schedule)}"
+                found = evaluate(trained.model, videos, trained.spec, classes, options.testing, name, options.world)
             counter = FlopCounterMode(display=False, custom_mapping=flop_formulas())
             with torch.inference_mode(), sdpa_kernel(SDPBackend.MATH), counter:
                 trained.model(clip, classes)
-            rows.append({"r": r, "top1": result.top(1), "gflops": counter.get_total_flops() / 2e9})
+            gflops = counter.get_total_flops() / 2e9
+            row = {"r": r_text(schedule), "own": schedule == own, "top1": found.top(1), "gflops": gflops}
+            rows.append(row)
         for _ in range(_ROUNDS):
-            for r in reductions:
-                encoder.set_r(r)
-                times[r].append(_seconds(trained, clip, classes))
+            for schedule, taken in zip(schedules, times, strict=True):
+                encoder.schedule = schedule
+                taken.append(_seconds(trained, clip, classes))
     finally:
-        encoder.schedule = schedule
-    return [row | {"ms": 1e3 * statistics.median(times[row["r"]])} for row in rows]
+        encoder.schedule = own
+    return [row | {"ms": 1e3 * statistics.median(taken)} for row, taken in zip(rows, times, strict=True)]
 
 
 @torch.inference_mode()
@@ -117,11 +126,16 @@ def _seconds(trained: TrainedModel, clip: Tensor, classes: Tensor) -> float:
 
 @dataclass(frozen=True)
 class ReportOptions:
-    """What a page has besides: r to test too, how many mistakes to explain, and the folder for their pages."""
+    """How to test, r to test at too, how many mistakes to explain, and the folder for their pages.
 
+    world: the processes that share the work; all of them make the page's data, and the same.
+    """
+
+    testing: EvalConfig
     reductions: Sequence[int]
     explained: int
     pages: Path
+    world: World
 
 
 def list_report(
@@ -130,14 +144,13 @@ def list_report(
     videos: Sequence[Video],
     names: Sequence[str],
     trained: TrainedModel,
-    testing: EvalConfig,
     options: ReportOptions,
 ) -> dict[str, Any]:
-    """All of a list's part of the page. row: of `alt_fast.evaluate.summarize`."""
+    """All of a list's part of the page. row: of `summarize`."""
     data = report_data(row, result, videos, names)
     classes = trained.model.text.classes(names, trained.templates)
-    data["ladder"] = ladder(trained, videos, classes, testing, options.reductions)
-    explain_mistakes(data["mistakes"][: options.explained], trained, names, options.pages)
+    data["ladder"] = ladder(trained, videos, classes, result, options)
+    explain_mistakes(data["mistakes"][: options.explained], trained, names, classes, options)
     return data
 
 
@@ -147,7 +160,7 @@ def report_data(row: dict[str, Any], result: Result, videos: Sequence[Video], na
     scores, labels = result.scores[read], result.labels[read]
     confidence, predicted = result.scores.max(1)
     wrong = (predicted != result.labels) & read
-    order = confidence.masked_fill(~wrong, -1).argsort(descending=True)[: min(MISTAKES, int(wrong.sum()))]
+    order = confidence.masked_fill(~wrong, -1).argsort(descending=True)[: int(wrong.sum())]
     return {
         "row": row,
         "names": list(names),
@@ -157,8 +170,8 @@ def report_data(row: dict[str, Any], result: Result, videos: Sequence[Video], na
         "mistakes": [
             {
                 "path": str(videos[i].path),
-                "label": names[videos[i].label],
-                "predicted": names[int(predicted[i])],
+                "label": videos[i].label,
+                "predicted": int(predicted[i]),
                 "confidence": confidence[i].item(),
             }
             for i in order.tolist()
@@ -167,18 +180,28 @@ def report_data(row: dict[str, Any], result: Result, videos: Sequence[Video], na
 
 
 def explain_mistakes(
-    mistakes: Sequence[dict[str, Any]], trained: TrainedModel, names: Sequence[str], folder: Path
+    mistakes: Sequence[dict[str, Any]],
+    trained: TrainedModel,
+    names: Sequence[str],
+    classes: Tensor,
+    options: ReportOptions,
 ) -> None:
-    """Write an `explain` page for each mistake into `folder`, and its name into the mistake."""
+    """Write an `explain` page for each mistake into the folder of pages, and its name into the mistake."""
+    folder, world = options.pages, options.world
     if mistakes:
         folder.mkdir(parents=True, exist_ok=True)
-    for number, mistake in enumerate(tqdm(mistakes, "explaining", unit="video", disable=None)):
+    own = range(world.rank, len(mistakes), world.size)
+    written: dict[int, str] = {}
+    for number in tqdm(own, "explaining", unit="video", disable=None if world.main else True):
         page = folder / f"{number:03}.html"
+        path = mistakes[number]["path"]
         try:
-            write_page(page, explain(mistake["path"], trained, names))
+            write_page(page, explain(path, trained, names, options.reductions, classes, progress=False))
         except VideoError:
             continue  # it was readable when it was tested
-        mistake["page"] = f"{folder.parent.name}/{folder.name}/{page.name}"
+        written[number] = f"{folder.parent.name}/{folder.name}/{page.name}"
+    for number, name in (item for share in world.gather(written) for item in share.items()):
+        mistakes[number]["page"] = name
 
 
 def write_report(path: Path, lists: Sequence[dict[str, Any]], model: str) -> None:

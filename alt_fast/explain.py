@@ -97,36 +97,43 @@ class Explanation:
         return f'<iframe srcdoc="{html.escape(page)}" width="100%" height="1000" style="border: 0"></iframe>'
 
 
+@torch.inference_mode()
 def explain(
-    path: str | Path, trained: TrainedModel, labels: Sequence[str], reductions: Sequence[int] | None = None
+    path: str | Path,
+    trained: TrainedModel,
+    labels: Sequence[str],
+    reductions: Sequence[int] | None = None,
+    classes: Tensor | None = None,
+    progress: bool = True,
 ) -> Explanation:
     """Run a video through the model and keep what it saw. Raises VideoError.
 
     reductions: r to look at besides the model's own; by default 0, half of it, and half as much again.
+    classes: embeddings [I, d] of the labels, where they are known. progress: whether a terminal gets a progress bar.
     """
-    video = load_video(path, trained).to(trained.model.logit_scale.device)
-    encoder = trained.model.encoder
+    model = trained.model.eval()
+    video = load_video(path, trained).to(model.logit_scale.device)
+    if classes is None:
+        classes = model.text.classes(labels, trained.templates)
+    encoder = model.encoder
     own = encoder.schedule
     others = _scaled(own) if reductions is None else [merge_schedule(r, len(own)) for r in reductions]
     schedules = sorted({tuple(schedule): schedule for schedule in [own, *others]}.values(), key=sum)
     try:
         views = []
-        for schedule in tqdm(schedules, Path(path).name, unit="r", leave=False, disable=None):
+        for schedule in tqdm(schedules, Path(path).name, unit="r", leave=False, disable=None if progress else True):
             encoder.schedule = schedule
-            views.append(look(video, trained, labels))
+            views.append(look(model, video, classes, labels))
     finally:
         encoder.schedule = own
     patch = encoder.visual.patch_size
-    grid = tuple(side // step for side, step in zip(trained.model.image_size, patch, strict=True))
+    grid = tuple(side // step for side, step in zip(model.image_size, patch, strict=True))
     images = _pictures(video[0], trained.augment.normalize)
     return Explanation(str(path), images, (grid[0], grid[1]), views, schedules.index(own))
 
 
-@torch.inference_mode()
-def look(video: Tensor, trained: TrainedModel, labels: Sequence[str]) -> View:
-    """What the model, merging as it is set to, sees in a video [1, T, 3, H, W]."""
-    model = trained.model.eval()
-    classes = model.text.classes(labels, trained.templates)
+def look(model: ALT, video: Tensor, classes: Tensor, labels: Sequence[str]) -> View:
+    """What the model, merging as it is set to, sees in a video [1, T, 3, H, W]. classes: [I, d], of the labels."""
     seen, regions = trace_layers(model.encoder, video[0])
     queries, entity = model.alignment(seen.tokens[None], None)
     frame_tokens = seen.tokens[None, :, 0]

@@ -4,6 +4,7 @@ import base64
 import io
 import json
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,11 @@ def timeline(view: "View") -> dict[str, Any]:
     return {"names": names, "shares": [[shares.get(name, 0.0) for shares in by_frame] for name in names]}
 
 
+def r_text(schedule: Sequence[int | float]) -> str:
+    """r as a reader knows it: one number where all layers have the same."""
+    return ", ".join(map(str, schedule if len(set(schedule)) > 1 else schedule[:1]))
+
+
 def page_data(explanation: "Explanation") -> dict[str, Any]:
     """What the page's script reads."""
     return {
@@ -39,7 +45,8 @@ def page_data(explanation: "Explanation") -> dict[str, Any]:
         "own": explanation.own,
         "views": [
             {
-                "r": view.r,
+                "r": r_text(view.r),
+                "layers": len(view.r),
                 "labels": view.labels,
                 "attention": view.attention,
                 "timeline": timeline(view),

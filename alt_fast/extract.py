@@ -21,8 +21,9 @@ from alt_fast.checkpoint import CheckpointError, TrainedModel, write_atomically,
 from alt_fast.data.annotations import AnnotationError, Video, read_classes, read_list
 from alt_fast.data.dataset import EvalClips
 from alt_fast.data.loader import Failure
-from alt_fast.evaluate import EvalConfig, add_testing_options, mean_over_views, read_testing_options
+from alt_fast.evaluate import add_testing_options, read_testing_options
 from alt_fast.run_folder import RunError, differences, pick_device
+from alt_fast.scoring import EvalConfig, mean_over_views
 
 SHARD = 1000
 """Videos in a file."""

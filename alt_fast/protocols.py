@@ -23,10 +23,11 @@ from alt_fast.checkpoint import CheckpointError
 from alt_fast.data.annotations import AnnotationError, Subset, Video, read_classes, read_list, read_names
 from alt_fast.distributed import World, join_world, leave_world
 from alt_fast.draws import RENAMED, name_key, unseen_classes, write_shots, write_unseen
-from alt_fast.evaluate import Result, add_testing_options, read_testing_options, score_list, summarize
+from alt_fast.evaluate import add_testing_options, read_testing_options
 from alt_fast.extract import features
 from alt_fast.probe import ProbeConfig, train_probe
 from alt_fast.run_folder import RunError, pick_device
+from alt_fast.scoring import Result, score_list, summarize
 
 
 def zero_shot(arguments: argparse.Namespace, world: World) -> list[dict[str, Any]]:

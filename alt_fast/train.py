@@ -40,13 +40,13 @@ from alt_fast.data.dataset import TrainClips
 from alt_fast.data.loader import open_backend
 from alt_fast.data.rng import Stream, integer
 from alt_fast.distributed import World, join_world, leave_world
-from alt_fast.evaluate import EvalConfig, score_list
 from alt_fast.fit import DivergedError, TerminatedError, fit
 from alt_fast.model import ALT, ModelConfig
 from alt_fast.model_card import model_card
 from alt_fast.pretrain import pretrain_task
 from alt_fast.run_folder import METRICS, RunError, open_run_folder, pick_device
 from alt_fast.run_log import RunLog
+from alt_fast.scoring import EvalConfig, score_list
 from alt_fast.task import Lists, Run, alt_task, describe_batch
 
 BEST = "best.safetensors"

@@ -15,6 +15,13 @@ needs_browser = pytest.mark.skipif(BROWSER is None, reason="no Chromium on the P
 CATCH = "<script>window.failures = []; onerror = (message) => failures.push(message);</script>"
 
 
+def data_of(page: Path) -> Any:
+    """What a page's script reads."""
+    found = re.search(r'id="data">(.*?)</script>', page.read_text())
+    assert found is not None
+    return json.loads(found[1])
+
+
 def look(page: Path, script: str, folder: Path) -> Any:
     """What `script` left in the page's body, as JSON, at a phone's width. It finds uncaught errors in `failures`."""
     assert BROWSER is not None

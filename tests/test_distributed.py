@@ -17,6 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from alt_fast.distributed import World, join_world
 from alt_fast.train import main
+from tests.browser import data_of
 from tests.conftest import SMALL_JOB
 
 JOB = [
@@ -78,15 +79,36 @@ def test_two_processes_test_as_one(two: Path, data: list[str], tmp_path: Path) -
         listed = [*lines[: number - 1], "none.webm 1"]
         (tmp_path / "list.txt").write_text("".join(f"{line}\n" for line in listed))
         arguments = ["--checkpoint", str(two), "--list", str(tmp_path / "list.txt"), "--root", str(folder), "--json"]
-        arguments += ["--workers", "0", "--device", "cpu", "--crops", "2"]
-        one = subprocess.run([sys.executable, "-m", "alt_fast.evaluate", *arguments], capture_output=True, text=True)
-        process = start("alt_fast.evaluate", *arguments)
+        arguments += [
+            "--workers",
+            "0",
+            "--device",
+            "cpu",
+            "--crops",
+            "2",
+            "--report-r",
+            "0",
+            "--explain",
+            "5",
+            "--report",
+        ]
+        reports = [tmp_path / f"{processes} of {number}" / "out.html" for processes in (1, 2)]
+        alone = [sys.executable, "-m", "alt_fast.evaluate", *arguments, str(reports[0])]
+        one = subprocess.run(alone, capture_output=True, text=True)
+        process = start("alt_fast.evaluate", *arguments, str(reports[1]))
         out, errors = process.communicate(timeout=300)
         assert out, (number, errors)
         (expected,), (row,) = json.loads(one.stdout), json.loads(out)
         assert row == expected
         assert row["videos"] == number
         assert [Path(entry["path"]).name for entry in row["unreadable"]] == ["none.webm"]
+        shown = [data_of(report)["lists"][0] for report in reports]
+        for row in (row for data in shown for row in data["ladder"]):
+            assert row.pop("ms") > 0
+        assert shown[1] == shown[0]
+        pages = [mistake["page"] for mistake in shown[1]["mistakes"] if "page" in mistake]
+        assert len(pages) == min(5, len(shown[1]["mistakes"]))
+        assert all((reports[1].parent / page).exists() for page in pages)
 
 
 def children(process: subprocess.Popen[Any]) -> dict[str, int]:

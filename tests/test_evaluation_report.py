@@ -1,7 +1,5 @@
 """The page of a test: its numbers, and that it works in a browser."""
 
-import json
-import re
 from pathlib import Path
 
 import pytest
@@ -9,7 +7,7 @@ import torch
 
 from alt_fast.evaluate import main
 from alt_fast.evaluation_report import calibration, confusion, per_class
-from tests.browser import look, needs_browser
+from tests.browser import data_of, look, needs_browser
 
 SCORES = torch.tensor([[0.9, 0.1, 0.0], [0.2, 0.8, 0.0], [0.55, 0.45, 0.0], [0.0, 0.95, 0.05]])
 LABELS = torch.tensor([0, 0, 0, 1])
@@ -43,12 +41,6 @@ def page(trained_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "out.html"
 
 
-def data_of(page: Path) -> dict:
-    found = re.search(r'id="data">(.*?)</script>', page.read_text())
-    assert found is not None
-    return json.loads(found[1])
-
-
 def test_the_page_holds_what_was_measured(
     page: Path, trained_run: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -58,20 +50,28 @@ def test_the_page_holds_what_was_measured(
     assert sum(map(sum, found["confusion"])) == 36
     right = sum(found["confusion"][i][i] for i in range(36))
     assert found["row"]["top1"] == pytest.approx(right / 37)
-    assert len(found["mistakes"]) == 36 - right
+    assert len(found["mistakes"]) == 36 - right > 2
     confidences = [mistake["confidence"] for mistake in found["mistakes"]]
     assert confidences == sorted(confidences, reverse=True)
     assert [("page" in mistake) for mistake in found["mistakes"][:3]] == [True, True, False]
     assert all((page.parent / mistake["page"]).exists() for mistake in found["mistakes"][:2])
     unmerged, merged = found["ladder"]
+    assert [(row["r"], row["own"]) for row in found["ladder"]] == [("0", False), ("4", True)]
     assert unmerged["gflops"] > merged["gflops"] > 0
-    assert merged["top1"] == found["row"]["top1"]  # the model's own r
+    assert merged["top1"] == found["row"]["top1"]
     assert unmerged["ms"] > 0
+    for mistake in found["mistakes"]:
+        assert found["confusion"][mistake["label"]][mistake["predicted"]] > 0
+    views = data_of(page.parent / found["mistakes"][0]["page"])["views"]
+    assert [view["r"] for view in views] == ["0", "4"]
+    assert views[1]["labels"][0][0] == found["names"][found["mistakes"][0]["predicted"]]
     capsys.readouterr()
     bare = ["--checkpoint", str(trained_run), "--list", str(page.parent / "list.txt"), "--workers", "0"]
     for options, message in [
         (["--report-r", "0"], "name it with --report FILE"),
         (["--report", str(tmp_path / "a.txt")], "--report must end in .html"),
+        (["--report", str(tmp_path / "a.html"), "--report-r", "-1"], "r must be >= 0 in every layer"),
+        (["--report", str(tmp_path / "a.html"), "--explain", "-1"], "--explain must be >= 0"),
     ]:
         assert main([*bare, *options]) == 1
         assert message in capsys.readouterr().err
@@ -79,8 +79,9 @@ def test_the_page_holds_what_was_measured(
 
 @needs_browser
 def test_in_a_browser(page: Path, tmp_path: Path) -> None:
-    """Without errors; a heading sorts its table and turns it round; names are text."""
+    """Without errors; a heading sorts its table and turns it round; a pair shows its videos; names are text."""
     probe = """
+const part = (title) => [...document.querySelectorAll("section")].find((one) => one.firstChild.textContent === title);
 const classes = [...document.querySelectorAll("table")].find((table) => table.textContent.includes("precision"));
 const column = () => [...classes.tBodies[0].rows].map((row) => row.cells[0].textContent);
 const seen = {before: column(), bold: document.querySelectorAll("td b").length, links: document.links.length};
@@ -90,6 +91,18 @@ classes.tHead.querySelector("button").click();
 seen.falling = column();
 const canvas = document.querySelector("canvas"), box = canvas.getBoundingClientRect();
 canvas.dispatchEvent(new PointerEvent("pointermove", {clientX: box.left + 1, clientY: box.bottom - 1}));
+const wrong = part("Mistakes");
+const listed = () => [...wrong.querySelectorAll("tbody tr")].map((row) => [1, 2].map((i) => row.cells[i].textContent));
+seen.all = listed().length;
+const pair = part("Worst confusions").querySelector("tbody tr");
+seen.pair = [...pair.cells].map((cell) => cell.textContent);
+pair.querySelector("button").click();
+seen.chosen = listed();
+wrong.querySelector("p button").click();
+seen.again = listed().length;
+classes.tBodies[0].querySelector("button").click();
+seen.ofClass = listed();
+seen.points = [...document.querySelectorAll("svg")].map((plot) => plot.querySelectorAll("circle").length);
 seen.cell = canvas.nextSibling.textContent;
 seen.text = document.querySelector(".scores").textContent;
 seen.wide = document.documentElement.scrollWidth > innerWidth;
@@ -106,4 +119,11 @@ document.body.replaceChildren(JSON.stringify(seen));
     assert seen["links"] == 2
     assert seen["cell"] == f"{found['names'][-1]} taken for {found['names'][0]}: {found['confusion'][-1][0]} videos"
     assert f"top-1 {100 * found['row']['top1']:.1f} %" in seen["text"]
+    label, predicted, count, _ = seen["pair"]
+    assert int(count) == max(found["confusion"][i][j] for i in range(36) for j in range(36) if i != j)
+    assert seen["chosen"] == [[label, predicted]] * int(count)
+    assert seen["all"] == seen["again"] == len(found["mistakes"])
+    first = found["names"].index(seen["falling"][0])  # the table was turned round
+    assert len(seen["ofClass"]) == sum(found["confusion"][first]) - found["confusion"][first][first]
+    assert seen["points"] == [2, 2]
     assert not seen["wide"]
