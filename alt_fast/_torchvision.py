@@ -1,6 +1,6 @@
 """Make torchvision importable where its compiled operators are missing.
 
-The registry's torchvision is built for CUDA. Beside a CPU build of torch its operator library does not load, and its
+PyPI's torchvision is built for CUDA. Beside a CPU build of torch its operator library does not load, and its
 import then fails while registering fake kernels for `nms` and `qnms`. open_clip and timm import torchvision but use
 only its pure-Python transforms, so declaring those two schemas is enough. Import this module before either of them.
 """

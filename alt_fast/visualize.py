@@ -1,21 +1,27 @@
 """Pictures of merged tokens: the regions that an image's patches ended in.
 
+python -m alt_fast.visualize cat.jpg --model timm:vit_base_patch16_224 --r 13 --out regions.png
+
 model = alt_fast.apply_patch(timm.create_model("vit_base_patch16_224", pretrained=True), r=8, trace_source=True)
 alt_fast.visualize.regions(Image.open("cat.jpg"), model).save("regions.png")
 """
 
+import argparse
 import colorsys
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
 from torch import nn
 from torchvision.transforms.functional import normalize, to_tensor
 
-from alt_fast.patch import merge_trace
+from alt_fast.clip import WeightsError
+from alt_fast.patch import apply_patch, merge_trace
+from alt_fast.zoo import add_model_options, load_image_model
 
 SMALLEST = 448  # pixels of the width that a picture has at least
 _TINT = 0.42
@@ -94,6 +100,35 @@ def caption(image: Image.Image, lines: Sequence[str], height: int) -> Image.Imag
     return made
 
 
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m alt_fast.visualize",
+        description="Show which patches of an image merge in a vision transformer of timm or open_clip.",
+    )
+    parser.add_argument("image", metavar="IMAGE", help="picture file")
+    parser.add_argument("--model", required=True, metavar="MODEL", help="timm:NAME or open_clip:NAME")
+    add_model_options(parser)
+    parser.add_argument("--r", type=int, default=8, metavar="R", help="tokens to merge per layer (default 8)")
+    parser.add_argument("--out", required=True, metavar="FILE", help="picture to write, in a format that Pillow knows")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    arguments = parser().parse_args(argv)
+    try:
+        with Image.open(arguments.image) as file:
+            image = ImageOps.exif_transpose(file)  # as cameras mean it to be turned
+        loaded = load_image_model(arguments.model, arguments.weights, arguments.image_size)
+        model = apply_patch(loaded.model, r=arguments.r, trace_source=True)
+        regions(image, model, loaded.mean, loaded.std).save(arguments.out)
+    except (WeightsError, RuntimeError, ValueError, OSError) as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 1
+    return 0
+
+
 def _printable(text: str) -> str:
     return text.encode("latin-1", "replace").decode("latin-1")  # what Pillow's own font has
 
@@ -140,3 +175,7 @@ def _run(model: Any, pixels: torch.Tensor) -> None:
             getattr(model, method)(pixels)
             return
     model(pixels)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

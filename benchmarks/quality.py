@@ -12,50 +12,21 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-import alt_fast  # before timm: see alt_fast/_torchvision.py
-
-import open_clip  # isort: skip
-import timm  # isort: skip
 import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor, nn
 
-from alt_fast.clip import WeightsError, load_clip
+import alt_fast
+from alt_fast.clip import WeightsError
+from alt_fast.zoo import add_model_options, load_image_model
 from alt_fast_kernels import MergePlan, match
 from benchmarks.provenance import provenance
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 BATCH = 16
 
-Transform = Callable[[Image.Image], Tensor]
 
-
-def load(name: str, weights: str | None, image_size: int | None = None) -> tuple[nn.Module, Transform]:
-    """A model that embeds images, and its preprocessing. name: "timm:ARCHITECTURE" or "open_clip:ARCHITECTURE".
-
-    weights: a checkpoint file, or a tag of open_clip; without it timm's pretrained weights are fetched.
-    image_size: pixels, where it is not the architecture's own.
-    Raises ValueError, WeightsError, or what timm raises for a checkpoint that does not fit.
-    """
-    library, _, architecture = name.partition(":")
-    if library == "timm":
-        options: dict[str, Any] = {"checkpoint_path": weights} if weights else {"pretrained": True}
-        if image_size is not None:
-            options["img_size"] = image_size
-        model = timm.create_model(architecture, num_classes=0, **options)
-        config = timm.data.resolve_model_data_config(model)
-        if image_size is not None:
-            config["input_size"] = (3, image_size, image_size)
-        return model.eval(), timm.data.create_transform(**config)
-    if library == "open_clip":
-        if weights is None:
-            raise ValueError(f"{name} needs --weights: a checkpoint file, or a tag such as openai")
-        visual = load_clip(architecture, weights, image_size).visual
-        return visual, open_clip.image_transform(visual.image_size, is_train=False)
-    raise ValueError(f"model must be timm:NAME or open_clip:NAME, got {name!r}")
-
-
-def read_images(folder: Path, transform: Transform) -> Tensor:
+def read_images(folder: Path, transform: Callable[[Image.Image], Tensor]) -> Tensor:
     """All images of a folder, [B, 3, H, W], by name. Raises ValueError naming an unreadable one, or an empty folder."""
     paths = sorted(path for path in folder.glob("*") if path.suffix.lower() in SUFFIXES)
     if not paths:
@@ -98,19 +69,18 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.quality", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("model", help="timm:NAME or open_clip:NAME")
     parser.add_argument("--images", type=Path, required=True, help="folder of images")
-    parser.add_argument("--weights", help="checkpoint file, or open_clip's tag; by default timm's own")
-    parser.add_argument("--image-size", type=int, help="pixels; by default the architecture's own")
+    add_model_options(parser)
     parser.add_argument("--r", type=int, nargs="+", default=[4, 8, 13, 16], help="tokens to merge per layer")
     parser.add_argument("--results", type=Path, help="also write JSON lines")
     options = parser.parse_args(arguments)
     try:
-        model, transform = load(options.model, options.weights, options.image_size)
-        images = read_images(options.images, transform)
+        loaded = load_image_model(options.model, options.weights, options.image_size)
+        images = read_images(options.images, loaded.transform)
     except (ValueError, WeightsError, RuntimeError, OSError) as e:
         parser.error(str(e))
     print(f"{options.model}, {len(images)} images: median cosine to the un-merged embedding (quartiles)")
     rows = []
-    for row in quality(model, images, options.r):
+    for row in quality(loaded.model, images, options.r):
         rows.append({"quality": options.model, "images": len(images), **row})
         line = "   ".join(
             f"{how} {row[how][1]:.4f} ({row[how][0]:.4f} to {row[how][2]:.4f})" for how in ("merged", "random")

@@ -1,5 +1,6 @@
 """Pictures of regions."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,10 +9,11 @@ import pytest
 import timm
 import torch
 import torchvision
+import transformers
 from PIL import Image
 
 import alt_fast
-from alt_fast.visualize import draw_regions, region_rgb, regions
+from alt_fast.visualize import draw_regions, main, region_rgb, regions
 
 
 @pytest.fixture
@@ -64,6 +66,47 @@ def test_models_that_know_their_input(image: Image.Image) -> None:
     ):
         regions(image, patched)
     assert regions(image, patched, [0.5] * 3, [0.5] * 3).size == (448, 448)
+
+
+@pytest.mark.parametrize("name", ["CLIPVisionModel", "ViTModel"])
+def test_models_of_transformers(image: Image.Image, name: str) -> None:
+    """Their preprocessing is kept apart from them, so it must be given; the size is theirs."""
+    torch.manual_seed(0)
+    kind = getattr(transformers, name)
+    config = kind.config_class(
+        image_size=48, patch_size=8, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64
+    )
+    model = alt_fast.apply_patch(kind(config).eval(), r=5, trace_source=True)
+    with pytest.raises(ValueError, match="give mean and std"):
+        regions(image, model)
+    picture = regions(image, model, [0.5] * 3, [0.5] * 3)
+    assert picture.size == (480, 480)
+    assert len(alt_fast.merge_trace(model).source[0, 1:].unique()) == 36 - 2 * 5
+
+
+def test_the_command(image: Image.Image, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The picture of the function, also at another image size than the weights'; errors are named."""
+    torch.manual_seed(0)
+    model = timm.create_model("test_vit", num_classes=0).eval()
+    weights, photo, out = tmp_path / "weights.pt", tmp_path / "photo.png", tmp_path / "out.png"
+    torch.save(model.state_dict(), weights)
+    image.save(photo)
+    command = [str(photo), "--model", "timm:test_vit", "--weights", str(weights), "--out", str(out)]
+    assert main([*command, "--r", "6"]) == 0
+    expected = regions(image, alt_fast.apply_patch(model, r=6, trace_source=True))
+    assert np.array_equal(np.asarray(Image.open(out)), np.asarray(expected))
+    assert main([*command, "--image-size", "64"]) == 0
+    assert Image.open(out).size == (448, 448)
+    (tmp_path / "text.png").write_text("no picture")
+    for arguments, message in [
+        ([str(tmp_path / "text.png"), *command[1:]], "text.png"),
+        ([str(photo), "--model", "vit", "--out", str(out)], "timm:NAME or open_clip:NAME"),
+        ([str(photo), "--model", "timm:none", "--out", str(out)], "none"),
+        ([*command[:-1], str(tmp_path / "out.doc")], "unknown file extension: .doc"),
+        ([*command, "--r", "-1"], "r must be >= 0"),
+    ]:
+        assert main(arguments) == 1
+        assert message in capsys.readouterr().err
 
 
 def test_models_without_a_trace(image: Image.Image) -> None:
