@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from alt_fast.explain import Explanation
 
 COLUMNS = 4
-_CAPTION, _GAP = 62, 8  # pixels
+_GAP = 8  # pixels
 
 
 def write_picture(path: Path, explanation: "Explanation") -> None:
@@ -28,7 +28,7 @@ def write_picture(path: Path, explanation: "Explanation") -> None:
         row, column = divmod(number, columns)
         sheet.paste(tile, (column * (width + _GAP), row * (height + _GAP)))
     actions = "   ".join(f"{label} {100 * p:.1f} %" for label, p in explanation.view.labels[:4])
-    sheet = caption(sheet, [actions], 30)
+    sheet = caption(sheet, [actions], 26)
     write_atomically(path, lambda partial: sheet.save(partial, "PNG"))
 
 
@@ -38,14 +38,14 @@ def write_overlay(path: Path, explanation: "Explanation", seconds: float = 1.0) 
     frames = [_tile(explanation, number, f"{label} {100 * p:.1f} %") for number in range(len(explanation.images))]
     rate = 10
     repeated = [np.asarray(frame) for frame in frames for _ in range(round(rate * seconds))]
-    write_video(path, np.stack(repeated), rate)
+    height, width = (side // 2 * 2 for side in repeated[0].shape[:2])  # VP9 halves the colours
+    write_video(path, np.stack(repeated)[:, :height, :width], rate)
 
 
 def _tile(explanation: "Explanation", number: int, *more: str) -> Image.Image:
     frame = explanation.view.frames[number]
     image = Image.fromarray(np.ascontiguousarray(explanation.images[number].permute(1, 2, 0).numpy()))
     picture = draw_regions(image, frame.regions[-1].view(explanation.grid).numpy(), frame.colors)
-    picture = picture.crop((0, 0, picture.width // 2 * 2, picture.height // 2 * 2))  # VP9 halves the colours
     named = [f"{name} {100 * share:.0f} %" for name, share in frame.ranking[:4]]
     lines = [f"{number + 1}. {', '.join(named[:2])}", ", ".join(named[2:]), *more]
-    return caption(picture, lines, _CAPTION)
+    return caption(picture, lines)

@@ -9,7 +9,7 @@ alt_fast.visualize.regions(Image.open("cat.jpg"), model).save("regions.png")
 import argparse
 import colorsys
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -90,14 +90,26 @@ def region_rgb(number: int) -> tuple[int, int, int]:
     return round(255 * red), round(255 * green), round(255 * blue)
 
 
-def caption(image: Image.Image, lines: Sequence[str], height: int) -> Image.Image:
-    """The image on white with lines of text below it, which take `height` pixels."""
-    made = Image.new("RGB", (image.width, image.height + height), "white")
+def caption(image: Image.Image, lines: Sequence[str], size: int = 20) -> Image.Image:
+    """The image on white, with lines of text of `size` pixels below it, shortened where they are too long."""
+    step, margin = round(1.3 * size), size // 2
+    made = Image.new("RGB", (image.width, image.height + step * len(lines) + margin), "white")
     made.paste(image, (0, 0))
     draw = ImageDraw.Draw(made)
     for number, line in enumerate(lines):
-        draw.text((6, image.height + 4 + 18 * number), _printable(line), fill="black", font_size=14)
+        text = _shortened(
+            _printable(line), lambda part: draw.textlength(part, font_size=size), image.width - 2 * margin
+        )
+        draw.text((margin, image.height + margin // 2 + step * number), text, fill="black", font_size=size)
     return made
+
+
+def _shortened(text: str, length: Callable[[str], float], limit: float) -> str:
+    if length(text) <= limit:
+        return text
+    return next(
+        (text[:n].rstrip(" ,") + "..." for n in range(len(text), 0, -1) if length(text[:n] + "...") <= limit), ""
+    )
 
 
 def parser() -> argparse.ArgumentParser:

@@ -3,6 +3,7 @@
 import html
 import json
 import re
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -34,8 +35,11 @@ def video(trained_run: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def explanation(trained: TrainedModel, video: Path) -> Explanation:
-    return explain(video, trained, ["a star growing", "</script><script>alert(1)</script>", "a moon growing"])
+def explanation(trained: TrainedModel, video: Path, tmp_path_factory: pytest.TempPathFactory) -> Explanation:
+    """Of a video and with a label whose names would be markup."""
+    copy = tmp_path_factory.mktemp("video") / "<script>alert(1)<script><b>.webm"
+    shutil.copy(video, copy)
+    return explain(copy, trained, ["a star growing", "</script><script>alert(1)</script>", "a moon growing"])
 
 
 def test_the_numbers_are_the_model_s(trained: TrainedModel, video: Path, explanation: Explanation) -> None:
@@ -168,6 +172,7 @@ setTimeout(() => {
   byId("layer").dispatchEvent(new Event("input"));
   seen.layer = [byId("layer-text").textContent, byId("detail-title").textContent, rows().length];
   seen.wide = document.documentElement.scrollWidth > innerWidth;
+  seen.bold = document.querySelectorAll("b").length;
   document.body.replaceChildren(JSON.stringify(seen));
 }, 300);
 """
@@ -193,6 +198,7 @@ setTimeout(() => {
         shown(unmerged.frames[1].tokens[35].entities),
     ]
     assert seen["layer"] == ["0 of 4: 36 regions", "Frame 2, region of 1 patch", 0]
+    assert seen["bold"] == 0
     assert not seen["wide"]
 
 
@@ -205,7 +211,7 @@ def test_the_command(trained_run: Path, video: Path, tmp_path: Path, capsys: pyt
     with Image.open(tmp_path / "a.png") as picture:
         assert picture.width > picture.height > 448
     shown = decode_clip(tmp_path / "a.webm", [0.25, 0.75])
-    assert shown.shape[1] == 480 + 62
+    assert shown.shape[1] == 480 + 3 * 26 + 10
     assert np.abs(shown[0].astype(int) - shown[1]).mean() > 1  # one second a frame
     (tmp_path / "broken.mp4").write_bytes(b"no video")
     for arguments, message in [

@@ -13,7 +13,7 @@ import transformers
 from PIL import Image
 
 import alt_fast
-from alt_fast.visualize import draw_regions, main, region_rgb, regions
+from alt_fast.visualize import caption, draw_regions, main, region_rgb, regions
 
 
 @pytest.fixture
@@ -112,6 +112,16 @@ def test_the_command(image: Image.Image, tmp_path: Path, capsys: pytest.CaptureF
 def test_models_without_a_trace(image: Image.Image) -> None:
     with pytest.raises(ValueError, match="keeps no trace"):
         regions(image, alt_fast.apply_patch(vit(), r=3), [0.5] * 3, [0.5] * 3)
+
+
+def test_captions_end_where_the_picture_does() -> None:
+    plain = Image.new("RGB", (120, 40), "blue")
+    short, long = (np.asarray(caption(plain, [line], 20)) for line in ("star", "star " * 40))
+    assert short.shape == long.shape == (40 + 26 + 10, 120, 3)
+    assert (short[:40] == [0, 0, 255]).all()
+    assert short[40:].min() < 100  # ink
+    assert (long[40:, 110:] == 255).all()
+    assert (long[40:, 60:110].min(), short[40:, 60:].min()) == (long.min(), 255)
 
 
 def test_borders_run_between_regions_only() -> None:
