@@ -19,7 +19,7 @@ from alt_fast.data import motion_shapes
 from alt_fast.data.annotations import AnnotationError, Video, read_classes, read_list
 from alt_fast.data.loader import LoaderName, Loading
 from alt_fast.distributed import join_world, leave_world
-from alt_fast.evaluation_report import ReportOptions, list_report, write_report
+from alt_fast.evaluation_report import ReportOptions, Tested, list_report, write_report
 from alt_fast.run_folder import CONFIG, RunError, pick_device
 from alt_fast.scoring import EvalConfig, evaluate, summarize
 from alt_fast.tome import merge_schedule
@@ -125,14 +125,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             lists = run_lists(Path(arguments.checkpoint), trained)
         _check_report_options(arguments, len(trained.model.encoder.schedule))
         rows, reports = [], []
-        for name, videos, names in lists:
+        for number, (name, videos, names) in enumerate(lists, start=1):
             classes = trained.model.text.classes(names, trained.templates)
             result = evaluate(trained.model, videos, trained.spec, classes, testing, Path(name).name, world)
             rows.append(summarize(name, result, len(names), testing))
             if arguments.report:
-                pages = arguments.report.with_name(f"{arguments.report.stem}-explain") / Path(name).stem
+                pages = arguments.report.with_name(f"{arguments.report.stem}-explain") / f"{number}-{Path(name).stem}"
                 options = ReportOptions(testing, arguments.report_r, arguments.explain, pages, world)
-                reports.append(list_report(rows[-1], result, videos, names, trained, options))
+                reports.append(list_report(rows[-1], Tested(videos, names, classes, result), trained, options))
         if arguments.report and world.main:
             write_report(arguments.report, reports, arguments.checkpoint)
     except (AnnotationError, CheckpointError, RunError, ValueError, OSError) as e:
@@ -146,6 +146,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(json.dumps(rows, indent=2))
     else:
         print_rows(rows)
+        if arguments.report:
+            print(f"report: {arguments.report}")
     failures = [failure for row in rows for failure in row["unreadable"]]
     for failure in failures:
         print(f"unreadable, counted as wrong: {failure['path']}: {failure['cause']}", file=sys.stderr)

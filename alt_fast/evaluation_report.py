@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import torch
 from torch import Tensor
@@ -70,18 +71,36 @@ def confusion(scores: Tensor, labels: Tensor) -> list[list[int]]:
     return torch.bincount(labels * count + scores.argmax(1), minlength=count**2).view(count, count).tolist()
 
 
-def ladder(
-    trained: TrainedModel,
-    videos: Sequence[Video],
-    classes: Tensor,
-    result: Result,
-    options: "ReportOptions",
-) -> list[dict[str, Any]]:
+@dataclass(frozen=True)
+class Tested:
+    """A list of videos and its test at the model's own r. names: of the classes; classes: their embeddings [I, d]."""
+
+    videos: Sequence[Video]
+    names: Sequence[str]
+    classes: Tensor
+    result: Result
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """How to test, r to test at too, how many mistakes to explain, and the folder for their pages, beside the report.
+
+    world: the processes that share the work; all of them make the page's data, and the same.
+    """
+
+    testing: EvalConfig
+    reductions: Sequence[int]
+    explained: int
+    pages: Path
+    world: World
+
+
+def ladder(tested: Tested, trained: TrainedModel, options: ReportOptions) -> list[dict[str, Any]]:
     """Top-1, GFLOPs (10^9 multiply-accumulates of matmuls) and milliseconds of one clip, by r.
 
-    result: the test at the model's own r. Latency is the median of single clips, taken in turn so that a slow moment of
-    the machine meets every r.
+    Latency is the median of single clips, taken in turn so that a slow moment of the machine meets every r.
     """
+    classes = tested.classes
     encoder = trained.model.encoder
     own = encoder.schedule
     wanted = [own, *(merge_schedule(r, len(own)) for r in options.reductions)]
@@ -92,16 +111,17 @@ def ladder(
     try:
         for schedule in schedules:
             encoder.schedule = schedule
-            found = result
+            result = tested.result
             if schedule != own:
                 name = f"r = {r_text(schedule)}"
-                found = evaluate(trained.model, videos, trained.spec, classes, options.testing, name, options.world)
+                result = evaluate(
+                    trained.model, tested.videos, trained.spec, classes, options.testing, name, options.world
+                )
             counter = FlopCounterMode(display=False, custom_mapping=flop_formulas())
             with torch.inference_mode(), sdpa_kernel(SDPBackend.MATH), counter:
                 trained.model(clip, classes)
             gflops = counter.get_total_flops() / 2e9
-            row = {"r": r_text(schedule), "own": schedule == own, "top1": found.top(1), "gflops": gflops}
-            rows.append(row)
+            rows.append({"r": r_text(schedule), "own": schedule == own, "top1": result.top(1), "gflops": gflops})
         for _ in range(_ROUNDS):
             for schedule, taken in zip(schedules, times, strict=True):
                 encoder.schedule = schedule
@@ -124,38 +144,17 @@ def _seconds(trained: TrainedModel, clip: Tensor, classes: Tensor) -> float:
     return time.perf_counter() - start
 
 
-@dataclass(frozen=True)
-class ReportOptions:
-    """How to test, r to test at too, how many mistakes to explain, and the folder for their pages.
-
-    world: the processes that share the work; all of them make the page's data, and the same.
-    """
-
-    testing: EvalConfig
-    reductions: Sequence[int]
-    explained: int
-    pages: Path
-    world: World
-
-
-def list_report(
-    row: dict[str, Any],
-    result: Result,
-    videos: Sequence[Video],
-    names: Sequence[str],
-    trained: TrainedModel,
-    options: ReportOptions,
-) -> dict[str, Any]:
+def list_report(row: dict[str, Any], tested: Tested, trained: TrainedModel, options: ReportOptions) -> dict[str, Any]:
     """All of a list's part of the page. row: of `summarize`."""
-    data = report_data(row, result, videos, names)
-    classes = trained.model.text.classes(names, trained.templates)
-    data["ladder"] = ladder(trained, videos, classes, result, options)
-    explain_mistakes(data["mistakes"][: options.explained], trained, names, classes, options)
+    data = report_data(row, tested)
+    data["ladder"] = ladder(tested, trained, options)
+    explain_mistakes(data["mistakes"][: options.explained], tested, trained, options)
     return data
 
 
-def report_data(row: dict[str, Any], result: Result, videos: Sequence[Video], names: Sequence[str]) -> dict[str, Any]:
+def report_data(row: dict[str, Any], tested: Tested) -> dict[str, Any]:
     """What the page shows of one list; unreadable videos count as wrong, and stand apart in the tables."""
+    result, videos, names = tested.result, tested.videos, tested.names
     read = result.readable
     scores, labels = result.scores[read], result.labels[read]
     confidence, predicted = result.scores.max(1)
@@ -180,13 +179,9 @@ def report_data(row: dict[str, Any], result: Result, videos: Sequence[Video], na
 
 
 def explain_mistakes(
-    mistakes: Sequence[dict[str, Any]],
-    trained: TrainedModel,
-    names: Sequence[str],
-    classes: Tensor,
-    options: ReportOptions,
+    mistakes: Sequence[dict[str, Any]], tested: Tested, trained: TrainedModel, options: ReportOptions
 ) -> None:
-    """Write an `explain` page for each mistake into the folder of pages, and its name into the mistake."""
+    """Write an `explain` page for each mistake into the folder of pages, and its address into the mistake."""
     folder, world = options.pages, options.world
     if mistakes:
         folder.mkdir(parents=True, exist_ok=True)
@@ -196,10 +191,11 @@ def explain_mistakes(
         page = folder / f"{number:03}.html"
         path = mistakes[number]["path"]
         try:
-            write_page(page, explain(path, trained, names, options.reductions, classes, progress=False))
+            found = explain(path, trained, tested.names, options.reductions, tested.classes, progress=False)
         except VideoError:
             continue  # it was readable when it was tested
-        written[number] = f"{folder.parent.name}/{folder.name}/{page.name}"
+        write_page(page, found)
+        written[number] = quote(f"{folder.parent.name}/{folder.name}/{page.name}")
     for number, name in (item for share in world.gather(written) for item in share.items()):
         mistakes[number]["page"] = name
 

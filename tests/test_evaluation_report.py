@@ -1,6 +1,7 @@
 """The page of a test: its numbers, and that it works in a browser."""
 
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 import torch
@@ -36,9 +37,9 @@ def page(trained_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     lines = (data / "test.txt").read_text().splitlines()
     (folder / "list.txt").write_text("\n".join([*lines, "<b>gone.webm 0"]) + "\n")
     command = ["--checkpoint", str(trained_run), "--list", str(folder / "list.txt"), "--root", str(data)]
-    command += ["--workers", "0", "--json", "--report", str(folder / "out.html")]
+    command += ["--workers", "0", "--report", str(folder / "out #1.html")]
     assert main([*command, "--report-r", "0", "4", "--explain", "2"]) == 1  # a video is not there
-    return folder / "out.html"
+    return folder / "out #1.html"
 
 
 def test_the_page_holds_what_was_measured(
@@ -54,7 +55,10 @@ def test_the_page_holds_what_was_measured(
     confidences = [mistake["confidence"] for mistake in found["mistakes"]]
     assert confidences == sorted(confidences, reverse=True)
     assert [("page" in mistake) for mistake in found["mistakes"][:3]] == [True, True, False]
-    assert all((page.parent / mistake["page"]).exists() for mistake in found["mistakes"][:2])
+    explained = [page.parent / unquote(mistake["page"]) for mistake in found["mistakes"][:2]]
+    assert [path.relative_to(page.parent) for path in explained] == [
+        Path("out #1-explain/1-list") / name for name in ("000.html", "001.html")
+    ]
     unmerged, merged = found["ladder"]
     assert [(row["r"], row["own"]) for row in found["ladder"]] == [("0", False), ("4", True)]
     assert unmerged["gflops"] > merged["gflops"] > 0
@@ -62,7 +66,7 @@ def test_the_page_holds_what_was_measured(
     assert unmerged["ms"] > 0
     for mistake in found["mistakes"]:
         assert found["confusion"][mistake["label"]][mistake["predicted"]] > 0
-    views = data_of(page.parent / found["mistakes"][0]["page"])["views"]
+    views = data_of(explained[0])["views"]
     assert [view["r"] for view in views] == ["0", "4"]
     assert views[1]["labels"][0][0] == found["names"][found["mistakes"][0]["predicted"]]
     capsys.readouterr()
@@ -84,7 +88,8 @@ def test_in_a_browser(page: Path, tmp_path: Path) -> None:
 const part = (title) => [...document.querySelectorAll("section")].find((one) => one.firstChild.textContent === title);
 const classes = [...document.querySelectorAll("table")].find((table) => table.textContent.includes("precision"));
 const column = () => [...classes.tBodies[0].rows].map((row) => row.cells[0].textContent);
-const seen = {before: column(), bold: document.querySelectorAll("td b").length, links: document.links.length};
+const seen = {before: column(), bold: document.querySelectorAll("td b").length};
+seen.links = [...document.links].map((link) => link.getAttribute("href"));
 classes.tHead.querySelector("button").click();
 seen.rising = column();
 classes.tHead.querySelector("button").click();
@@ -116,7 +121,7 @@ document.body.replaceChildren(JSON.stringify(seen));
     assert seen["rising"] == sorted(found["names"])
     assert seen["falling"] == sorted(found["names"], reverse=True)
     assert seen["bold"] == 0
-    assert seen["links"] == 2
+    assert seen["links"] == [f"out%20%231-explain/1-list/{name}" for name in ("000.html", "001.html")]
     assert seen["cell"] == f"{found['names'][-1]} taken for {found['names'][0]}: {found['confusion'][-1][0]} videos"
     assert f"top-1 {100 * found['row']['top1']:.1f} %" in seen["text"]
     label, predicted, count, _ = seen["pair"]
