@@ -256,7 +256,7 @@ def parser() -> argparse.ArgumentParser:
         type=int,
         nargs="*",
         metavar="R",
-        help="tokens merged away per layer to show besides the model's own; default: 0, half and one and a half of it",
+        help="what a page's slider has besides the model's own r; default: 0, half and one and a half of it",
     )
     add_corpus_options(parser)
     parser.add_argument("--device", default="auto", help="cpu, cuda or auto (default)")
@@ -270,11 +270,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         write = WRITERS.get(arguments.out.suffix)
         if write is None:
             raise RunError(f"--out must end in {', '.join(WRITERS)}, got {arguments.out}")
+        if write is write_page:
+            reductions = arguments.r
+        elif arguments.r is None:
+            reductions = []
+        else:
+            raise RunError("--r is for pages (.html): pictures and videos show the model's own r")
         trained = load(arguments.checkpoint)
         trained.model.to(pick_device(arguments.device))
         use_corpus(trained.model, arguments.corpus, arguments.categories)
         labels = read_labels(arguments.labels) if arguments.labels else trained.classes
-        write(arguments.out, explain(arguments.video, trained, labels, arguments.r))
+        write(arguments.out, explain(arguments.video, trained, labels, reductions))
     except (AnnotationError, CheckpointError, RunError, VideoError, ValueError, OSError) as e:
         print(f"error: {e}", file=sys.stderr)
         return 1

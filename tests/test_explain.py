@@ -216,6 +216,7 @@ def test_the_command(trained_run: Path, video: Path, tmp_path: Path, capsys: pyt
     (tmp_path / "broken.mp4").write_bytes(b"no video")
     for arguments, message in [
         ([*command, "--out", str(tmp_path / "a.gif")], "--out must end in .html, .png, .webm, got "),
+        ([*command, "--out", str(tmp_path / "b.png"), "--r", "0"], "--r is for pages (.html)"),
         ([str(tmp_path / "broken.mp4"), *command[1:], "--out", str(tmp_path / "b.html")], "broken.mp4"),
         ([str(video), "--checkpoint", str(tmp_path), "--out", "c.html"], "holds no model.safetensors"),
     ]:
