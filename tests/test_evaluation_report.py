@@ -109,6 +109,11 @@ classes.tBodies[0].querySelector("button").click();
 seen.ofClass = listed();
 seen.points = [...document.querySelectorAll("svg")].map((plot) => plot.querySelectorAll("circle").length);
 seen.cell = canvas.nextSibling.textContent;
+const many = document.createElement("div");
+const refill = table(many, [{head: "n", key: "n", show: String}], Array.from({length: 301}, (_, n) => ({n})));
+seen.many = [many.querySelectorAll("tbody tr").length, many.lastChild.textContent];
+refill([]);
+seen.none = many.lastChild.textContent;
 seen.text = document.querySelector(".scores").textContent;
 seen.wide = document.documentElement.scrollWidth > innerWidth;
 seen.errors = window.failures;
@@ -131,4 +136,6 @@ document.body.replaceChildren(JSON.stringify(seen));
     first = found["names"].index(seen["falling"][0])  # the table was turned round
     assert len(seen["ofClass"]) == sum(found["confusion"][first]) - found["confusion"][first][first]
     assert seen["points"] == [2, 2]
+    assert seen["many"] == [300, "300 of 301: sort or choose to see the others."]
+    assert seen["none"] == "None."
     assert not seen["wide"]
