@@ -19,7 +19,7 @@ from alt_fast.classify import load_video
 from alt_fast.data.decode import decode_clip
 from alt_fast.decoder import Attention
 from alt_fast.explain import Explanation, View, explain, main, region_colors
-from alt_fast.explain_page import page_data, write_page
+from alt_fast.explain_page import page_data, timeline, write_page
 from alt_fast.model import ALT
 from tests.browser import look, needs_browser
 
@@ -172,6 +172,17 @@ setTimeout(() => {
   byId("layer").dispatchEvent(new Event("input"));
   seen.layer = [byId("layer-text").textContent, byId("detail-title").textContent, rows().length];
   seen.wide = document.documentElement.scrollWidth > innerWidth;
+  byId("layer").value = byId("layer").max;
+  byId("layer").dispatchEvent(new Event("input"));
+  const button = byId("timeline").querySelector("button");
+  const patches = () => shown().frames.map((frame) => frame.regions[0].filter((_, patch) => lit(frame, patch)).length);
+  button.click();
+  seen.sought = [button.textContent, button.getAttribute("aria-pressed"), patches()];
+  button.click();
+  seen.all = patches();
+  sought = "an entity that this r does not show";
+  showView();
+  seen.sane = patches();
   seen.bold = document.querySelectorAll("b").length;
   document.body.replaceChildren(JSON.stringify(seen));
 }, 300);
@@ -198,6 +209,14 @@ setTimeout(() => {
         shown(unmerged.frames[1].tokens[35].entities),
     ]
     assert seen["layer"] == ["0 of 4: 36 regions", "Frame 2, region of 1 patch", 0]
+    name, pressed, patches = seen["sought"]
+    assert name == timeline(explanation.view)["names"][0]
+    assert pressed == "true"
+    assert patches == [
+        sum(token.size for token in frame.tokens[1:] if token.entities[0][0] == name)
+        for frame in explanation.view.frames
+    ]
+    assert seen["all"] == seen["sane"] == [36] * len(explanation.images)
     assert seen["bold"] == 0
     assert not seen["wide"]
 
