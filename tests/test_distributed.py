@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from alt_fast.distributed import World, join_world
+from alt_fast.extract import main as extract
 from alt_fast.train import main
 from tests.browser import data_of
 from tests.conftest import SMALL_JOB
@@ -109,6 +110,26 @@ def test_two_processes_test_as_one(two: Path, data: list[str], tmp_path: Path) -
         pages = [mistake["page"] for mistake in shown[1]["mistakes"] if "page" in mistake]
         assert len(pages) == min(5, len(shown[1]["mistakes"]))
         assert all((reports[1].parent / page).exists() for page in pages)
+
+
+def test_two_processes_extract_as_one(two: Path, data: list[str], tmp_path: Path) -> None:
+    """They share the files that are missing, one of five at first."""
+    listed = (Path(data[1]) / "test.txt").read_text().splitlines()[:9]
+    (tmp_path / "list.txt").write_text("".join(f"{line}\n" for line in [*listed, "none.webm 1"]))
+    command = ["--checkpoint", str(two), "--list", str(tmp_path / "list.txt"), "--root", data[1], "--workers", "0"]
+    command += ["--device", "cpu", "--per-file", "2", "--out"]
+    assert extract([*command, str(tmp_path / "one")]) == 1
+    assert extract([*command, str(tmp_path / "both")]) == 1
+    for number in (0, 2, 3, 4):
+        (tmp_path / "both" / f"0000{number}.safetensors").unlink()
+    process = start("alt_fast.extract", *command, str(tmp_path / "both"))
+    out, errors = process.communicate(timeout=300)
+    assert out == f"10 videos in {tmp_path / 'both'}\n", errors
+    assert errors.count("unreadable, zeros") == 1
+    for number in range(5):
+        one, both = (load_file(tmp_path / name / f"0000{number}.safetensors") for name in ("one", "both"))
+        assert torch.equal(one["label"], both["label"])
+        torch.testing.assert_close(one["video"], both["video"])
 
 
 def children(process: subprocess.Popen[Any]) -> dict[str, int]:

@@ -14,14 +14,13 @@ from alt_fast.extract import main
 
 
 @pytest.fixture
-def command(trained_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def command(trained_run: Path, tmp_path: Path) -> list[str]:
     """Seven videos, one of them not there, three in a file."""
-    monkeypatch.setattr("alt_fast.extract.SHARD", 3)
     data = trained_run.parent / "data"
     lines = [*(data / "test.txt").read_text().splitlines()[:6], "none.webm 2"]
     (tmp_path / "list.txt").write_text("".join(f"{line}\n" for line in lines))
     command = ["--checkpoint", str(trained_run), "--list", str(tmp_path / "list.txt"), "--root", str(data)]
-    return [*command, "--out", str(tmp_path / "features"), "--workers", "0"]
+    return [*command, "--out", str(tmp_path / "features"), "--workers", "0", "--per-file", "3"]
 
 
 def test_vectors_are_the_model_s(command: list[str], trained_run: Path, tmp_path: Path) -> None:
@@ -68,3 +67,5 @@ def test_another_request_does_not_mix(command: list[str], capsys: pytest.Capture
     capsys.readouterr()
     assert main([*command, "--crops", "3"]) == 1
     assert "begun otherwise: crops was 1, now 3. Choose another --out" in capsys.readouterr().err
+    assert main([*command, "--per-file", "0"]) == 1
+    assert "--per-file must be >= 1, got 0" in capsys.readouterr().err
