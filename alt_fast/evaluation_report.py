@@ -96,7 +96,7 @@ class ReportOptions:
 
 
 def ladder(tested: Tested, trained: TrainedModel, options: ReportOptions) -> list[dict[str, Any]]:
-    """Top-1, GFLOPs (10^9 multiply-accumulates of matmuls) and milliseconds of one clip, by r.
+    """Top-1, mistakes, GFLOPs (10^9 multiply-accumulates of matmuls) and milliseconds of one clip, by r.
 
     Latency is the median of single clips, taken in turn so that a slow moment of the machine meets every r.
     """
@@ -120,8 +120,8 @@ def ladder(tested: Tested, trained: TrainedModel, options: ReportOptions) -> lis
             counter = FlopCounterMode(display=False, custom_mapping=flop_formulas())
             with torch.inference_mode(), sdpa_kernel(SDPBackend.MATH), counter:
                 trained.model(clip, classes)
-            gflops = counter.get_total_flops() / 2e9
-            rows.append({"r": r_text(schedule), "own": schedule == own, "top1": result.top(1), "gflops": gflops})
+            row = {"r": r_text(schedule), "own": schedule == own, "top1": result.top(1)}
+            rows.append(row | {"gflops": counter.get_total_flops() / 2e9, "mistakes": mistakes(result, tested.videos)})
         for _ in range(_ROUNDS):
             for schedule, taken in zip(schedules, times, strict=True):
                 encoder.schedule = schedule
@@ -148,56 +148,58 @@ def list_report(row: dict[str, Any], tested: Tested, trained: TrainedModel, opti
     """All of a list's part of the page. row: of `summarize`."""
     data = report_data(row, tested)
     data["ladder"] = ladder(tested, trained, options)
-    explain_mistakes(data["mistakes"][: options.explained], tested, trained, options)
+    worst = [mistake["path"] for mistake in mistakes(tested.result, tested.videos)[: options.explained]]
+    data["pages"] = explain_videos(worst, tested, trained, options)
     return data
+
+
+def mistakes(result: Result, videos: Sequence[Video]) -> list[dict[str, Any]]:
+    """Readable videos that were taken for another class, the most confident first."""
+    confidence, predicted = result.scores.max(1)
+    wrong = (predicted != result.labels) & result.readable
+    order = confidence.masked_fill(~wrong, -1).argsort(descending=True)[: int(wrong.sum())]
+    return [
+        {
+            "path": str(videos[i].path),
+            "label": videos[i].label,
+            "predicted": int(predicted[i]),
+            "confidence": confidence[i].item(),
+        }
+        for i in order.tolist()
+    ]
 
 
 def report_data(row: dict[str, Any], tested: Tested) -> dict[str, Any]:
     """What the page shows of one list; unreadable videos count as wrong, and stand apart in the tables."""
-    result, videos, names = tested.result, tested.videos, tested.names
-    read = result.readable
-    scores, labels = result.scores[read], result.labels[read]
-    confidence, predicted = result.scores.max(1)
-    wrong = (predicted != result.labels) & read
-    order = confidence.masked_fill(~wrong, -1).argsort(descending=True)[: int(wrong.sum())]
+    read = tested.result.readable
+    scores, labels = tested.result.scores[read], tested.result.labels[read]
     return {
         "row": row,
-        "names": list(names),
-        "classes": per_class(scores, labels, names),
+        "names": list(tested.names),
+        "classes": per_class(scores, labels, tested.names),
         "confusion": confusion(scores, labels),
         "calibration": calibration(scores, labels) if len(labels) else {"error": None, "bins": []},
-        "mistakes": [
-            {
-                "path": str(videos[i].path),
-                "label": videos[i].label,
-                "predicted": int(predicted[i]),
-                "confidence": confidence[i].item(),
-            }
-            for i in order.tolist()
-        ],
     }
 
 
-def explain_mistakes(
-    mistakes: Sequence[dict[str, Any]], tested: Tested, trained: TrainedModel, options: ReportOptions
-) -> None:
-    """Write an `explain` page for each mistake into the folder of pages, and its address into the mistake."""
+def explain_videos(
+    paths: Sequence[str], tested: Tested, trained: TrainedModel, options: ReportOptions
+) -> dict[str, str]:
+    """Write an `explain` page for each video into the folder of pages; returns their addresses from the report."""
     folder, world = options.pages, options.world
-    if mistakes:
+    if paths:
         folder.mkdir(parents=True, exist_ok=True)
-    own = range(world.rank, len(mistakes), world.size)
-    written: dict[int, str] = {}
+    own = range(world.rank, len(paths), world.size)
+    written: dict[str, str] = {}
     for number in tqdm(own, "explaining", unit="video", disable=None if world.main else True):
         page = folder / f"{number:03}.html"
-        path = mistakes[number]["path"]
         try:
-            found = explain(path, trained, tested.names, options.reductions, tested.classes, progress=False)
+            found = explain(paths[number], trained, tested.names, options.reductions, tested.classes, progress=False)
         except VideoError:
             continue  # it was readable when it was tested
         write_page(page, found)
-        written[number] = quote(f"{folder.parent.name}/{folder.name}/{page.name}")
-    for number, name in (item for share in world.gather(written) for item in share.items()):
-        mistakes[number]["page"] = name
+        written[paths[number]] = quote(f"{folder.parent.name}/{folder.name}/{page.name}")
+    return dict(item for share in world.gather(written) for item in share.items())
 
 
 def write_report(path: Path, lists: Sequence[dict[str, Any]], model: str) -> None:

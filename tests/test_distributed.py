@@ -107,9 +107,10 @@ def test_two_processes_test_as_one(two: Path, data: list[str], tmp_path: Path) -
         for row in (row for data in shown for row in data["ladder"]):
             assert row.pop("ms") > 0
         assert shown[1] == shown[0]
-        pages = [mistake["page"] for mistake in shown[1]["mistakes"] if "page" in mistake]
-        assert len(pages) == min(5, len(shown[1]["mistakes"]))
-        assert all((reports[1].parent / page).exists() for page in pages)
+        (own,) = (row for row in shown[1]["ladder"] if row["own"])
+        pages = shown[1]["pages"]
+        assert pages.keys() == {mistake["path"] for mistake in own["mistakes"][:5]}
+        assert all((reports[1].parent / page).exists() for page in pages.values())
 
 
 def test_two_processes_extract_as_one(two: Path, data: list[str], tmp_path: Path) -> None:

@@ -51,24 +51,26 @@ def test_the_page_holds_what_was_measured(
     assert sum(map(sum, found["confusion"])) == 36
     right = sum(found["confusion"][i][i] for i in range(36))
     assert found["row"]["top1"] == pytest.approx(right / 37)
-    assert len(found["mistakes"]) == 36 - right > 2
-    confidences = [mistake["confidence"] for mistake in found["mistakes"]]
+    unmerged, merged = found["ladder"]
+    wrong = merged["mistakes"]
+    assert len(wrong) == 36 - right > 2
+    confidences = [mistake["confidence"] for mistake in wrong]
     assert confidences == sorted(confidences, reverse=True)
-    assert [("page" in mistake) for mistake in found["mistakes"][:3]] == [True, True, False]
-    explained = [page.parent / unquote(mistake["page"]) for mistake in found["mistakes"][:2]]
+    assert list(found["pages"]) == [mistake["path"] for mistake in wrong[:2]]
+    explained = [page.parent / unquote(address) for address in found["pages"].values()]
     assert [path.relative_to(page.parent) for path in explained] == [
         Path("out #1-explain/1-list") / name for name in ("000.html", "001.html")
     ]
-    unmerged, merged = found["ladder"]
     assert [(row["r"], row["own"]) for row in found["ladder"]] == [("0", False), ("4", True)]
     assert unmerged["gflops"] > merged["gflops"] > 0
     assert merged["top1"] == found["row"]["top1"]
     assert unmerged["ms"] > 0
-    for mistake in found["mistakes"]:
+    assert len(unmerged["mistakes"]) == 37 - 1 - round(37 * unmerged["top1"])
+    for mistake in wrong:
         assert found["confusion"][mistake["label"]][mistake["predicted"]] > 0
     views = data_of(explained[0])["views"]
     assert [view["r"] for view in views] == ["0", "4"]
-    assert views[1]["labels"][0][0] == found["names"][found["mistakes"][0]["predicted"]]
+    assert views[1]["labels"][0][0] == found["names"][wrong[0]["predicted"]]
     capsys.readouterr()
     bare = ["--checkpoint", str(trained_run), "--list", str(page.parent / "list.txt"), "--workers", "0"]
     for options, message in [
@@ -107,6 +109,8 @@ wrong.querySelector("p button").click();
 seen.again = listed().length;
 classes.tBodies[0].querySelector("button").click();
 seen.ofClass = listed();
+part("Accuracy against cost").querySelector("tbody button").click();
+seen.atZero = [wrong.querySelector("p span").textContent, listed().length];
 seen.points = [...document.querySelectorAll("svg")].map((plot) => plot.querySelectorAll("circle").length);
 seen.cell = canvas.nextSibling.textContent;
 const many = document.createElement("div");
@@ -132,7 +136,9 @@ document.body.replaceChildren(JSON.stringify(seen));
     label, predicted, count, _ = seen["pair"]
     assert int(count) == max(found["confusion"][i][j] for i in range(36) for j in range(36) if i != j)
     assert seen["chosen"] == [[label, predicted]] * int(count)
-    assert seen["all"] == seen["again"] == len(found["mistakes"])
+    unmerged, merged = (row["mistakes"] for row in found["ladder"])
+    assert seen["all"] == seen["again"] == len(merged)
+    assert seen["atZero"] == [f"{len(unmerged)} at r = 0. ", len(unmerged)]
     first = found["names"].index(seen["falling"][0])  # the table was turned round
     assert len(seen["ofClass"]) == sum(found["confusion"][first]) - found["confusion"][first][first]
     assert seen["points"] == [2, 2]
