@@ -276,6 +276,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             reductions = []
         else:
             raise RunError("--r is for pages (.html): pictures and videos show the model's own r")
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
         trained = load(arguments.checkpoint)
         trained.model.to(pick_device(arguments.device))
         use_corpus(trained.model, arguments.corpus, arguments.categories)

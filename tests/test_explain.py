@@ -223,7 +223,7 @@ setTimeout(() => {
 
 def test_the_command(trained_run: Path, video: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = [str(video), "--checkpoint", str(trained_run)]
-    assert main([*command, "--out", str(tmp_path / "a.html"), "--labels", "growing", "shrinking"]) == 0
+    assert main([*command, "--out", str(tmp_path / "new" / "a.html"), "--labels", "growing", "shrinking"]) == 0
     assert "a.html: 0.0" in capsys.readouterr().out
     for name in ("a.png", "a.webm"):
         assert main([*command, "--out", str(tmp_path / name)]) == 0
