@@ -21,9 +21,12 @@ def test_rows_are_models(row: Row) -> None:
     assert row.paper[0] is not None
 
 
-def test_a_table_on_motion_shapes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The two cheapest rows of Table C4 twice: trained, few-shot trained from there, kept, and printed."""
-    rows = TABLES["C4"]
+def test_a_table_on_motion_shapes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two rows of Table C4: trained, few-shot trained from there, printed, and kept when asked for again."""
+    rows = TABLES["C4"][2:]
+    monkeypatch.setitem(TABLES, "C4", rows)
     command = ["C4", "--out", str(tmp_path), "--seeds", "0", "--"]
     options = [*SMALL_JOB[: SMALL_JOB.index("--model.frames")], "--pretrain.steps", "1", "--pretrain.batch_size", "8"]
     options += ["--optim.epochs", "1", "--optim.warmup_epochs", "0", "--optim.batch_size", "12"]
@@ -37,12 +40,10 @@ def test_a_table_on_motion_shapes(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "not measured" not in printed
     folders = sorted(path.name for path in (tmp_path / "seed0").iterdir() if path.is_dir())
     assert folders == sorted(
-        f"{name}{stage}"
-        for name in ("base", "conv=false", "self_attention=false", "self_attention=false,conv=false")
-        for stage in ("", ",few-shot")
+        f"{name}{stage}" for name in ("base", "self_attention=false") for stage in ("", ",few-shot")
     )
-    metrics = json.loads((tmp_path / "seed0" / "conv=false" / "metrics.json").read_text())
-    assert f"{100 * metrics['top1']:.1f}" in lines[3]
+    metrics = json.loads((tmp_path / "seed0" / "self_attention=false" / "metrics.json").read_text())
+    assert f"{100 * metrics['top1']:.1f}" in lines[2]
     times = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("metrics.json")}
     assert main([*command[:-1], "--", *options]) == 0
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("metrics.json")} == times
