@@ -68,8 +68,8 @@ def run_lists(checkpoint: Path, trained: TrainedModel) -> list[tuple[str, list[V
     return lists
 
 
-def _check_report_options(arguments: argparse.Namespace, layers: int) -> None:
-    """Before the test, which may take hours."""
+def _prepare_report(arguments: argparse.Namespace, layers: int) -> None:
+    """Refuse what cannot work, and make the folder, before the test, which may take hours."""
     if arguments.report is None:
         if arguments.report_r or arguments.explain:
             raise RunError("--report-r and --explain are parts of a page: name it with --report FILE")
@@ -123,7 +123,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             lists = [(arguments.list, *read_list(arguments.list, names, arguments.root, "test"))]
         else:
             lists = run_lists(Path(arguments.checkpoint), trained)
-        _check_report_options(arguments, len(trained.model.encoder.schedule))
+        _prepare_report(arguments, len(trained.model.encoder.schedule))
         rows, reports = [], []
         for number, (name, videos, names) in enumerate(lists, start=1):
             classes = trained.model.text.classes(names, trained.templates)

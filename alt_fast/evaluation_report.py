@@ -98,7 +98,8 @@ class ReportOptions:
 def ladder(tested: Tested, trained: TrainedModel, options: ReportOptions) -> list[dict[str, Any]]:
     """Top-1, mistakes, GFLOPs (10^9 multiply-accumulates of matmuls) and milliseconds of one clip, by r.
 
-    Latency is the median of single clips, taken in turn so that a slow moment of the machine meets every r.
+    Latency is the median of single clips, taken in turn so that a slow moment of the machine meets every r, and while
+    the other processes wait.
     """
     classes = tested.classes
     encoder = trained.model.encoder
@@ -108,26 +109,27 @@ def ladder(tested: Tested, trained: TrainedModel, options: ReportOptions) -> lis
     clip = torch.zeros(1, trained.spec.num_frames, 3, *trained.spec.size, device=classes.device)
     rows: list[dict[str, Any]] = []
     times: list[list[float]] = [[] for _ in schedules]
+    world = options.world
     try:
         for schedule in schedules:
             encoder.schedule = schedule
             result = tested.result
             if schedule != own:
                 name = f"r = {r_text(schedule)}"
-                result = evaluate(
-                    trained.model, tested.videos, trained.spec, classes, options.testing, name, options.world
-                )
+                result = evaluate(trained.model, tested.videos, trained.spec, classes, options.testing, name, world)
             counter = FlopCounterMode(display=False, custom_mapping=flop_formulas())
             with torch.inference_mode(), sdpa_kernel(SDPBackend.MATH), counter:
                 trained.model(clip, classes)
             row = {"r": r_text(schedule), "own": schedule == own, "top1": result.top(1)}
             rows.append(row | {"gflops": counter.get_total_flops() / 2e9, "mistakes": mistakes(result, tested.videos)})
-        for _ in range(_ROUNDS):
+        world.gather(None)
+        for _ in range(_ROUNDS if world.main else 0):
             for schedule, taken in zip(schedules, times, strict=True):
                 encoder.schedule = schedule
                 taken.append(_seconds(trained, clip, classes))
     finally:
         encoder.schedule = own
+    times = world.gather(times)[0]
     return [row | {"ms": 1e3 * statistics.median(taken)} for row, taken in zip(rows, times, strict=True)]
 
 

@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from PIL import Image
 from torch import Tensor
+from torchvision.transforms.functional import to_pil_image
 from tqdm import tqdm
 
 from alt_fast.checkpoint import CheckpointError, TrainedModel, load
@@ -75,13 +77,13 @@ class View:
 
 @dataclass(frozen=True)
 class Explanation:
-    """images: [T, 3, H, W] uint8, the frames as the model takes them. grid: patches of their height and width.
+    """images: the frames as the model takes them. grid: patches of their height and width.
 
     views: by falling number of tokens; own: the number of the one at the model's own r.
     """
 
     video: str
-    images: Tensor
+    images: list[Image.Image]
     grid: tuple[int, int]
     views: list[View]
     own: int
@@ -162,10 +164,10 @@ def _scaled(schedule: Sequence[int | float]) -> list[list[int | float]]:
     ]
 
 
-def _pictures(frames: Tensor, normalization: str) -> Tensor:
-    """Frames [T, 3, H, W] as they were before they were normalised, uint8."""
+def _pictures(frames: Tensor, normalization: str) -> list[Image.Image]:
+    """Frames [T, 3, H, W] as they were before they were normalised."""
     mean, std = (torch.tensor(values, device=frames.device).view(3, 1, 1) for values in MEAN_STD[normalization])
-    return ((frames * std + mean) * 255).round().clamp(0, 255).byte().cpu()
+    return [to_pil_image(frame) for frame in ((frames * std + mean) * 255).round().clamp(0, 255).byte().cpu()]
 
 
 def trace_layers(encoder: RegionEncoder, frames: Tensor) -> tuple[Regions, Tensor]:

@@ -8,9 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from PIL import Image
-from torch import Tensor
 
 from alt_fast.checkpoint import write_atomically
 
@@ -54,7 +52,7 @@ def page_data(explanation: "Explanation") -> dict[str, Any]:
                     {
                         "regions": frame.regions.tolist(),
                         "colors": frame.colors,
-                        "tokens": [{"size": token.size, "entities": token.entities} for token in frame.tokens],
+                        "entities": [token.entities for token in frame.tokens],
                         "ranking": frame.ranking,
                     }
                     for frame in view.frames
@@ -75,12 +73,11 @@ def fill_page(template: str, data: Any) -> str:
     """A page with its data inside, as JSON."""
     text = json.dumps(data, separators=(",", ":"))
     text = text.replace("<", "\\u003c")  # nothing in it can end the script element
-    page, common = ((PAGES / name).read_text(encoding="utf-8") for name in (template, "common.css"))
-    return page.replace("/*COMMON*/", common).replace("/*DATA*/", text)
+    page, style, script = ((PAGES / name).read_text(encoding="utf-8") for name in (template, "common.css", "common.js"))
+    return page.replace("/*STYLE*/", style).replace("/*SCRIPT*/", script).replace("/*DATA*/", text)
 
 
-def _data_uri(pixels: Tensor) -> str:
-    image = Image.fromarray(np.ascontiguousarray(pixels.permute(1, 2, 0).numpy()))
+def _data_uri(image: Image.Image) -> str:
     file = io.BytesIO()
     image.save(file, "JPEG", quality=90)
     return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()

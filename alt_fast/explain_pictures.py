@@ -44,8 +44,7 @@ def write_overlay(path: Path, explanation: "Explanation", seconds: float = 1.0) 
 
 def _tile(explanation: "Explanation", number: int, *more: str) -> Image.Image:
     frame = explanation.view.frames[number]
-    image = Image.fromarray(np.ascontiguousarray(explanation.images[number].permute(1, 2, 0).numpy()))
-    picture = draw_regions(image, frame.regions[-1].view(explanation.grid).numpy(), frame.colors)
+    picture = draw_regions(explanation.images[number], frame.regions[-1].view(explanation.grid).numpy(), frame.colors)
     named = [f"{name} {100 * share:.0f} %" for name, share in frame.ranking[:4]]
     lines = [f"{number + 1}. {', '.join(named[:2])}", ", ".join(named[2:]), *more]
     return caption(picture, lines)

@@ -41,16 +41,19 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             layer = node.name.strip("/").replace("/", ".").removesuffix(".MatMul")
             named[f"{layer}.weight"] = tensors[node.input[1]].T.contiguous()
     positions = [tensor for name, tensor in tensors.items() if name.startswith("onnx::") and tensor.ndim == 3]
-    if not positions or not any(HEAD.fullmatch(name) for name in named):
+    first = next((name for name in named if name.endswith("embeddings.cls_token")), None)
+    if not positions or first is None or not any(HEAD.fullmatch(name) for name in named):
         raise ValueError(f"{path} is no DINOv2 that transformers 4 exported")
-    prefix = next(name for name in named if name.endswith("cls_token")).removesuffix("embeddings.cls_token")
+    prefix = first.removesuffix("embeddings.cls_token")
     state = {"pos_embed": torch.cat(sorted(positions, key=lambda x: x.shape[1]), 1)}  # the class token's, the patches'
     for name, tensor in named.items():
+        if not name.startswith(prefix):
+            continue  # not of the tower
         inner = name.removeprefix(prefix)
         if head := HEAD.fullmatch(inner):
             parts = [named[name.replace("query", part)] for part in ("query", "key", "value")]
             state[_timm_name(f"{head[1]}.attn.qkv.{head[2]}")] = torch.cat(parts)
-        elif inner != name and ".attention.attention." not in name:
+        elif ".attention.attention." not in name:
             state[_timm_name(inner)] = tensor
     return state
 

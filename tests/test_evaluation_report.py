@@ -116,6 +116,10 @@ seen.cell = canvas.nextSibling.textContent;
 const many = document.createElement("div");
 const refill = table(many, [{head: "n", key: "n", show: String}], Array.from({length: 301}, (_, n) => ({n})));
 seen.many = [many.querySelectorAll("tbody tr").length, many.lastChild.textContent];
+const reductions = document.createElement("div");
+table(reductions, [{head: "r", key: "r"}], ["13", "0", "4"].map((r) => ({r})));
+reductions.querySelector("button").click();
+seen.reductions = [...reductions.querySelectorAll("td")].map((cell) => cell.textContent);
 refill([]);
 seen.none = many.lastChild.textContent;
 seen.text = document.querySelector(".scores").textContent;
@@ -144,4 +148,5 @@ document.body.replaceChildren(JSON.stringify(seen));
     assert seen["points"] == [2, 2]
     assert seen["many"] == [300, "300 of 301: sort or choose to see the others."]
     assert seen["none"] == "None."
+    assert seen["reductions"] == ["0", "4", "13"]
     assert not seen["wide"]

@@ -29,7 +29,7 @@ def small_model() -> torch.nn.Module:
     ).eval()
 
 
-def export(model: torch.nn.Module, path: Path) -> None:
+def export(model: torch.nn.Module, path: Path, prefix: str) -> None:
     """Write what transformers 4 and torch's first exporter made of a model: linear weights without their names."""
     tensors: dict[str, np.ndarray] = {}
     nodes = []
@@ -47,19 +47,22 @@ def export(model: torch.nn.Module, path: Path) -> None:
         for part, value in parts.items():
             if value.ndim == 2:
                 weight = f"onnx::MatMul_{len(tensors)}"
-                node = f"/backbone/{part.removesuffix('.weight').replace('.', '/').replace('layer/', 'layer.')}/MatMul"
+                layer = f"{prefix}{part.removesuffix('.weight')}".replace(".", "/").replace("layer/", "layer.")
+                node = f"/{layer}/MatMul"
                 nodes.append(helper.make_node("MatMul", ["x", weight], [node], name=node))
                 tensors[weight] = value.T.contiguous().numpy()
             else:
-                tensors[f"backbone.{part}"] = value.numpy()
-    tensors["decoder.weight"] = np.zeros(3, np.float32)  # not of the tower
+                tensors[f"{prefix}{part}"] = value.numpy()
+    if prefix:
+        tensors["decoder.weight"] = np.zeros(3, np.float32)  # not of the tower
     held = [numpy_helper.from_array(value, name) for name, value in tensors.items()]
     onnx.save(helper.make_model(helper.make_graph(nodes, "model", [], [], held)), path)
 
 
-def test_the_weights_come_back(tmp_path: Path) -> None:
+@pytest.mark.parametrize("prefix", ["", "backbone."])
+def test_the_weights_come_back(tmp_path: Path, prefix: str) -> None:
     model = small_model()
-    export(model, tmp_path / "model.onnx")
+    export(model, tmp_path / "model.onnx", prefix)
     assert main([str(tmp_path / "model.onnx"), "--out", str(tmp_path / "out.safetensors")]) == 0
     found, expected = load_file(tmp_path / "out.safetensors"), model.state_dict()
     assert found.keys() == expected.keys()
