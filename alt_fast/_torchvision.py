@@ -2,7 +2,8 @@
 
 PyPI's torchvision is built for CUDA. Beside a CPU build of torch its operator library does not load, and its
 import then fails while registering fake kernels for `nms` and `qnms`. open_clip and timm import torchvision but use
-only its pure-Python transforms, so declaring those two schemas is enough. Import this module before either of them.
+only its pure-Python transforms, so declaring those two schemas is enough. `import alt_fast` sees to it that this module
+is imported just before torchvision is.
 """
 
 import importlib.machinery

@@ -1,165 +1,111 @@
 """Name the action in videos.
 
-python -m alt_fast.classify clip.mp4 --checkpoint runs/mine --top-k 3
-python -m alt_fast.classify clip.mp4 --head clip --pretrained openai --labels "playing guitar" "surfing"
+alt-fast classify clip.mp4 --checkpoint runs/mine --top-k 3
+alt-fast classify clip.mp4 --head clip --pretrained openai --labels "playing guitar" "surfing"
 """
 
 import argparse
 import json
 import sys
-from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+from alt_fast import cli
+from alt_fast.errors import ArgumentError
 
-from alt_fast.checkpoint import CheckpointError, TrainedModel, load
-from alt_fast.clip import WeightsError
-from alt_fast.corpus.options import add_corpus_options, use_corpus
-from alt_fast.data.annotations import AnnotationError, read_classes
-from alt_fast.data.augment import AugmentConfig, apply, view_record
-from alt_fast.data.decode import VideoError, decode_clip
-from alt_fast.model import ALT, ModelConfig
-from alt_fast.run_folder import RunError, pick_device
-from alt_fast.text import TEMPLATES
+if TYPE_CHECKING:
+    from alt_fast.inference.predict import Prediction
+    from alt_fast.inference.trained import TrainedModel
 
-
-def load_video(path: str | Path, trained: TrainedModel) -> Tensor:
-    """The middle frames of a video's segments as the model takes them, [1, T, 3, H, W]. Raises VideoError."""
-    spec = trained.spec
-    record = view_record(spec.augment, spec.num_frames)
-    return apply(record, decode_clip(path, record.positions), spec.size, spec.augment)[None]
-
-
-@torch.inference_mode()
-def classify(
-    path: str | Path, trained: TrainedModel, classes: Tensor, labels: Sequence[str], head: str
-) -> dict[str, Any]:
-    """Probabilities of the labels, and the entities that each frame aligned to.
-
-    classes: embeddings of `labels`, [I, d], on the model's device. head: "alt", or "clip" for CLIP's own zero-shot
-    scores. Returns {"video", "labels": [{"label", "probability"}] by falling probability, "frames": per frame a list of
-    {"entity", "category", "share"} by falling share of the frame's tokens}; "frames" is empty where nothing aligns.
-    """
-    video = load_video(path, trained).to(classes.device)
-    entity = None
-    if head == "clip":
-        logits = trained.model.clip_logits(video, classes)
-    else:
-        logits, _, entity = trained.model(video, classes)
-    probabilities = logits[0].float().softmax(-1).tolist()
-    ranking = sorted(zip(probabilities, labels, strict=True), key=lambda pair: -pair[0])
-    frames = [] if entity is None else [_shares(trained.model, frame) for frame in entity[0].tolist()]
-    return {
-        "video": str(path),
-        "labels": [{"label": label, "probability": probability} for probability, label in ranking],
-        "frames": [frame for frame in frames if frame],
-    }
-
-
-def _shares(model: ALT, indices: Sequence[int]) -> list[dict[str, Any]]:
-    if not indices or model.corpus is None:
-        return []
-    entities = model.corpus.entities
-    return [
-        {"entity": entities[i].unit, "category": entities[i].category, "share": count / len(indices)}
-        for i, count in Counter(indices).most_common()
-    ]
-
-
-def read_labels(arguments: Sequence[str]) -> list[str]:
-    """Labels from the command line: texts, or one file (a class file, or a label a line)."""
-    if len(arguments) == 1 and Path(arguments[0]).is_file():
-        path = Path(arguments[0])
-        if path.suffix == ".txt":
-            return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-        return read_classes(path)
-    return list(arguments)
-
-
-def open_model(arguments: argparse.Namespace) -> TrainedModel:
-    """The checkpoint, or a bare CLIP for --head clip. Raises RunError for options that do not go together."""
-    if arguments.checkpoint is not None:
-        return load(arguments.checkpoint)
-    if arguments.head != "clip":
-        raise RunError(
-            "--head alt needs --checkpoint RUN; without training, use --head clip with --backbone and --pretrained"
-        )
-    if arguments.labels is None:
-        raise RunError("--head clip without a checkpoint needs --labels")
-    config = ModelConfig(arguments.backbone, arguments.pretrained, r=arguments.r, query="frame", depth=1)
-    return TrainedModel(ALT(config, None).eval(), [], list(TEMPLATES), AugmentConfig(normalize="clip"))
-
-
-def print_result(result: dict[str, Any], top_k: int) -> None:
-    """A readable table."""
-    print(result["video"])
-    for row in result["labels"][:top_k]:
-        print(f"  {row['probability']:7.1%}  {row['label']}")
-    for number, frame in enumerate(result["frames"], start=1):
-        aligned = ", ".join(f"{row['entity']} {row['share']:.0%}" for row in frame[:4])
-        print(f"  frame {number}: {aligned}")
+BACKBONE, PRETRAINED = "ViT-B-16", "openai"
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m alt_fast.classify", description="Name the action in videos.")
+    """Return the command line."""
+    parser = cli.make_parser("classify", "Name the action in videos.")
     parser.add_argument("videos", nargs="+", metavar="VIDEO", help="video file")
-    parser.add_argument("--checkpoint", metavar="RUN", help="run folder or model.safetensors of alt_fast.train")
-    parser.add_argument(
-        "--labels",
-        nargs="+",
-        metavar="LABEL",
-        help="texts to choose from, or one file; default: the classes trained on",
-    )
-    add_corpus_options(parser)
-    parser.add_argument("--top-k", type=int, default=5, metavar="K", help="labels to print (default 5)")
+    cli.add_checkpoint(parser, required=False)
+    cli.add_labels(parser)
+    cli.add_corpus(parser)
+    cli.add_r(parser)
+    parser.add_argument("--top-k", type=int, metavar="K", help="labels to print (default: 5, all with --json)")
     parser.add_argument(
         "--head", choices=("alt", "clip"), default="alt", help="ALT, or zero-shot CLIP on merged tokens"
     )
-    parser.add_argument("--backbone", default="ViT-B-16", help="--head clip without a checkpoint: open_clip model name")
     parser.add_argument(
-        "--pretrained", metavar="TAG|FILE", default="openai", help="... and its weights (default openai)"
+        "--backbone", metavar="NAME", help=f"--head clip without a checkpoint: open_clip model name ({BACKBONE})"
     )
-    parser.add_argument("--r", type=int, default=8, help="... and the tokens merged away per layer (default 8)")
-    parser.add_argument("--device", default="auto", help="cpu, cuda or auto (default)")
-    parser.add_argument("--json", action="store_true", help="print JSON, all labels and entities")
+    parser.add_argument("--pretrained", metavar="TAG|FILE", help=f"... and its weights ({PRETRAINED})")
+    cli.add_device(parser)
+    cli.add_json(parser)
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status: 1 when something could not be read."""
-    arguments = parser().parse_args(argv)
-    if arguments.top_k < 1:
-        parser().error(f"--top-k must be >= 1, got {arguments.top_k}")
-    try:
-        device = pick_device(arguments.device)
-        trained = open_model(arguments)
-        labels = read_labels(arguments.labels) if arguments.labels else trained.classes
-        trained.model.to(device)
-        use_corpus(trained.model, arguments.corpus, arguments.categories)
-        classes = trained.model.text.classes(labels, trained.templates)
-    except (AnnotationError, CheckpointError, RunError, WeightsError, ValueError) as e:
-        print(f"error: {e}", file=sys.stderr)
-        return 1
-    status, results = 0, []
-    for path in arguments.videos:
-        try:
-            results.append(classify(path, trained, classes, labels, arguments.head))
-        except VideoError as e:
-            status = 1
-            results.append({"video": e.path, "error": e.cause})
+def open_model(arguments: argparse.Namespace) -> "TrainedModel":
+    """Return the checkpoint, or a bare CLIP for --head clip. Raises ArgumentError for options without an effect."""
+    from alt_fast.inference.trained import load, zero_shot
+
+    if arguments.checkpoint is not None:
+        for name in ("backbone", "pretrained"):
+            if getattr(arguments, name) is not None:
+                raise ArgumentError(
+                    f"--{name} is for --head clip without a checkpoint: {arguments.checkpoint} has its own"
+                )
+        trained = load(arguments.checkpoint)
+        if arguments.r is not None:
+            trained.model.encoder.set_r(arguments.r)
+        return trained
+    if arguments.head != "clip":
+        raise ArgumentError(
+            "--head alt needs --checkpoint RUN; without training, use --head clip with --backbone and --pretrained"
+        )
+    if arguments.labels is None:
+        raise ArgumentError("--head clip without a checkpoint needs --labels")
+    r = 8 if arguments.r is None else arguments.r
+    return zero_shot(arguments.backbone or BACKBONE, arguments.pretrained or PRETRAINED, r)
+
+
+def print_prediction(prediction: "Prediction") -> None:
+    """Print a readable table."""
+    print(prediction.video)
+    for label, probability in prediction:
+        print(f"  {probability:7.1%}  {label}")
+    for number, frame in enumerate(prediction.frames, start=1):
+        aligned = ", ".join(f"{share.entity} {share.share:.0%}" for share in frame[:4])
+        print(f"  frame {number}: {aligned}")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Classify the videos; returns 1 when one could not be read."""
+    from alt_fast.data.annotations import read_labels
+    from alt_fast.data.batch import Failure
+    from alt_fast.distributed import pick_device
+
+    device = pick_device(arguments.device)
+    if arguments.head == "clip" and (arguments.corpus or arguments.categories):
+        raise ArgumentError("--corpus and --categories have no effect on --head clip")
+    trained = open_model(arguments).to(device)
+    trained.use_corpus(arguments.corpus, arguments.categories)
+    labels = read_labels(arguments.labels) if arguments.labels else None
+    top_k = arguments.top_k if arguments.top_k is not None or arguments.json else 5
+    results = trained.classify(arguments.videos, labels, top_k, arguments.head, errors="return")
     if arguments.json:
-        print(json.dumps(results, indent=2))
-        return status
-    for result in results:
-        if "error" in result:
-            print(f"error: {result['video']}: {result['error']}", file=sys.stderr)
-        else:
-            print_result(result, arguments.top_k)
-    return status
+        rows = [
+            {"video": found.path, "error": found.cause} if isinstance(found, Failure) else found.as_dict()
+            for found in results
+        ]
+        print(json.dumps(rows, indent=2))
+    for found in results:
+        if isinstance(found, Failure):
+            print(f"error: {found.path}: {found.cause}", file=sys.stderr)
+        elif not arguments.json:
+            print_prediction(found)
+    return int(any(isinstance(found, Failure) for found in results))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    return cli.run(parser, run, argv)
 
 
 if __name__ == "__main__":

@@ -2,13 +2,16 @@
 
 import os
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+from alt_fast.errors import ArgumentError
 
 T = TypeVar("T")
 
@@ -32,7 +35,7 @@ class World:
         return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
     def gather(self, item: T) -> list[T]:
-        """What every process has, by rank; anything that can be pickled. All must call it."""
+        """Return what every process has, by rank; anything that can be pickled. All must call it."""
         if self.size == 1:
             return [item]
         items: list[Any] = [None] * self.size
@@ -40,7 +43,7 @@ class World:
         return items
 
     def mean(self, *values: float) -> list[float]:
-        """Means over the processes, the same on all of them. All must call it."""
+        """Return the means over the processes, the same on all of them. All must call it."""
         if self.size == 1:
             return list(values)
         total: Tensor = torch.tensor(values, dtype=torch.float64)
@@ -48,8 +51,20 @@ class World:
         return (total / self.size).tolist()
 
 
-def join_world(device: str) -> World:
-    """Join the processes that torchrun started, if it did; `device` is "cpu", "cuda" or "auto"."""
+@contextmanager
+def join_world(device: str) -> Iterator[World]:
+    """Be one of the processes that torchrun started, if it did, and say goodbye to them at the end.
+
+    device: "cpu", "cuda" or "auto".
+    """
+    try:
+        yield _join(device)
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def _join(device: str) -> World:
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return World()
     world = World(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_RANK"]))
@@ -78,7 +93,13 @@ def shard(model: nn.Module, blocks: Iterable[nn.Module], device: torch.device) -
     fully_shard(model, mesh=mesh)
 
 
-def leave_world() -> None:
-    """Say goodbye to the other processes, where there are any."""
-    if dist.is_initialized():
-        dist.destroy_process_group()
+def pick_device(name: str) -> torch.device:
+    """Return the device of that name; "auto" is CUDA where there is a GPU. Raises ArgumentError for one not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise ArgumentError(f"device {name!r} was asked for, but this PyTorch sees no GPU")
+    try:
+        return torch.device(name)
+    except RuntimeError as e:
+        raise ArgumentError(f"device {name!r} is no device of PyTorch's, such as cpu, cuda or cuda:1") from e

@@ -1,6 +1,6 @@
 """How training runs are going, from their own logs: curves, rates, speed, time left.
 
-python -m alt_fast.watch runs/mine runs/other
+alt-fast watch runs/mine runs/other
 """
 
 import argparse
@@ -14,7 +14,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from alt_fast.run_folder import LOG, METRICS, RunError
+from alt_fast import cli
+from alt_fast.errors import ArgumentError, RunError
+from alt_fast.files import LOG, METRICS
 
 _BARS = "▁▂▃▄▅▆▇█"
 _NARROWEST = 44  # columns that a run needs
@@ -149,32 +151,35 @@ def draw(runs: Iterable[Path], width: int) -> str:
     return side_by_side([describe(run, time.time(), each) for run in runs], width)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m alt_fast.watch",
-        description="Show how training runs are going: loss, rates, scores, speed, time left. In a terminal it looks "
+def parser() -> argparse.ArgumentParser:
+    """Return the command line."""
+    parser = cli.make_parser(
+        "watch",
+        "Show how training runs are going: loss, rates, scores, speed, time left. In a terminal it looks "
         "again every few seconds until all have finished.",
     )
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folder; several stand side by side")
     parser.add_argument("--every", type=float, default=5, metavar="S", help="seconds between looks (default 5)")
     parser.add_argument("--once", action="store_true", help="look once")
-    arguments = parser.parse_args(argv)
+    return parser
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Look, again and again."""
     if arguments.every <= 0:
-        parser.error(f"--every must be > 0, got {arguments.every}")
-    try:
-        while True:
-            text = draw(arguments.runs, shutil.get_terminal_size((100, 40)).columns)
-            again = sys.stdout.isatty() and not arguments.once
-            print(f"\x1b[H\x1b[J{text}" if again else text, flush=True)
-            if not again or all((run / METRICS).exists() for run in arguments.runs):
-                return 0
-            time.sleep(arguments.every)
-    except RunError as e:
-        print(f"error: {e}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 0
+        raise ArgumentError(f"--every must be > 0, got {arguments.every}")
+    while True:
+        text = draw(arguments.runs, shutil.get_terminal_size((100, 40)).columns)
+        again = sys.stdout.isatty() and not arguments.once
+        print(f"\x1b[H\x1b[J{text}" if again else text, flush=True)
+        if not again or all((run / METRICS).exists() for run in arguments.runs):
+            return 0
+        time.sleep(arguments.every)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    return cli.run(parser, run, argv, interrupted="")
 
 
 if __name__ == "__main__":

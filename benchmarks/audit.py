@@ -21,7 +21,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from alt_fast.corpus import Corpus, Entity
-from alt_fast.model import ALT, PRESETS, ModelConfig
+from alt_fast.model.alt import ALT
+from alt_fast.model.config import PRESETS, ModelConfig
 from alt_fast_kernels import use_backend
 from alt_fast_kernels.align.op import align_op
 from alt_fast_kernels.align.reference import align_reference

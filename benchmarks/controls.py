@@ -8,7 +8,7 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
-from alt_fast.clip import load_clip
+from alt_fast.model.clip_weights import build_clip
 from benchmarks.audit import CLASSES, Audit, dispatcher_count, fvcore_count
 from benchmarks.closed_form import VITS, encoder_macs
 from benchmarks.paper import Published
@@ -79,7 +79,7 @@ def audit_control(row: Published) -> Audit:
         name = "vit_base_patch16_224" if row.model == "vit_b_16" else "vit_large_patch16_224"
         parts = encoder_macs(VITS[name], 0) | {"head": VITS[name].width * 1000}
     else:
-        model = load_clip(row.model).visual
+        model = build_clip(row.model).visual
         name, joint = ("vit_base_patch16_224", 512) if row.model == "ViT-B-16" else ("vit_large_patch14_224", 768)
         parts = encoder_macs(VITS[name], 0) | {"projection": VITS[name].width * joint}
     model, inputs = model.eval(), (torch.randn(frames, 3, 224, 224), *classes)

@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from alt_fast.corpus import CorpusError
-from alt_fast.corpus.build import BuildConfig, build
-from alt_fast.corpus.rankers import EncoderRanker, open_chooser
-from alt_fast.corpus.senses import Chooser, Question, choose_senses
-from alt_fast.corpus.stats import stats
-from alt_fast.corpus.units import units_of
-from alt_fast.corpus.wordnet import open_wordnet
+from alt_fast.corpus.builder.build import BuildConfig, build
+from alt_fast.corpus.builder.rankers import EncoderRanker, open_chooser
+from alt_fast.corpus.builder.senses import Chooser, Question, choose_senses
+from alt_fast.corpus.builder.stats import stats
+from alt_fast.corpus.builder.units import units_of
+from alt_fast.corpus.builder.wordnet import open_wordnet
 from alt_fast.data.annotations import read_names
 from benchmarks.provenance import provenance
 

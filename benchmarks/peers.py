@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from alt_fast.encoder import RegionEncoder, Regions
-from alt_fast.model import ALT
+from alt_fast.model.alt import ALT
+from alt_fast.model.encoder import RegionEncoder, Regions
 
 # Who runs in an encoder's race, as result files name them.
 OURS, PUBLISHED, ORIGINAL = "alt_fast", "published ToMe", "ToMe, original code"

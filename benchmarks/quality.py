@@ -17,8 +17,8 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor, nn
 
 import alt_fast
-from alt_fast.clip import WeightsError
-from alt_fast.zoo import add_model_options, load_image_model
+from alt_fast.errors import AltFastError
+from alt_fast.model.image_models import load_image_model
 from alt_fast_kernels import MergePlan, match
 from benchmarks.provenance import provenance
 
@@ -57,7 +57,7 @@ def quality(model: nn.Module, images: Tensor, reductions: list[int]) -> Iterator
         alt_fast.apply_patch(model, r=r)
         found = {"merged": embed()}
         torch.manual_seed(0)
-        with patch("alt_fast.tome.match", at_random):
+        with patch("alt_fast.tome.merge.match", at_random):
             found["random"] = embed()
         alt_fast.remove_patch(model)
         cosines = {how: torch.cosine_similarity(x, expected) for how, x in found.items()}
@@ -69,14 +69,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.quality", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("model", help="timm:NAME or open_clip:NAME")
     parser.add_argument("--images", type=Path, required=True, help="folder of images")
-    add_model_options(parser)
+    parser.add_argument("--weights", metavar="FILE", help="checkpoint file, or open_clip's tag; by default timm's own")
+    parser.add_argument("--image-size", type=int, metavar="N", help="pixels; by default the architecture's own")
     parser.add_argument("--r", type=int, nargs="+", default=[4, 8, 13, 16], help="tokens to merge per layer")
     parser.add_argument("--results", type=Path, help="also write JSON lines")
     options = parser.parse_args(arguments)
     try:
         loaded = load_image_model(options.model, options.weights, options.image_size)
         images = read_images(options.images, loaded.transform)
-    except (ValueError, WeightsError, RuntimeError, OSError) as e:
+    except (AltFastError, ValueError) as e:
         parser.error(str(e))
     print(f"{options.model}, {len(images)} images: median cosine to the un-merged embedding (quartiles)")
     rows = []

@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from alt_fast.data.annotations import Video
-from alt_fast.data.augment import AugmentConfig, apply
-from alt_fast.data.dataset import ClipSpec, EpochSampler, TrainClips
+from alt_fast.data.augment import apply
+from alt_fast.data.config import AugmentConfig, ClipSpec, LoaderName, Loading
+from alt_fast.data.dataset import EpochSampler, TrainClips
 from alt_fast.data.decode import decode_clip
-from alt_fast.data.loader import Loader, LoaderName, Loading, open_backend
-from alt_fast.model import PRESETS
+from alt_fast.data.loader import Loader, open_backend
+from alt_fast.model.config import PRESETS
 from benchmarks.audit import CLASSES, make_model
 from benchmarks.conftest import RunRace
 from benchmarks.videos import write_video

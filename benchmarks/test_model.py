@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from alt_fast.model import PRESETS
+from alt_fast.model.config import PRESETS
 from alt_fast_kernels import use_backend
 from benchmarks.audit import CLASSES, make_model, shape_of
 from benchmarks.closed_form import alt_macs

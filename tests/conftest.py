@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from alt_fast.corpus import Corpus, Entity
-from alt_fast.data.motion_shapes import MotionShapesConfig, generate
+from alt_fast.data.config import MotionShapesConfig
+from alt_fast.data.motion_shapes.generate import generate
 from alt_fast.train import main
 
 

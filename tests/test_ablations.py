@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from alt_fast import ablations
-from alt_fast.ablations import TABLES, Row, Sweep, main, table_text
-from alt_fast.model import ModelConfig
-from alt_fast.train import parse
+from alt_fast.ablations import main
+from alt_fast.model.config import ModelConfig
+from alt_fast.paper.ablations import TABLES, Row, Sweep, table_text
+from alt_fast.training.config import parse
 from tests.conftest import SMALL_JOB
 
 

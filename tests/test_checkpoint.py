@@ -8,8 +8,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from alt_fast import Corpus, create_model
-from alt_fast.checkpoint import CheckpointError, TrainedModel, load, save_model, write_atomically
-from alt_fast.data.augment import AugmentConfig
+from alt_fast.data.config import AugmentConfig
+from alt_fast.errors import CheckpointError
+from alt_fast.files import write_atomically
+from alt_fast.inference.trained import TrainedModel, load, save_model
 
 
 @pytest.fixture

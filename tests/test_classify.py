@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from alt_fast.checkpoint import load
-from alt_fast.classify import classify, load_video, main
-from alt_fast.clip import load_clip
+from alt_fast.classify import classify, main
 from alt_fast.corpus import Corpus
+from alt_fast.inference.predict import load_video
+from alt_fast.inference.trained import load
+from alt_fast.model.clip_weights import build_clip
 from tests.conftest import VideoWriter
 
 
@@ -83,7 +84,7 @@ def test_clip_head_with_and_without_a_checkpoint(
     assert len(answer["labels"]) == 36
     assert answer["frames"] == []
     weights = tmp_path / "clip.pt"
-    torch.save(load_clip("tiny").state_dict(), weights)
+    torch.save(build_clip("tiny").state_dict(), weights)
     bare = ["--head", "clip", "--backbone", "tiny", "--pretrained", str(weights), "--r", "2"]
     assert main([str(video), *bare, "--labels", "a star", "a moon", "--json"]) == 0
     (answer,) = json.loads(capsys.readouterr().out)
@@ -133,6 +134,6 @@ def test_another_corpus(
     (answer,) = json.loads(capsys.readouterr().out)
     assert {row["category"] for frame in answer["frames"] for row in frame} == {"motion"}
     bare = [str(video), "--head", "clip", "--backbone", "tiny", "--pretrained", str(tmp_path / "tiny.pt")]
-    torch.save(load_clip("tiny", None).state_dict(), tmp_path / "tiny.pt")
+    torch.save(build_clip("tiny", None).state_dict(), tmp_path / "tiny.pt")
     assert main([*bare, "--labels", "a", "b", "--categories", "motion"]) == 1
     assert "aligns to no corpus" in capsys.readouterr().err

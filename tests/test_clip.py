@@ -8,14 +8,14 @@ import torch
 from safetensors.torch import save_file
 
 from alt_fast import ALT, Corpus, ModelConfig, create_model
-from alt_fast.clip import WeightsError, load_clip, read_state_dict
+from alt_fast.model.clip_weights import WeightsError, build_clip, read_state_dict
 
 NUMBERS = {"input_resolution": 48, "context_length": 24, "vocab_size": 49408}
 
 
 def seeded_clip(quick_gelu: bool) -> open_clip.CLIP:
     """A random CLIP of the tiny shape."""
-    from alt_fast.clip import TINY_CONFIG
+    from alt_fast.model.clip_weights import TINY_CONFIG
 
     torch.manual_seed(7)
     return open_clip.CLIP(**TINY_CONFIG, quick_gelu=quick_gelu).eval()
@@ -75,22 +75,22 @@ def test_same_features_as_open_clip_at_r_0(form: str, tmp_path: Path, corpus: Co
 def test_activation_follows_the_weights(tmp_path: Path) -> None:
     clip = seeded_clip(quick_gelu=True)
     frames = torch.randn(2, 3, 48, 48)
-    other = load_clip("tiny", str(write(clip, "open_clip checkpoint", tmp_path)))  # says nothing: the backbone's GELU
+    other = build_clip("tiny", str(write(clip, "open_clip checkpoint", tmp_path)))  # says nothing: the backbone's GELU
     assert (other.encode_image(frames) - clip.encode_image(frames)).abs().max() > 1e-3
-    assert load_clip("ViT-B-32-quickgelu").visual.transformer.resblocks[0].mlp.gelu.__class__.__name__ == "QuickGELU"
+    assert build_clip("ViT-B-32-quickgelu").visual.transformer.resblocks[0].mlp.gelu.__class__.__name__ == "QuickGELU"
 
 
 def test_openai_tag_brings_quick_gelu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     saved = tmp_path / "downloaded.pt"
     torch.save(open_clip.CLIP(**open_clip.get_model_config("ViT-B-32")).state_dict(), saved)
     monkeypatch.setattr(open_clip, "download_pretrained", lambda tag: str(saved))
-    gelu = load_clip("ViT-B-32", "openai").visual.transformer.resblocks[0].mlp.gelu
+    gelu = build_clip("ViT-B-32", "openai").visual.transformer.resblocks[0].mlp.gelu
     assert type(gelu).__name__ == "QuickGELU"
 
 
 def test_other_image_sizes_interpolate_positions(tmp_path: Path) -> None:
     path = write(seeded_clip(False), "open_clip checkpoint", tmp_path)
-    clip = load_clip("tiny", str(path), image_size=64)
+    clip = build_clip("tiny", str(path), image_size=64)
     assert clip.visual.positional_embedding.shape == (65, 64)
     assert clip.encode_image(torch.randn(1, 3, 64, 64)).shape == (1, 64)
 
@@ -101,17 +101,17 @@ def test_a_download_that_fails_says_how_to_pass_a_file(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(open_clip, "download_pretrained", refuse)
     with pytest.raises(WeightsError, match=r"no route to host.*pass its path as pretrained=PATH"):
-        load_clip("ViT-B-16", "openai")
+        build_clip("ViT-B-16", "openai")
 
 
 def test_bad_weights(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=r"neither a file nor a tag of ViT-B-16 .*openai"):
-        load_clip("ViT-B-16", "nonsense")
+        build_clip("ViT-B-16", "nonsense")
     with pytest.raises(ValueError, match="backbone 'ViT-Z'"):
-        load_clip("ViT-Z")
+        build_clip("ViT-Z")
     for backbone in ("roberta-ViT-B-32", "ViT-B-16-SigLIP"):
         with pytest.raises(ValueError, match="text tower other than CLIP's"):
-            load_clip(backbone, "nonsense")
+            build_clip(backbone, "nonsense")
     (tmp_path / "text.pt").write_text("hello")
     with pytest.raises(WeightsError, match=r"cannot read CLIP weights from .*text.pt"):
         read_state_dict(tmp_path / "text.pt")
@@ -123,11 +123,11 @@ def test_bad_weights(tmp_path: Path) -> None:
         read_state_dict(tmp_path / "strings.pt")
     torch.save({"x": torch.zeros(1)}, tmp_path / "other.pt")
     with pytest.raises(WeightsError, match="do not fit 'tiny'"):
-        load_clip("tiny", str(tmp_path / "other.pt"))
+        build_clip("tiny", str(tmp_path / "other.pt"))
 
 
 def test_towers_that_cannot_be_honoured_are_refused() -> None:
-    from alt_fast.encoder import RegionEncoder
+    from alt_fast.model.encoder import RegionEncoder
 
     tiny = {"image_size": 48, "patch_size": 8, "width": 64, "layers": 2, "head_width": 32}
     text = {"context_length": 24, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 1}
@@ -146,7 +146,7 @@ def test_towers_that_cannot_be_honoured_are_refused() -> None:
 
 @pytest.mark.parametrize(("name", "paper"), [("alt_b16", 124.6), ("alt_l14", 427.1)])
 def test_parameter_counts_of_table_1(name: str, paper: float, corpus: Corpus) -> None:
-    from alt_fast.model import PRESETS
+    from alt_fast.model.config import PRESETS
 
     with torch.device("meta"):
         count = ALT(PRESETS[name], corpus).count_parameters() / 1e6

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from alt_fast.checkpoint import load
 from alt_fast.corpus import Corpus
 from alt_fast.data.annotations import read_classes, read_list
-from alt_fast.data.loader import Loading
+from alt_fast.data.config import Loading
 from alt_fast.evaluate import main
-from alt_fast.scoring import EvalConfig, Result, evaluate
+from alt_fast.inference.scoring import EvalConfig, Result, evaluate
+from alt_fast.inference.trained import load
 
 
 def result(scores: list[list[float]], labels: list[int], readable: list[bool] | None = None) -> Result:

@@ -14,13 +14,15 @@ import torch.nn.functional as F
 from PIL import Image
 
 from alt_fast import load
-from alt_fast.checkpoint import TrainedModel
-from alt_fast.classify import load_video
 from alt_fast.data.decode import decode_clip
-from alt_fast.decoder import Attention
-from alt_fast.explain import Explanation, View, explain, main, region_colors
-from alt_fast.explain_page import page_data, timeline, write_page
-from alt_fast.model import ALT
+from alt_fast.explain import View, main
+from alt_fast.inference.explaining import explain, region_colors
+from alt_fast.inference.predict import load_video
+from alt_fast.inference.trained import TrainedModel
+from alt_fast.model.alt import ALT
+from alt_fast.model.decoder import Attention
+from alt_fast.report.explanation import Explanation
+from alt_fast.report.page import page_data, timeline, write_page
 from tests.browser import look, needs_browser
 
 

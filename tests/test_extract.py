@@ -8,9 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from alt_fast.checkpoint import load
-from alt_fast.classify import load_video
 from alt_fast.extract import main
+from alt_fast.inference.predict import load_video
+from alt_fast.inference.trained import load
 
 
 @pytest.fixture

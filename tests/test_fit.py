@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from alt_fast.checkpoint import CheckpointError, load_state
-from alt_fast.fit import Checkpoints, DivergedError, Schedule, Task, TerminatedError, fit, parameter_groups
-from alt_fast.run_log import RunLog
+from alt_fast.errors import CheckpointError
+from alt_fast.training.loop import Checkpoints, DivergedError, Schedule, Task, TerminatedError, fit, parameter_groups
+from alt_fast.training.run_log import RunLog
+from alt_fast.training.states import load_state
 
 
 def make_task(stop_at: int | None = None, accumulate: int = 1, name: str = "toy", **options: Any) -> Task:

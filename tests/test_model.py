@@ -13,7 +13,7 @@ from torch import Tensor
 
 from alt_fast import ALT, Corpus, Entity, create_model
 from alt_fast.corpus import CATEGORIES
-from alt_fast.text import TEMPLATES, TextTower
+from alt_fast.model.text import TEMPLATES, TextTower
 from alt_fast_kernels.align.reference import gumbel_noise
 from tests.kernels.test_match import match_by_loops
 
@@ -416,7 +416,7 @@ def test_bad_options(corpus: Corpus) -> None:
 
 
 def test_text_tower_wants_the_image_tower_off() -> None:
-    from alt_fast.clip import load_clip
+    from alt_fast.model.clip_weights import build_clip
 
     with pytest.raises(ValueError, match="take the image tower off"):
-        TextTower(load_clip("tiny"))
+        TextTower(build_clip("tiny"))

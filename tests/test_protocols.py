@@ -7,11 +7,12 @@ import pytest
 import torch
 
 from alt_fast.data.annotations import Video, read_classes, read_list, read_names
-from alt_fast.draws import RENAMED, draw_shots, name_key, unseen_classes
-from alt_fast.probe import ProbeConfig, train_probe
+from alt_fast.errors import RunError
+from alt_fast.paper.config import ProbeConfig
+from alt_fast.paper.probe import train_probe
+from alt_fast.paper.splits import RENAMED, draw_shots, name_key, unseen_classes
 from alt_fast.protocols import main
-from alt_fast.run_folder import RunError
-from alt_fast.train import parse
+from alt_fast.training.config import parse
 
 
 def test_draws_are_seeded_nested_and_of_every_class() -> None:

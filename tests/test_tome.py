@@ -8,7 +8,8 @@ import torch
 from timm.layers import Attention
 from torch import nn
 
-from alt_fast.tome import ToMeAttention, merge_schedule
+from alt_fast.tome.attention import ToMeAttention
+from alt_fast.tome.schedule import merge_schedule
 
 
 def test_one_r_for_every_layer() -> None:

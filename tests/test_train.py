@@ -14,14 +14,16 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from alt_fast.checkpoint import load
-from alt_fast.config import OptimConfig, TrainConfig
 from alt_fast.corpus import Corpus, Entity
-from alt_fast.data.loader import Failure
+from alt_fast.data.batch import Failure
+from alt_fast.distributed import pick_device
+from alt_fast.errors import RunError
 from alt_fast.evaluate import main as evaluate
-from alt_fast.run_folder import Quarantine, RunError, pick_device
-from alt_fast.task import make_mixup
-from alt_fast.train import main, parse
+from alt_fast.inference.trained import load
+from alt_fast.train import main
+from alt_fast.training.alt_stage import make_mixup
+from alt_fast.training.config import OptimConfig, TrainConfig, parse
+from alt_fast.training.quarantine import Quarantine
 from tests.conftest import SMALL_JOB, VideoWriter
 
 

@@ -13,8 +13,9 @@ import transformers
 from PIL import Image
 
 import alt_fast
-from alt_fast.clip import load_clip
-from alt_fast.visualize import caption, draw_regions, main, region_rgb, regions
+from alt_fast.model.clip_weights import build_clip
+from alt_fast.report.drawing import caption, draw_regions, region_rgb
+from alt_fast.visualize import main, regions
 
 
 @pytest.fixture
@@ -98,7 +99,7 @@ def test_the_command(image: Image.Image, tmp_path: Path, capsys: pytest.CaptureF
     assert np.array_equal(np.asarray(Image.open(out)), np.asarray(expected))
     assert main([*command, "--image-size", "64"]) == 0
     assert Image.open(out).size == (448, 448)
-    torch.save(load_clip("tiny").state_dict(), tmp_path / "clip.pt")
+    torch.save(build_clip("tiny").state_dict(), tmp_path / "clip.pt")
     tower = ["--model", "open_clip:tiny", "--weights", str(tmp_path / "clip.pt")]
     assert main([str(photo), *tower, "--out", str(out)]) == 0
     assert Image.open(out).size == (480, 480)

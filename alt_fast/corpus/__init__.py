@@ -6,14 +6,20 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from alt_fast.errors import AltFastError
+from alt_fast.files import write_text
+
 ENTITY_TEMPLATE = "{unit}: {description}"
 """What the text tower reads of an entity."""
 
 CATEGORIES = ("object", "body", "scene", "motion")
+PACKAGED = ("motion_shapes",)
+"""Corpora that come along, by name."""
+
 FORMAT_VERSION = 1
 
 
-class CorpusError(ValueError):
+class CorpusError(AltFastError, ValueError):
     """A corpus file that cannot be used; the message names the file and the entry."""
 
 
@@ -55,19 +61,20 @@ class Corpus:
         return Corpus(chosen, self.notes)
 
     def save(self, path: str | Path) -> None:
-        """Write as JSON, one entity a line, so that versions can be compared. Raises CorpusError when it cannot."""
+        """Write as JSON, one entity a line, so that versions can be compared. Raises FileError."""
         content = {"version": FORMAT_VERSION, **self.notes, "entities": [asdict(entity) for entity in self.entities]}
         text = ",\n".join(f"  {json.dumps(key)}: {_dump(value)}" for key, value in content.items())
-        try:
-            Path(path).write_text(f"{{\n{text}\n}}\n", encoding="utf-8")
-        except OSError as e:
-            raise CorpusError(f"cannot write corpus {path}: {e}") from e
+        write_text(Path(path), f"{{\n{text}\n}}\n")
 
     @staticmethod
     def load(path: str | Path) -> "Corpus":
-        """Read `save`'s format. Raises CorpusError naming file and entry."""
+        """Read `save`'s format. path: a file, or the name of a corpus that comes along ("motion_shapes").
+
+        Raises CorpusError naming file and entry.
+        """
+        packaged = Path(__file__).with_name(f"{path}.json")
         try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
+            content = json.loads((packaged if str(path) in PACKAGED else Path(path)).read_text(encoding="utf-8"))
         except (OSError, ValueError) as e:
             raise CorpusError(f"cannot read corpus {path}: {e}") from e
         if not isinstance(content, dict) or content.get("version") != FORMAT_VERSION:

@@ -1,25 +1,26 @@
 """Make, look at and compare text corpora.
 
-python -m alt_fast.corpus build --labels classes.csv --out corpus.json
-python -m alt_fast.corpus extend corpus.json --labels more.csv --out larger.json
-python -m alt_fast.corpus stats corpus.json
+alt-fast corpus build --labels classes.csv --out corpus.json
+alt-fast corpus extend corpus.json --labels more.csv --out larger.json
+alt-fast corpus stats corpus.json
 """
 
 import argparse
-import signal
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from alt_fast.corpus import CATEGORIES, Corpus, CorpusError
-from alt_fast.corpus.build import BuildConfig, Report, build, extend
-from alt_fast.corpus.language_model import LanguageModel, Settings
-from alt_fast.corpus.stats import diff, entities_by_label, stats
-from alt_fast.corpus.wordnet import open_wordnet
-from alt_fast.data.annotations import AnnotationError, read_names
+from alt_fast import cli
+from alt_fast.corpus import CATEGORIES, Corpus
+
+if TYPE_CHECKING:
+    from alt_fast.corpus.builder.build import Report
 
 
-def print_report(report: Report, corpus: Corpus, asked: bool) -> None:
+def print_report(report: "Report", corpus: Corpus, asked: bool) -> None:
     """What is missing from a corpus, and what was done with labels that it could not use."""
+    from alt_fast.corpus.builder.stats import entities_by_label
+
     for label, why in report.skipped.items():
         print(f"left out: label {label!r} {why}")
     if not asked:
@@ -36,6 +37,8 @@ def print_report(report: Report, corpus: Corpus, asked: bool) -> None:
 
 def print_stats(corpus: Corpus, by_label: bool) -> None:
     """Counts."""
+    from alt_fast.corpus.builder.stats import stats
+
     counts = stats(corpus)
     print(f"{counts.entities} entities")
     for category, number in counts.categories.items():
@@ -62,10 +65,8 @@ def show(corpus: Corpus, unit: str | None, label: str | None, category: str | No
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    top = argparse.ArgumentParser(
-        prog="python -m alt_fast.corpus", description="Make, look at and compare text corpora."
-    )
+    """Return the command line."""
+    top = cli.make_parser("corpus", "Make, look at and compare text corpora.")
     commands = top.add_subparsers(dest="command", required=True)
     for name, what in (
         ("build", "make a corpus from action labels"),
@@ -74,10 +75,8 @@ def parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=what, description=what.capitalize() + ".")
         if name == "extend":
             command.add_argument("corpus", help="corpus file to start from; its entities stay, and stay first")
-        command.add_argument(
-            "--labels", nargs="+", required=True, metavar="FILE", help='class files, or text files; or "kinetics400"'
-        )
-        command.add_argument("--out", required=True, metavar="FILE", help="corpus file to write (JSON)")
+        cli.add_labels(command, required=True)
+        cli.add_out(command, "FILE", "corpus file to write (JSON)")
         command.add_argument(
             "--llm",
             choices=("none", "openai"),
@@ -118,8 +117,13 @@ def parser() -> argparse.ArgumentParser:
 
 def build_from(arguments: argparse.Namespace) -> None:
     """The commands `build` and `extend`."""
+    from alt_fast.corpus.builder.build import BuildConfig, build, extend
+    from alt_fast.corpus.builder.language_model import LanguageModel, Settings
+    from alt_fast.corpus.builder.wordnet import open_wordnet
+    from alt_fast.data.annotations import read_labels
+
     before = Corpus.load(arguments.corpus) if arguments.command == "extend" else None
-    labels = [label for path in arguments.labels for label in read_names(path)]
+    labels = read_labels(arguments.labels)
     config = BuildConfig(
         senses=arguments.senses,
         reach=arguments.reach,
@@ -137,30 +141,27 @@ def build_from(arguments: argparse.Namespace) -> None:
     print_report(report, corpus, asked=model is not None)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status."""
-    arguments = parser().parse_args(argv)
-    try:
-        if arguments.command in ("build", "extend"):
-            build_from(arguments)
-        elif arguments.command == "diff":
-            lines = diff(Corpus.load(arguments.before), Corpus.load(arguments.after))
-            print("\n".join(lines), end="\n" if lines else "")
-            return int(bool(lines))
-        elif arguments.command == "stats":
-            print_stats(Corpus.load(arguments.corpus), arguments.by_label)
-        else:
-            show(Corpus.load(arguments.corpus), arguments.unit, arguments.label, arguments.category)
-    except (AnnotationError, CorpusError) as e:
-        print(f"error: {e}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted; answers of a language model that came until now are kept", file=sys.stderr)
-        return 130
+def run(arguments: argparse.Namespace) -> int:
+    """Do what the command says; `diff` returns 1 for corpora that differ."""
+    if arguments.command in ("build", "extend"):
+        build_from(arguments)
+    elif arguments.command == "diff":
+        from alt_fast.corpus.builder.stats import diff
+
+        lines = diff(Corpus.load(arguments.before), Corpus.load(arguments.after))
+        print("\n".join(lines), end="\n" if lines else "")
+        return int(bool(lines))
+    elif arguments.command == "stats":
+        print_stats(Corpus.load(arguments.corpus), arguments.by_label)
+    else:
+        show(Corpus.load(arguments.corpus), arguments.unit, arguments.label, arguments.category)
     return 0
 
 
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    return cli.run(parser, run, argv, "interrupted; answers of a language model that came until now are kept")
+
+
 if __name__ == "__main__":
-    if hasattr(signal, "SIGPIPE"):
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # "show corpus.json | head" ends quietly
     sys.exit(main())

@@ -15,6 +15,7 @@ A label is a class's id or its name (in `path label` lines a single word: use CS
 """
 
 import csv
+import io
 import json
 import re
 from collections.abc import Iterable, Sequence
@@ -22,10 +23,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from alt_fast.errors import AltFastError
+
 Subset = Literal["train", "test"]
 
 
-class AnnotationError(ValueError):
+KINETICS = "kinetics400"
+"""Stands for a file of the class names of Kinetics-400."""
+
+
+class AnnotationError(AltFastError, ValueError):
     """A list or class file that cannot be used; the message names file, line and cause."""
 
 
@@ -71,12 +78,22 @@ def read_classes(path: str | Path) -> list[str]:
     return names
 
 
+def read_labels(given: Sequence[str]) -> list[str]:
+    """Return labels from what a command was given: texts, and files for `read_names`, in their order.
+
+    What ends in .txt, .csv or .json is a file, and so is what names one. Raises AnnotationError for those that are not.
+    """
+    files = {text for text in given if Path(text).suffix in (".txt", ".csv", ".json") or Path(text).is_file()}
+    named = ((read_names(text) if text in files or text == KINETICS else [text]) for text in given)
+    return [label for labels in named for label in labels]
+
+
 def read_names(path: str) -> list[str]:
     """Names from a class file, or from a text file with one a line; "kinetics400" gives torchvision's list of them."""
-    if path == "kinetics400":
-        from torchvision.models._meta import _KINETICS400_CATEGORIES  # takes seconds
+    if path == KINETICS:
+        from torchvision.models.video import R3D_18_Weights  # takes seconds
 
-        return list(_KINETICS400_CATEGORIES)
+        return list(R3D_18_Weights.KINETICS400_V1.meta["categories"])
     if Path(path).suffix in (".csv", ".json"):
         return read_classes(path)
     lines = [line.strip() for line in _read(Path(path)).splitlines() if line.strip()]
@@ -87,12 +104,16 @@ def read_names(path: str) -> list[str]:
 
 
 def read_list(
-    path: str | Path, classes: Sequence[str] | None = None, root: str | Path | None = None, subset: Subset = "train"
+    path: str | Path,
+    classes: str | Path | Sequence[str] | None = None,
+    root: str | Path | None = None,
+    subset: Subset = "train",
 ) -> tuple[list[Video], list[str]]:
-    """Labelled videos, and the class names their labels index.
+    """Return labelled videos, and the class names that their labels index.
 
-    path: the list; for HMDB-51 a glob of its split files. classes: from `read_classes`; None takes the labels found, in
-    alphabetical order (datasets that name their classes). root: where video paths start; the list's folder by default.
+    path: the list; for HMDB-51 a glob of its split files. classes: a class file for `read_classes`, or the names; None
+    takes the labels found, in alphabetical order (datasets that name their classes). root: where video paths start; the
+    list's folder by default.
     subset: which rows of a file that holds both, as HMDB-51's do.
 
     Raises AnnotationError for unreadable files, unknown formats, labels outside the classes and paths named twice.
@@ -100,6 +121,8 @@ def read_list(
     """
     path = Path(path)
     folder = Path(root) if root is not None else path.parent
+    if isinstance(classes, str | Path):
+        classes = read_classes(classes)
     rows = _read_hmdb(path, subset) if "*" in path.name else _read_rows(path)
     if not rows:
         raise AnnotationError(f"{path}: the list names no videos")
@@ -229,7 +252,8 @@ def _read_hmdb(pattern: Path, subset: Subset) -> list[_Row]:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        with path.open(encoding="utf-8", newline="") as file:  # line ends inside quoted cells stay
+            return file.read()
     except (OSError, UnicodeDecodeError) as e:
         raise AnnotationError(f"cannot read {path}: {e}") from e
 
@@ -245,11 +269,14 @@ def _json(path: Path, text: str, kinds: type | tuple[type, ...]) -> Any:
 
 
 def _csv(path: Path, text: str, columns: Sequence[str]) -> list[dict[str, str]]:
-    reader = csv.DictReader(text.splitlines(), strict=True)
-    missing = sorted(set(columns) - set(reader.fieldnames or ()))
-    if missing:
-        raise AnnotationError(f"{path}: column {missing[0]!r} is missing (found {reader.fieldnames})")
-    rows = list(reader)
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    try:
+        missing = sorted(set(columns) - set(reader.fieldnames or ()))
+        if missing:
+            raise AnnotationError(f"{path}: column {missing[0]!r} is missing (found {reader.fieldnames})")
+        rows = list(reader)
+    except csv.Error as e:
+        raise AnnotationError(f"{path}, line {reader.line_num}: {e}") from e
     for number, row in enumerate(rows, start=2):
         if any(not row[column] for column in columns):
             raise AnnotationError(f"{path}, line {number}: {', '.join(columns)} must not be empty")

@@ -5,8 +5,7 @@ matrix, applied in one pass, alike in every backend: contrast pivots on middle g
 turns the chroma plane of YIQ instead of HSV's wheel, and values are clipped once, at the end, as DALI's operations do.
 """
 
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -14,6 +13,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from alt_fast.data.config import AugmentConfig
 from alt_fast.data.decode import Frames
 from alt_fast.data.sampling import Positions, segment_positions
 
@@ -24,45 +24,6 @@ MEAN_STD = {
 _YIQ = np.array([[0.299, 0.587, 0.114], [0.595716, -0.274453, -0.321263], [0.211456, -0.522591, 0.311135]])
 _GRAY = np.tile(_YIQ[0], (3, 1))  # RGB to three times luma
 _ANCHORS = ((0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (1.0, 1.0), (0.5, 0.5))  # MultiScaleCrop's fixed places: x, y
-
-
-@dataclass(frozen=True)
-class AugmentConfig:
-    """X-CLIP's recipe by default.
-
-    Args:
-        scales: crop sizes of MultiScaleCrop, fractions of the short side; width and height are at most one step apart.
-        flip: probability of a horizontal flip; 0 where left and right matter.
-        jitter: probability of colour jitter.
-        brightness: range of the brightness factor, 1 +- this.
-        contrast: range of the contrast factor, 1 +- this.
-        saturation: range of the saturation factor, 1 +- this.
-        hue: range of the hue shift, +- this (0.5 is half a turn of the colour wheel).
-        jitter_per_frame: draw colour jitter anew for every frame, as X-CLIP's code does, rather than once for the clip.
-        gray: probability of grayscale.
-        test_crop: side of the square center crop for testing, as a fraction of the short side.
-        normalize: mean and standard deviation that pixels are normalised with; X-CLIP takes ImageNet's, not CLIP's.
-    """
-
-    scales: list[float] = field(default_factory=lambda: [1.0, 0.875, 0.75, 0.66])
-    flip: float = 0.5
-    jitter: float = 0.8
-    brightness: float = 0.4
-    contrast: float = 0.4
-    saturation: float = 0.2
-    hue: float = 0.1
-    jitter_per_frame: bool = False
-    gray: float = 0.2
-    test_crop: float = 0.875
-    normalize: Literal["imagenet", "clip"] = "imagenet"
-
-    def __post_init__(self) -> None:
-        for name in ("flip", "jitter", "gray"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must be a probability in [0, 1], got {getattr(self, name)}")
-        for name, values in (("scales", self.scales), ("test_crop", [self.test_crop])):
-            if not values or not all(0 < value <= 1 for value in values):
-                raise ValueError(f"{name} must be in (0, 1], got {getattr(self, name)}")
 
 
 @dataclass(frozen=True)
@@ -177,6 +138,12 @@ def paint(clips: Tensor, maps: Tensor, config: AugmentConfig, dtype: torch.dtype
     weight, bias = maps.view(-1, 3, 4).split((3, 1), dim=-1)
     values = torch.baddbmm((bias - mean) / std, weight / std, clips.flatten(3).flatten(0, 1).float())
     return values.clamp_(-mean / std, (1 - mean) / std).to(dtype).view(clips.shape)
+
+
+def unpaint(video: Tensor, normalize: str) -> Tensor:
+    """Return the pixels of normalised clips or frames [..., 3, H, W], as uint8."""
+    mean, std = (torch.tensor(values, device=video.device).view(3, 1, 1) for values in MEAN_STD[normalize])
+    return ((video * std + mean) * 255).round().clamp(0, 255).byte()
 
 
 def apply(record: ClipRecord, frames: Frames, size: tuple[int, int], config: AugmentConfig) -> Tensor:

@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from nvidia.dali import fn, math, pipeline_def, types
 
 from alt_fast.data.augment import MEAN_STD, color_map, crop_box
-from alt_fast.data.dataset import Clips, ClipSpec
+from alt_fast.data.batch import Batch, PendingClip, Request
+from alt_fast.data.config import ClipSpec
+from alt_fast.data.dataset import Clips
 from alt_fast.data.decode import VideoIndex, decode_frames, display_rotation, index_video
-from alt_fast.data.loader import Batch, PendingClip, Request
 from alt_fast.data.storage import locate
 
 CPU_CODECS = ("vp8", "vp9", "mjpeg")

@@ -1,28 +1,20 @@
 """Clips for training and testing, in an order and with choices that depend on nothing but the seed."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import islice
+from typing import Protocol
 
 import numpy as np
 
 from alt_fast.data.annotations import Video
-from alt_fast.data.augment import AugmentConfig, ClipRecord, draw_record, view_record
+from alt_fast.data.augment import ClipRecord, draw_record, view_record
+from alt_fast.data.config import ClipSpec
 from alt_fast.data.rng import Stream, generator
 
 NO_LABEL = -1
 _ATTEMPTS = 50  # videos tried for one training clip before giving up
 
 Key = tuple[int, int]
-
-
-@dataclass(frozen=True)
-class ClipSpec:
-    """What a clip looks like: frames, height and width in pixels, augmentation."""
-
-    num_frames: int
-    size: tuple[int, int]
-    augment: AugmentConfig
 
 
 class TrainClips:
@@ -83,6 +75,14 @@ class EvalClips:
 
 
 Clips = TrainClips | EvalClips
+
+
+class KeyBatches(Protocol):
+    """Keys by batch, and how many batches there are."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[Sequence[Key]]: ...
 
 
 class EpochSampler:

@@ -14,6 +14,7 @@ from av.video.reformatter import Interpolation, VideoReformatter
 from numpy.typing import NDArray
 
 from alt_fast.data.storage import StorageError, locate
+from alt_fast.errors import AltFastError
 
 _EXACT_COLORS = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
 """As DALI converts; FFmpeg's default darkens by one level of 255."""
@@ -24,7 +25,7 @@ _MISSING_FRAMES = 2  # packets at the end that may give no frame, as in some AVI
 _MISSING_SHARE = 0.1  # of the promised duration: more than this missing is a truncated file
 
 
-class VideoError(ValueError):
+class VideoError(AltFastError, ValueError):
     """A video that cannot be used. `path` names the file, `cause` says why."""
 
     def __init__(self, path: str | Path, cause: str) -> None:

@@ -14,13 +14,14 @@ class Stream(IntEnum):
     CLIP = 1  # frame positions, crop, flip and colour of a clip
     SHUFFLE = 2  # order of the samples in an epoch
     REPLACE = 3  # which sample stands in for an unreadable one
-    STEP = 4  # mixing and noise of a training step
+    STEP = 4  # noise of a training step
     INIT = 5  # initial weights
     CAPTION = 6  # pretraining images and captions
     VIDEO = 7  # Motion Shapes videos
     FEW_SHOT = 8  # training videos of a class
     UNSEEN = 9  # classes to test zero-shot
     PROBE = 10  # batches of a linear probe
+    MIX = 11  # mixing of a batch
 
 
 def generator(seed: int, stream: Stream, epoch: int = 0, sample: int = 0) -> np.random.Generator:

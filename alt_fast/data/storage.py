@@ -12,8 +12,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from alt_fast.errors import AltFastError
 
-class StorageError(ValueError):
+
+class StorageError(AltFastError, ValueError):
     """There are no bytes to read; the message says why."""
 
 
@@ -56,9 +58,7 @@ def _locate_member(archive: Path, member: str) -> Location:
         raise StorageError(f"no such archive: {archive}")
     index = archive.with_name(archive.name + ".json")
     if not index.is_file():
-        raise StorageError(
-            f"the archive has no index {index.name}; python -m alt_fast.data.shard makes archives with one"
-        )
+        raise StorageError(f"the archive has no index {index.name}; alt-fast data shard makes archives with one")
     try:
         offset, size = _read_index(index)[member]
     except KeyError as e:

@@ -20,11 +20,13 @@ from typing import Any
 
 import torch
 
+from alt_fast.errors import AltFastError, ArgumentError
+
 _LOOK_AROUND = 5.0  # seconds between an idle process's looks whether its parent lives
 _AHEAD = 2  # calls that a process holds, so that it never waits for the next
 
 
-class LostError(RuntimeError):
+class LostError(AltFastError, RuntimeError):
     """The process of a call died, or the call took too long."""
 
 
@@ -37,7 +39,7 @@ class Workers:
 
     def __init__(self, function: Callable[[Any], Any], count: int, timeout: float) -> None:
         if count < 0 or timeout <= 0:
-            raise ValueError(f"workers must be >= 0 and timeout > 0, got {count} and {timeout}")
+            raise ArgumentError(f"workers must be >= 0 and timeout > 0, got {count} and {timeout}")
         self._function, self._count, self._timeout = function, count, timeout
         self._queue: deque[_Call] = deque()
         self._workers: list[_Worker] = []

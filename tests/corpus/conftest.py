@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from alt_fast.corpus.build import BODY_PARTS
-from alt_fast.corpus.wordnet import LEXNAMES, open_wordnet
+from alt_fast.corpus.builder.build import BODY_PARTS
+from alt_fast.corpus.builder.wordnet import LEXNAMES, open_wordnet
 
 SYMBOLS = {"hypernym": "@", "hyponym": "~", "part": "%p", "instance": "@i", "derived": "+", "term": "-c"}
 
@@ -157,7 +157,7 @@ def no_wordnet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A machine without any WordNet and without a network; returns its cache folder."""
     monkeypatch.setattr("nltk.data.path", [])
     monkeypatch.setattr("nltk.download", lambda *_, **__: False)
-    monkeypatch.setattr("alt_fast.corpus.wordnet.SYSTEM_FOLDERS", ())
+    monkeypatch.setattr("alt_fast.corpus.builder.wordnet.SYSTEM_FOLDERS", ())
     monkeypatch.delenv("WNSEARCHDIR", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path / "cache"

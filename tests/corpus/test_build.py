@@ -8,13 +8,13 @@ import pytest
 
 from alt_fast.corpus import Corpus, CorpusError
 from alt_fast.corpus.__main__ import main
-from alt_fast.corpus.build import BODY_PARTS, BuildConfig, build
-from alt_fast.corpus.rankers import open_chooser
-from alt_fast.corpus.senses import Candidate, Question, _near, choose, choose_senses
-from alt_fast.corpus.stats import entities_by_label
-from alt_fast.corpus.units import Unit, normalize_label, nouns_of, units_of
-from alt_fast.corpus.units import noun as whole_noun
-from alt_fast.corpus.wordnet import category_of, open_wordnet
+from alt_fast.corpus.builder.build import BODY_PARTS, BuildConfig, build
+from alt_fast.corpus.builder.rankers import open_chooser
+from alt_fast.corpus.builder.senses import Candidate, Question, _near, choose, choose_senses
+from alt_fast.corpus.builder.stats import entities_by_label
+from alt_fast.corpus.builder.units import Unit, normalize_label, nouns_of, units_of
+from alt_fast.corpus.builder.units import noun as whole_noun
+from alt_fast.corpus.builder.wordnet import category_of, open_wordnet
 from alt_fast.data.annotations import read_names
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from alt_fast.corpus import CATEGORIES, Corpus, CorpusError
-from alt_fast.train import load_corpus, parse
+from alt_fast.training.config import parse
+from alt_fast.training.job import load_corpus
 
 
 def test_round_trip(corpus: Corpus, tmp_path: Path) -> None:

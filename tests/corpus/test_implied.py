@@ -7,10 +7,10 @@ import pytest
 
 from alt_fast.corpus import Corpus, Entity
 from alt_fast.corpus.__main__ import main
-from alt_fast.corpus.build import BuildConfig, build
-from alt_fast.corpus.implied import AGAIN
-from alt_fast.corpus.language_model import LanguageModel, Settings
-from alt_fast.corpus.stats import entities_by_label
+from alt_fast.corpus.builder.build import BuildConfig, build
+from alt_fast.corpus.builder.implied import AGAIN
+from alt_fast.corpus.builder.language_model import LanguageModel, Settings
+from alt_fast.corpus.builder.stats import entities_by_label
 from tests.corpus.endpoint import Endpoint
 
 ANSWERS = {
@@ -119,7 +119,7 @@ def test_interrupting(
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("alt_fast.corpus.__main__.build", interrupt)
+    monkeypatch.setattr("alt_fast.corpus.builder.build.build", interrupt)
     (tmp_path / "labels.txt").write_text("playing guitar\n")
     assert main(["build", "--labels", str(tmp_path / "labels.txt"), "--out", str(tmp_path / "c.json")]) == 130
     assert "interrupted" in capsys.readouterr().err

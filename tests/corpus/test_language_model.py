@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from alt_fast.corpus import CorpusError
-from alt_fast.corpus.language_model import (
+from alt_fast.corpus.builder.language_model import (
     MAX_ANSWER,
     MAX_DESCRIPTION,
     MAX_UNITS,

@@ -13,9 +13,9 @@ from tokenizers.pre_tokenizers import Whitespace
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
 
 from alt_fast.corpus import CorpusError
-from alt_fast.corpus.rankers import COSINE_WEIGHT, EncoderRanker, T5Ranker, _question, open_chooser
-from alt_fast.corpus.senses import Candidate, Question
-from alt_fast.corpus.units import Unit, units_of
+from alt_fast.corpus.builder.rankers import COSINE_WEIGHT, EncoderRanker, T5Ranker, _question, open_chooser
+from alt_fast.corpus.builder.senses import Candidate, Question
+from alt_fast.corpus.builder.units import Unit, units_of
 
 WORDS = ["[PAD]", "[UNK]", "</s>", "play", "guitar", "a", "on", "of", "games", "head", "gang", "clamp"]
 

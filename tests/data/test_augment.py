@@ -6,16 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from alt_fast.data.augment import (
-    MEAN_STD,
-    AugmentConfig,
-    ClipRecord,
-    ColorJitter,
-    apply,
-    color_map,
-    draw_record,
-    view_record,
-)
+from alt_fast.data.augment import MEAN_STD, ClipRecord, ColorJitter, apply, color_map, draw_record, view_record
+from alt_fast.data.config import AugmentConfig
 from alt_fast.data.rng import Stream, generator
 from alt_fast.data.sampling import segment_positions
 

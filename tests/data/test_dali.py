@@ -13,10 +13,12 @@ import pytest
 import torch
 
 from alt_fast.data.annotations import Video
-from alt_fast.data.augment import MEAN_STD, AugmentConfig, color_map
-from alt_fast.data.dataset import NO_LABEL, ClipSpec, EpochSampler, EvalClips, TrainClips, batched
+from alt_fast.data.augment import MEAN_STD, color_map
+from alt_fast.data.batch import Batch
+from alt_fast.data.config import AugmentConfig, ClipSpec, Loading
+from alt_fast.data.dataset import NO_LABEL, EpochSampler, EvalClips, TrainClips, batched
 from alt_fast.data.decode import decode_frames, index_video
-from alt_fast.data.loader import Batch, Loader, Loading, open_backend
+from alt_fast.data.loader import Loader, open_backend
 from alt_fast.train import main
 from tests.conftest import SMALL_JOB, NoiseWriter
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from alt_fast.data.annotations import Video
-from alt_fast.data.augment import AugmentConfig
-from alt_fast.data.dataset import NO_LABEL, ClipSpec, EpochSampler, EvalClips, TrainClips, batched
+from alt_fast.data.config import AugmentConfig, ClipSpec
+from alt_fast.data.dataset import NO_LABEL, EpochSampler, EvalClips, TrainClips, batched
 
 SPEC = ClipSpec(4, (32, 32), AugmentConfig())
 VIDEOS = [Video(Path(f"{i}.mp4"), i % 3) for i in range(23)]

@@ -10,10 +10,13 @@ import torch
 
 from alt_fast.data import loader as loader_module
 from alt_fast.data.annotations import Video, read_classes, read_list
-from alt_fast.data.augment import AugmentConfig, apply
-from alt_fast.data.dataset import NO_LABEL, ClipSpec, EpochSampler, EvalClips, TrainClips, batched
+from alt_fast.data.augment import apply
+from alt_fast.data.batch import Batch, Failure
+from alt_fast.data.config import AugmentConfig, ClipSpec, Loading
+from alt_fast.data.dataset import NO_LABEL, EpochSampler, EvalClips, TrainClips, batched
 from alt_fast.data.decode import decode_clip
-from alt_fast.data.loader import Batch, Failure, Loader, Loading, TorchBackend, TorchReader, open_backend
+from alt_fast.data.loader import Loader, open_backend
+from alt_fast.data.pyav import TorchBackend, TorchReader
 from tests.conftest import VideoWriter
 
 SPEC = ClipSpec(4, (32, 32), AugmentConfig())

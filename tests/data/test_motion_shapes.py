@@ -9,21 +9,21 @@ import pytest
 
 from alt_fast.data import motion_shapes
 from alt_fast.data.annotations import read_classes, read_list
+from alt_fast.data.config import MotionShapesConfig
 from alt_fast.data.decode import decode_clip
-from alt_fast.data.motion_shapes import (
+from alt_fast.data.motion_shapes.captions import captioned_frame
+from alt_fast.data.motion_shapes.draw import (
     MOTIONS,
     OBJECTS,
     OPPOSITE,
     PAIRS,
     UNSEEN_PAIRS,
     Clip,
-    MotionShapesConfig,
     draw_clip,
-    generate,
     pose,
     render,
 )
-from alt_fast.data.shape_captions import captioned_frame
+from alt_fast.data.motion_shapes.generate import generate
 
 TIMES = np.linspace(0, 1, 21).tolist()
 

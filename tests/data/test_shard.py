@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from alt_fast.data.annotations import read_classes, read_list
-from alt_fast.data.augment import AugmentConfig
-from alt_fast.data.dataset import ClipSpec, TrainClips
+from alt_fast.data.config import AugmentConfig, ClipSpec, Loading
+from alt_fast.data.dataset import TrainClips
 from alt_fast.data.decode import VideoError, decode_clip
-from alt_fast.data.loader import Loader, Loading, open_backend
+from alt_fast.data.loader import Loader, open_backend
 from alt_fast.data.shard import main, pack
 from alt_fast.data.storage import StorageError, locate
 

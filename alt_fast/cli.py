@@ -1,0 +1,173 @@
+"""What all commands share: options that mean one thing everywhere, and the one place where errors become exit statuses.
+
+Nothing here, and nothing that a command needs to build its parser, imports PyTorch: `--help` answers at once.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+from alt_fast.corpus import CATEGORIES
+from alt_fast.data.config import LoaderName
+from alt_fast.errors import AltFastError
+
+EXTRAS = {
+    "av": "video",
+    "open_clip": "video",
+    "jsonargparse": "train",
+    "tensorboard": "train",
+    "nltk": "corpus",
+    "openai": "corpus",
+    "sentence_transformers": "corpus",
+    "transformers": "corpus",
+    "nvidia": "dali",
+    "xformers": "gpu",
+}
+"""Optional packages, by the name that is imported, and the extra that installs each."""
+
+
+def run(
+    make_parser: Callable[[], Any],
+    work: Callable[[Any], int],
+    argv: Sequence[str] | None = None,
+    interrupted: str = "interrupted",
+) -> int:
+    """Parse and work; returns the exit status. interrupted: what to say after Ctrl-C.
+
+    An AltFastError becomes one line on standard error. Whatever else is raised is a fault of ours, or of a library: it
+    shows its traceback.
+    """
+    try:
+        status = work(make_parser().parse_args(argv))
+        sys.stdout.flush()
+    except AltFastError as e:
+        print(f"error: {e}", file=sys.stderr)
+        return e.status
+    except ModuleNotFoundError as e:
+        extra = EXTRAS.get((e.name or "").partition(".")[0])
+        if extra is None:
+            raise
+        print(f"error: this needs {e.name}: pip install 'alt-fast[{extra}]'", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(interrupted, file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # "... | head" has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    return status
+
+
+def choose(
+    prog: str, description: str, commands: Mapping[str, str], argv: Sequence[str] | None
+) -> tuple[str, list[str]]:
+    """Return the command that the first argument names, and the arguments behind it; `--help` lists them all."""
+    width = max(map(len, commands))
+    lines = "\n".join(f"  {name:{width}}  {what}" for name, what in commands.items())
+    parser = argparse.ArgumentParser(
+        prog,
+        f"{prog} COMMAND ...",
+        description,
+        f"commands:\n{lines}\n\n{prog} COMMAND --help explains one.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("command", choices=commands, metavar="COMMAND", help="one of those below")
+    argv = list(sys.argv[1:] if argv is None else argv)
+    return parser.parse_args(argv[:1]).command, argv[1:]
+
+
+def make_parser(command: str, description: str, **options: Any) -> argparse.ArgumentParser:
+    """Return an empty parser of `alt-fast COMMAND`."""
+    return argparse.ArgumentParser(f"alt-fast {command}", description=description, allow_abbrev=False, **options)
+
+
+def add_checkpoint(parser: Any, required: bool = True) -> None:
+    """--checkpoint."""
+    parser.add_argument(
+        "--checkpoint", required=required, metavar="RUN", help="trained model: run folder or model.safetensors"
+    )
+
+
+def add_corpus(parser: Any) -> None:
+    """--corpus and --categories."""
+    parser.add_argument(
+        "--corpus", metavar="FILE", help='text corpus to align to, or "motion_shapes"; default: the one trained with'
+    )
+    parser.add_argument(
+        "--categories", nargs="+", choices=CATEGORIES, help="only these of its entities; default: all of --corpus"
+    )
+
+
+def add_labels(parser: Any, required: bool = False, default: str = "the classes trained on") -> None:
+    """--labels, for `data.annotations.read_labels`."""
+    parser.add_argument(
+        "--labels",
+        nargs="+",
+        required=required,
+        metavar="LABEL",
+        help='texts, class files or text files with one label a line; "kinetics400" is known'
+        + ("" if required else f"; default: {default}"),
+    )
+
+
+def add_r(parser: Any, default: int | None = None) -> None:
+    """--r."""
+    what = "as trained" if default is None else default
+    parser.add_argument(
+        "--r", type=int, default=default, metavar="R", help=f"tokens merged away per layer (default: {what})"
+    )
+
+
+def add_also_r(parser: Any, what: str, *old_names: str) -> None:
+    """--also-r: further r to look at."""
+    parser.add_argument("--also-r", *old_names, type=int, nargs="*", metavar="R", help=what)
+
+
+def add_list(parser: Any, required: bool, what: str, several: bool = False) -> None:
+    """--list, with --classes and --root."""
+    names, nargs = (("--list", "--lists"), "+") if several else (("--list",), None)
+    parser.add_argument(*names, required=required, nargs=nargs, metavar="FILE", help=what)
+    parser.add_argument("--classes", metavar="FILE", help="class file of --list; default: as the command says above")
+    parser.add_argument("--root", metavar="DIR", help="folder that video paths start from; default: the list's")
+
+
+def add_out(parser: Any, kind: str, what: str, required: bool = True) -> None:
+    """--out."""
+    parser.add_argument("--out", type=Path, required=required, metavar=kind, help=what)
+
+
+def add_loader(parser: Any) -> None:
+    """--loader."""
+    parser.add_argument("--loader", choices=get_args(LoaderName), default="auto", help="who crops and resizes")
+
+
+def add_workers(parser: Any) -> None:
+    """--workers and --timeout."""
+    parser.add_argument("--workers", type=int, default=2, metavar="N", help="decoding processes (default 2)")
+    parser.add_argument("--timeout", type=float, default=60, metavar="S", help="seconds for one video (default 60)")
+
+
+def add_device(parser: Any) -> None:
+    """--device."""
+    parser.add_argument("--device", default="auto", help="cpu, cuda or auto (default)")
+
+
+def add_json(parser: Any) -> None:
+    """--json."""
+    parser.add_argument("--json", action="store_true", help="print JSON, with all there is")
+
+
+def add_testing(parser: Any) -> None:
+    """Which model to use and how, for every command that runs a trained model over lists of videos."""
+    add_checkpoint(parser)
+    add_corpus(parser)
+    add_r(parser)
+    parser.add_argument("--batch-size", type=int, default=32, metavar="B", help="clips at once (default 32)")
+    parser.add_argument("--crops", type=int, default=1, metavar="N", help="places in the picture (default 1)")
+    parser.add_argument("--clips", type=int, default=1, metavar="N", help="moments in the video (default 1)")
+    add_loader(parser)
+    add_workers(parser)
+    add_device(parser)

@@ -1,0 +1,179 @@
+"""Look at videos and pack them: `alt-fast data check`, `browse`, `shard`, `generate`."""
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from alt_fast import cli
+from alt_fast.data.config import AugmentConfig, ClipSpec, Loading, MotionShapesConfig
+from alt_fast.errors import ArgumentError
+from alt_fast.settings import make_settings_parser
+
+COMMANDS = {
+    "check": "scan a list of videos for what cannot be used",
+    "browse": "draw a contact sheet of clips as the model sees them",
+    "shard": "pack a list of videos into tar archives",
+    "generate": "write Motion Shapes, the generated dataset",
+}
+
+
+def _add_list(parser: Any, *, nargs: str | None = None) -> None:
+    parser.add_argument("list", metavar="LIST", nargs=nargs, help="list of videos, in any form that training takes")
+    parser.add_argument("--classes", metavar="FILE", help="class file, where the list does not name its classes")
+    parser.add_argument("--root", metavar="DIR", help="folder that video paths start from; default: the list's")
+    parser.add_argument("--subset", choices=["train", "test"], default="train", help="rows of a list that holds both")
+
+
+def _check_parser() -> Any:
+    parser = cli.make_parser(
+        "data check", "Scan a list of videos. Every file is indexed, and frames all over it are decoded."
+    )
+    _add_list(parser)
+    cli.add_workers(parser)
+    cli.add_json(parser)
+    return parser
+
+
+def _check(arguments: Any) -> int:
+    from alt_fast.data.annotations import read_list
+    from alt_fast.data.check import scan, summarize
+
+    videos, classes = read_list(arguments.list, arguments.classes, arguments.root, arguments.subset)
+    facts, failures = scan(videos, arguments.workers, arguments.timeout)
+    summary = summarize(videos, classes, facts, failures)
+    if arguments.json:
+        print(json.dumps(summary, indent=2))
+    else:
+        _print_summary(summary)
+    return 1 if failures else 0
+
+
+def _print_summary(summary: dict[str, Any]) -> None:
+    print(f"{summary['videos']} videos, {summary['bytes'] / 1e6:,.1f} MB, {len(summary['unusable'])} of them unusable")
+    for name, unit in (("codecs", ""), ("sizes", ""), ("rates", " frames/s")):
+        most = list(summary[name].items())
+        line = ", ".join(f"{value}{unit}: {count}" for value, count in most[:8])
+        print(f"{name:8} {line}" + (f", and {len(most) - 8} more" if len(most) > 8 else ""))
+    if summary["frames"]:
+        least, middle, most = summary["frames"]
+        print(f"frames   {least} to {most}, median {middle:g}")
+    counts = summary["classes"]
+    few, many = (choose(counts.items(), key=lambda pair: pair[1]) for choose in (min, max))
+    print(f"classes  {len(counts)}, from {few[1]} ({few[0]}) to {many[1]} videos ({many[0]})")
+    for failure in summary["unusable"]:
+        print(f"unusable {failure['path']}: {failure['cause']}")
+
+
+def _browse_parser() -> Any:
+    parser = make_settings_parser("data browse", "Write a contact sheet (PNG) of augmented clips of a list.")
+    _add_list(parser)
+    cli.add_out(parser, "FILE", "picture to write")
+    parser.add_argument("--count", type=int, default=8, help="clips (default 8)")
+    parser.add_argument("--frames", type=int, default=8, help="frames of a clip (default 8)")
+    parser.add_argument("--size", type=int, default=112, help="pixels of a frame's side (default 112)")
+    parser.add_argument("--seed", type=int, default=0, help="chooses the clips and their augmentation (default 0)")
+    parser.add_argument("--epoch", type=int, default=0, help="another epoch, other augmentation (default 0)")
+    parser.add_argument("--test", action="store_true", help="views as in testing, not augmented")
+    cli.add_loader(parser)
+    parser.add_class_arguments(AugmentConfig, "augment")
+    return parser
+
+
+def _browse(arguments: Any) -> int:
+    import torch
+
+    from alt_fast.data.annotations import read_list
+    from alt_fast.data.browse import contact_sheet, describe
+    from alt_fast.data.dataset import NO_LABEL, EvalClips, TrainClips
+    from alt_fast.data.loader import Loader, open_backend
+    from alt_fast.data.rng import Stream, generator
+    from alt_fast.files import write_atomically
+
+    config = arguments.augment
+    videos, classes = read_list(arguments.list, arguments.classes, arguments.root, arguments.subset)
+    chosen = generator(arguments.seed, Stream.SHUFFLE, arguments.epoch).permutation(len(videos))[: arguments.count]
+    spec = ClipSpec(arguments.frames, (arguments.size, arguments.size), config)
+    clips = EvalClips(videos, spec) if arguments.test else TrainClips(videos, spec, arguments.seed)
+    keys = [(int(i), 0) if arguments.test else (arguments.epoch, int(i)) for i in chosen]
+    backend, why = open_backend(arguments.loader, clips, torch.device("cpu"))
+    (batch,) = Loader(clips, [keys], backend, Loading(arguments.loader))
+    labels = ["no video" if label == NO_LABEL else classes[label] for label in batch.label.tolist()]
+    captions = [f"{label}: {describe(clips.record(key))}" for label, key in zip(labels, keys, strict=True)]
+    sheet = contact_sheet(batch, captions, config.normalize)
+    write_atomically(arguments.out, lambda partial: sheet.save(partial, "PNG"))
+    print(f"{len(keys)} clips in {arguments.out} (loader {why})")
+    for failure in batch.failures:
+        print(f"unreadable: {failure.path}: {failure.cause}", file=sys.stderr)
+    return 1 if batch.failures else 0
+
+
+def _shard_parser() -> Any:
+    parser = cli.make_parser(
+        "data shard",
+        "Pack a list of videos into tar archives with an index. Training and testing take the list it "
+        "writes like any other, and see the same clips. With --index, LIST are archives that exist already.",
+    )
+    _add_list(parser, nargs="+")
+    cli.add_out(parser, "DIR", "folder to write to", required=False)
+    parser.add_argument("--name", help="of the archives and the new list; default: the list's own")
+    parser.add_argument("--max-mb", type=int, default=1024, metavar="MB", help="size of an archive (default 1024)")
+    parser.add_argument("--index", action="store_true", help="only index WebDataset archives that exist already")
+    return parser
+
+
+def _shard(arguments: Any) -> int:
+    from alt_fast.data.annotations import read_list
+    from alt_fast.data.shard import pack, write_index
+
+    if arguments.index:
+        for archive in arguments.list:
+            write_index(Path(archive))
+        return 0
+    if arguments.out is None or len(arguments.list) != 1 or arguments.max_mb < 1:
+        raise ArgumentError("packing takes one LIST, --out DIR, and --max-mb of at least 1")
+    (path,) = arguments.list
+    videos, classes = read_list(path, arguments.classes, arguments.root, arguments.subset)
+    name = arguments.name or Path(path).stem
+    failures = pack(videos, classes, name, arguments.out, arguments.max_mb * 2**20)
+    packed = len(videos) - len(failures)
+    print(f"{packed} of {len(videos)} videos in {arguments.out / name}-*.tar, listed in {name}.csv")
+    for video, cause in failures.items():
+        print(f"not packed: {video}: {cause}", file=sys.stderr)
+    return 1 if failures else 0
+
+
+def _generate_parser() -> Any:
+    parser = cli.make_parser("data generate", "Write Motion Shapes, the generated dataset.")
+    cli.add_out(parser, "DIR", "folder to write to")
+    for name, value in asdict(MotionShapesConfig()).items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=value, help=f"default {value}")
+    return parser
+
+
+def _generate(arguments: Any) -> int:
+    from alt_fast.data.motion_shapes.generate import generate
+
+    settings = vars(arguments)
+    generate(settings.pop("out"), MotionShapesConfig(**settings))
+    return 0
+
+
+_RUN = {
+    "check": (_check_parser, _check),
+    "browse": (_browse_parser, _browse),
+    "shard": (_shard_parser, _shard),
+    "generate": (_generate_parser, _generate),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status: 1 when a video could not be used."""
+    command, rest = cli.choose("alt-fast data", "Look at videos and pack them.", COMMANDS, argv)
+    return cli.run(*_RUN[command], rest)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,115 @@
+"""Files that appear whole or not at all, their names in a run folder, and who may write there."""
+
+import csv
+import fcntl
+import json
+import os
+import socket
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+from alt_fast.errors import FileError, RunError
+
+CONFIG, ENVIRONMENT, METRICS, LOG = "config.yaml", "environment.json", "metrics.json", "log.jsonl"
+WEIGHTS, CLASSES, CARD = "model.safetensors", "classes.csv", "README.md"
+"""What a run folder holds."""
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Call `write` on a temporary name beside `path`, flush to disk, then rename.
+
+    Readers, and other writers of the same file, see it whole. Raises FileError when the disk is full or the like; what
+    was at `path` before is there still.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.partial")
+    try:
+        partial.touch()
+        mode = partial.stat().st_mode  # safetensors makes files that only their owner can read
+        write(partial)
+        partial.chmod(mode)
+        with open(partial, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except (OSError, RuntimeError, SafetensorError) as e:  # torch.save raises RuntimeError on a full disk
+        partial.unlink(missing_ok=True)
+        raise FileError(f"cannot write {path}: {e}") from e
+    except BaseException:  # a bug of `write`, or Ctrl-C: its own error stands, and leaves nothing behind
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write text, atomically. Raises FileError."""
+    write_atomically(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write indented JSON, atomically. Raises FileError."""
+    write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Write a table with commas, quotes and line ends in its cells as they are, atomically. Raises FileError."""
+
+    def write(partial: Path) -> None:
+        with partial.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(header)
+            writer.writerows(rows)
+
+    write_atomically(path, write)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it, unless it is there. Raises FileError."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise FileError(f"cannot make folder {path}: {e.strerror or e}") from e
+
+
+def cache_folder(name: str) -> Path:
+    """`name` in alt-fast's folder under $XDG_CACHE_HOME, by default ~/.cache, for files that can be made again.
+
+    It need not exist yet.
+    """
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "alt_fast" / name
+
+
+def differences(before: Any, now: Any, key: str = "") -> list[str]:
+    """Return the settings that changed, as text, by their dotted names."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        names = sorted(before.keys() | now.keys())
+        return [d for name in names for d in differences(before.get(name), now.get(name), f"{key}.{name}".strip("."))]
+    return [] if before == now else [f"{key} was {before!r}, now {now!r}"]
+
+
+@contextmanager
+def sole_writer(folder: Path) -> Iterator[None]:
+    """Be the only process that writes to `folder`. Raises RunError when another one is.
+
+    The lock ends with its process, however that ends. It is one that forked children do not inherit (lockf, not flock):
+    decoding processes outlive a killed parent for some seconds.
+    """
+    try:
+        file = (folder / ".lock").open("a+", encoding="utf-8")
+    except OSError as e:
+        raise FileError(f"cannot write to {folder}: {e}") from e
+    with file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as e:
+            file.seek(0)
+            raise RunError(f"{folder} is being written by {file.read().strip() or 'another process'}") from e
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+        for left in folder.glob(".*.partial"):  # by a process that was killed
+            if left.is_file():
+                left.unlink()
+        yield

@@ -1,0 +1,80 @@
+"""Video vectors: of a list of videos, in memory or on disk, where an interrupted extraction goes on."""
+
+import json
+import math
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from alt_fast.data.annotations import Video
+from alt_fast.data.batch import Failure
+from alt_fast.data.config import ClipSpec
+from alt_fast.data.dataset import EvalClips
+from alt_fast.distributed import World
+from alt_fast.errors import RunError
+from alt_fast.files import differences, make_folder, write_atomically, write_json
+from alt_fast.inference.scoring import EvalConfig, mean_over_views
+from alt_fast.model.alt import ALT
+from alt_fast.progress import Progress
+
+
+def features(
+    model: ALT, spec: ClipSpec, videos: Sequence[Video], testing: EvalConfig, name: str | None = None
+) -> tuple[Tensor, list[Failure]]:
+    """Return video vectors [N, d] fp32 (the paper's z, eq. 9), the mean over a video's views; zeros where unreadable.
+
+    name: the progress bar's; None: no bar.
+    """
+    model.eval()
+    clips = EvalClips(videos, spec, testing.crops, testing.clips)
+    width, device = model.alignment.entities.shape[1], model.logit_scale.device
+    mean, causes, _ = mean_over_views(clips, testing, device, lambda video: model.describe(video)[0], width, name)
+    readable = torch.tensor([str(video.path) not in causes for video in videos])
+    return mean * readable[:, None], [Failure(path, cause) for path, cause in causes.items()]
+
+
+def write_features(
+    model: ALT,
+    spec: ClipSpec,
+    videos: Sequence[Video],
+    testing: EvalConfig,
+    folder: Path,
+    per_file: int,
+    world: World,
+) -> list[Failure]:
+    """Write `folder`/00000.safetensors and so on, each with "video" [n, d] and "label" [n] of `per_file` videos.
+
+    Beside each lies a list of its videos with the cause of what could not be read. Files that are there are kept; the
+    processes share the others. Returns all failures.
+    """
+    count = math.ceil(len(videos) / per_file)
+    missing = [number for number in range(count) if not (folder / f"{number:05}.safetensors").exists()]
+    world.gather(None)  # all have looked before any writes
+    for number in Progress(missing[world.rank :: world.size], "features", "file", shown=world.main):
+        part = videos[number * per_file : (number + 1) * per_file]
+        vectors, failed = features(model, spec, part, testing)
+        causes = dict(failed)
+        rows = [{"path": str(video.path), "unreadable": causes.get(str(video.path))} for video in part]
+        write_json(folder / f"{number:05}.json", {"videos": rows})
+        tensors = {"video": vectors, "label": torch.tensor([video.label for video in part])}
+        write_atomically(folder / f"{number:05}.safetensors", partial(save_file, tensors))
+    world.gather(None)  # all have written
+    lists = [json.loads((folder / f"{number:05}.json").read_text())["videos"] for number in range(count)]
+    return [Failure(row["path"], row["unreadable"]) for rows in lists for row in rows if row["unreadable"]]
+
+
+def open_folder(folder: Path, settings: dict[str, Any]) -> None:
+    """Make the folder, or check that it was begun with the same settings. Raises RunError."""
+    recorded = folder / "config.json"
+    if recorded.exists():
+        changed = differences(json.loads(recorded.read_text()), settings)
+        if changed:
+            raise RunError(f"{folder} was begun otherwise: {'; '.join(changed)}. Choose another --out")
+        return
+    make_folder(folder)
+    write_json(recorded, settings)

@@ -1,0 +1,105 @@
+"""A model card, written from what a run recorded and measured; what was not measured is called so."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from alt_fast.files import CONFIG, ENVIRONMENT, METRICS
+from alt_fast.inference.trained import TrainedModel
+
+_SCORES = {
+    "top1": ("Top-1, test videos", "chance", "test_videos"),
+    "top5": ("Top-5, test videos", None, "test_videos"),
+    "top1_unseen_pairs": ("Top-1, videos of classes never trained on", "chance_unseen_pairs", "unseen_videos"),
+    "frame_only_top1": ("Top-1 of the same model on single frames", "chance", "test_videos"),
+    "frame_only_top1_unseen_pairs": ("The same, classes never trained on", "chance_unseen_pairs", "unseen_videos"),
+}
+
+
+_CARD = """---
+library_name: alt-fast
+pipeline_tag: video-classification
+---
+
+# ALT, {backbone}
+
+A video action recogniser of [arXiv 2311.15619](https://arxiv.org/abs/2311.15619), by alt-fast: {frames} frames of
+{height} x {width} pixels, {merged}, {depth} decoder blocks, queries from {query}, {corpus},
+{parameters:.1f} M parameters without the text tower.
+
+```python
+import alt_fast
+
+model = alt_fast.load("this folder")
+model.classify("clip.mp4")  # the likeliest labels; also .features, .explain
+```
+
+`alt-fast classify VIDEO --checkpoint FOLDER` names the action in a video, of the {num_classes} classes
+trained on ({classes}) or of any texts given as `--labels`.
+
+## Measured
+
+{measured}
+
+## Training
+
+{training}
+"""
+
+
+def model_card(trained: TrainedModel, run: Path | None) -> str:
+    """Return the card as Markdown. run: the finished run folder of these weights; None when it is not at hand."""
+    config, model = trained.model.config, trained.model
+    return _CARD.format(
+        backbone=config.backbone,
+        frames=config.frames,
+        height=model.image_size[0],
+        width=model.image_size[1],
+        merged=f"r = {config.r} tokens merged per layer" if config.r else "no tokens merged",
+        depth=config.depth,
+        query=config.query,
+        corpus="no corpus" if model.corpus is None else f"a corpus of {len(model.corpus):,} entities",
+        parameters=model.count_parameters() / 1e6,
+        num_classes=len(trained.classes),
+        classes=", ".join(trained.classes[:3]) + (", ..." if len(trained.classes) > 3 else ""),
+        measured="\n".join(_measured(run)),
+        training="\n".join(_training(run)),
+    )
+
+
+def _measured(run: Path | None) -> list[str]:
+    if run is None or not (run / METRICS).exists():
+        return ["Not measured: these weights come without the scores of a finished run."]
+    metrics = json.loads((run / METRICS).read_text())
+    lines = ["| | % | chance | videos |", "|---|--:|--:|--:|"]
+    for key, (name, chance, videos) in _SCORES.items():
+        if key in metrics:
+            by_chance = f"{100 * metrics[chance]:.1f}" if chance else ""
+            lines.append(f"| {name} | {100 * metrics[key]:.1f} | {by_chance} | {metrics[videos]} |")
+    missing = len(metrics["unreadable"])
+    views = "One view of every video"
+    views += f"; {missing} could not be read and count as wrong." if missing else "."
+    return [*lines, "", f"{views} One run with one seed: a deviation was not measured, nor speed."]
+
+
+def _training(run: Path | None) -> list[str]:
+    if run is None:
+        return ["Not at hand."]
+    config: dict[str, Any] = yaml.safe_load((run / CONFIG).read_text())
+    environment: dict[str, Any] = json.loads((run / ENVIRONMENT).read_text())
+    data, optim = config["data"], config["optim"]
+    where = f"the generated dataset {data['generate']}" if data["generate"] else f"`{data['train']}`"
+    start = config["start_from"] or config["model"]["pretrained"]
+    towers = (
+        "a CLIP trained in the same run" if config["pretrain"] else "random weights" if start is None else f"`{start}`"
+    )
+    packages = ", ".join(f"{name} {version}" for name, version in environment["packages"].items())
+    device = environment["gpu"] or f"CPU ({environment['cores']} cores)"
+    return [
+        f"- On {where}, starting from {towers}, with seed {config['seed']}.",
+        f"- {optim['epochs']} epochs of batches of {optim['batch_size']}; learning rates {optim['lr']}, image tower "
+        f"{optim['backbone_lr']}; all settings are in `config.yaml`.",
+        f"- alt-fast {environment['alt_fast']}, commit {environment['commit'] or 'unknown'}; {packages}; {device}.",
+    ]

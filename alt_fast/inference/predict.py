@@ -1,0 +1,101 @@
+"""Name the action in one video."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, overload
+
+import torch
+from torch import Tensor
+
+from alt_fast.corpus import Corpus
+from alt_fast.data.augment import apply, view_record
+from alt_fast.data.config import ClipSpec
+from alt_fast.data.decode import decode_clip
+from alt_fast.model.alt import ALT
+
+Head = Literal["alt", "clip"]
+"""Who scores: ALT, or CLIP's own zero-shot classifier over merged tokens."""
+
+
+@dataclass(frozen=True)
+class EntityShare:
+    """An entity, and the share of a frame's tokens that aligned to it, 0 to 1."""
+
+    entity: str
+    category: str
+    share: float
+
+
+@dataclass(frozen=True)
+class Prediction(Sequence[tuple[str, float]]):
+    """The likeliest labels of a video with their probabilities, likeliest first: a sequence of (label, probability).
+
+    frames: what the tokens of each frame aligned to, by falling share; empty where nothing aligns.
+    """
+
+    video: str
+    labels: list[tuple[str, float]]
+    frames: list[list[EntityShare]]
+
+    @overload
+    def __getitem__(self, index: int) -> tuple[str, float]: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[tuple[str, float]]: ...
+
+    def __getitem__(self, index: int | slice) -> tuple[str, float] | list[tuple[str, float]]:
+        return self.labels[index]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __iter__(self) -> Iterator[tuple[str, float]]:
+        return iter(self.labels)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as plain data, for JSON."""
+        return {
+            "video": self.video,
+            "labels": [{"label": label, "probability": probability} for label, probability in self.labels],
+            "frames": [[asdict(share) for share in frame] for frame in self.frames],
+        }
+
+
+def load_video(path: str | Path, spec: ClipSpec) -> Tensor:
+    """Return the middle frames of a video's segments as the model takes them, [1, T, 3, H, W]. Raises VideoError."""
+    record = view_record(spec.augment, spec.num_frames)
+    return apply(record, decode_clip(path, record.positions), spec.size, spec.augment)[None]
+
+
+@torch.inference_mode()
+def predict(
+    path: str | Path, model: ALT, spec: ClipSpec, labels: Sequence[str], classes: Tensor, head: Head = "alt"
+) -> Prediction:
+    """Score a video against all labels. classes: their embeddings [I, d], on the model's device. Raises VideoError."""
+    video = load_video(path, spec).to(classes.device)
+    entity = None
+    if head == "clip":
+        logits = model.clip_logits(video, classes)
+    else:
+        logits, _, entity = model(video, classes)
+    ranked = rank(labels, logits[0])
+    frames = [] if entity is None else [entity_shares(model.corpus, frame) for frame in entity[0].tolist()]
+    return Prediction(str(path), ranked, [frame for frame in frames if frame])
+
+
+def rank(labels: Sequence[str], logits: Tensor) -> list[tuple[str, float]]:
+    """Return labels with their probabilities, by falling probability. logits: [I]."""
+    probabilities = logits.float().softmax(-1).tolist()
+    return sorted(zip(labels, probabilities, strict=True), key=lambda pair: -pair[1])
+
+
+def entity_shares(corpus: Corpus | None, entity: Sequence[int]) -> list[EntityShare]:
+    """Return entities by the share of tokens that aligned to them. entity: the corpus index of each token."""
+    if corpus is None:
+        return []
+    return [
+        EntityShare(corpus.entities[i].unit, corpus.entities[i].category, count / len(entity))
+        for i, count in Counter(entity).most_common()
+    ]

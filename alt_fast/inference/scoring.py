@@ -1,0 +1,136 @@
+"""How a model does on a list of videos: every video once, shared out over the processes."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from alt_fast.data.annotations import Video
+from alt_fast.data.batch import Failure
+from alt_fast.data.config import ClipSpec, Loading
+from alt_fast.data.dataset import EvalClips, batched
+from alt_fast.data.loader import Loader, open_backend
+from alt_fast.distributed import World
+from alt_fast.errors import check_at_least
+from alt_fast.model.alt import ALT
+from alt_fast.model.encoder import Schedule
+from alt_fast.progress import Progress
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """How videos are tested: `crops` x `clips` views each, clips at once, and how they are loaded."""
+
+    batch_size: int = 32
+    crops: int = 1
+    clips: int = 1
+    loading: Loading = field(default_factory=Loading)
+
+    def __post_init__(self) -> None:
+        check_at_least(self, batch_size=1, crops=1, clips=1)
+
+
+@dataclass(frozen=True)
+class Result:
+    """Scores of every video of a list, in its order.
+
+    scores: [N, I] fp32, probabilities averaged over the views; rows of unreadable videos are zero. labels: [N].
+    failures: unreadable videos; readable: [N] bool. What cannot be read counts as wrong, so that leaving out hard files
+    cannot raise a score. ways: how many clips were decoded how.
+    """
+
+    scores: Tensor
+    labels: Tensor
+    failures: list[Failure]
+    readable: Tensor
+    ways: Counter[str]
+
+    def top(self, k: int) -> float:
+        """Share of videos whose class is among the k highest scores (k at most the number of classes)."""
+        best = self.scores.topk(min(k, self.scores.shape[1])).indices
+        hits = (best == self.labels[:, None]).any(1) & self.readable
+        return hits.float().mean().item()
+
+
+class Views(NamedTuple):
+    """mean: [N, width] fp32, of each video's views. causes: of unreadable videos, by path. ways: clips by decoder."""
+
+    mean: Tensor
+    causes: dict[str, str]
+    ways: Counter[str]
+
+
+@torch.inference_mode()
+def mean_over_views(
+    clips: EvalClips,
+    testing: EvalConfig,
+    device: torch.device,
+    forward: Callable[[Tensor], Tensor],
+    width: int,
+    name: str | None = None,
+) -> Views:
+    """Run every view of every video. forward: [B, T, 3, H, W] to [B, width]. name: the progress bar's; None: no bar."""
+    loading = testing.loading
+    backend, _ = open_backend(loading.loader, clips, device, threads=max(1, loading.workers))
+    loader = Loader(clips, list(batched(clips.keys(), testing.batch_size)), backend, loading)
+    results = [torch.zeros(0, width)]
+    causes: dict[str, str] = {}
+    for batch in Progress(loader, name or "", "batch", shown=name is not None):
+        results.append(forward(batch.video).float().cpu())
+        causes |= dict(batch.failures)
+    mean = torch.cat(results).view(len(clips.videos), clips.views, width).mean(1)
+    return Views(mean, causes, backend.counts)
+
+
+def evaluate(
+    model: ALT,
+    videos: Sequence[Video],
+    spec: ClipSpec,
+    classes: Tensor,
+    testing: EvalConfig,
+    name: str = "test",
+    world: World | None = None,
+    schedule: Schedule | None = None,
+) -> Result:
+    """Score videos against class embeddings [I, d]; each once, whatever the number of processes that share them.
+
+    schedule: tokens to merge away by layer; by default the model's own.
+    """
+    world = world or World()
+    model.eval()
+    clips = EvalClips(videos[world.rank :: world.size], spec, testing.crops, testing.clips)
+
+    def probabilities(video: Tensor) -> Tensor:
+        return model(video, classes, schedule=schedule).logits.float().softmax(-1)
+
+    shown = name if world.main else None
+    own = mean_over_views(clips, testing, classes.device, probabilities, len(classes), shown)
+    mean = torch.zeros(len(videos), len(classes))
+    causes: dict[str, str] = {}
+    ways: Counter[str] = Counter()
+    for rank, share in enumerate(world.gather(own)):
+        mean[rank :: world.size] = share.mean
+        causes |= share.causes
+        ways += share.ways
+    readable = torch.tensor([str(video.path) not in causes for video in videos])
+    labels = torch.tensor([video.label for video in videos])
+    failures = [Failure(path, cause) for path, cause in causes.items()]
+    return Result(mean * readable[:, None], labels, failures, readable, ways)
+
+
+def summarize(name: str, result: Result, num_classes: int, testing: EvalConfig) -> dict[str, Any]:
+    """Return accuracy on one list (fractions of 1), with what is needed to read it, as plain data."""
+    return {
+        "list": name,
+        "videos": len(result.labels),
+        "views": testing.crops * testing.clips,
+        "classes": num_classes,
+        "chance": 1 / num_classes,
+        "top1": result.top(1),
+        "top5": result.top(5),
+        "unreadable": [failure._asdict() for failure in result.failures],
+        "ways": dict(result.ways),
+    }

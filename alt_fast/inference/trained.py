@@ -1,0 +1,269 @@
+"""A trained model with all that its use takes: name actions, describe and explain videos; and the file it is kept in.
+
+Loading runs no code from the file.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, overload
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from alt_fast.corpus import Corpus, Entity
+from alt_fast.data.annotations import Video
+from alt_fast.data.batch import Failure
+from alt_fast.data.config import AugmentConfig, ClipSpec
+from alt_fast.data.decode import VideoError
+from alt_fast.distributed import World
+from alt_fast.errors import ArgumentError, CheckpointError
+from alt_fast.files import WEIGHTS, write_atomically
+from alt_fast.inference.explaining import explain
+from alt_fast.inference.features import features
+from alt_fast.inference.predict import Head, Prediction, predict
+from alt_fast.inference.scoring import EvalConfig, evaluate, summarize
+from alt_fast.model.alt import ALT
+from alt_fast.model.config import ModelConfig
+from alt_fast.model.text import TEMPLATES
+from alt_fast.report.explanation import Explanation
+
+FORMAT_VERSION = 1
+
+PathLike = str | Path
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A model with what it takes to use it.
+
+    classes: names that it was trained on. templates: prompts for class names. augment: how its test clips are cropped
+    and normalised.
+
+    model = alt_fast.load("runs/k400")
+    for label, probability in model.classify("clip.mp4", labels=["surfing", "diving"]): ...
+    """
+
+    model: ALT
+    classes: list[str]
+    templates: list[str]
+    augment: AugmentConfig
+
+    @property
+    def spec(self) -> ClipSpec:
+        """What its clips look like."""
+        return ClipSpec(self.model.config.frames, self.model.image_size, self.augment)
+
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are."""
+        return self.model.logit_scale.device
+
+    def to(self, device: torch.device | str) -> "TrainedModel":
+        """Move the weights; returns itself."""
+        self.model.to(device)
+        return self
+
+    def use_corpus(self, corpus: str | Path | None, categories: Sequence[str] | None = None) -> None:
+        """Align to another corpus from now on: a file, or the name of one that comes along; None keeps the present one.
+
+        categories: the ones to use, by default all. Raises ArgumentError for a model that does not align, CorpusError.
+        """
+        if corpus is not None or categories is not None:
+            self.model.use_corpus(None if corpus is None else Corpus.load(corpus), categories)
+
+    def embed(self, labels: Sequence[str]) -> Tensor:
+        """Return the embeddings of class names, [I, d]. Raises ArgumentError for none."""
+        if not labels:
+            raise ArgumentError("labels must not be empty")
+        return self.model.text.classes(labels, self.templates)
+
+    @overload
+    def classify(  # type: ignore[overload-overlap]  # a str is a sequence of str, too
+        self, videos: PathLike, labels: Sequence[str] | None = None, top_k: int | None = 5, head: Head = "alt"
+    ) -> Prediction: ...
+
+    @overload
+    def classify(
+        self,
+        videos: Sequence[PathLike],
+        labels: Sequence[str] | None = None,
+        top_k: int | None = 5,
+        head: Head = "alt",
+        errors: Literal["raise"] = "raise",
+    ) -> list[Prediction]: ...
+
+    @overload
+    def classify(
+        self,
+        videos: Sequence[PathLike],
+        labels: Sequence[str] | None = None,
+        top_k: int | None = 5,
+        head: Head = "alt",
+        *,
+        errors: Literal["return"],
+    ) -> list[Prediction | Failure]: ...
+
+    def classify(
+        self,
+        videos: PathLike | Sequence[PathLike],
+        labels: Sequence[str] | None = None,
+        top_k: int | None = 5,
+        head: Head = "alt",
+        errors: Literal["raise", "return"] = "raise",
+    ) -> Prediction | list[Prediction] | list[Prediction | Failure]:
+        """Name the action in a video, or in each of several.
+
+        labels: texts to choose from; by default the classes trained on. top_k: how many to return, the likeliest; None
+        for all. head: "alt", or "clip" for CLIP's own zero-shot scores. errors: "return" puts a Failure in the place of
+        a video that cannot be read. Raises VideoError, and ArgumentError for no labels or top_k < 1.
+        """
+        if top_k is not None and top_k < 1:
+            raise ArgumentError(f"top_k must be >= 1, got {top_k}")
+        labels = self.classes if labels is None else list(labels)
+        classes = self.embed(labels)
+        self.model.eval()
+
+        def one(path: PathLike) -> Prediction:
+            found = predict(path, self.model, self.spec, labels, classes, head)
+            return replace(found, labels=found.labels[:top_k])
+
+        if isinstance(videos, str | Path):
+            return one(videos)
+        results: list[Prediction | Failure] = []
+        for path in videos:
+            try:
+                results.append(one(path))
+            except VideoError as e:
+                if errors == "raise":
+                    raise
+                results.append(Failure(e.path, e.cause))
+        return results
+
+    def features(self, videos: PathLike | Sequence[PathLike], testing: EvalConfig | None = None) -> Tensor:
+        """Return the video vectors z (eq. 9): [d] fp32 of one video, [N, d] of several, on the CPU.
+
+        testing: views, batch size and decoding processes. Raises VideoError for the first one that cannot be read.
+        """
+        single = isinstance(videos, str | Path)
+        paths = [videos] if isinstance(videos, str | Path) else videos
+        listed = [Video(Path(path), 0) for path in paths]
+        vectors, failures = features(self.model, self.spec, listed, testing or EvalConfig())
+        if failures:
+            raise VideoError(failures[0].path, failures[0].cause)
+        return vectors[0] if single else vectors
+
+    def score(
+        self,
+        name: str,
+        videos: Sequence[Video],
+        names: Sequence[str],
+        testing: EvalConfig,
+        world: World | None = None,
+    ) -> dict[str, Any]:
+        """Test on a list of videos whose labels index `names`; what cannot be read counts as wrong.
+
+        Returns "top1", "top5" (fractions of 1) and what is needed to read them (`scoring.summarize`).
+        """
+        result = evaluate(self.model, videos, self.spec, self.embed(names), testing, Path(name).name, world)
+        return summarize(name, result, len(names), testing)
+
+    def explain(
+        self, video: PathLike, labels: Sequence[str] | None = None, also_r: Sequence[int] | None = None
+    ) -> Explanation:
+        """Show what the model saw in a video: in a notebook, or by `.save("page.html")`, .png or .webm.
+
+        labels: texts to choose from; by default the classes trained on. also_r: r that a page's slider has besides the
+        model's own; by default 0, half of it, and half as much again. Raises VideoError.
+        """
+        labels = self.classes if labels is None else list(labels)
+        return explain(video, self.model, self.spec, labels, self.embed(labels), also_r)
+
+
+def zero_shot(backbone: str = "ViT-B-16", pretrained: str | None = "openai", r: int = 8) -> TrainedModel:
+    """Return a CLIP that needs no training: `classify(..., labels=[...], head="clip")` scores by its frame tokens.
+
+    backbone, pretrained, r: as in ModelConfig. Raises ArgumentError or WeightsError.
+    """
+    config = ModelConfig(backbone, pretrained, r=r, query="frame", depth=1)
+    return TrainedModel(ALT(config, None).eval(), [], list(TEMPLATES), AugmentConfig(normalize="clip"))
+
+
+def save_module(path: Path, module: nn.Module, metadata: Mapping[str, str] | None = None) -> None:
+    """Write a module's weights as safetensors. Raises FileError."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
+    write_atomically(path, lambda partial: save_file(tensors, partial, metadata=dict(metadata or {})))
+
+
+def save_model(path: Path, trained: TrainedModel) -> None:
+    """Write weights with everything needed to use them: one safetensors file."""
+    corpus = trained.model.corpus
+    content = {
+        "model": asdict(replace(trained.model.config, pretrained=None)),
+        "classes": trained.classes,
+        "templates": trained.templates,
+        "augment": asdict(trained.augment),
+        "corpus": None if corpus is None else [asdict(entity) for entity in corpus.entities],
+    }
+    metadata = {"format": "alt-fast", "version": str(FORMAT_VERSION), "content": json.dumps(content)}
+    save_module(path, trained.model, metadata)
+
+
+def load(path: str | Path) -> TrainedModel:
+    """Read a trained model: `save_model`'s file, or the one in a run folder or an exported one.
+
+    Raises CheckpointError naming file and cause.
+    """
+    path = Path(path)
+    if path.is_dir():
+        if not (path / WEIGHTS).exists():
+            unfinished = any(path.glob("*.state"))
+            hint = (
+                f"its training has not finished: train with --out {path} --resume" if unfinished else "not a run folder"
+            )
+            raise CheckpointError(f"{path} holds no {WEIGHTS}: {hint}")
+        path = path / WEIGHTS
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+        if metadata.get("format") != "alt-fast":
+            raise CheckpointError(f"{path} is a safetensors file, but not a model of alt-fast")
+        _check_version(path, metadata.get("version"))
+        content = json.loads(metadata["content"])
+        weights = load_file(path)
+    except (OSError, SafetensorError) as e:
+        raise CheckpointError(f"cannot read checkpoint {path}: {e}") from e
+    corpus = content["corpus"] and Corpus(tuple(Entity(**entity) for entity in content["corpus"]))
+    try:
+        model = ALT(ModelConfig(**content["model"]), corpus)
+        model.load_state_dict(weights)
+    except (RuntimeError, TypeError, ValueError) as e:
+        raise CheckpointError(f"{path} does not fit the model it names: {e}") from e
+    return TrainedModel(model.eval(), content["classes"], content["templates"], AugmentConfig(**content["augment"]))
+
+
+_FREE = ("pretrained", "frames", "r", "tau", "noise", "categories")  # settings of a model that its weights do not know
+
+
+def load_weights(model: ALT, path: str | Path) -> None:
+    """Give `model` the weights of a trained one, whose corpus may be another. Raises CheckpointError."""
+    trained = load(path).model
+    before, now = asdict(trained.config), asdict(model.config)
+    fixed = [name for name in now if name not in _FREE]
+    changed = [f"model.{k} is {before[k]!r} there, {now[k]!r} here" for k in fixed if before[k] != now[k]]
+    if changed:
+        raise CheckpointError(f"{path} is another kind of model: {'; '.join(changed)}")
+    weights = trained.state_dict() | {"alignment.entities": model.alignment.entities}
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as e:
+        raise CheckpointError(f"the weights of {path} do not fit: {e}") from e
+
+
+def _check_version(path: Path, version: object) -> None:
+    """Raises CheckpointError for a file of another release's format."""
+    if str(version) != str(FORMAT_VERSION):
+        raise CheckpointError(f"{path} has checkpoint version {version}; this release reads version {FORMAT_VERSION}")

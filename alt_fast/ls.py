@@ -1,0 +1,62 @@
+"""List what can be named on a command line: configurations, backbones, hosts.
+
+alt-fast ls
+alt-fast ls backbones
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+
+from alt_fast import cli
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the command line."""
+    parser = cli.make_parser("ls", "List what can be named elsewhere; without KIND, all of it.")
+    parser.add_argument("kinds", nargs="*", choices=[*KINDS, []], metavar="KIND", help=f"any of {', '.join(KINDS)}")
+    return parser
+
+
+def configs() -> Iterator[str]:
+    """For `alt-fast train --config NAME` and `alt-fast cp NAME FILE`."""
+    from alt_fast.training.config import config_files
+
+    for name, path in config_files().items():
+        first = path.read_text(encoding="utf-8").splitlines()[0].removeprefix("# ")
+        yield f"{name:26} {first}"
+
+
+def backbones() -> Iterator[str]:
+    """For --model.backbone, create_model(backbone=...) and --backbone: CLIPs of open_clip that ALT takes."""
+    from alt_fast.model.clip_weights import backbones
+
+    yield from backbones()
+
+
+def hosts() -> Iterator[str]:
+    """For apply_patch: libraries, and their vision transformers."""
+    from alt_fast.tome.patch import HOSTS
+
+    yield from (f"{library:14} {towers}" for library, (_, towers) in HOSTS.items())
+
+
+KINDS = {"configs": configs, "backbones": backbones, "hosts": hosts}
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print the lists."""
+    for kind in arguments.kinds or KINDS:
+        print(f"{kind}: {KINDS[kind].__doc__}")
+        for line in KINDS[kind]():
+            print(f"  {line}")
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    return cli.run(parser, run, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,135 @@
+"""ALT, "align before adapt": video -> region tokens -> aligned entities -> queries -> action (paper, section 3)."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from alt_fast.corpus import Corpus
+from alt_fast.errors import ArgumentError
+from alt_fast.files import cache_folder
+from alt_fast.model.alignment import Alignment
+from alt_fast.model.clip_weights import build_clip
+from alt_fast.model.config import PRESETS, TINY, ModelConfig
+from alt_fast.model.decoder import VideoDecoder
+from alt_fast.model.encoder import RegionEncoder, Schedule
+from alt_fast.model.text import TextTower
+
+
+class Output(NamedTuple):
+    """logits [B, I] over classes; video [B, d], the paper's z; entity [B, T, n], corpus index of each aligned token."""
+
+    logits: Tensor
+    video: Tensor
+    entity: Tensor
+
+
+class ALT(nn.Module):
+    """The model. `corpus` is None exactly when the queries are not entities; call `embed_corpus` before first use."""
+
+    def __init__(self, config: ModelConfig, corpus: Corpus | None, activation_checkpointing: bool = False) -> None:
+        """activation_checkpointing: of the image tower (`RegionEncoder`)."""
+        super().__init__()
+        if (corpus is None) == (config.query == "entities"):
+            raise ArgumentError(f"query {config.query!r} needs {'a' if corpus is None else 'no'} corpus")
+        self.config = config
+        self.corpus = None if corpus is None else corpus.select(config.categories)
+        clip = build_clip(config.backbone, config.pretrained, config.image_size)
+        visual, clip.visual = clip.visual, None
+        width = visual.proj.shape[1]
+        self.text = TextTower(clip)
+        self.encoder = RegionEncoder(visual, config.r, config.tuning, config.frames, activation_checkpointing)
+        entities = torch.zeros(len(self.corpus or ()), width)  # filled by embed_corpus, or from a checkpoint
+        self.alignment = Alignment(entities, config.query, config.frames, config.regions, config.tau)
+        self.decoder = VideoDecoder(width, config.depth, config.self_attention, config.conv)
+        scale = clip.logit_scale.detach().clone().view(1)  # one dimension: FSDP splits no scalars
+        self.logit_scale = nn.Parameter(scale, requires_grad=config.cosine)
+
+    def forward(
+        self, video: Tensor, classes: Tensor, seed: Tensor | None = None, schedule: Schedule | None = None
+    ) -> Output:
+        """Score videos against class names.
+
+        video: [B, T, 3, H, W] normalised. classes: [I, d] of `text.classes`. seed: int64 scalar, eq. 4's noise.
+        schedule: tokens to merge away by layer; by default the encoder's own.
+        """
+        z, entity = self.describe(video, seed, schedule)
+        return Output(self.logits(z, classes), z, entity)
+
+    def describe(
+        self, video: Tensor, seed: Tensor | None = None, schedule: Schedule | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Do all of `forward` that needs no class names: return video vectors z [B, d] and entities [B, T, n]."""
+        tokens = self.encode(video, schedule)
+        queries, entity = self.alignment(tokens, seed if self.training and self.config.noise else None)
+        return self.decoder(queries, tokens[:, :, 0]), entity
+
+    def encode(self, video: Tensor, schedule: Schedule | None = None) -> Tensor:
+        """Return class and region tokens of every frame in the joint space, [B, T, N', d]."""
+        if video.ndim != 5 or video.shape[1] != self.config.frames:
+            raise ArgumentError(f"video must be [B, {self.config.frames}, 3, H, W], got shape {tuple(video.shape)}")
+        return self.encoder(video.flatten(0, 1), schedule).tokens.unflatten(0, video.shape[:2])
+
+    def logits(self, z: Tensor, classes: Tensor) -> Tensor:
+        """Return the similarity of video vectors [B, d] to classes [I, d] (eq. 10)."""
+        if not self.config.cosine:
+            return z.float() @ classes.T
+        return self.logit_scale.exp() * F.normalize(z.float(), dim=-1) @ classes.T
+
+    def clip_logits(self, video: Tensor, classes: Tensor) -> Tensor:
+        """Return CLIP's own zero-shot scores [B, I], the mean frame token against the classes: no training needed."""
+        frames = F.normalize(self.encode(video)[:, :, 0].float(), dim=-1)
+        return self.logit_scale.exp() * F.normalize(frames.mean(1), dim=-1) @ classes.T
+
+    def embed_corpus(self) -> None:
+        """Set the entities' embeddings by the text tower as it is now; those of open_clip's towers are kept on disk."""
+        if self.corpus is None:
+            return
+        texts = [entity.text for entity in self.corpus.entities]
+        if self.config.backbone == TINY:  # cheap, and its weights are made anew by every run
+            self.alignment.entities = self.text(texts)
+        else:
+            self.alignment.entities = self.text.cached(texts, cache_folder("embeddings"))
+
+    def use_corpus(self, corpus: Corpus | None, categories: Sequence[str] | None = None) -> None:
+        """Align to another corpus from now on, of any size: no weight depends on it. None keeps the present one.
+
+        categories: the ones to use, by default all. Raises ArgumentError for a model that does not align, CorpusError
+        when no entity is of these categories.
+        """
+        if self.corpus is None:
+            raise ArgumentError(f"the model's queries are {self.config.query!r}: it aligns to no corpus")
+        self.corpus = (self.corpus if corpus is None else corpus).select(categories)
+        self.embed_corpus()
+
+    def count_parameters(self, trainable: bool = False) -> int:
+        """Count parameters without the text branch, as the paper's Table 1 counts them; or only the trainable ones."""
+        own = (p for name, p in self.named_parameters() if not name.startswith("text."))
+        return sum(p.numel() for p in own if p.requires_grad or not trainable)
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of the frames it takes, in pixels."""
+        return tuple(self.encoder.visual.image_size)
+
+
+def create_model(name: str, corpus: Corpus | None = None, **overrides: Any) -> ALT:
+    """Build "alt_b16", "alt_l14" or "alt_tiny" with any ModelConfig field overridden.
+
+    create_model("alt_b16", corpus, pretrained="openai", r=13)
+
+    Raises ArgumentError for an unknown name or option, WeightsError when weights cannot be had or do not fit.
+    """
+    if name not in PRESETS:
+        raise ArgumentError(f"unknown model {name!r}; known are {', '.join(PRESETS)}")
+    unknown = sorted(set(overrides) - set(ModelConfig.__dataclass_fields__))
+    if unknown:
+        raise ArgumentError(
+            f"unknown model option {', '.join(unknown)}; known are {', '.join(ModelConfig.__dataclass_fields__)}"
+        )
+    model = ALT(replace(PRESETS[name], **overrides), corpus)
+    model.embed_corpus()
+    return model

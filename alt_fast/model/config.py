@@ -1,0 +1,67 @@
+"""What a model is: settings, and the paper's models by name. Without PyTorch: command lines are read at once."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from alt_fast.errors import ArgumentError, check_at_least
+
+TINY = "tiny"
+"""The backbone that the default job trains from scratch."""
+
+QuerySource = Literal["entities", "learned", "frame"]
+"""What queries the video: aligned entities (the paper), learned vectors (Table C3's empty corpus), or the frame tokens
+themselves, without any alignment (Table 5)."""
+
+Tuning = Literal["finetune", "frozen", "s", "sm", "stm"]
+"""What of the backbone trains: all of it, nothing, or adapters (spatial; + MLP; + temporal) on a frozen one."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """What the model is; defaults are the paper's ALT-B/16 with 8 frames.
+
+    Args:
+        backbone: open_clip model name, or "tiny".
+        pretrained: CLIP weights: None for random ones, a tag of open_clip ("openai"), or a checkpoint file.
+        image_size: pixels; None for the backbone's own.
+        frames: frames per clip.
+        r: tokens merged away per layer: an int, one int per layer, or [r, inflect] with a float inflect.
+        depth: decoder blocks, the paper's M.
+        query: what queries the video: aligned entities, learned vectors (Table C3), or the frame tokens (Table 5).
+        regions: align region tokens and the frame token; false: the frame token only (Table 5).
+        categories: corpus categories to use (Table C3); None for all.
+        tau: softmax temperature of eq. 4; the paper says 1.
+        noise: Gumbel noise of eq. 4 while training.
+        self_attention: self-attention among the decoder's queries (Table C4).
+        conv: 1-D convolution over the decoder's frames (Table C4).
+        tuning: how the backbone trains: all of it, not at all, or with AIM's adapters (Table 7).
+        cosine: eq. 10 on unit vectors with CLIP's learned scale; false: its literal dot products.
+    """
+
+    backbone: str = "ViT-B-16"
+    pretrained: str | None = None
+    image_size: int | None = None
+    frames: int = 8
+    r: int | list[int] | tuple[int, float] = 8
+    depth: int = 4
+    query: QuerySource = "entities"
+    regions: bool = True
+    categories: list[Literal["object", "body", "scene", "motion"]] | None = None
+    tau: float = 1.0
+    noise: bool = True
+    self_attention: bool = True
+    conv: bool = True
+    tuning: Tuning = "finetune"
+    cosine: bool = True
+
+    def __post_init__(self) -> None:
+        check_at_least(self, frames=1, depth=1)
+        if not self.tau > 0:
+            raise ArgumentError(f"tau must be > 0, got {self.tau}")
+
+
+PRESETS = {
+    "alt_b16": ModelConfig(),
+    "alt_l14": ModelConfig(backbone="ViT-L-14", depth=6),
+    "alt_tiny": ModelConfig(backbone=TINY, r=4, depth=2),
+}

@@ -1,0 +1,104 @@
+"""The frozen text side: prompts, CLIP's text tower, embeddings of class names and entities."""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import open_clip
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from alt_fast.errors import ArgumentError
+from alt_fast.files import make_folder, write_atomically
+from alt_fast.progress import Progress
+
+if TYPE_CHECKING:
+    from hashlib import _Hash
+
+TEMPLATES = (
+    "{}",
+    "a video of {}.",
+    "a video clip showing {}.",
+    "a photo of {}.",
+    "footage of {}.",
+    "a person {}.",
+    "someone is {}.",
+    "an example of the action {}.",
+)
+"""Prompts for action names; their embeddings are averaged (paper, section 3.4)."""
+
+PLAIN_TEMPLATES = ("{}", "a video of {}.")
+"""For class names that are whole sentences already."""
+
+
+class TextTower(nn.Module):
+    """CLIP's text tower with its tokenizer; frozen, always in eval mode."""
+
+    def __init__(self, clip: open_clip.CLIP) -> None:
+        """Takes over everything of `clip` but its image tower, which must have been taken off (`visual` None)."""
+        super().__init__()
+        if clip.visual is not None:
+            raise ArgumentError("take the image tower off first: clip.visual must be None")
+        self.clip = clip.requires_grad_(False)
+        self.tokenizer = open_clip.SimpleTokenizer(context_length=clip.context_length)
+        if clip.vocab_size != self.tokenizer.vocab_size:
+            raise ArgumentError(
+                f"the text tower has {clip.vocab_size} tokens, CLIP's tokenizer {self.tokenizer.vocab_size}"
+            )
+
+    @torch.no_grad()
+    def forward(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
+        """Unit-length embeddings [len(texts), d], fp32. Texts past the context length are cut."""
+        if not texts:
+            raise ArgumentError("texts must not be empty")
+        device = self.clip.positional_embedding.device
+        parts = self.tokenizer(list(texts)).split(batch_size)
+        shown = Progress(parts, "text embeddings", "batch", shown=len(parts) > 3)
+        return torch.cat([self.clip.encode_text(part.to(device), normalize=True).float() for part in shown])
+
+    def cached(self, texts: Sequence[str], folder: Path) -> Tensor:
+        """Embed the texts as calling it does, with the result kept in `folder` as a safetensors file.
+
+        The file is named by a hash of the texts, the tower's weights and the arithmetic (dtype, kind of device), so
+        what it holds is never out of date; a file that cannot be read is made again.
+        """
+        key = self._hash(texts)
+        path = folder / f"{key}.safetensors"
+        device = self.clip.positional_embedding.device
+        try:
+            with safe_open(path, framework="pt", device=str(device)) as file:
+                return file.get_tensor("embeddings")
+        except (OSError, SafetensorError):
+            embeddings = self(texts)
+        make_folder(folder)
+        write_atomically(path, lambda partial: save_file({"embeddings": embeddings.cpu()}, partial))
+        return embeddings
+
+    def _hash(self, texts: Sequence[str]) -> str:
+        digest = hash_weights(self.clip)
+        for text in texts:
+            digest.update(text.encode() + b"\0")
+        return digest.hexdigest()
+
+    def classes(self, names: Sequence[str], templates: Sequence[str] = TEMPLATES) -> Tensor:
+        """Class embeddings [len(names), d]: the normalised mean over templates of each name's embeddings."""
+        prompts = [template.format(name) for name in names for template in templates]
+        embeddings = self(prompts).view(len(names), len(templates), -1)
+        return F.normalize(embeddings.mean(1), dim=-1)
+
+    def train(self, mode: bool = True) -> "TextTower":
+        """Stays in eval mode: the tower is frozen."""
+        return super().train(False)
+
+
+def hash_weights(module: nn.Module) -> "_Hash":
+    """Return the SHA-256 of a module's weights and buffers: names, shapes, dtypes, kind of device, values."""
+    digest = hashlib.sha256()
+    for name, tensor in module.state_dict().items():
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} {tensor.device.type}\0".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest

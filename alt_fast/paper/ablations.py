@@ -1,0 +1,203 @@
+"""The paper's ablations (Tables 5, 7, 8, C3, C4): every row a training, and the tables with our scores in them."""
+
+import json
+import shlex
+import statistics
+import subprocess
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from alt_fast.errors import RunError
+from alt_fast.files import METRICS, make_folder
+from alt_fast.paper.splits import write_shots
+from alt_fast.progress import Progress
+from alt_fast.training.config import TrainConfig
+
+FULLY, FEW, ZERO = "fully", "2-shot", "0-shot"
+COLUMNS = (FULLY, FEW, ZERO)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a table: what it changes in the model, and the paper's top-1 in per cent by column.
+
+    An `r` among the changes is one of ALT-B/16, whose own is 8; other models take the same share of their own.
+    """
+
+    name: str
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    paper: tuple[float | None, float | None, float | None] = (None, None, None)
+
+
+UNMERGED = {"r": 0, "regions": False}  # without merging there are no regions
+
+
+TABLES = {
+    "5": [
+        Row("frame tokens as queries, r = 0 (the paper: X-CLIP)", {"query": "frame", "r": 0}, (81.7, 53.0, 72.0)),
+        Row("+ Align", UNMERGED, (82.6, 57.7, 75.0)),
+        Row("+ Align + ToMe", {"regions": False}, (82.0, 54.1, 73.3)),
+        Row("+ Align + ToMe + Region", {}, (82.4, 64.0, 76.7)),
+    ],
+    "7": [
+        Row("frozen", {"tuning": "frozen"}, (81.1, None, None)),
+        Row("S-adapter", {"tuning": "s"}, (81.4, None, None)),
+        Row("SM-adapter", {"tuning": "sm"}, (81.5, None, None)),
+        Row("STM-adapter", {"tuning": "stm"}, (82.0, None, None)),
+        Row("fine-tune", {}, (82.4, None, None)),
+    ],
+    "8": [
+        Row("r = 0", UNMERGED, (82.6, None, None)),
+        Row("r = 4", {"r": 4}, (82.4, None, None)),
+        Row("r = 8", {"r": 8}, (82.4, None, None)),
+        Row("r = 13", {"r": 13}, (81.9, None, None)),
+    ],
+    "C3": [
+        Row("no corpus: learned queries", {"query": "learned"}, (81.6, 56.1, 66.3)),
+        Row("body", {"categories": ["body"]}, (81.9, 60.4, 73.1)),
+        Row("object", {"categories": ["object"]}, (82.2, 62.7, 74.8)),
+        Row("scene", {"categories": ["scene"]}, (82.2, 61.9, 74.1)),
+        Row("motion", {"categories": ["motion"]}, (81.8, 59.7, 72.4)),
+        Row("all", {}, (82.3, 64.0, 76.7)),
+    ],
+    "C4": [
+        Row("neither", {"self_attention": False, "conv": False}, (81.8, 62.4, 75.6)),
+        Row("self-attention", {"conv": False}, (82.2, 63.2, 76.3)),
+        Row("1-D convolution", {"self_attention": False}, (82.1, 62.7, 76.1)),
+        Row("both", {}, (82.3, 64.0, 76.7)),
+    ],
+}
+
+
+BASE = Row("")
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What all runs share.
+
+    config: of the fully supervised runs. options: the same as command-line options. few_shot: options of the second
+    training, which starts from each; "{seed}" and "{data}" stand for the seed and the folder of generated videos. None:
+    no such column. launch: the command that runs `-m alt_fast.train`.
+    """
+
+    config: TrainConfig
+    options: Sequence[str]
+    few_shot: Sequence[str] | None
+    launch: Sequence[str]
+    out: Path
+
+    def folder(self, row: Row, seed: int, stage: str = "") -> Path:
+        """The run folder of a row; rows that change the same share it, whatever their tables."""
+        changes = ",".join(f"{name}={_text(value)}" for name, value in self.changes(row).items())
+        return self.out / f"seed{seed}" / f"{changes or 'base'}{stage}"
+
+    def changes(self, row: Row) -> dict[str, Any]:
+        """The row's settings of the model."""
+        changes = dict(row.changes)
+        if "r" in changes:
+            changes["r"] = self.scale(changes["r"])
+            if changes["r"] == self.config.model.r:
+                del changes["r"]
+        return changes
+
+    def scale(self, r: int) -> int:
+        """An r of ALT-B/16 as one of this model. Raises RunError when its own is no int."""
+        own = self.config.model.r
+        if not isinstance(own, int):
+            raise RunError(f"Table 8 varies model.r, which must be an int for it, got {own!r}")
+        return r * own // 8
+
+    def train(self, row: Row, seed: int) -> None:
+        """Both trainings of a row; what is done already is not done again."""
+        changed = [f"--model.{name}={_text(value)}" for name, value in self.changes(row).items()]
+        data = self.out / "data" / f"seed{seed}"
+        generated = self.config.data.generate is not None
+        own = [f"--data.root={data}", f"--data.shapes.seed={seed}"] if generated else []
+        if self.config.pretrain is not None and row is not BASE:  # one CLIP for all rows of a seed
+            towers = self.folder(BASE, seed) / "clip.safetensors"
+            own += ["--pretrain=null", f"--model.pretrained={towers}"]
+        run = self.folder(row, seed)
+        self._run([*self.options, *own, *changed, "--frame-only=false", f"--seed={seed}"], run)
+        if self.few_shot is not None:
+            second = [option.replace("{seed}", str(seed)).replace("{data}", str(data)) for option in self.few_shot]
+            if generated and row is BASE:
+                write_shots(data / "few_shot.txt", data / "unseen_classes.csv", None, [2], seed, data)
+            self._run([*second, f"--start-from={run}", *changed, f"--seed={seed}"], self.folder(row, seed, ",few-shot"))
+
+    def _run(self, options: Sequence[str], run: Path) -> None:
+        if (run / METRICS).exists():
+            return
+        make_folder(run.parent)
+        command = [*self.launch, "-m", "alt_fast.train", *options, f"--out={run}", "--resume"]
+        with run.with_name(f"{run.name}.log").open("a") as log:
+            status = subprocess.run(command, stdout=log, stderr=log).returncode
+        if status != 0:
+            raise RunError(f"status {status} of {shlex.join(command)}; see {log.name}")
+
+    def scores(self, row: Row, seed: int) -> dict[str, float]:
+        """Top-1 in per cent by column, of what has been trained and tested."""
+        found: dict[str, float] = {}
+        for stage, names in (("", {FULLY: "top1", ZERO: "top1_unseen_pairs"}), (",few-shot", {FEW: "top1"})):
+            path = self.folder(row, seed, stage) / METRICS
+            if path.exists():
+                metrics = json.loads(path.read_text())
+                found |= {column: 100 * metrics[name] for column, name in names.items() if name in metrics}
+        return found
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
+
+
+def run_all(sweep: Sweep, tables: Iterable[str], seeds: Sequence[int], jobs: int) -> None:
+    """Train what the tables need, `jobs` at a time: the unchanged model of every seed first. Raises RunError."""
+    rows = {sweep.folder(row, 0): row for table in tables for row in TABLES[table] if sweep.changes(row)}
+
+    def trainings(pool: ThreadPoolExecutor) -> Iterator[None]:
+        for stage in ([BASE], rows.values()):
+            futures = [pool.submit(sweep.train, row, seed) for row in stage for seed in seeds]
+            try:
+                yield from (future.result() for future in futures)
+            finally:
+                for future in futures:
+                    future.cancel()
+
+    with ThreadPoolExecutor(jobs) as pool:
+        for _ in Progress(trainings(pool), "ablations", "row", len(seeds) * (1 + len(rows))):
+            pass
+
+
+def table_text(sweep: Sweep, table: str, seeds: Sequence[int]) -> str:
+    """A Markdown table: the paper's top-1 and ours, mean and sample deviation over the seeds, in per cent."""
+    rows = TABLES[table]
+    scores = [[sweep.scores(row, seed) for seed in seeds] for row in rows]
+    ours = [c for c in COLUMNS if any(c in score for found in scores for score in found)]
+    papers = [i for i in range(len(COLUMNS)) if any(row.paper[i] is not None for row in rows)]
+    head = [f"Table {table}", *(f"paper, {COLUMNS[i]}" for i in papers), *(f"ours, {column}" for column in ours)]
+    lines = [head, ["---", *["--:"] * (len(head) - 1)]]
+    for row, found in zip(rows, scores, strict=True):
+        name = row.name
+        if (r := row.changes.get("r")) and sweep.scale(r) != r:
+            name += f" (here {sweep.scale(r)})"
+        paper = ["-" if row.paper[i] is None else f"{row.paper[i]:.1f}" for i in papers]
+        values = [[score[column] for score in found if column in score] for column in ours]
+        lines.append([name, *paper, *map(_spread_text, values)])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _spread_text(values: Sequence[float]) -> str:
+    if not values:
+        return "not measured"
+    if len(values) == 1:
+        return f"{values[0]:.1f}"
+    return f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f}"
+
+
+SHAPES_FEW_SHOT = (
+    "--config few_shot_motion_shapes --data.train {data}/2-shot-seed{seed}.csv --data.test {data}/unseen.txt "
+    "--data.classes {data}/unseen_classes.csv"
+)

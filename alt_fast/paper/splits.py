@@ -1,0 +1,90 @@
+"""Seeded draws of the paper's few-shot and zero-shot protocols, written to disk as lists of videos."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from alt_fast.data.annotations import Video, read_list
+from alt_fast.data.rng import Stream, generator
+from alt_fast.errors import RunError
+from alt_fast.files import make_folder, write_csv
+
+RENAMED = {
+    "changing wheel (not on bike)": "changing wheel",
+    "cooking sausages (not on barbeque)": "cooking sausages",
+    "dyeing hair": "dying hair",
+    "hugging (not baby)": "hugging",
+    "inflating balloons": "balloon blowing",
+    "making the bed": "making bed",
+    "opening bottle (not wine)": "opening bottle",
+    "person collecting garbage": "garbage collecting",
+    "throwing ball (not baseball or american football)": "throwing ball",
+    "tying necktie": "tying tie",
+}
+"""Classes of Kinetics-600 and -700 that Kinetics-400 has under another, or a slightly wider, name."""
+
+
+def name_key(name: str) -> str:
+    """Return what two names of one class have in common: letters and digits, whatever their case and punctuation."""
+    return "".join(filter(str.isalnum, name.casefold()))
+
+
+def draw_shots(videos: Sequence[Video], num_classes: int, shots: int, seed: int) -> list[Video]:
+    """Return `shots` videos of every class, by class. Of one seed, more shots contain fewer.
+
+    Raises RunError for a class with fewer videos.
+    """
+    drawn = []
+    for label in range(num_classes):
+        own = [video for video in videos if video.label == label]
+        if len(own) < shots:
+            raise RunError(f"class {label} has {len(own)} videos, {shots} shots were asked for")
+        order = generator(seed, Stream.FEW_SHOT, sample=label).permutation(len(own))
+        drawn += [own[index] for index in order[:shots]]
+    return drawn
+
+
+def write_shots(
+    path: str | Path, classes: str | Path | None, root: str | Path | None, shots: Sequence[int], seed: int, out: Path
+) -> dict[Path, list[Video]]:
+    """Write `out`/K-shot-seedS.csv for each number of shots K, drawn from the list at `path`; returns their videos."""
+    videos, names = read_list(path, classes, root, "train")
+    drawn = {out / f"{count}-shot-seed{seed}.csv": draw_shots(videos, len(names), count, seed) for count in shots}
+    for written, chosen in drawn.items():
+        _write(written, chosen, names)
+    return drawn
+
+
+def unseen_classes(names: Iterable[str], seen: Iterable[str], renamed: Mapping[str, str] | None = None) -> list[str]:
+    """Return the names that are not among `seen`, by `name_key`, sorted. renamed: other names of seen classes."""
+    known = {name_key(name) for name in seen}
+    known |= {name_key(new) for new, old in (renamed or {}).items() if name_key(old) in known}
+    return sorted(name for name in names if name_key(name) not in known)
+
+
+def write_unseen(
+    path: str | Path,
+    classes: str | Path | None,
+    root: str | Path | None,
+    unseen: Sequence[str],
+    count: int,
+    seed: int,
+    out: Path,
+) -> dict[Path, list[Video]]:
+    """Write `out`/unseen-seedS.csv with the videos of `count` of the unseen classes; returns them.
+
+    Raises RunError when there are fewer classes.
+    """
+    if len(unseen) < count:
+        raise RunError(f"{path} has {len(unseen)} unseen classes, {count} were asked for")
+    order = generator(seed, Stream.UNSEEN).permutation(len(unseen))
+    drawn = {unseen[index] for index in order[:count]}
+    videos, names = read_list(path, classes, root, "test")
+    chosen = [video for video in videos if names[video.label] in drawn]
+    written = out / f"unseen-seed{seed}.csv"
+    _write(written, chosen, names)
+    return {written: chosen}
+
+
+def _write(path: Path, videos: Sequence[Video], names: Sequence[str]) -> None:
+    make_folder(path.parent)
+    write_csv(path, ("path", "label"), ((video.path.absolute(), names[video.label]) for video in videos))

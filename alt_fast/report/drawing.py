@@ -1,0 +1,80 @@
+"""Pictures of merged regions, with captions."""
+
+import colorsys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+SMALLEST = 448  # pixels of the width that a picture has at least
+
+
+_TINT = 0.42
+
+
+def draw_regions(
+    image: Image.Image, labels: NDArray[np.integer[Any]], colors: Mapping[int, int] | None = None
+) -> Image.Image:
+    """Tint the regions of more than one patch and outline all. labels: [h, w], a patch's region, of an h x w grid.
+
+    colors: a number for the colour of each region; by default the regions' own. Small images are enlarged.
+    """
+    scale = max(1, -(-SMALLEST // image.width))
+    big = image.resize((image.width * scale, image.height * scale), Image.Resampling.BICUBIC)
+    rows, columns = (
+        np.arange(side) * cells // side for side, cells in zip((big.height, big.width), labels.shape, strict=True)
+    )
+    region = labels[rows[:, None], columns[None, :]]
+    pixels = np.asarray(big, np.float32).copy()
+    for number, count in zip(*np.unique(labels, return_counts=True), strict=True):
+        if count > 1:
+            inside = region == number
+            ink = np.array(region_rgb(int(number) if colors is None else colors[int(number)]), np.float32)
+            pixels[inside] = (1 - _TINT) * pixels[inside] + _TINT * ink
+    thick = max(1, big.width // 260)
+    for wide, value in ((thick + 1, 40), (max(1, thick // 2), 245)):  # seen on light and on dark
+        pixels[_borders(region, wide)] = value
+    return Image.fromarray(pixels.round().clip(0, 255).astype(np.uint8))
+
+
+def region_rgb(number: int) -> tuple[int, int, int]:
+    """The colour of a number: hues by the golden angle, so that neighbours differ."""
+    red, green, blue = colorsys.hls_to_rgb(number * 137.508 % 360 / 360, 0.55, 0.85)
+    return round(255 * red), round(255 * green), round(255 * blue)
+
+
+def caption(image: Image.Image, lines: Sequence[str], size: int = 20) -> Image.Image:
+    """The image on white, with lines of text of `size` pixels below it, shortened where they are too long."""
+    step, margin = round(1.3 * size), size // 2
+    made = Image.new("RGB", (image.width, image.height + step * len(lines) + margin), "white")
+    made.paste(image, (0, 0))
+    draw = ImageDraw.Draw(made)
+    for number, line in enumerate(lines):
+        text = _shortened(
+            _printable(line), lambda part: draw.textlength(part, font_size=size), image.width - 2 * margin
+        )
+        draw.text((margin, image.height + margin // 2 + step * number), text, fill="black", font_size=size)
+    return made
+
+
+def _shortened(text: str, length: Callable[[str], float], limit: float) -> str:
+    if length(text) <= limit:
+        return text
+    return next(
+        (text[:n].rstrip(" ,") + "..." for n in range(len(text), 0, -1) if length(text[:n] + "...") <= limit), ""
+    )
+
+
+def _printable(text: str) -> str:
+    return text.encode("latin-1", "replace").decode("latin-1")  # what Pillow's own font has
+
+
+def _borders(region: NDArray[np.integer[Any]], wide: int) -> NDArray[np.bool_]:
+    """The pixels within `wide` of another region to the left or above."""
+    border = np.zeros(region.shape, bool)
+    for step in range(1, wide + 1):
+        border[:, step:] |= region[:, step:] != region[:, :-step]
+        border[step:] |= region[step:] != region[:-step]
+    return border

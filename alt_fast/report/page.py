@@ -1,0 +1,80 @@
+"""An explanation as one HTML file: pictures and numbers inside, nothing from elsewhere."""
+
+import base64
+import io
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from alt_fast.files import write_text
+from alt_fast.report.views import View, Views
+
+PAGES = Path(__file__).parent / "pages"
+STRONGEST = 6  # entities in the timeline
+
+
+def timeline(view: View) -> dict[str, Any]:
+    """Return the entities ("names") with the largest shares over all frames, and their "shares" in each."""
+    totals: Counter[str] = Counter()
+    for frame in view.frames:
+        totals.update(dict(frame.ranking))
+    names = [name for name, _ in totals.most_common(STRONGEST)]
+    by_frame = [dict(frame.ranking) for frame in view.frames]
+    return {"names": names, "shares": [[shares.get(name, 0.0) for shares in by_frame] for name in names]}
+
+
+def r_text(schedule: Sequence[int | float]) -> str:
+    """Spell r as a reader knows it: one number where all layers have the same."""
+    return ", ".join(map(str, schedule if len(set(schedule)) > 1 else schedule[:1]))
+
+
+def page_data(seen: Views) -> dict[str, Any]:
+    """Return what the page's script reads."""
+    return {
+        "video": seen.video,
+        "grid": seen.grid,
+        "images": [_data_uri(image) for image in seen.images],
+        "own": seen.own,
+        "views": [
+            {
+                "r": r_text(view.r),
+                "layers": len(view.r),
+                "labels": view.labels,
+                "attention": view.attention,
+                "timeline": timeline(view),
+                "frames": [
+                    {
+                        "regions": frame.regions.tolist(),
+                        "colors": frame.colors,
+                        "entities": [token.entities for token in frame.tokens],
+                        "ranking": frame.ranking,
+                    }
+                    for frame in view.frames
+                ],
+            }
+            for view in seen.views
+        ],
+    }
+
+
+def write_page(path: Path, seen: Views) -> None:
+    """Write the page. Raises FileError."""
+    write_text(path, fill_page("explain.html", page_data(seen)))
+
+
+def fill_page(template: str, data: Any) -> str:
+    """Return a page with its data inside, as JSON."""
+    text = json.dumps(data, separators=(",", ":"))
+    text = text.replace("<", "\\u003c")  # nothing in it can end the script element
+    page, style, script = ((PAGES / name).read_text(encoding="utf-8") for name in (template, "common.css", "common.js"))
+    return page.replace("/*STYLE*/", style).replace("/*SCRIPT*/", script).replace("/*DATA*/", text)
+
+
+def _data_uri(image: Image.Image) -> str:
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=90)
+    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()

@@ -1,0 +1,47 @@
+"""An explanation for slides: a picture grid, or a short video of the frames with their regions."""
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from alt_fast.data.encode import write_video
+from alt_fast.files import write_atomically
+from alt_fast.report.drawing import caption, draw_regions
+from alt_fast.report.views import Views
+
+COLUMNS = 4
+_GAP = 8  # pixels
+
+
+def write_picture(path: Path, seen: Views) -> None:
+    """A PNG: frames with their regions and entities, the likeliest actions below. Raises FileError."""
+    tiles = [_tile(seen, number) for number in range(len(seen.images))]
+    width, height = tiles[0].size
+    columns = min(COLUMNS, len(tiles))
+    rows = -(-len(tiles) // columns)
+    sheet = Image.new("RGB", (columns * (width + _GAP) - _GAP, rows * (height + _GAP) - _GAP), "white")
+    for number, tile in enumerate(tiles):
+        row, column = divmod(number, columns)
+        sheet.paste(tile, (column * (width + _GAP), row * (height + _GAP)))
+    actions = "   ".join(f"{label} {100 * p:.1f} %" for label, p in seen.view.labels[:4])
+    sheet = caption(sheet, [actions], 26)
+    write_atomically(path, lambda partial: sheet.save(partial, "PNG"))
+
+
+def write_overlay(path: Path, seen: Views, seconds: float = 1.0) -> None:
+    """A VP9 video in WebM, every frame shown for some seconds with its entities and the likeliest action."""
+    label, p = seen.view.labels[0]
+    frames = [_tile(seen, number, f"{label} {100 * p:.1f} %") for number in range(len(seen.images))]
+    rate = 10
+    repeated = [np.asarray(frame) for frame in frames for _ in range(round(rate * seconds))]
+    height, width = (side // 2 * 2 for side in repeated[0].shape[:2])  # VP9 halves the colours
+    write_video(path, np.stack(repeated)[:, :height, :width], rate)
+
+
+def _tile(seen: Views, number: int, *more: str) -> Image.Image:
+    frame = seen.view.frames[number]
+    picture = draw_regions(seen.images[number], frame.regions[-1].view(seen.grid).numpy(), frame.colors)
+    named = [f"{name} {100 * share:.0f} %" for name, share in frame.ranking[:4]]
+    lines = [f"{number + 1}. {', '.join(named[:2])}", ", ".join(named[2:]), *more]
+    return caption(picture, lines)

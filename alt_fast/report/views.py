@@ -1,0 +1,60 @@
+"""What a model saw in a video, as numbers: what pages and pictures draw."""
+
+from dataclasses import dataclass
+
+from PIL import Image
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class RegionInfo:
+    """A token at the end of the encoder: patches in it, and the likeliest entities with their probabilities (eq. 4)."""
+
+    size: int
+    entities: list[tuple[str, float]]
+
+
+@dataclass(frozen=True)
+class FrameView:
+    """regions: [L + 1, h * w], the token of every patch after each layer. colors: by token.
+
+    tokens: the frame token first, then the regions. ranking: entities by the share of the tokens that aligned to them.
+    """
+
+    regions: Tensor
+    colors: dict[int, int]
+    tokens: list[RegionInfo]
+    ranking: list[tuple[str, float]]
+
+
+@dataclass(frozen=True)
+class View:
+    """What the model sees at one r. r: of every layer. labels: by falling probability.
+
+    attention: of the decoder's queries to each frame, summing to 1.
+    """
+
+    r: list[int | float]
+    labels: list[tuple[str, float]]
+    frames: list[FrameView]
+    attention: list[float]
+
+
+@dataclass(frozen=True)
+class Views:
+    """A video as a model saw it at several r.
+
+    video: the name of its file. images: the frames as the model takes them. grid: patches of their height and width.
+    views: by falling number of tokens; own: the number of the one at the model's own r.
+    """
+
+    video: str
+    images: list[Image.Image]
+    grid: tuple[int, int]
+    views: list[View]
+    own: int
+
+    @property
+    def view(self) -> View:
+        """What the model sees at its own r."""
+        return self.views[self.own]

@@ -1,0 +1,36 @@
+"""Command lines of dataclasses: every field an option, spelled with hyphens as all our options are."""
+
+import re
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import jsonargparse
+
+
+def make_settings_parser(
+    command: str, description: str, rewrite: Callable[[list[str]], list[str]] = list, **options: Any
+) -> "jsonargparse.ArgumentParser":
+    """Return a parser of `alt-fast COMMAND` to add dataclasses to, by `add_class_arguments`.
+
+    Underscores, as in configuration files, are understood too. `parse_args` gives instances of the dataclasses.
+    rewrite: what to do with the arguments first.
+    """
+    import jsonargparse  # an extra
+
+    class SettingsParser(jsonargparse.ArgumentParser):
+        def parse_args(self, args: Sequence[str] | None = None, *rest: Any, **named: Any) -> Any:
+            given = [with_underscores(argument) for argument in (sys.argv[1:] if args is None else args)]
+            return self.instantiate(super().parse_args(rewrite(given), *rest, **named))
+
+        def format_help(self) -> str:
+            return re.sub(r"--[\w.]+", lambda name: name[0].replace("_", "-"), super().format_help())
+
+    return SettingsParser(prog=f"alt-fast {command}", description=description, **options)
+
+
+def with_underscores(argument: str) -> str:
+    """Spell an option as its setting is: --optim.batch-size=8 as --optim.batch_size=8. What is no option stays."""
+    name, equals, value = argument.partition("=")
+    return f"--{name[2:].replace('-', '_')}{equals}{value}" if name.startswith("--") else argument

@@ -1,0 +1,1 @@
+"""Token merging in any vision transformer: schedule, attention that knows sizes, merge, hosts."""

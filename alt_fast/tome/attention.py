@@ -1,0 +1,105 @@
+"""Attention whose tokens may stand for several patches: timm's, and by the parameters of others'."""
+
+import copy
+
+import torch
+import torch.nn.functional as F
+from timm.layers import Attention
+from torch import Tensor, nn
+
+from alt_fast.errors import ArgumentError
+from alt_fast_kernels import proportional_attention, proportional_attention_qkvpacked
+
+
+class ToMeAttention(Attention):
+    """timm's Attention, with its constructor and state_dict, whose tokens may stand for several patches.
+
+    attn = ToMeAttention(dim, num_heads=12, qkv_bias=True)
+    out, key = attn(x, size)                      # [B, N, C], [B, N, H, D]
+    plan = match(key, r=8, protected=1)           # alt_fast_kernels
+    x, size = merge(x, size, plan, residual=out)
+    """
+
+    def forward(self, x: Tensor, size: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """x: [B, N, C]. size: [B, N] fp32 patches per token, or None. Returns the output and the keys to match."""
+        qkv = self.qkv(x).view(*x.shape[:2], 3, self.num_heads, self.head_dim)
+        dropout = self.attn_drop.p if self.training else 0.0
+        if isinstance(self.q_norm, nn.Identity) and isinstance(self.k_norm, nn.Identity):
+            key = qkv[:, :, 1]
+            out = proportional_attention_qkvpacked(qkv, size, self.scale, dropout)
+        else:
+            q, key, v = qkv.unbind(2)
+            q, key = self.q_norm(q).to(v.dtype), self.k_norm(key).to(v.dtype)
+            out = proportional_attention(q, key, v, size, self.scale, dropout)
+        out = self.norm(out)
+        gate = getattr(self, "gate", None)  # newer than the oldest timm that works
+        if gate is not None:
+            out = out * gate(x).sigmoid()
+        return self.proj_drop(self.proj(out)), key
+
+    @classmethod
+    def from_timm(cls, attention: Attention) -> "ToMeAttention":
+        """Take over timm's Attention; parameters are shared. Raises TypeError for any other class."""
+        if type(attention) is not Attention:
+            raise TypeError(f"attention must be timm.layers.Attention, got {type(attention).__name__}")
+        taken = copy.copy(attention)
+        taken.__class__ = cls
+        return taken
+
+    @classmethod
+    def from_multihead(cls, attention: nn.MultiheadAttention) -> "ToMeAttention":
+        """Take over nn.MultiheadAttention (open_clip, OpenAI's clip, torchvision); parameters are shared.
+
+        The result takes [B, N, C] whatever `batch_first` was. Raises ArgumentError for cross-attention and added keys.
+        """
+        check_multihead(attention)
+        taken = cls._empty(attention.embed_dim, attention.num_heads, attention.in_proj_bias is not None)
+        taken.attn_drop.p = attention.dropout
+        taken.qkv.weight, taken.qkv.bias = attention.in_proj_weight, attention.in_proj_bias
+        taken.proj = attention.out_proj
+        return taken.train(attention.training)
+
+    @classmethod
+    def from_huggingface(cls, attention: nn.Module) -> "ToMeAttention":
+        """Take over the attention of HF's ViT, DINOv2, CLIP or SigLIP; q, k and v are copied into one projection.
+
+        Raises ArgumentError when it has no q_proj, k_proj and v_proj of one width.
+        """
+        parts = [getattr(attention, name, None) for name in ("q_proj", "k_proj", "v_proj")]
+        proj = getattr(attention, "o_proj", None) or getattr(attention, "out_proj", None)
+        layers = [part for part in (*parts, proj) if isinstance(part, nn.Linear)]
+        if len(layers) < 4 or len({layer.weight.shape for layer in layers[:3]}) > 1:
+            raise ArgumentError(
+                f"{type(attention).__name__} has no q_proj, k_proj, v_proj of one width and output projection"
+            )
+        head_dim: int = attention.head_dim  # type: ignore[assignment]
+        taken = cls._empty(layers[0].in_features, layers[0].out_features // head_dim, False)
+        taken.attn_drop.p = getattr(attention, "attention_dropout", getattr(attention, "dropout", 0.0))
+        with torch.no_grad():
+            taken.qkv.weight = nn.Parameter(torch.cat(tuple(layer.weight for layer in layers[:3])))
+            biases = tuple(layer.bias for layer in layers[:3] if layer.bias is not None)
+            if len(biases) == 3:
+                taken.qkv.bias = nn.Parameter(torch.cat(biases))
+            elif biases:
+                raise ArgumentError(f"{type(attention).__name__} has a bias on some of q, k, v only")
+        taken.proj = layers[3]
+        return taken.train(attention.training)
+
+    @classmethod
+    def _empty(cls, dim: int, num_heads: int, qkv_bias: bool) -> "ToMeAttention":
+        """Without weights: every parameter is about to be replaced."""
+        return cls(dim, num_heads=num_heads, qkv_bias=qkv_bias, device="meta")
+
+
+def check_multihead(attention: nn.MultiheadAttention) -> None:
+    """Raise ArgumentError unless it is plain self-attention with packed projections."""
+    if attention.in_proj_weight is None or attention.bias_k is not None or attention.add_zero_attn:
+        raise ArgumentError("attention must be plain self-attention: one width for q, k, v; no added keys")
+
+
+def attend_multihead(attention: nn.MultiheadAttention, x: Tensor, size: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Self-attention by nn.MultiheadAttention's parameters: x [B, N, C] -> output [B, N, C], keys [B, N, H, D]."""
+    qkv = F.linear(x, attention.in_proj_weight, attention.in_proj_bias)
+    qkv = qkv.view(*x.shape[:2], 3, attention.num_heads, attention.head_dim)
+    dropout = attention.dropout if attention.training else 0.0
+    return attention.out_proj(proportional_attention_qkvpacked(qkv, size, dropout_p=dropout)), qkv[:, :, 1]

@@ -1,0 +1,82 @@
+"""Which regions the patches of an image merged into, for any patched model."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import nn
+from torchvision.transforms.functional import normalize, to_tensor
+
+from alt_fast.errors import ArgumentError
+from alt_fast.tome.patch import merge_trace
+
+
+def image_regions(
+    image: Image.Image,
+    model: nn.Module,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> tuple[Image.Image, NDArray[np.integer[Any]]]:
+    """Find the regions that the patches of an image end in.
+
+    image: of any size. model: an image model patched by `apply_patch(..., trace_source=True)`; it runs once. mean, std:
+    of the model's normalisation, by channel; timm's and open_clip's models know their own.
+    Returns the image, squeezed to the model's input, and the number of the region of each patch, [h, w], of an h x w
+    grid. Raises ArgumentError when mean, std or the size of the input are not to be found, or the model keeps no trace.
+    """
+    known = _preprocessing(model)
+    mean, std = mean or known.get("mean"), std or known.get("std")
+    if mean is None or std is None:
+        raise ArgumentError(f"{type(model).__name__} does not say how its input is normalised: give mean and std")
+    height, width = _input_size(model, known)
+    patch = _patch_embedding(model)
+    squeezed = image.convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
+    parameter = next(model.parameters())
+    pixels = normalize(to_tensor(squeezed), list(mean), list(std))[None].to(parameter.device, parameter.dtype)
+    training = model.training
+    try:
+        with torch.inference_mode():
+            _run(model.eval(), pixels)
+    finally:
+        model.train(training)
+    grid = height // patch[0], width // patch[1]
+    source = merge_trace(model).source[0].cpu().numpy()
+    return squeezed, source[-grid[0] * grid[1] :].reshape(grid)
+
+
+def _preprocessing(model: nn.Module) -> dict[str, Any]:
+    """What timm or open_clip keeps with a model: mean, std, and the input's size."""
+    for holder in (model, getattr(model, "visual", None)):
+        for attribute in ("pretrained_cfg", "preprocess_cfg"):
+            config = getattr(holder, attribute, None)
+            if isinstance(config, dict) and "mean" in config:
+                return config
+    return {}
+
+
+def _input_size(model: nn.Module, known: Mapping[str, Any]) -> tuple[int, int]:
+    for module in model.modules():  # an embedding knows what it was built for, which may not be what was published
+        if (size := getattr(module, "img_size", None) or getattr(module, "image_size", None)) is not None:
+            return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+    size = getattr(getattr(model, "visual", model), "input_resolution", None) or known.get("size")
+    if size is None:
+        raise ArgumentError(f"{type(model).__name__} does not say how large its input is")
+    return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+
+
+def _patch_embedding(model: nn.Module) -> tuple[int, int]:
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d) and module.kernel_size == module.stride:
+            return module.kernel_size[0], module.kernel_size[1]
+    raise ArgumentError(f"{type(model).__name__} has no convolution that makes patches")
+
+
+def _run(model: Any, pixels: torch.Tensor) -> None:
+    for method in ("encode_image", "get_image_features"):
+        if hasattr(model, method):
+            getattr(model, method)(pixels)
+            return
+    model(pixels)

@@ -1,0 +1,56 @@
+"""How many tokens each layer merges away."""
+
+import operator
+from collections.abc import Sequence
+from numbers import Real
+
+from alt_fast.errors import ArgumentError
+
+Reduction = int | float | Sequence[int] | tuple[int, float]
+"""r for every layer, a fraction of the tokens of every layer, one r per layer, or (r, inflect)."""
+
+
+def merge_schedule(r: Reduction, num_layers: int) -> list[int | float]:
+    """Tokens to remove in each of `num_layers` layers (ToMe, section 4.3 and appendix D).
+
+    r: an int (anything with `__index__`) for every layer; a float in [0, 0.5], the fraction of unprotected tokens that
+        every layer removes; a sequence of `num_layers` ints; or (r, inflect) with a float inflect in [-1, 1], which
+        changes linearly from r * (1 - inflect) in the first layer to r * (1 + inflect) in the last (-1: all the merging
+        early, 0: constant, 1: late).
+    Raises ArgumentError when r is negative, of another length, or inflect is out of range; TypeError when it is none of
+    these.
+    """
+    if (whole := _whole(r)) is not None:
+        schedule: list[int | float] = [whole] * num_layers
+    elif isinstance(r, Real):
+        if not 0 <= r <= 0.5:
+            raise ArgumentError(f"r as a fraction must be in [0, 0.5], got {r}: a layer can merge half of its tokens")
+        schedule = [float(r)] * num_layers
+    elif not isinstance(r, Sequence) or isinstance(r, str):
+        raise TypeError(f"r must be a number or a sequence of numbers, got {type(r).__name__}")
+    elif len(r) == 2 and _whole(r[1]) is None and isinstance(r[1], Real):
+        mean, inflect = operator.index(r[0]), float(r[1])
+        if not -1 <= inflect <= 1:
+            raise ArgumentError(f"inflect must be in [-1, 1], got {inflect}")
+        first = int(mean * (1 - inflect))
+        step = (2 * mean - 2 * first) / max(1, num_layers - 1)
+        schedule = [int(first + step * layer) for layer in range(num_layers)]
+    elif len(r) == num_layers and all(_whole(value) is not None for value in r):
+        schedule = [operator.index(value) for value in r]  # type: ignore[arg-type]
+    else:
+        raise ArgumentError(
+            f"r must be one number, (r, inflect) with a float inflect, or {num_layers} ints, got {list(r)}"
+        )
+    if min(schedule, default=0) < 0:
+        raise ArgumentError(f"r must be >= 0 in every layer, got {schedule}")
+    return schedule
+
+
+def _whole(value: object) -> int | None:
+    """Return an int for whatever is one, NumPy's and PyTorch's too; None for the rest, bool included."""
+    if isinstance(value, bool):
+        raise TypeError(f"r must be a number or a sequence of numbers, got {value}")
+    try:
+        return operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        return None

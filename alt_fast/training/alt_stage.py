@@ -1,0 +1,157 @@
+"""The stage that trains ALT on clips of the training list, alone or in several processes."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from alt_fast.data.batch import Backend, Batch
+from alt_fast.data.dataset import NO_LABEL, EpochSampler, TrainClips
+from alt_fast.data.loader import Loader
+from alt_fast.data.rng import Stream, integer
+from alt_fast.distributed import World, shard
+from alt_fast.errors import RunError
+from alt_fast.inference.trained import TrainedModel
+from alt_fast.model.alt import ALT
+from alt_fast.training.config import OptimConfig
+from alt_fast.training.job_state import Job
+from alt_fast.training.loop import Schedule, StageSettings
+from alt_fast.training.mixing import Mixing
+from alt_fast.training.quarantine import Quarantine
+
+
+class AltStage:
+    """Trains `trained.model` in place (see `loop.Stage`).
+
+    A step's batch is in `accumulate` parts a process, so several processes do what one does in as many parts in all.
+    every_epoch: called with the epochs done, after each.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        name: str,
+        trained: TrainedModel,
+        clips: TrainClips,
+        backend: Backend,
+        every_epoch: Callable[[int], None],
+    ) -> None:
+        self.job, self.name, self.clips, self.backend, self.every_epoch = job, name, clips, backend, every_epoch
+        self.settings = _settings(job)
+        optim = job.config.optim
+        self.classes = trained.embed(trained.classes)
+        self.module, self.forward, self.synchronize = wrap_parallel(trained.model, optim, job.world, job.device)
+        self.tested = None if self.module is trained.model else trained.model
+        if job.config.compile and name == "alt":  # one compilation a run
+            self.forward = torch.compile(self.forward)
+        num_classes, seed = len(trained.classes), job.config.seed
+        self.mix = Mixing(num_classes, optim.mixup, optim.cutmix, optim.mix_switch, optim.label_smoothing, seed)
+        share, path = job.config.data.max_bad_share, job.folder / "quarantine.jsonl"
+        self.quarantine = Quarantine(path, len(clips.videos), share, writes=job.world.main)
+
+    def learning_rate(self, parameter: str) -> float:
+        """Return the image tower's rate for its parameters, the other one for the rest."""
+        optim = self.job.config.optim
+        return optim.rate_scale * (optim.backbone_lr if parameter.startswith("encoder.visual.") else optim.lr)
+
+    def batches(self, step: int) -> Loader:
+        """Return this process's parts of the batches from a step and on."""
+        optim, world, seed = self.job.config.optim, self.job.world, self.job.config.seed
+        steps = range(step, self.settings.schedule.steps)
+        keys = EpochSampler(
+            len(self.clips.videos), optim.batch_size, seed, steps, optim.accumulate, world.rank, world.size
+        )
+        return Loader(self.clips, keys, self.backend, self.job.config.data.loading)
+
+    def loss(self, batch: Batch, number: int) -> Tensor:
+        """Return the cross-entropy of a part, mixed and smoothed; videos that cannot be used are put in quarantine."""
+        job, amp = self.job, self.job.config.optim.amp
+        self.quarantine.add([failure for failures in job.world.gather(batch.failures) for failure in failures])
+        if batch.failures and NO_LABEL in batch.label:
+            path, cause = batch.failures[-1]
+            raise RunError(f"video after video cannot be used, the last {path}: {cause}. Is data.root right?")
+        video, target = self.mix(batch.video, batch.label, number)
+        with torch.autocast(job.device.type, torch.bfloat16, enabled=amp):
+            seed = torch.tensor(integer(job.config.seed, Stream.STEP, sample=number), device=job.device)
+            logits = self.forward(video, self.classes, seed).logits
+        return F.cross_entropy(logits.float(), target)
+
+    def samples(self, step: int) -> list[str]:
+        """Return the paths of a step's videos."""
+        videos, batch_size = self.clips.videos, self.settings.batch_size
+        keys = EpochSampler(len(videos), batch_size, self.job.config.seed, range(step, step + 1))
+        return [str(videos[index].path) for batch in keys for _, index in batch]
+
+    def end_epoch(self, done: int) -> None:
+        """Test, when it is time to."""
+        self.every_epoch(done)
+
+
+def _settings(job: Job) -> StageSettings:
+    """Return the numbers of the stage. Raises RunError for a batch that cannot be made."""
+    optim, world, videos = job.config.optim, job.world, len(job.lists.train)
+    parts = optim.accumulate * world.size
+    if optim.batch_size % parts or ((optim.mixup or optim.cutmix) and optim.batch_size // parts % 2):
+        raise RunError(
+            f"optim.batch_size {optim.batch_size} must be made of {parts} equal parts ({world.size} processes x "
+            f"optim.accumulate {optim.accumulate}), each even for mixup and cutmix"
+        )
+    steps_per_epoch = videos // optim.batch_size
+    if steps_per_epoch == 0:
+        raise RunError(f"optim.batch_size {optim.batch_size} is more than the {videos} training videos")
+    return StageSettings(
+        schedule=Schedule(steps_per_epoch * optim.epochs, steps_per_epoch * optim.warmup_epochs, optim.final_lr),
+        steps_per_epoch=steps_per_epoch,
+        batch_size=optim.batch_size,
+        weight_decay=optim.weight_decay,
+        accumulate=optim.accumulate,
+        clip_grad=optim.clip_grad,
+        max_skipped=optim.max_skipped,
+        ema=optim.ema,
+        sharded=optim.sharded,
+    )
+
+
+Forward = Callable[..., Any]
+
+
+def wrap_parallel(
+    model: ALT, optim: OptimConfig, world: World, device: torch.device
+) -> tuple[nn.Module, Forward, Callable[[bool], None]]:
+    """Return what trains, what to call, and what to tell before a batch whether its gradients are exchanged.
+
+    What trains is `model` itself, or a copy without the text tower where its weights are in parts or are not tested.
+    """
+    module = model
+    if optim.sharded or optim.ema:
+        module = copy.deepcopy(model)
+        module.text = None  # type: ignore[assignment]
+    if world.size == 1:
+        return module, module, lambda last: None
+    if optim.sharded:
+        # The encoder calls the MLPs of its tower as modules, but reads the weights of attention, which stay whole.
+        mlps = [block.mlp for block in module.encoder.visual.transformer.resblocks]
+        shard(module, [*mlps, *module.decoder.blocks], device)
+        return module, module, module.set_requires_gradient_sync  # type: ignore[return-value]
+    parallel = DistributedDataParallel(module, broadcast_buffers=False)  # the entities never change
+
+    def synchronize(last: bool) -> None:
+        parallel.require_backward_grad_sync = last  # what no_sync() sets, which as a context must span the backward
+
+    return module, parallel, synchronize
+
+
+def describe_batch(optim: OptimConfig, world: World, device: torch.device) -> str:
+    """Say what a step computes, and at which rates."""
+    share = optim.batch_size // (world.size * optim.accumulate)
+    parts = f"{world.size} x {optim.accumulate} x {share}" if world.size * optim.accumulate > 1 else ""
+    parts = parts and f" ({parts}: processes, accumulated, at once)"
+    scaled = "" if optim.scale_from is None else f", scaled from batch {optim.scale_from}"
+    lr, backbone_lr = (optim.rate_scale * rate for rate in (optim.lr, optim.backbone_lr))
+    processes = "1 process" if world.size == 1 else f"{world.size} processes"
+    rates = f"learning rates {lr:.3g}, image tower {backbone_lr:.3g}{scaled}"
+    return f"{processes} on {device.type}, {optim.batch_size} clips a step in all{parts}; {rates}"

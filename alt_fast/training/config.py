@@ -1,0 +1,238 @@
+"""Every setting of a training job in one dataclass; YAML files and command-line options fill it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from alt_fast.data.config import AugmentConfig, LoaderName, Loading, MotionShapesConfig
+from alt_fast.errors import ArgumentError, check_at_least
+from alt_fast.model.config import ModelConfig
+from alt_fast.settings import make_settings_parser
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where the videos are.
+
+    Args:
+        train: list of training videos; `path label` lines, CSV, or a public dataset's own annotation file.
+        test: list of test videos.
+        classes: class file, `id,name` CSV or a public dataset's own; may be left out where lists name their classes.
+        unseen: list of videos of classes never trained on, tested zero-shot.
+        unseen_classes: class file of `unseen`.
+        root: folder that video paths start from; each list's own folder by default.
+        generate: write this dataset into `root` first (and take its lists).
+        shapes: size of the generated dataset.
+        loader: who crops, resizes and colours: "dali", "torch", or "auto", DALI where it and a GPU are there.
+        workers: decoding processes.
+        timeout: seconds that one video may take to decode before it counts as unusable.
+        max_bad_share: stop when more than this share of the training videos cannot be used.
+    """
+
+    train: str | None = None
+    test: str | None = None
+    classes: str | None = None
+    unseen: str | None = None
+    unseen_classes: str | None = None
+    root: str | None = None
+    generate: Literal["motion_shapes"] | None = None
+    shapes: MotionShapesConfig = field(default_factory=MotionShapesConfig)
+    loader: LoaderName = "auto"
+    workers: int = 2
+    timeout: float = 60.0
+    max_bad_share: float = 0.01
+
+    @property
+    def loading(self) -> Loading:
+        return Loading(self.loader, self.workers, self.timeout)
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """How the model trains; defaults are the paper's (section 3.4, appendix B) and X-CLIP's.
+
+    Args:
+        epochs: passes over the training list.
+        warmup_epochs: of linear warm-up from zero, part of `epochs`.
+        batch_size: clips per step.
+        accumulate: parts that each process computes its share of a batch in, to save memory.
+        lr: learning rate of everything but the backbone.
+        backbone_lr: learning rate of the image tower.
+        final_lr: where the cosine ends, as a fraction of the learning rate.
+        weight_decay: AdamW's, on parameters with two dimensions or more.
+        clip_grad: largest gradient norm; null for no limit.
+        max_skipped: steps whose loss is no finite number that are skipped, before the run stops.
+        mixup: Beta parameter of Mixup; 0 for none.
+        cutmix: Beta parameter of CutMix; 0 for none.
+        mix_switch: probability of CutMix when both are on.
+        label_smoothing: probability mass spread over all classes.
+        scale_from: batch size that the learning rates are for: others change them in proportion; null: as given.
+        ema: decay of an exponential moving average of the weights, which is what is tested and kept; 0 for none.
+        sharded: split weights and optimizer state over the processes (FSDP2), and checkpoints too.
+        amp: compute in bfloat16 where it is safe.
+        activation_checkpointing: compute the image tower's blocks again for their gradients; less memory, more time.
+    """
+
+    epochs: int = 30
+    warmup_epochs: int = 5
+    batch_size: int = 256
+    accumulate: int = 1
+    lr: float = 8e-5
+    backbone_lr: float = 8e-6
+    final_lr: float = 0.01
+    weight_decay: float = 0.001
+    clip_grad: float | None = None
+    max_skipped: int = 0
+    mixup: float = 0.8
+    cutmix: float = 1.0
+    mix_switch: float = 0.5
+    label_smoothing: float = 0.1
+    scale_from: int | None = None
+    ema: float = 0.0
+    sharded: bool = False
+    amp: bool = True
+    activation_checkpointing: bool = False
+
+    @property
+    def rate_scale(self) -> float:
+        """What the learning rates are multiplied with."""
+        return 1.0 if self.scale_from is None else self.batch_size / self.scale_from
+
+    def __post_init__(self) -> None:
+        check_at_least(self, epochs=1, batch_size=1, accumulate=1)
+        if self.batch_size % self.accumulate:
+            raise ArgumentError(f"accumulate must divide batch_size {self.batch_size}, got {self.accumulate}")
+        if self.scale_from is not None and self.scale_from < 1:
+            raise ArgumentError(f"scale_from must be >= 1, got {self.scale_from}")
+        if not 0 <= self.ema < 1:
+            raise ArgumentError(f"ema must be in [0, 1), got {self.ema}")
+        if not 0 <= self.warmup_epochs <= self.epochs:
+            raise ArgumentError(f"warmup_epochs must be in [0, epochs], got {self.warmup_epochs}")
+        if (self.mixup or self.cutmix) and (self.batch_size // self.accumulate) % 2:
+            raise ArgumentError("mixup and cutmix pair clips, so batch_size / accumulate must be even")
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """Contrastive training of the tiny CLIP on captioned single frames, before ALT.
+
+    Args:
+        steps: batches.
+        batch_size: frames per batch.
+        lr: peak learning rate.
+    """
+
+    steps: int = 500
+    batch_size: int = 128
+    lr: float = 1e-3
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A training job.
+
+    Args:
+        model: what the model is.
+        data: where the videos are.
+        augment: how clips are cropped and coloured.
+        optim: how the model trains.
+        pretrain: train the image and text towers first, on generated captioned frames; null for none.
+        start_from: run folder of a trained model to start from, of the same kind: only the number of frames, r, tau,
+            noise and the corpus may be others.
+        corpus: corpus file (JSON), or "motion_shapes"; null when model.query is not "entities", or for start_from's.
+        templates: prompts for class names: "action" for names such as "playing guitar", "plain" for whole sentences.
+        out: run folder; by default a new one under runs/.
+        resume: go on with the run in `out` from its last checkpoint, or start it when there is none.
+        compile: compile the model with torch.compile.
+        frame_only: also train and test the same model on single frames, to show what time adds.
+        seed: of everything random.
+        checkpoint_every: steps between checkpoints.
+        keep: checkpoints of a stage that stay, the last ones.
+        eval_every: epochs between evaluations while training, the best of which is kept; 0 for one at the end.
+        device: "cpu", "cuda", or "auto".
+    """
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    pretrain: PretrainConfig | None = None
+    start_from: str | None = None
+    corpus: str | None = None
+    templates: Literal["action", "plain"] = "action"
+    out: str | None = None
+    resume: bool = False
+    compile: bool = False
+    frame_only: bool = False
+    seed: int = 0
+    checkpoint_every: int = 200
+    keep: int = 1
+    eval_every: int = 0
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.pretrain is not None and self.model.pretrained is not None:
+            raise ArgumentError("pretrain makes the weights that model.pretrained would name: set one of them to null")
+        if self.start_from is not None and (self.pretrain is not None or self.model.pretrained is not None):
+            raise ArgumentError("start_from has all weights: set pretrain and model.pretrained to null")
+        check_at_least(self, checkpoint_every=1, keep=1, eval_every=0)
+
+
+CONFIGS = Path(__file__).parent / "configs"
+_RENAMED = {"output": "out"}
+"""Options by the names they had."""
+
+
+def config_files() -> dict[str, Path]:
+    """Return the configuration files that come along, by name."""
+    return {path.stem: path for path in sorted(CONFIGS.glob("*.yaml"))}
+
+
+def make_parser() -> Any:
+    """Return the command line of training: a YAML file (by default the Motion Shapes job), changed by options."""
+    parser = make_settings_parser(
+        "train",
+        "Train ALT. Without --config: the default job, Motion Shapes on a tiny CLIP, in minutes on a CPU. "
+        "--resume, --compile and --frame-only may stand without a value.",
+        usage="alt-fast train [--config FILE] [--out RUN] [--resume] [--compile] [--SETTING VALUE ...]",
+        rewrite=_complete,
+    )
+    names = ", ".join(config_files())
+    parser.add_argument("--config", action="config", help=f"YAML file, or one that comes along: {names}")
+    parser.add_class_arguments(TrainConfig)
+    return parser
+
+
+def _complete(arguments: Sequence[str]) -> list[str]:
+    """Spell out what may be left out: the default configuration, folders of packaged ones, values of switches."""
+    switches = {field.name for field in fields(TrainConfig) if field.type is bool}
+    packaged = config_files()
+    found: list[str] = []
+    pending = list(arguments)
+    while pending:
+        option, equals, value = pending.pop(0).partition("=")
+        name = _RENAMED.get(option[2:], option[2:]) if option.startswith("--") else None
+        if name is None:
+            found.append(option + equals + value)
+        elif name in switches and not equals:
+            given = pending.pop(0) if pending and pending[0].lower() in ("true", "false") else "true"
+            found.append(f"--{name}={given}")
+        elif name == "config":
+            value = value if equals or not pending else pending.pop(0)
+            found.append(f"--config={packaged.get(value, value)}")
+        else:
+            found.append(f"--{name}{equals}{value}")
+    if not any(argument.startswith("--config=") for argument in found):
+        found.insert(0, f"--config={packaged['motion_shapes']}")
+    return found
+
+
+def parse(arguments: Sequence[str]) -> TrainConfig:
+    """Read a command line of training. Raises ArgumentError for settings that contradict each other."""
+    return to_config(make_parser().parse_args(arguments))
+
+
+def to_config(values: Any) -> TrainConfig:
+    """Return the configuration that the parser found."""
+    return TrainConfig(**{field.name: values[field.name] for field in fields(TrainConfig)})

@@ -1,0 +1,281 @@
+"""The training loop: steps, schedule, checkpoints, and a resume that repeats an uninterrupted run exactly."""
+
+import contextlib
+import math
+import signal
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from alt_fast.distributed import World
+from alt_fast.errors import AltFastError
+from alt_fast.progress import Progress
+from alt_fast.training.run_log import LOG_EVERY, Meter, RunLog
+from alt_fast.training.states import SaveEvery, StateFiles, TrainState
+
+
+class DivergedError(AltFastError, RuntimeError):
+    """The loss is no longer a finite number."""
+
+
+class TerminatedError(AltFastError, RuntimeError):
+    """The process was asked to end (SIGTERM), and has written a checkpoint."""
+
+    status = 143  # as of a process that SIGTERM ends
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Steps in all, of which `warmup` rise linearly from zero; then a cosine down to `final` of the peak."""
+
+    steps: int
+    warmup: int
+    final: float = 0.01
+
+    def factor(self, step: int) -> float:
+        """Return the learning rate of a step as a fraction of the peak."""
+        if step < self.warmup:
+            return (step + 1) / self.warmup
+        progress = (step - self.warmup) / max(1, self.steps - self.warmup)
+        return self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+@dataclass(frozen=True)
+class StageSettings:
+    """The numbers of a stage.
+
+    batch_size: samples of a step, of all processes. accumulate: batches of a step in each process; a step's gradient is
+    the mean over them. max_skipped: steps whose loss may be no finite number; they change nothing. ema: decay of a
+    moving average of the weights; 0 for none. sharded: whether every process writes its part of a checkpoint.
+    """
+
+    schedule: Schedule
+    steps_per_epoch: int
+    batch_size: int
+    weight_decay: float
+    accumulate: int = 1
+    clip_grad: float | None = None
+    max_skipped: int = 0
+    ema: float = 0.0
+    sharded: bool = False
+
+
+class Stage(Protocol):
+    """What is trained in one go.
+
+    module: what trains. tested: what gets the weights to test, averaged and gathered from all processes, at the end of
+    every epoch; None where that is `module` itself.
+    """
+
+    name: str
+    settings: StageSettings
+
+    @property
+    def module(self) -> nn.Module: ...
+
+    @property
+    def tested(self) -> nn.Module | None: ...
+
+    def learning_rate(self, parameter: str) -> float:
+        """Return the peak rate of a parameter, by its name."""
+        ...
+
+    def batches(self, step: int) -> Iterable[Any]:
+        """Return batches from a step and on, `accumulate` of them per step."""
+        ...
+
+    def loss(self, batch: Any, number: int) -> Tensor:
+        """Return the loss of a batch, given its running number among those of all processes."""
+        ...
+
+    def samples(self, step: int) -> list[str]:
+        """Return the names of a step's samples, for messages."""
+        ...
+
+    def synchronize(self, last: bool) -> None:
+        """Hear before a batch whether its gradients are to be exchanged between the processes."""
+        ...
+
+    def end_epoch(self, done: int) -> None:
+        """Do what an epoch ends with; so many are done."""
+        ...
+
+
+def parameter_groups(module: nn.Module, rates: Callable[[str], float], weight_decay: float) -> list[dict[str, Any]]:
+    """Group trainable parameters by learning rate; those with one dimension or none (biases, norms) do not decay."""
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            decay = weight_decay if parameter.ndim > 1 else 0.0
+            groups.setdefault((rates(name), decay), []).append(parameter)
+    return [{"params": params, "lr": lr, "peak": lr, "weight_decay": decay} for (lr, decay), params in groups.items()]
+
+
+def fit(stage: Stage, folder: Path, saving: SaveEvery, log: RunLog | None = None, world: World | None = None) -> float:
+    """Train to the last step, from the last checkpoint in `folder` when there is one. Returns seconds of training.
+
+    A checkpoint holds weights, optimizer and step; all randomness is keyed by the step, so nothing else is needed.
+    world: the processes that train together; the main one writes. log: the main one's.
+
+    Raises DivergedError past the allowed number of steps without a finite loss, and TerminatedError after SIGTERM, once
+    the step is done and its state written.
+    """
+    world = world or World()
+    trainer = _Trainer(stage, folder, saving, log, world)
+    batches = iter(stage.batches(trainer.state.step))
+    with _termination() as asked:
+        for step in trainer.bar:
+            loss, stop = world.mean(trainer.backward(batches, step), float(bool(asked)))
+            trainer.update(step, loss)
+            trainer.record(loss)
+            if trainer.state.step % stage.settings.steps_per_epoch == 0:
+                trainer.end_epoch()
+            if stop or trainer.checkpoint_is_due:
+                trainer.save()
+            if stop and not trainer.finished:
+                raise TerminatedError(
+                    f"{stage.name}: asked to end; {trainer.state.step} of {stage.settings.schedule.steps} steps are "
+                    f"in {trainer.files.path(trainer.state.step)}"
+                )
+    trainer.publish()
+    return trainer.seconds
+
+
+@contextlib.contextmanager
+def _termination() -> Iterator[list[int]]:
+    """Give a list that is no longer empty once the process is asked to end."""
+    asked: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: asked.append(number))
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+class _Trainer:
+    """What the loop holds: optimizer, state, checkpoints, and how it is going."""
+
+    def __init__(self, stage: Stage, folder: Path, saving: SaveEvery, log: RunLog | None, world: World) -> None:
+        self.stage, self.settings, self.saving, self.log, self.world = stage, stage.settings, saving, log, world
+        groups = parameter_groups(stage.module, stage.learning_rate, stage.settings.weight_decay)
+        self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), fused=True)
+        self.files = StateFiles(folder, stage.name, saving.keep, stage.settings.sharded, world)
+        averaged = {name: weight.clone() for name, weight in _trainable(stage.module)} if stage.settings.ema else {}
+        self.state = TrainState(ema=averaged)
+        self.files.restore(stage.module, self.optimizer, self.state)
+        if log is not None:
+            log.rewind(stage.name, self.state.step)
+        self.before, self.start = self.state.seconds, time.monotonic()
+        self.meter = Meter(stage.settings.batch_size)
+        steps = stage.settings.schedule.steps
+        self.bar = Progress(
+            range(self.state.step, steps), stage.name, "step", steps, initial=self.state.step, shown=world.main
+        )
+        stage.module.train()
+
+    @property
+    def seconds(self) -> float:
+        """Of training, over all restarts."""
+        return self.before + time.monotonic() - self.start
+
+    @property
+    def finished(self) -> bool:
+        return self.state.step == self.settings.schedule.steps
+
+    @property
+    def checkpoint_is_due(self) -> bool:
+        return self.finished or self.state.step % self.saving.every == 0
+
+    def backward(self, batches: Iterator[Any], step: int) -> float:
+        """Add up the gradients of one step; returns the mean loss of this process's batches."""
+        total = 0.0
+        for part in range(self.settings.accumulate):
+            number = (step * self.settings.accumulate + part) * self.world.size + self.world.rank
+            with self.meter.waiting():
+                batch = next(batches)
+            self.stage.synchronize(part == self.settings.accumulate - 1)
+            loss = self.stage.loss(batch, number) / self.settings.accumulate
+            loss.backward()
+            total += loss.item()
+        return total
+
+    def update(self, step: int, loss: float) -> None:
+        """Take the step, or leave it out when its loss is no finite number. Raises DivergedError for one too many."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["peak"] * self.settings.schedule.factor(step)
+        if math.isfinite(loss):
+            if self.settings.clip_grad is not None:
+                parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+                nn.utils.clip_grad_norm_(parameters, self.settings.clip_grad)
+            self.optimizer.step()
+            self._average()
+        else:
+            self._skip(step, loss)
+        self.optimizer.zero_grad()
+        self.state.step = step + 1
+
+    def _average(self) -> None:
+        if self.state.ema:
+            # The first means would be of random weights for long, so the decay rises to its value, as in TensorFlow's.
+            decay = min(self.settings.ema, (1 + self.state.step) / (10 + self.state.step))
+            weights = dict(_trainable(self.stage.module))
+            torch._foreach_lerp_(list(self.state.ema.values()), [weights[name] for name in self.state.ema], 1 - decay)
+
+    def _skip(self, step: int, loss: float) -> None:
+        self.state.skipped += 1
+        named = f"{self.stage.name}: the loss is {loss} at step {step}, on {', '.join(self.stage.samples(step))}"
+        if self.state.skipped > self.settings.max_skipped:
+            raise DivergedError(f"{named}; try a lower learning rate")
+        if self.world.main:
+            self.bar.write(f"{named}: skipped, {self.state.skipped} of at most {self.settings.max_skipped}")
+
+    def record(self, loss: float) -> None:
+        """Write the step down."""
+        self.meter.step(loss)
+        self.bar.annotate(f"loss={loss:.3f}")
+        name, done, steps = self.stage.name, self.state.step, self.settings.schedule.steps
+        if self.log is not None:
+            self.log.step(name, done, steps, loss, self.optimizer.param_groups[0]["lr"])
+        if done % LOG_EVERY == 0 or done % self.settings.steps_per_epoch == 0 or self.finished:
+            measured = self.meter.read()
+            if self.log is not None:
+                self.log.measured(name, done, measured)
+                if self.bar.lines and done % self.settings.steps_per_epoch == 0:
+                    print(_line(name, done, steps, measured), flush=True)
+
+    def end_epoch(self) -> None:
+        """Let the stage test what it has become."""
+        self.publish()
+        self.stage.end_epoch(self.state.step // self.settings.steps_per_epoch)
+        self.stage.module.train()
+        self.meter.restart()  # testing is no training
+
+    def save(self) -> None:
+        """Write a checkpoint."""
+        self.state.seconds = self.seconds
+        self.files.save(self.stage.module, self.optimizer, self.state)
+
+    @torch.no_grad()
+    def publish(self) -> None:
+        """Copy the weights to test, gathered from all processes where they are in parts."""
+        if self.stage.tested is None:
+            return
+        target = dict(self.stage.tested.named_parameters())
+        for name, weight in _trainable(self.stage.module):
+            source = self.state.ema.get(name, weight)
+            target[name].copy_(source.full_tensor() if hasattr(source, "full_tensor") else source)
+
+
+def _line(name: str, done: int, steps: int, measured: dict[str, float]) -> str:
+    speed, gib = measured["clips_per_s"], measured["peak_bytes"] / 2**30
+    line = f"{name}: step {done} of {steps}, loss {measured['loss']:.3f}, {speed:.1f} samples/s"
+    return f"{line}, {measured['wait_share']:.0%} of the time waiting for data, {gib:.2f} GiB"
+
+
+def _trainable(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    return ((name, weight.detach()) for name, weight in module.named_parameters() if weight.requires_grad)

@@ -1,0 +1,42 @@
+"""The videos of a run that could not be used, in its folder."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from alt_fast.data.batch import Failure
+from alt_fast.errors import RunError
+from alt_fast.files import write_text
+
+
+class Quarantine:
+    """The videos that could not be used, in a file of one JSON object a line."""
+
+    def __init__(self, path: Path, num_videos: int, max_share: float, writes: bool = True) -> None:
+        """writes: whether this process writes the file; all processes of a job have the same causes."""
+        self.path, self.num_videos, self.max_share, self.writes = path, num_videos, max_share, writes
+        lines = path.read_text().splitlines() if path.exists() else []
+        self.causes: dict[str, str] = {entry["path"]: entry["cause"] for entry in map(json.loads, lines)}
+
+    def add(self, failures: Sequence[Failure]) -> None:
+        """Record videos not seen before. Raises RunError past the allowed share."""
+        for path, cause in failures:
+            if path not in self.causes:
+                self.causes[path] = cause
+                if self.writes:
+                    self._write()
+                    print_line(f"quarantined {path}: {cause}")
+        if len(self.causes) > self.max_share * self.num_videos:
+            raise RunError(
+                f"{len(self.causes)} of {self.num_videos} training videos cannot be used, more than "
+                f"data.max_bad_share {self.max_share} allows; they are listed in {self.path}"
+            )
+
+    def _write(self) -> None:
+        entries = ({"path": path, "cause": cause} for path, cause in self.causes.items())
+        write_text(self.path, "".join(json.dumps(entry) + "\n" for entry in entries))
+
+
+def print_line(message: str) -> None:
+    """Print a line for the person who watches."""
+    print(message, flush=True)

@@ -1,0 +1,119 @@
+"""What a run writes down while it trains: TensorBoard's files, and log.jsonl for everything else that reads it."""
+
+import contextlib
+import json
+import resource
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch.utils.tensorboard import SummaryWriter
+
+from alt_fast.files import LOG, write_text
+
+
+class Meter:
+    """What the steps since it was last read or restarted were like."""
+
+    def __init__(self, batch_size: int) -> None:
+        self.batch_size = batch_size
+        self.restart()
+
+    def restart(self) -> None:
+        """Count from now on."""
+        self.start, self.steps, self.waited, self.losses = time.monotonic(), 0, 0.0, 0.0
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Time inside counts as waiting for data."""
+        start = time.monotonic()
+        yield
+        self.waited += time.monotonic() - start
+
+    def step(self, loss: float) -> None:
+        """One more step is done."""
+        self.steps += 1
+        self.losses += loss
+
+    def read(self) -> dict[str, float]:
+        """loss: the mean. clips_per_s: of all processes. wait_share: of the time, 0 to 1. peak_bytes, batch_size."""
+        seconds = time.monotonic() - self.start
+        values = {
+            "loss": self.losses / self.steps,
+            "clips_per_s": self.steps * self.batch_size / seconds,
+            "wait_share": self.waited / seconds,
+            "peak_bytes": peak_bytes(),
+            "batch_size": self.batch_size,
+        }
+        self.restart()
+        return values
+
+
+def peak_bytes() -> int:
+    """The most memory this process has had: allocated on its GPU, or resident where there is none."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+LOG_EVERY = 10  # steps
+
+
+class RunLog:
+    """The log of a run folder; every stage and restart writes to the same.
+
+    log.jsonl has an object a line: time (Unix seconds), stage, step, steps (of the stage), and what was measured since
+    the line before: loss, lr, clips_per_s, wait_share, peak_bytes, batch_size; or a score, such as top1.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / LOG
+        self.writer = SummaryWriter(str(folder / "tensorboard"))
+        self.lr, self.steps = 0.0, 0
+
+    def __enter__(self) -> "RunLog":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.writer.close()
+
+    def step(self, stage: str, step: int, steps: int, loss: float, lr: float) -> None:
+        """Loss and rate of the step that has just been done, the step-th of `steps`."""
+        self.lr, self.steps = lr, steps
+        self.writer.add_scalar(f"{stage}/loss", loss, step - 1)
+        self.writer.add_scalar(f"{stage}/lr", lr, step - 1)
+
+    def measured(self, stage: str, step: int, values: dict[str, float]) -> None:
+        """What a meter read."""
+        for name, value in values.items():
+            if name not in ("loss", "batch_size"):
+                self.writer.add_scalar(f"{stage}/{name}", value, step - 1)
+        self._write(stage, step, {"lr": self.lr, **values})
+
+    def score(self, stage: str, step: int, **values: float) -> None:
+        """Scores of a test after `step` steps."""
+        for name, value in values.items():
+            self.writer.add_scalar(f"{stage}/{name}", value, step)
+        self._write(stage, step, values)
+
+    def rewind(self, stage: str, step: int) -> None:
+        """Take back what a stage wrote past `step`: it goes on from there."""
+        if not self.path.exists():
+            return
+        lines = self.path.read_text().splitlines(keepends=True)
+        if lines and not lines[-1].endswith("\n"):  # the process was killed while it wrote
+            lines[-1] = "{}"
+        entries = [json.loads(line) for line in lines]
+        kept = [
+            line
+            for line, entry in zip(lines, entries, strict=True)
+            if entry and (entry["stage"] != stage or entry["step"] <= step)
+        ]
+        if len(kept) < len(lines):
+            write_text(self.path, "".join(kept))
+
+    def _write(self, stage: str, step: int, values: dict[str, float]) -> None:
+        entry = {"time": round(time.time(), 3), "stage": stage, "step": step, "steps": self.steps, **values}
+        with self.path.open("a") as file:
+            file.write(json.dumps(entry) + "\n")
