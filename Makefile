@@ -23,7 +23,7 @@ bench-gpu:
 
 # The READMEs' tables and a page of everything in benchmarks/results/.
 report:
-	$(PYTHON) -m benchmarks.report benchmarks/results/*.jsonl --out report.html --tables README.md benchmarks/README.md docs/data.md docs/corpus.md
+	$(PYTHON) -m benchmarks.report benchmarks/results/*.jsonl --out report.html --tables README.md benchmarks/README.md docs/audit.md docs/data.md docs/corpus.md
 
 lint:
 	$(PYTHON) -m ruff format --check .
