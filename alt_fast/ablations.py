@@ -9,6 +9,7 @@ import argparse
 import shlex
 import sys
 from collections.abc import Sequence
+from functools import partial
 
 from alt_fast import cli
 from alt_fast.paper.ablations import SHAPES_FEW_SHOT, TABLES, Sweep, run_all, table_text
@@ -37,13 +38,12 @@ def parser() -> argparse.ArgumentParser:
         "--launch", metavar="COMMAND", help='what runs -m alt_fast.train; "torchrun --nproc-per-node 8"'
     )
     parser.add_argument("--show", action="store_true", help="print the tables of what is there, and train nothing")
-    parser.add_argument("options", nargs="*", metavar="-- OPTION", help="of alt-fast train")
     return parser
 
 
-def run(arguments: argparse.Namespace) -> int:
-    """Train, and print the tables."""
-    config, options, few_shot = parse(arguments.options), arguments.options, arguments.few_shot
+def run(arguments: argparse.Namespace, options: Sequence[str]) -> int:
+    """Train, and print the tables. options: of `alt-fast train`."""
+    config, few_shot = parse(options), arguments.few_shot
     if config.data.generate is not None and few_shot is None:
         few_shot = SHAPES_FEW_SHOT
         if config.data.shapes.few_shot_per_class < 2:
@@ -58,7 +58,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
-    return cli.run(parser, run, argv, "interrupted; the same command goes on")
+    argv = list(sys.argv[1:] if argv is None else argv)
+    end = argv.index("--") if "--" in argv else len(argv)
+    work = partial(run, options=argv[end + 1 :])
+    return cli.run(parser, work, argv[:end], "interrupted; the same command goes on")
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     Readers, and other writers of the same file, see it whole. Raises FileError when the disk is full or the like; what
     was at `path` before is there still.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.partial")
+    partial = path.with_name(f".{path.stem}.{os.getpid()}-{threading.get_ident()}.partial{path.suffix}")
     try:
         partial.touch()
         mode = partial.stat().st_mode  # safetensors makes files that only their owner can read
@@ -109,7 +109,7 @@ def sole_writer(folder: Path) -> Iterator[None]:
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         file.flush()
-        for left in folder.glob(".*.partial"):  # by a process that was killed
+        for left in folder.glob(".*.partial*"):  # by a process that was killed
             if left.is_file():
                 left.unlink()
         yield

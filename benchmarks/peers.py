@@ -59,8 +59,8 @@ class PublishedEncoder(nn.Module):
         super().__init__()
         self.visual, self.embed, self.schedule = encoder.visual, encoder.embed, encoder.schedule
 
-    def forward(self, frames: Tensor) -> Regions:
-        """frames: [F, 3, H, W]. Where patches went is not traced."""
+    def forward(self, frames: Tensor, schedule: None = None) -> Regions:
+        """frames: [F, 3, H, W]. Merges by the encoder's own schedule only. Where patches went is not traced."""
         x = self.embed(frames)
         size = x.new_ones(*x.shape[:2], 1)
         for block, r in zip(self.visual.transformer.resblocks, self.schedule, strict=True):

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from alt_fast import ablations
 from alt_fast.ablations import main
+from alt_fast.errors import RunError
 from alt_fast.model.config import ModelConfig
+from alt_fast.paper import ablations
 from alt_fast.paper.ablations import TABLES, Row, Sweep, table_text
 from alt_fast.training.config import parse
 from tests.conftest import SMALL_JOB
@@ -60,7 +61,7 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *options: str) -> tupl
 
     def run(command: list[str], **_: Any) -> Done:
         commands.append(command)
-        folder = Path(next(o for o in command if o.startswith("--output=")).removeprefix("--output="))
+        folder = Path(next(o for o in command if o.startswith("--out=")).removeprefix("--out="))
         folder.mkdir(parents=True)
         seed = next(float(o.removeprefix("--seed=")) for o in command if o.startswith("--seed="))
         (folder / "metrics.json").write_text(json.dumps({"top1": 0.5 + seed / 10, "top1_unseen_pairs": 0.25}))
@@ -92,7 +93,7 @@ def test_few_shot_runs_start_from_each_row(tmp_path: Path, monkeypatch: pytest.M
     second = [command for command in commands if "few_shot_b16" in command]
     assert len(second) == len(commands) / 2 == 4
     for command in second:
-        start = next(o for o in command if o.startswith("--start_from=")).removeprefix("--start_from=")
+        start = next(o for o in command if o.startswith("--start-from=")).removeprefix("--start-from=")
         assert Path(start, "metrics.json").exists()
         assert "2-shot-seed3.csv" in command
         assert "--seed=3" in command
@@ -107,7 +108,7 @@ def test_r_is_scaled_to_the_model(tmp_path: Path) -> None:
     assert "| r = 13 (here 6) | 81.9 |" in text
     assert "| r = 8 (here 4) | 82.4 |" in text
     listed = Sweep(parse(["--model.r", "[4, 4, 4, 4]"]), [], None, [], tmp_path)
-    with pytest.raises(ablations.RunError, match="must be an int"):
+    with pytest.raises(RunError, match="must be an int"):
         listed.changes(TABLES["8"][1])
 
 

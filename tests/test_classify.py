@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from alt_fast.classify import classify, main
+from alt_fast.classify import main
 from alt_fast.corpus import Corpus
 from alt_fast.inference.predict import load_video
 from alt_fast.inference.trained import load
@@ -40,13 +40,14 @@ def test_json_holds_every_label_and_the_entities_of_every_frame(
 
 def test_answer_is_the_model_s(trained_run: Path, video: Path) -> None:
     trained = load(trained_run)
-    classes = trained.model.text.classes(trained.classes, trained.templates)
-    answer = classify(video, trained, classes, trained.classes, "alt")
+    classes = trained.embed(trained.classes)
+    answer = trained.classify(video)
     with torch.no_grad():
-        output = trained.model(load_video(video, trained), classes)
-    best = int(output.logits.argmax())
-    assert answer["labels"][0]["label"] == trained.classes[best]
-    assert answer["labels"][0]["probability"] == pytest.approx(output.logits.softmax(-1).max().item(), rel=1e-4)
+        output = trained.model(load_video(video, trained.spec), classes)
+    label, probability = answer[0]
+    assert label == trained.classes[int(output.logits.argmax())]
+    assert probability == pytest.approx(output.logits.softmax(-1).max().item(), rel=1e-4)
+    assert len(answer) == len(answer[:]) == len(list(answer)) == 5
 
 
 def test_table_of_an_h264_file_with_new_labels(
@@ -113,12 +114,27 @@ def test_bad_requests(video: Path, tmp_path: Path, trained_run: Path, capsys: py
         (str(video), "--checkpoint", str(tmp_path)): "not a run folder",
         (str(video), "--head", "clip", "--pretrained", "nonsense", "--labels", "x"): "neither a file nor a tag",
     }
+    ours = (str(video), "--checkpoint", str(trained_run))
+    requests |= {
+        (*ours, "--top-k", "0"): "top_k must be >= 1, got 0",
+        (*ours, "--backbone", "ViT-L-14"): "--backbone is for --head clip without a checkpoint",
+        (*ours, "--pretrained", "openai"): "--pretrained is for --head clip without a checkpoint",
+        (*ours, "--head", "clip", "--corpus", "motion_shapes"): "have no effect on --head clip",
+        (*ours, "--labels", str(tmp_path / "none.txt")): "cannot read",
+        (*ours, "--r", "-1"): "r must be >= 0",
+    }
     for request, message in requests.items():
-        assert main(list(request)) == 1
+        files = ("not a run folder", "neither a file", "cannot read")
+        assert main(list(request)) == (1 if message.startswith(files) else 2)
         assert message in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        main([str(video), "--checkpoint", str(trained_run), "--top-k", "0"])
-    assert "--top-k must be >= 1" in capsys.readouterr().err
+
+
+def test_r_changes_what_is_seen(trained_run: Path, video: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    answers = []
+    for r in ([], ["--r", "0"], ["--r", "4"]):
+        assert main([str(video), "--checkpoint", str(trained_run), "--json", *r]) == 0
+        answers.append(capsys.readouterr().out)
+    assert answers[0] == answers[2] != answers[1]
 
 
 def test_another_corpus(
@@ -135,5 +151,5 @@ def test_another_corpus(
     assert {row["category"] for frame in answer["frames"] for row in frame} == {"motion"}
     bare = [str(video), "--head", "clip", "--backbone", "tiny", "--pretrained", str(tmp_path / "tiny.pt")]
     torch.save(build_clip("tiny", None).state_dict(), tmp_path / "tiny.pt")
-    assert main([*bare, "--labels", "a", "b", "--categories", "motion"]) == 1
-    assert "aligns to no corpus" in capsys.readouterr().err
+    assert main([*bare, "--labels", "a", "b", "--categories", "motion"]) == 2
+    assert "have no effect on --head clip" in capsys.readouterr().err

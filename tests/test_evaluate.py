@@ -101,9 +101,11 @@ def test_bad_requests(trained_run: Path, tmp_path: Path, capsys: pytest.CaptureF
         ("--checkpoint", str(trained_run), "--device", "cuda:99"): "cuda:99",
         ("--checkpoint", str(trained_run), "--crops", "0"): "crops must be >= 1, got 0",
         ("--checkpoint", str(trained_run), "--workers", "-1"): "workers must be >= 0",
+        ("--checkpoint", str(trained_run), "--classes", "a.csv"): "--classes and --root belong to --list FILE",
     }
     for request, message in requests.items():
-        assert main(list(request)) == 1
+        usage = any(option in request for option in ("--r", "--device", "--crops", "--workers", "--classes"))
+        assert main(list(request)) == (2 if usage else 1)
         assert message in capsys.readouterr().err
 
 

@@ -15,14 +15,15 @@ from PIL import Image
 
 from alt_fast import load
 from alt_fast.data.decode import decode_clip
-from alt_fast.explain import View, main
-from alt_fast.inference.explaining import explain, region_colors
+from alt_fast.explain import main
+from alt_fast.inference.explaining import region_colors
 from alt_fast.inference.predict import load_video
 from alt_fast.inference.trained import TrainedModel
 from alt_fast.model.alt import ALT
 from alt_fast.model.decoder import Attention
 from alt_fast.report.explanation import Explanation
 from alt_fast.report.page import page_data, timeline, write_page
+from alt_fast.report.views import View
 from tests.browser import look, needs_browser
 
 
@@ -41,14 +42,14 @@ def explanation(trained: TrainedModel, video: Path, tmp_path_factory: pytest.Tem
     """Of a video and with a label whose names would be markup."""
     copy = tmp_path_factory.mktemp("video") / "<script>alert(1)<script><b>.webm"
     shutil.copy(video, copy)
-    return explain(copy, trained, ["a star growing", "</script><script>alert(1)</script>", "a moon growing"])
+    return trained.explain(copy, ["a star growing", "</script><script>alert(1)</script>", "a moon growing"])
 
 
 def test_the_numbers_are_the_model_s(trained: TrainedModel, video: Path, explanation: Explanation) -> None:
     """At every r."""
     model = trained.model
     schedule = model.encoder.schedule
-    clip = load_video(video, trained)
+    clip = load_video(video, trained.spec)
     assert [view.r for view in explanation.views] == [[r] * 4 for r in (0, 2, 4, 6)]
     assert explanation.view.r == schedule
     assert [(image.height, image.width) for image in explanation.images] == [model.image_size] * model.config.frames
@@ -92,18 +93,18 @@ def test_other_reductions(trained: TrainedModel, video: Path) -> None:
     encoder = trained.model.encoder
     usual = encoder.schedule
     try:
-        assert [view.r for view in explain(video, trained, ["a star"], [3, 4, 3]).views] == [[3] * 4, [4] * 4]
+        assert [view.r for view in trained.explain(video, ["a star"], [3, 4, 3]).views] == [[3] * 4, [4] * 4]
         encoder.set_r([4, 2, 2, 0])
-        by_layer = explain(video, trained, ["a star"])
+        by_layer = trained.explain(video, ["a star"])
         assert [view.r for view in by_layer.views] == [[0] * 4, [2, 1, 1, 0], [4, 2, 2, 0], [6, 3, 3, 0]]
         assert by_layer.own == 2
         encoder.set_r(0.4)
-        assert [view.r[0] for view in explain(video, trained, ["a star"]).views] == [0, 0.2, 0.4, 0.5]
+        assert [view.r[0] for view in trained.explain(video, ["a star"]).views] == [0, 0.2, 0.4, 0.5]
         assert encoder.schedule == [0.4] * 4
         encoder.set_r(0)
-        assert len(explain(video, trained, ["a star"]).views) == 1
+        assert len(trained.explain(video, ["a star"]).views) == 1
         with pytest.raises(ValueError, match="r must be >= 0"):
-            explain(video, trained, ["a star"], [-1])
+            trained.explain(video, ["a star"], [-1])
     finally:
         encoder.schedule = usual
 
@@ -236,11 +237,11 @@ def test_the_command(trained_run: Path, video: Path, tmp_path: Path, capsys: pyt
     assert np.abs(shown[0].astype(int) - shown[1]).mean() > 1  # one second a frame
     (tmp_path / "broken.mp4").write_bytes(b"no video")
     for arguments, message in [
-        ([*command, "--out", str(tmp_path / "a.gif")], "--out must end in .html, .png, .webm, got "),
-        ([*command, "--out", str(tmp_path / "b.png"), "--r", "0"], "--r is for pages (.html)"),
+        ([*command, "--out", str(tmp_path / "a.gif")], "the file must end in .html, .png, .webm, got "),
+        ([*command, "--out", str(tmp_path / "b.png"), "--also-r", "0"], "--also-r is for pages (.html)"),
         ([str(tmp_path / "broken.mp4"), *command[1:], "--out", str(tmp_path / "b.html")], "broken.mp4"),
         ([str(video), "--checkpoint", str(tmp_path), "--out", "c.html"], "holds no model.safetensors"),
     ]:
-        assert main(arguments) == 1
+        assert main(arguments) == (2 if "must end in" in message or "--also-r" in message else 1)
         assert message in capsys.readouterr().err
     assert not (tmp_path / "b.html").exists()

@@ -35,16 +35,16 @@ def test_vectors_are_the_model_s(command: list[str], trained_run: Path, tmp_path
     trained = load(trained_run)
     for row, vector in zip(rows[:6], vectors, strict=False):
         with torch.no_grad():
-            expected = trained.model(load_video(row["path"], trained), torch.zeros(1, vector.shape[0])).video[0]
+            expected = trained.model(load_video(row["path"], trained.spec), torch.zeros(1, vector.shape[0])).video[0]
         torch.testing.assert_close(vector, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_an_interrupted_run_goes_on(
     command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from alt_fast import extract
+    from alt_fast.inference import features as module
 
-    features, calls = extract.features, []
+    features, calls = module.features, []
 
     def interrupted(*arguments: Any) -> Any:
         calls.append(arguments)
@@ -52,7 +52,7 @@ def test_an_interrupted_run_goes_on(
             raise KeyboardInterrupt
         return features(*arguments)
 
-    monkeypatch.setattr(extract, "features", interrupted)
+    monkeypatch.setattr(module, "features", interrupted)
     assert main(command) == 130
     assert "the same command goes on" in capsys.readouterr().err
     first = (tmp_path / "features" / "00000.safetensors").stat().st_mtime_ns
@@ -67,5 +67,5 @@ def test_another_request_does_not_mix(command: list[str], capsys: pytest.Capture
     capsys.readouterr()
     assert main([*command, "--crops", "3"]) == 1
     assert "begun otherwise: crops was 1, now 3. Choose another --out" in capsys.readouterr().err
-    assert main([*command, "--per-file", "0"]) == 1
+    assert main([*command, "--per-file", "0"]) == 2
     assert "--per-file must be >= 1, got 0" in capsys.readouterr().err

@@ -38,7 +38,7 @@ def test_few_shot_lists_train(shapes: Path, tmp_path: Path, capsys: pytest.Captu
     assert {video.path for video in videos} <= {video.path.absolute() for video in everything}
     assert main([*command, "--shots", "3", "--out", str(tmp_path)]) == 1
     assert "class 0 has 2 videos, 3 shots were asked for" in capsys.readouterr().err
-    assert main([*command, "--shots", "0", "--out", str(tmp_path)]) == 1
+    assert main([*command, "--shots", "0", "--out", str(tmp_path)]) == 2
     assert "--shots must be >= 1, got 0" in capsys.readouterr().err
 
 
@@ -50,7 +50,7 @@ def test_zero_shot_scores_of_splits(trained_run: Path, tmp_path: Path, capsys: p
         lists.append(str(tmp_path / f"split{number}.txt"))
         Path(lists[-1]).write_text("".join(f"{line}\n" for line in split))
     command = ["zero-shot", "--checkpoint", str(trained_run), "--root", str(data), "--workers", "0"]
-    unseen = ["--lists", *lists, "--classes", str(data / "unseen_classes.csv")]
+    unseen = ["--list", *lists, "--classes", str(data / "unseen_classes.csv")]
     assert main([*command, *unseen, "--json"]) == 0
     answer = json.loads(capsys.readouterr().out)
     first, second = (row["top1"] for row in answer["lists"])
@@ -121,8 +121,8 @@ def test_a_probe_of_splits(trained_run: Path, tmp_path: Path, capsys: pytest.Cap
     assert answer["top1"]["mean"] == pytest.approx(6 / 7)  # all that it was trained on
     assert "unreadable, not trained on: " in errors
     assert "unreadable, counted as wrong: " in errors
-    assert main([*command, *splits[:-1]]) == 1
-    assert "--train names 2 lists and --lists 1: one each a split" in capsys.readouterr().err
+    assert main([*command, *splits[:-1]]) == 2
+    assert "--train names 2 lists and --list 1: one each a split" in capsys.readouterr().err
 
 
 def test_the_few_shot_recipe_is_the_paper_s() -> None:

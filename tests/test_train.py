@@ -21,8 +21,7 @@ from alt_fast.errors import RunError
 from alt_fast.evaluate import main as evaluate
 from alt_fast.inference.trained import load
 from alt_fast.train import main
-from alt_fast.training.alt_stage import make_mixup
-from alt_fast.training.config import OptimConfig, TrainConfig, parse
+from alt_fast.training.config import OptimConfig, parse
 from alt_fast.training.quarantine import Quarantine
 from tests.conftest import SMALL_JOB, VideoWriter
 
@@ -47,7 +46,7 @@ def test_leaves_a_run_folder_that_explains_itself(trained_run: Path) -> None:
 
 
 def run_cli(*arguments: str, output: Path, data: Path) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-m", "alt_fast.train", *SMALL_JOB, "--output", str(output), "--data.root", str(data)]
+    command = [sys.executable, "-m", "alt_fast.train", *SMALL_JOB, "--out", str(output), "--data.root", str(data)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     return subprocess.Popen([*command, *arguments], stderr=subprocess.PIPE, text=True, env=environment)
 
@@ -78,14 +77,14 @@ def test_killed_anywhere_and_resumed_gives_the_same_weights(trained_run: Path, t
 
 
 def test_seeds_differ(trained_run: Path, shapes: Path, tmp_path: Path) -> None:
-    arguments = [*SMALL_JOB, "--output", str(tmp_path / "run"), "--data.root", str(trained_run.parent / "data")]
+    arguments = [*SMALL_JOB, "--out", str(tmp_path / "run"), "--data.root", str(trained_run.parent / "data")]
     assert main([*arguments, "--seed", "1", "--frame_only", "false", "--optim.epochs", "1"]) == 0
     first, second = load_file(trained_run / "model.safetensors"), load_file(tmp_path / "run" / "model.safetensors")
     assert not torch.equal(first["decoder.mlp.0.weight"], second["decoder.mlp.0.weight"])
 
 
 def test_compile_trains(trained_run: Path, tmp_path: Path) -> None:
-    arguments = [*SMALL_JOB, "--output", str(tmp_path / "run"), "--data.root", str(trained_run.parent / "data")]
+    arguments = [*SMALL_JOB, "--out", str(tmp_path / "run"), "--data.root", str(trained_run.parent / "data")]
     assert main([*arguments, "--compile", "--frame_only", "false"]) == 0
     eager, compiled = load_file(trained_run / "model.safetensors"), load_file(tmp_path / "run" / "model.safetensors")
     assert eager.keys() == compiled.keys()
@@ -97,13 +96,13 @@ def test_compile_without_a_compiler_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert main([*SMALL_JOB, "--output", str(tmp_path / "run"), "--device", "cpu", "--compile"]) == 1
+    assert main([*SMALL_JOB, "--out", str(tmp_path / "run"), "--device", "cpu", "--compile"]) == 1
     assert "needs a C++ compiler" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 
 def test_amp_and_mixing_train(trained_run: Path, tmp_path: Path) -> None:
-    arguments = [*SMALL_JOB, "--output", str(tmp_path / "run"), "--data.root", str(trained_run.parent / "data")]
+    arguments = [*SMALL_JOB, "--out", str(tmp_path / "run"), "--data.root", str(trained_run.parent / "data")]
     mixing = ["--optim.amp", "true", "--optim.mixup", "0.8", "--optim.cutmix", "1.0", "--optim.accumulate", "2"]
     assert main([*arguments, *mixing, "--frame_only", "false", "--eval_every", "1", "--optim.clip_grad", "null"]) == 0
     assert (tmp_path / "run" / "model.safetensors").exists()
@@ -113,7 +112,7 @@ def test_the_best_weights_stay_and_are_what_was_tested(
     trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """With a mean of the weights, and rates scaled to the batch."""
-    arguments = [*SMALL_JOB, "--output", str(tmp_path / "run"), "--data.root", str(trained_run.parent / "data")]
+    arguments = [*SMALL_JOB, "--out", str(tmp_path / "run"), "--data.root", str(trained_run.parent / "data")]
     arguments += ["--optim.epochs", "4", "--eval_every", "1", "--optim.ema", "0.5", "--frame_only", "false"]
     assert main([*arguments, "--optim.scale_from", "24"]) == 0
     printed = capsys.readouterr().out
@@ -139,7 +138,7 @@ def test_goes_on_from_a_trained_model(trained_run: Path, tmp_path: Path, capsys:
     lists += ["--data.classes", str(data / "unseen_classes.csv"), "--model.frames", "2", "--optim.batch_size", "12"]
     few = ["--config", "few_shot_motion_shapes", *lists, "--optim.warmup_epochs", "0", "--optim.epochs", "1"]
     still = ["--optim.lr", "0", "--optim.backbone_lr", "0"]
-    assert main([*few, *still, "--start_from", str(trained_run), "--output", str(tmp_path / "still")]) == 0
+    assert main([*few, *still, "--start_from", str(trained_run), "--out", str(tmp_path / "still")]) == 0
     before, now = load(trained_run), load(tmp_path / "still")
     assert len(now.classes) == 12
     weights = before.model.state_dict()
@@ -149,7 +148,7 @@ def test_goes_on_from_a_trained_model(trained_run: Path, tmp_path: Path, capsys:
     Corpus((*corpus.entities, Entity("comet", "a tail of light", "object"))).save(tmp_path / "larger.json")
     larger = ["--corpus", str(tmp_path / "larger.json"), "--model.frames", "3"]
     start = ["--start_from", str(trained_run)]
-    assert main([*few, *start, *larger, "--output", str(tmp_path / "larger")]) == 0
+    assert main([*few, *start, *larger, "--out", str(tmp_path / "larger")]) == 0
     assert load(tmp_path / "larger").model.alignment.entities.shape[0] == len(corpus) + 1
     for number, (options, message) in enumerate(
         [
@@ -158,12 +157,12 @@ def test_goes_on_from_a_trained_model(trained_run: Path, tmp_path: Path, capsys:
             (["--model.depth", "3"], "model.depth is 2 there, 3 here"),
         ]
     ):
-        assert main([*few, *start, *options, "--output", str(tmp_path / f"refused{number}")]) == 1
+        assert main([*few, *start, *options, "--out", str(tmp_path / f"refused{number}")]) == 1
         assert message in capsys.readouterr().err
 
 
 def test_a_folder_with_a_run_is_not_overwritten(trained_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = [*SMALL_JOB, "--output", str(trained_run), "--data.root", str(trained_run.parent / "data")]
+    arguments = [*SMALL_JOB, "--out", str(trained_run), "--data.root", str(trained_run.parent / "data")]
     before = (trained_run / "model.safetensors").read_bytes()
     assert main(arguments) == 1
     assert "holds a run already: add --resume" in capsys.readouterr().err
@@ -185,7 +184,7 @@ def other_dataset(write_video: VideoWriter, folder: Path, bad: int = 0) -> list[
     (folder / "names.csv").write_text("id,name\n0,going dark\n1,getting bright\n")
     lists = {"train": "train.txt", "test": "test.csv", "classes": "names.csv"}
     options = [f"--data.{name}={folder / file}" for name, file in lists.items()]
-    return [*SMALL_JOB, "--data.generate", "null", *options, "--frame_only", "false", "--output", str(folder / "run")]
+    return [*SMALL_JOB, "--data.generate", "null", *options, "--frame_only", "false", "--out", str(folder / "run")]
 
 
 def test_own_videos_with_a_bad_one(
@@ -246,7 +245,7 @@ def test_bad_settings(
     if options[0] == "--device" and torch.cuda.is_available():
         pytest.skip("this machine has CUDA devices")
     data = trained_run.parent / "data"
-    assert main([*SMALL_JOB, "--output", str(tmp_path / "run"), "--data.root", str(data), *options]) == 1
+    assert main([*SMALL_JOB, "--out", str(tmp_path / "run"), "--data.root", str(data), *options]) == 1
     assert message in capsys.readouterr().err
 
 
@@ -292,29 +291,9 @@ def test_help_names_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
         parse(["--help"])
     assert caught.value.code == 0
     text = capsys.readouterr().out
-    for option in ("--compile", "--resume", "--output", "--model.r", "--optim.lr", "--data.train", "--augment.flip"):
+    for option in ("--compile", "--resume", "--out", "--model.r", "--optim.lr", "--data.train", "--augment.flip"):
         assert option in text
-    assert "go on with the run in `output` from its last checkpoint" in " ".join(text.split())
-
-
-def test_label_smoothing_and_mixing() -> None:
-    video, label = torch.randn(4, 2, 3, 8, 8), torch.tensor([0, 1, 2, 0])
-    plain = TrainConfig(optim=OptimConfig(mixup=0, cutmix=0, label_smoothing=0.1))
-    same, target = make_mixup(plain, 5)(video.clone(), label, 3)
-    assert torch.equal(same, video)
-    torch.testing.assert_close(target[0], torch.tensor([0.92, 0.02, 0.02, 0.02, 0.02]))
-    mix = make_mixup(TrainConfig(), 5)
-    for number in range(20):
-        mixed, target = mix(video.clone(), label, number)
-        again, same_target = mix(video.clone(), label, number)
-        assert torch.equal(mixed, again)
-        assert torch.equal(target, same_target)
-        torch.testing.assert_close(target.sum(1), torch.ones(4))
-        # every pixel of every frame is the same mixture of a clip and its partner, the batch in reverse
-        weight = ((mixed - video.flip(0)) / (video - video.flip(0))).clamp(0, 1)
-        spread = weight.flatten(3).amax(3) - weight.flatten(3).amin(3)
-        assert (spread < 1e-3).all() or ((weight < 1e-3) | (weight > 1 - 1e-3)).all()
-        assert torch.allclose(weight[:, :1].expand_as(weight), weight, atol=1e-3)
+    assert "go on with the run in `out` from its last checkpoint" in " ".join(text.split())
 
 
 def test_auto_picks_a_device() -> None:

@@ -77,5 +77,5 @@ def test_what_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert main([str(tmp_path), "--once"]) == 1
     assert "is no log of a run" in capsys.readouterr().err
     assert read_log(write(tmp_path / "a", entry(1)))["alt"].measured[0]["step"] == 1
-    with pytest.raises(SystemExit):
-        main([str(tmp_path), "--every", "0"])
+    assert main([str(tmp_path), "--every", "0"]) == 2
+    assert "--every must be > 0, got 0" in capsys.readouterr().err

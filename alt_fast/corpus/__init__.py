@@ -72,9 +72,9 @@ class Corpus:
 
         Raises CorpusError naming file and entry.
         """
-        packaged = Path(__file__).with_name(f"{path}.json")
+        file = Path(__file__).with_name(f"{path}.json") if str(path) in PACKAGED else Path(path)
         try:
-            content = json.loads((packaged if str(path) in PACKAGED else Path(path)).read_text(encoding="utf-8"))
+            content = json.loads(file.read_text(encoding="utf-8"))
         except (OSError, ValueError) as e:
             raise CorpusError(f"cannot read corpus {path}: {e}") from e
         if not isinstance(content, dict) or content.get("version") != FORMAT_VERSION:

@@ -89,7 +89,7 @@ class StateFiles:
         """Go on from the last one, if there is any. All processes call it. Raises CheckpointError."""
         if self.world.main:
             make_folder(self.folder)
-            for left in self.folder.glob(f".{self.name}-*.partial"):  # by a process that was killed
+            for left in self.folder.glob(f".{self.name}-*.partial*"):  # by a process that was killed
                 _remove(left)
         (path, *_) = self.world.gather(self.found()[-1] if self.found() else None)
         if path is None:

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from alt_fast.data import browse, check
+from alt_fast.data import check
+from alt_fast.data.__main__ import main
 from tests.conftest import VideoWriter
 
 
@@ -27,7 +28,7 @@ def dataset(write_video: VideoWriter, tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("workers", ["0", "2"])
 def test_scan(dataset: Path, workers: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert check.main([str(dataset), "--workers", workers, "--json"]) == 1
+    assert main(["check", str(dataset), "--workers", workers, "--json"]) == 1
     summary = json.loads(capsys.readouterr().out)
     assert summary["videos"] == 5
     assert summary["codecs"] == {"h264": 1, "vp9": 1, "mpeg4": 1}
@@ -43,7 +44,7 @@ def test_scan(dataset: Path, workers: str, capsys: pytest.CaptureFixture[str]) -
 
 
 def test_report(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert check.main([str(dataset)]) == 1
+    assert main(["check", str(dataset)]) == 1
     out = capsys.readouterr().out
     for line in ("5 videos", "2 of them unusable", "h264: 1", "classes  2, from 2 (jump) to 3 videos (run)"):
         assert line in out
@@ -52,11 +53,11 @@ def test_report(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_scan_of_a_good_list_and_of_none(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "good.csv").write_text("path,label\na.mp4,run\n")
-    assert check.main([str(tmp_path / "good.csv")]) == 0
+    assert main(["check", str(tmp_path / "good.csv")]) == 0
     (tmp_path / "bad.csv").write_text("path,label\nempty.mp4,run\n")
-    assert check.main([str(tmp_path / "bad.csv")]) == 1
+    assert main(["check", str(tmp_path / "bad.csv")]) == 1
     assert "1 of them unusable" in capsys.readouterr().out
-    assert check.main([str(tmp_path / "no.csv")]) == 1
+    assert main(["check", str(tmp_path / "no.csv")]) == 1
     assert "cannot read" in capsys.readouterr().err
 
 
@@ -65,7 +66,7 @@ def test_a_hanging_file_does_not_hang_the_scan(
 ) -> None:
     inspect = check.inspect
     monkeypatch.setattr(check, "inspect", lambda path: time.sleep(1000) if "b.webm" in path else inspect(path))
-    assert check.main([str(dataset), "--timeout", "2"]) == 1
+    assert main(["check", str(dataset), "--timeout", "2"]) == 1
     assert "b.webm: took more than 2 s" in capsys.readouterr().out
 
 
@@ -76,7 +77,7 @@ def test_contact_sheet(dataset: Path, tmp_path: Path, loader: str, capsys: pytes
     out = tmp_path / "sheet.png"
     options = ["--out", str(out), "--frames", "4", "--size", "40", "--loader", loader]
     plain = ["--augment.jitter", "0", "--augment.gray", "0"]
-    assert browse.main([str(tmp_path / "good.csv"), *options, *plain, "--count", "2"]) == 0
+    assert main(["browse", str(tmp_path / "good.csv"), *options, *plain, "--count", "2"]) == 0
     assert f"2 clips in {out} (loader {loader}, as asked for)" in capsys.readouterr().out
     sheet = np.asarray(Image.open(out))
     assert sheet.shape == (2 * (16 + 40 + 4), 4 * (40 + 4), 3)
@@ -88,7 +89,7 @@ def test_contact_sheet(dataset: Path, tmp_path: Path, loader: str, capsys: pytes
 def test_contact_sheet_of_test_views_names_what_it_cannot_read(
     dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert browse.main([str(dataset), "--out", str(tmp_path / "sheet.png"), "--test", "true"]) == 1
+    assert main(["browse", str(dataset), "--out", str(tmp_path / "sheet.png"), "--test"]) == 1
     assert "missing.mp4: no such file" in capsys.readouterr().err
     assert Image.open(tmp_path / "sheet.png").size == (8 * 116, 5 * 132)
-    assert browse.main([str(tmp_path / "no.csv"), "--out", str(tmp_path / "sheet.png")]) == 1
+    assert main(["browse", str(tmp_path / "no.csv"), "--out", str(tmp_path / "sheet.png")]) == 1

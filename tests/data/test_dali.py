@@ -228,7 +228,7 @@ def test_dali_s_frames_are_pyav_s(write_noise: NoiseWriter) -> None:
 
 
 def test_training_with_dali(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = [*SMALL_JOB, "--output", str(tmp_path / "run"), "--data.root", str(tmp_path / "data")]
+    arguments = [*SMALL_JOB, "--out", str(tmp_path / "run"), "--data.root", str(tmp_path / "data")]
     assert main([*arguments, "--data.loader", "dali", "--frame_only", "false"]) == 0
     out = capsys.readouterr().out
     assert "alt: loader dali, as asked for" in out

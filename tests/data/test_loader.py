@@ -3,15 +3,15 @@
 import os
 import re
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
-from alt_fast.data import loader as loader_module
 from alt_fast.data.annotations import Video, read_classes, read_list
 from alt_fast.data.augment import apply
-from alt_fast.data.batch import Batch, Failure
+from alt_fast.data.batch import Batch, Failure, Request
 from alt_fast.data.config import AugmentConfig, ClipSpec, Loading
 from alt_fast.data.dataset import NO_LABEL, EpochSampler, EvalClips, TrainClips, batched
 from alt_fast.data.decode import decode_clip
@@ -88,7 +88,7 @@ def test_a_jitter_per_frame_goes_with_a_clip_without_jitter(videos: list[Video])
 class Trouble(TorchReader):
     """Reads, but not the video with index 1."""
 
-    def __call__(self, request: loader_module.Request) -> tuple[torch.Tensor, torch.Tensor]:
+    def __call__(self, request: Request) -> tuple[torch.Tensor, torch.Tensor]:
         if request.video == 1:
             time.sleep(1000) if self.clips.videos[1].path.name == "hangs" else os._exit(3)
         return super().__call__(request)
@@ -114,8 +114,17 @@ def test_a_video_that_hangs_or_kills_is_replaced_and_not_tried_again(
 def test_memory_does_not_grow_with_the_number_of_clips(videos: list[Video]) -> None:
     clips = TrainClips(videos, SPEC, seed=0)
     asked = []
-    keys = (asked.append(i) or [(0, i % 50)] * 4 for i in range(1000))  # type: ignore[func-returns-value]
-    batches = iter(Loader(clips, keys, TorchBackend(clips, CPU), Loading("torch", 2)))
+
+    class Keys:
+        def __len__(self) -> int:
+            return 1000
+
+        def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+            for i in range(1000):
+                asked.append(i)
+                yield [(0, i % 50)] * 4
+
+    batches = iter(Loader(clips, Keys(), TorchBackend(clips, CPU), Loading("torch", 2)))
     for _ in range(3):
         next(batches)
     assert len(asked) <= 3 + 3
@@ -129,7 +138,7 @@ def test_which_loader_is_chosen_and_why(videos: list[Video], monkeypatch: pytest
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     backend, why = open_backend("auto", clips, torch.device("cuda"))
     assert isinstance(backend, TorchBackend)
-    assert "DALI is not installed (pip install nvidia-dali-cuda120)" in why
+    assert "DALI is not installed (pip install 'alt-fast[dali]')" in why
     with pytest.raises(ValueError, match="'dali' was asked for, but DALI is not installed"):
         open_backend("dali", clips, CPU)
     with pytest.raises(ValueError, match="loader must be one of auto, dali, torch, got 'decord'"):

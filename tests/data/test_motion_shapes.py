@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from alt_fast.data import motion_shapes
+from alt_fast.data.__main__ import main
 from alt_fast.data.annotations import read_classes, read_list
 from alt_fast.data.config import MotionShapesConfig
 from alt_fast.data.decode import decode_clip
+from alt_fast.data.motion_shapes import draw
 from alt_fast.data.motion_shapes.captions import captioned_frame
 from alt_fast.data.motion_shapes.draw import (
     MOTIONS,
@@ -89,7 +90,7 @@ def test_splits_share_no_seed_and_no_background() -> None:
     assert len(set(backgrounds)) == len(backgrounds)
     looks = [(clip.center, clip.tint, clip.drift) for part in clips.values() for clip in part]
     assert len(set(looks)) == len(looks)
-    pictures = [motion_shapes._background(clip, 0, 32).tobytes() for part in clips.values() for clip in part[:50]]
+    pictures = [draw._background(clip, 0, 32).tobytes() for part in clips.values() for clip in part[:50]]
     assert len(set(pictures)) == len(pictures)
 
 
@@ -136,12 +137,9 @@ def test_captions_name_the_object_and_never_a_motion() -> None:
     assert len({captioned_frame(0, i, 48)[1] for i in range(300)}) > 60
 
 
-def test_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    command = ["motion_shapes", "--output", str(tmp_path), "--train-per-class", "1", "--test-per-class", "1"]
-    monkeypatch.setattr("sys.argv", [*command, "--frames", "2", "--size", "32"])
-    motion_shapes.main()
+def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["generate", "--out", str(tmp_path), "--train-per-class", "1", "--test-per-class", "1"]
+    assert main([*command, "--frames", "2", "--size", "32"]) == 0
     assert len(read_list(tmp_path / "train.txt", read_classes(tmp_path / "classes.csv"))[0]) == 36
-    monkeypatch.setattr("sys.argv", [*command, "--frames", "3"])
-    with pytest.raises(SystemExit):
-        motion_shapes.main()
+    assert main([*command, "--frames", "3"]) == 2
     assert "holds another dataset" in capsys.readouterr().err

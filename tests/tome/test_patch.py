@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 
 import alt_fast
+from alt_fast.tome.schedule import merge_schedule
 from alt_fast_kernels import use_backend
-from tests.kernels.test_match import match_by_loops
+from tests.oracles import match_by_loops
 
 IMAGE = 32
 
@@ -418,3 +419,44 @@ def test_bad_input() -> None:
         alt_fast.merge_trace(alt_fast.apply_patch(timm_vit()))
     with pytest.raises(ValueError, match="has not run"):
         alt_fast.merge_trace(alt_fast.apply_patch(timm_vit(), trace_source=True))
+
+
+def test_a_patch_that_fails_changes_nothing() -> None:
+    """All or nothing, for a model that was patched before and one that was not."""
+    model = timm_vit().eval()
+    plain = [type(module) for module in model.modules()]
+    with pytest.raises(ValueError, match="r must be >= 0 in every layer"):
+        alt_fast.apply_patch(model, r=-1)
+    assert [type(module) for module in model.modules()] == plain
+    alt_fast.apply_patch(model, r=3, trace_source=True)
+    expected, trace = run(model), alt_fast.merge_trace(model)
+    patched = [type(module) for module in model.modules()]
+    for r in (-1, (3, 7.0), [1, 2], "8"):
+        with pytest.raises((ValueError, TypeError)):
+            alt_fast.apply_patch(model, r=r)  # type: ignore[arg-type]
+        assert [type(module) for module in model.modules()] == patched
+        assert alt_fast.merge_trace(model).source is trace.source
+    assert torch.equal(run(model), expected)
+    both = nn.ModuleList([model, timm_vit(class_token=False, global_pool="avg").eval()])
+    both[1].blocks[1].attn = nn.Identity()  # type: ignore[union-attr, operator]
+    with pytest.raises(ValueError, match="attention of VisionTransformer must be timm's"):
+        alt_fast.apply_patch(both, r=2)
+    assert torch.equal(run(model), expected)
+
+
+@pytest.mark.parametrize(
+    "r",
+    [np.int64(3), torch.tensor(3), np.array([3, 3, 3]).tolist(), [np.int32(3)] * 3, (np.int64(3), 0.0)],
+    ids=["numpy", "torch", "list", "list of numpy", "with inflect"],
+)
+def test_whatever_is_an_int_is_one(r: Any) -> None:
+    model = timm_vit().eval()
+    expected = run(alt_fast.apply_patch(model, r=3))
+    assert torch.equal(run(alt_fast.apply_patch(model, r=r)), expected)
+
+
+def test_what_is_no_number_of_tokens() -> None:
+    assert merge_schedule(np.float32(0.25), 2) == [0.25, 0.25]
+    for r in (True, "8", None, torch.tensor(1.5), [8.5] * 3, object()):
+        with pytest.raises((TypeError, ValueError)):
+            merge_schedule(r, 3)  # type: ignore[arg-type]

@@ -15,7 +15,7 @@ from alt_fast import ALT, Corpus, Entity, create_model
 from alt_fast.corpus import CATEGORIES
 from alt_fast.model.text import TEMPLATES, TextTower
 from alt_fast_kernels.align.reference import gumbel_noise
-from tests.kernels.test_match import match_by_loops
+from tests.oracles import match_by_loops
 
 SMALL = {"frames": 2, "r": 3, "depth": 2}
 

@@ -16,6 +16,7 @@ from alt_fast.corpus.builder.units import Unit, normalize_label, nouns_of, units
 from alt_fast.corpus.builder.units import noun as whole_noun
 from alt_fast.corpus.builder.wordnet import category_of, open_wordnet
 from alt_fast.data.annotations import read_names
+from alt_fast.errors import ArgumentError
 
 
 @pytest.mark.parametrize(
@@ -166,7 +167,7 @@ def test_reach_and_size(wordnet: Any) -> None:
 def test_bad_requests(wordnet: Any) -> None:
     with pytest.raises(CorpusError, match="no label has a word in it"):
         build(["", "???"], wordnet, BuildConfig())
-    with pytest.raises(CorpusError, match="reach must be >= 0, got -1"):
+    with pytest.raises(ArgumentError, match="reach must be >= 0, got -1"):
         BuildConfig(reach=-1)
     for name in ("magic", "encoder:", "lesk:x"):
         with pytest.raises(CorpusError, match=f"senses must be .*, got '{name}'"):

@@ -10,7 +10,6 @@ from safetensors.torch import load_file, save_file
 from alt_fast import Corpus, create_model
 from alt_fast.data.config import AugmentConfig
 from alt_fast.errors import CheckpointError
-from alt_fast.files import write_atomically
 from alt_fast.inference.trained import TrainedModel, load, save_model
 
 
@@ -79,20 +78,5 @@ def test_files_that_are_refused(trained: TrainedModel, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="not a run folder"):
         load(empty)
     (empty / "alt-00000001.state").touch()
-    with pytest.raises(CheckpointError, match=r"training has not finished: train with --output .* --resume"):
+    with pytest.raises(CheckpointError, match=r"training has not finished: train with --out .* --resume"):
         load(empty)
-
-
-def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    path.write_text("old")
-
-    def fail(partial: Path) -> None:
-        partial.write_text("half")
-        raise OSError("disk full")
-
-    with pytest.raises(CheckpointError, match="cannot write .*file: disk full"):
-        write_atomically(path, fail)
-    assert path.read_text() == "old"
-    write_atomically(path, lambda partial: partial.write_text("new"))
-    assert [file.name for file in tmp_path.iterdir()] == ["file"]

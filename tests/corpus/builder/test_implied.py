@@ -11,7 +11,7 @@ from alt_fast.corpus.builder.build import BuildConfig, build
 from alt_fast.corpus.builder.implied import AGAIN
 from alt_fast.corpus.builder.language_model import LanguageModel, Settings
 from alt_fast.corpus.builder.stats import entities_by_label
-from tests.corpus.endpoint import Endpoint
+from tests.corpus.builder.endpoint import Endpoint
 
 ANSWERS = {
     "objects of an action playing guitar?": "1. Guitar\n2. Capo\n3. Finger picks",

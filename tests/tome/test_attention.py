@@ -100,7 +100,7 @@ def test_takes_over_huggingface() -> None:
 
 def test_the_readme_block_runs_and_merges() -> None:
     """README's example of a block of one's own, as it stands there."""
-    text = (Path(__file__).parent.parent / "README.md").read_text()
+    text = (Path(__file__).parent.parent.parent / "README.md").read_text()
     code = re.search(r"<!-- block -->\n```python\n(.*?)```", text, re.DOTALL)
     assert code is not None
     names: dict = {}

@@ -16,7 +16,7 @@ from alt_fast.corpus.builder.language_model import (
     parse_descriptions,
     parse_units,
 )
-from tests.corpus.endpoint import Endpoint, Fault
+from tests.corpus.builder.endpoint import Endpoint, Fault
 
 
 @pytest.fixture

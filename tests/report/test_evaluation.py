@@ -74,12 +74,12 @@ def test_the_page_holds_what_was_measured(
     capsys.readouterr()
     bare = ["--checkpoint", str(trained_run), "--list", str(page.parent / "list.txt"), "--workers", "0"]
     for options, message in [
-        (["--report-r", "0"], "name it with --report FILE"),
+        (["--also-r", "0"], "name it with --report FILE"),
         (["--report", str(tmp_path / "a.txt")], "--report must end in .html"),
         (["--report", str(tmp_path / "a.html"), "--report-r", "-1"], "r must be >= 0 in every layer"),
         (["--report", str(tmp_path / "a.html"), "--explain", "-1"], "--explain must be >= 0"),
     ]:
-        assert main([*bare, *options]) == 1
+        assert main([*bare, *options]) == 2
         assert message in capsys.readouterr().err
 
 
@@ -119,6 +119,8 @@ seen.many = [many.querySelectorAll("tbody tr").length, many.lastChild.textConten
 const reductions = document.createElement("div");
 table(reductions, [{head: "r", key: "r"}], ["13", "0", "4"].map((r) => ({r})));
 reductions.querySelector("button").click();
+seen.tables = [...document.querySelectorAll("#lists table")].map((one) => [...one.rows].map((row) =>
+  [...row.cells].map((cell) => cell.textContent)));
 seen.reductions = [...reductions.querySelectorAll("td")].map((cell) => cell.textContent);
 refill([]);
 seen.none = many.lastChild.textContent;
@@ -146,6 +148,9 @@ document.body.replaceChildren(JSON.stringify(seen));
     first = found["names"].index(seen["falling"][0])  # the table was turned round
     assert len(seen["ofClass"]) == sum(found["confusion"][first]) - found["confusion"][first][first]
     assert seen["points"] == [2, 2]
+    assert [row for table in seen["tables"] for row in table if "" in row[:-1] or "undefined" in row] == []
+    assert seen["tables"][0] == [["video", "cause"], [found["row"]["unreadable"][0]["path"], "no such file"]]
+    assert len(seen["tables"]) == 5
     assert seen["many"] == [300, "300 of 301: sort or choose to see the others."]
     assert seen["none"] == "None."
     assert seen["reductions"] == ["0", "4", "13"]

@@ -56,7 +56,7 @@ def data(trained_run: Path) -> list[str]:
 def two(data: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run folder of JOB with two processes."""
     run = tmp_path_factory.mktemp("two") / "run"
-    printed = finish(start("alt_fast.train", *JOB, *data, "--output", str(run)))
+    printed = finish(start("alt_fast.train", *JOB, *data, "--out", str(run)))
     assert "2 processes on cpu, 12 clips a step in all (2 x 1 x 6: processes, accumulated, at once)" in printed
     assert "learning rates 0.001, image tower 0.0003" in printed
     assert printed.count("run folder") == 1
@@ -64,7 +64,7 @@ def two(data: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_two_processes_train_as_one(two: Path, data: list[str], tmp_path: Path) -> None:
-    assert main([*JOB, *data, "--output", str(tmp_path / "one"), "--optim.accumulate", "2"]) == 0
+    assert main([*JOB, *data, "--out", str(tmp_path / "one"), "--optim.accumulate", "2"]) == 0
     one, both = losses(tmp_path / "one"), losses(two)
     assert len(one) == 12
     assert both == pytest.approx(one, rel=1e-4)
@@ -159,7 +159,7 @@ def test_a_killed_process_costs_the_steps_since_the_last_checkpoint(
 ) -> None:
     run, undisturbed = tmp_path / "run", request.getfixturevalue(whole)
     options = SHARDED if whole == "sharded" else []
-    process = start("alt_fast.train", *JOB, *data, *options, "--output", str(run), restarts=1)
+    process = start("alt_fast.train", *JOB, *data, *options, "--out", str(run), restarts=1)
     wait_for(run / "alt-*.state", process)
     os.kill(children(process)[rank], signal.SIGKILL)
     finish(process)
@@ -169,7 +169,7 @@ def test_a_killed_process_costs_the_steps_since_the_last_checkpoint(
 
 def test_sigterm_writes_a_checkpoint_to_go_on_from(two: Path, data: list[str], tmp_path: Path) -> None:
     run = tmp_path / "run"
-    arguments = [*JOB, *data, "--output", str(run), "--checkpoint_every", "100"]
+    arguments = [*JOB, *data, "--out", str(run), "--checkpoint_every", "100"]
     process = start("alt_fast.train", *arguments)
     wait_for(run / "clip.safetensors", process)
     while not list((run / "tensorboard").glob("*")):
@@ -189,7 +189,7 @@ def test_sigterm_writes_a_checkpoint_to_go_on_from(two: Path, data: list[str], t
 def sharded(data: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run folder of JOB with weights, optimizer and checkpoints in two parts, and with a mean of the weights."""
     run = tmp_path_factory.mktemp("sharded") / "run"
-    finish(start("alt_fast.train", *JOB, *data, *SHARDED, "--output", str(run)))
+    finish(start("alt_fast.train", *JOB, *data, *SHARDED, "--out", str(run)))
     return run
 
 
@@ -199,7 +199,7 @@ SHARDED = ["--optim.sharded", "true", "--optim.ema", "0.9"]
 def test_parts_train_as_the_whole(sharded: Path, two: Path, data: list[str], tmp_path: Path) -> None:
     assert losses(sharded) == pytest.approx(losses(two), rel=1e-4)
     whole = tmp_path / "whole"
-    finish(start("alt_fast.train", *JOB, *data, "--optim.ema", "0.9", "--output", str(whole)))
+    finish(start("alt_fast.train", *JOB, *data, "--optim.ema", "0.9", "--out", str(whole)))
     expected, found = load_file(whole / "model.safetensors"), load_file(sharded / "model.safetensors")
     assert expected.keys() == found.keys()
     for name, weight in expected.items():
@@ -217,7 +217,7 @@ def test_parts_go_on_with_another_number_of_processes(
 ) -> None:
     """As many parts of a batch in all, so that the rest of the run is the same."""
     run = tmp_path / "run"
-    arguments = ["alt_fast.train", *JOB, *data, *SHARDED, "--output", str(run), "--resume"]
+    arguments = ["alt_fast.train", *JOB, *data, *SHARDED, "--out", str(run), "--resume"]
     counts = {1: ["--optim.accumulate", "2"], 2: ["--optim.accumulate", "1"]}
     finish(start(*arguments, *counts[first], "--keep", "9", processes=first))
     for path in run.glob("*"):
@@ -243,7 +243,7 @@ def test_without_torchrun_a_process_is_alone(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_batches_that_cannot_be_shared(data: list[str], tmp_path: Path) -> None:
-    arguments = [*JOB, *data, "--output", str(tmp_path / "run"), "--optim.batch_size", "6", "--pretrain.steps", "1"]
+    arguments = [*JOB, *data, "--out", str(tmp_path / "run"), "--optim.batch_size", "6", "--pretrain.steps", "1"]
     process = start("alt_fast.train", *arguments)
     _, errors = process.communicate(timeout=300)
     assert process.returncode != 0

@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.report import main, read_files, speed_table, update_tables
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 HEAD = {
     "device": "A <device>",
     "time": "2026-01-01",
@@ -67,7 +67,9 @@ def test_the_page_holds_the_figures_and_needs_no_network(tmp_path: Path) -> None
     assert not re.search(r'(src|href)="(?!#)', text.replace('xlink:href="#', ""))
 
 
-@pytest.mark.parametrize("readme", ["README.md", "benchmarks/README.md", "docs/data.md", "docs/corpus.md"])
+@pytest.mark.parametrize(
+    "readme", ["README.md", "benchmarks/README.md", "docs/audit.md", "docs/data.md", "docs/corpus.md"]
+)
 def test_the_readmes_hold_what_the_result_files_say(readme: str) -> None:
     rows = read_files(sorted((ROOT / "benchmarks/results").glob("*.jsonl")))[1]
     text = (ROOT / readme).read_text()

@@ -1,0 +1,110 @@
+"""The calls a stranger makes: classify, features, explain, on a path or several."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+import alt_fast
+from alt_fast.data.batch import Failure
+from alt_fast.data.config import Loading
+from alt_fast.data.decode import VideoError
+from alt_fast.inference.predict import load_video
+from alt_fast.inference.scoring import EvalConfig
+from tests.browser import data_of
+
+LABELS = ["a star growing", "a moon growing", "surfing"]
+
+
+@pytest.fixture(scope="module")
+def model(trained_run: Path) -> alt_fast.TrainedModel:
+    return alt_fast.load(trained_run)
+
+
+@pytest.fixture(scope="module")
+def videos(trained_run: Path) -> list[Path]:
+    return sorted((trained_run.parent / "data" / "test").glob("*.webm"))[:3]
+
+
+def test_classify_one(model: alt_fast.TrainedModel, videos: list[Path]) -> None:
+    found = model.classify(str(videos[0]), labels=LABELS, top_k=2)
+    assert isinstance(found, alt_fast.Prediction)
+    assert [label for label, _ in found] == [found[0][0], found[1][0]]
+    assert {label for label, _ in found} < set(LABELS)
+    assert found[0][1] >= found[1][1]
+    assert sum(p for _, p in model.classify(videos[0], LABELS, top_k=None)) == pytest.approx(1)
+    assert len(found.frames) == model.model.config.frames
+    for frame in found.frames:
+        assert sum(share.share for share in frame) == pytest.approx(1)
+        assert [share.share for share in frame] == sorted((share.share for share in frame), reverse=True)
+    assert len(model.classify(videos[0])) == 5
+    assert model.classify(videos[0], head="clip").frames == []
+
+
+def test_classify_several(model: alt_fast.TrainedModel, videos: list[Path], tmp_path: Path) -> None:
+    several = model.classify(videos, LABELS)
+    assert several == [model.classify(video, LABELS) for video in videos]
+    bad = tmp_path / "broken.mp4"
+    bad.write_text("no video")
+    with pytest.raises(VideoError, match=r"broken.mp4"):
+        model.classify([videos[0], bad], LABELS)
+    first, second = model.classify([bad, videos[1]], LABELS, errors="return")
+    assert isinstance(first, Failure)
+    assert (first.path, second) == (str(bad), several[1])
+
+
+def test_what_cannot_be_asked(model: alt_fast.TrainedModel, videos: list[Path]) -> None:
+    with pytest.raises(alt_fast.AltFastError, match="labels must not be empty"):
+        model.classify(videos[0], [])
+    with pytest.raises(ValueError, match="top_k must be >= 1, got 0"):
+        model.classify(videos[0], top_k=0)
+    with pytest.raises(ValueError, match=r"must end in \.html, \.png, \.webm, got a\.txt"):
+        model.explain(videos[0], LABELS, []).save("a.txt")
+
+
+def test_features(model: alt_fast.TrainedModel, videos: list[Path], tmp_path: Path) -> None:
+    testing = EvalConfig(loading=Loading("torch", workers=0))
+    vectors = model.features(videos, testing)
+    assert vectors.shape == (3, model.model.alignment.entities.shape[1])
+    for video, vector in zip(videos, vectors, strict=True):
+        with torch.inference_mode():
+            expected = model.model.describe(load_video(video, model.spec))[0][0]
+        torch.testing.assert_close(vector, expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(model.features(videos[1], testing), vectors[1], rtol=1e-4, atol=1e-4)
+    with pytest.raises(VideoError, match="none.mp4: no such file"):
+        model.features([videos[0], tmp_path / "none.mp4"], testing)
+
+
+def test_explain(model: alt_fast.TrainedModel, videos: list[Path], tmp_path: Path) -> None:
+    explanation = model.explain(videos[0], LABELS, also_r=[0])
+    assert isinstance(explanation, alt_fast.Explanation)
+    assert "<iframe" in explanation._repr_html_()
+    explanation.save(tmp_path / "new" / "page.html")
+    explanation.save(tmp_path / "page.png")
+    assert [view["r"] for view in data_of(tmp_path / "new" / "page.html")["views"]] == ["0", "4"]
+    with Image.open(tmp_path / "page.png") as picture:
+        assert picture.width > 448
+
+
+def test_pages_are_made_to_be_sent_to_others(model: alt_fast.TrainedModel, videos: list[Path], tmp_path: Path) -> None:
+    """They show the name of the file, and no folder of the machine that made them."""
+    model.explain(videos[0], LABELS, []).save(tmp_path / "page.html")
+    assert data_of(tmp_path / "page.html")["video"] == videos[0].name
+    assert str(videos[0].parent) not in (tmp_path / "page.html").read_text()
+
+
+def test_another_corpus_by_name_and_device(model: alt_fast.TrainedModel, trained_run: Path) -> None:
+    again = alt_fast.load(trained_run).to("cpu")
+    assert again.device == torch.device("cpu")
+    again.use_corpus("motion_shapes", ["motion"])
+    assert again.model.corpus is not None
+    assert {entity.category for entity in again.model.corpus.entities} == {"motion"}
+
+
+def test_zero_shot_needs_no_training(videos: list[Path], tmp_path: Path) -> None:
+    from alt_fast.model.clip_weights import build_clip
+
+    torch.save(build_clip("tiny").state_dict(), tmp_path / "clip.pt")
+    clip = alt_fast.zero_shot("tiny", str(tmp_path / "clip.pt"), r=2)
+    assert len(clip.classify(videos[0], LABELS, head="clip")) == 3

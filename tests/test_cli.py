@@ -1,0 +1,132 @@
+"""The one door: commands, exit statuses, options that mean one thing."""
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from alt_fast import cli
+from alt_fast.__main__ import COMMANDS, main
+from alt_fast.errors import AltFastError, ArgumentError, FileError
+from alt_fast.training.config import config_files, parse
+
+
+def status_of(error: BaseException, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
+    def work(arguments: argparse.Namespace) -> int:
+        raise error
+
+    status = cli.run(lambda: cli.make_parser("test", "Test."), work, [], "interrupted; go on with --resume")
+    return status, capsys.readouterr().err
+
+
+def test_our_errors_are_a_line_and_a_status(capsys: pytest.CaptureFixture[str]) -> None:
+    assert status_of(FileError("no such file: a.csv"), capsys) == (1, "error: no such file: a.csv\n")
+    assert status_of(ArgumentError("--r must be >= 0, got -1"), capsys) == (2, "error: --r must be >= 0, got -1\n")
+    assert status_of(KeyboardInterrupt(), capsys) == (130, "interrupted; go on with --resume\n")
+
+
+@pytest.mark.parametrize("error", [ValueError("shape mismatch"), RuntimeError("CUDA error"), OSError("pipe")])
+def test_other_people_s_errors_keep_their_traceback(error: Exception, capsys: pytest.CaptureFixture[str]) -> None:
+    """A ValueError of PyTorch's, hours into a training, is no usage error."""
+    with pytest.raises(type(error)):
+        status_of(error, capsys)
+
+
+def test_a_missing_extra_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    error = ModuleNotFoundError("No module named 'av'", name="av")
+    assert status_of(error, capsys) == (1, "error: this needs av: pip install 'alt-fast[video]'\n")
+    with pytest.raises(ModuleNotFoundError):
+        status_of(ModuleNotFoundError("No module named 'numpy.nonsense'", name="numpy.nonsense"), capsys)
+
+
+def test_every_error_of_ours_has_one_base() -> None:
+    from alt_fast.corpus import CorpusError
+    from alt_fast.data.annotations import AnnotationError
+    from alt_fast.data.decode import VideoError
+    from alt_fast.data.storage import StorageError
+    from alt_fast.data.workers import LostError
+    from alt_fast.model.clip_weights import WeightsError
+    from alt_fast.training.loop import DivergedError, TerminatedError
+
+    ours = [CorpusError, AnnotationError, VideoError, StorageError, LostError, WeightsError]
+    assert all(issubclass(error, AltFastError) for error in [*ours, DivergedError, TerminatedError])
+
+
+def test_the_door_lists_and_refuses(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(["--help"])
+    assert left.value.code == 0
+    printed = capsys.readouterr().out
+    assert all(f"  {name} " in printed and what in printed for name, what in COMMANDS.items())
+    with pytest.raises(SystemExit) as left:
+        main(["tarin"])
+    assert left.value.code == 2
+    assert "invalid choice: 'tarin'" in capsys.readouterr().err
+
+
+def test_a_reader_that_has_seen_enough_ends_it_quietly() -> None:
+    command = f"{sys.executable} -m alt_fast corpus show motion_shapes | head -n 1"
+    path = ":".join(path for path in sys.path if path)
+    done = subprocess.run(
+        ["bash", "-c", command], capture_output=True, text=True, env={"PYTHONPATH": path, "PATH": "/usr/bin:/bin"}
+    )
+    assert len(done.stdout.splitlines()) == 1
+    assert done.stderr == ""
+
+
+def test_ls(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["ls"]) == 0
+    printed = capsys.readouterr().out
+    for name in ("kinetics400_l14", "tiny", "ViT-B-16", "timm"):
+        assert f"\n  {name}" in printed
+    assert main(["ls", "hosts"]) == 0
+    assert "kinetics400" not in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["ls", "everything"])
+
+
+def test_cp(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    mine = tmp_path / "new" / "mine.yaml"
+    assert main(["cp", "kinetics400_b16", str(mine)]) == 0
+    assert parse(["--config", str(mine)]) == parse(["--config", "kinetics400_b16"])
+    assert main(["cp", "kinetics400_b16", str(mine)]) == 1
+    assert "is there already" in capsys.readouterr().err
+    assert main(["cp", "kinetics", str(mine)]) == 2
+    assert "CONFIG must be one of few_shot_b16, " in capsys.readouterr().err
+
+
+def test_settings_are_spelled_with_hyphens_or_as_in_files() -> None:
+    expected = parse(["--eval_every", "3", "--optim.batch_size", "64", "--frame_only", "false", "--out", "runs/a"])
+    assert (expected.eval_every, expected.optim.batch_size, expected.frame_only, expected.out) == (
+        3,
+        64,
+        False,
+        "runs/a",
+    )
+    assert (
+        parse(["--eval-every=3", "--optim.batch-size", "64", "--frame-only", "false", "--output", "runs/a"]) == expected
+    )
+    assert parse(["--resume", "--compile"]).compile
+
+
+@pytest.mark.parametrize("name", list(config_files()))
+def test_configurations_are_found_by_name_in_both_spellings(name: str) -> None:
+    assert parse([f"--config={name}"]) == parse(["--config", name]) == parse([f"--config={config_files()[name]}"])
+
+
+def test_settings_that_contradict_each_other(capsys: pytest.CaptureFixture[str]) -> None:
+    from alt_fast.train import main as train
+
+    for options, message in (
+        (["--optim.accumulate", "3"], "accumulate must divide batch_size 32, got 3"),
+        (["--keep", "0"], "keep must be >= 1, got 0"),
+        (["--start-from", "runs/a"], "start_from has all weights"),
+    ):
+        try:
+            status: object = train(options)
+        except SystemExit as e:  # jsonargparse reads nested settings while it parses
+            status = e.code
+        assert status == 2
+        assert message in capsys.readouterr().err

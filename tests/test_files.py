@@ -1,0 +1,76 @@
+"""Files that appear whole or not at all, and who may write where."""
+
+import csv
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from alt_fast.data.annotations import read_classes, read_list
+from alt_fast.errors import FileError, RunError
+from alt_fast.files import make_folder, sole_writer, write_atomically, write_csv
+
+
+def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("old")
+
+    def fail(partial: Path) -> None:
+        partial.write_text("half")
+        raise OSError("disk full")
+
+    with pytest.raises(FileError, match="cannot write .*file: disk full"):
+        write_atomically(path, fail)
+    assert path.read_text() == "old"
+    write_atomically(path, lambda partial: partial.write_text("new"))
+    assert [file.name for file in tmp_path.iterdir()] == ["file"]
+
+
+def test_what_is_no_fault_of_the_disk_is_raised_as_it_is(tmp_path: Path) -> None:
+    def fail(partial: Path) -> None:
+        partial.write_text("half")
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        write_atomically(tmp_path / "file", fail)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(FileError, match=r"cannot make folder .*file/below: "):
+        make_folder(tmp_path / "file" / "below")
+
+
+NAMES = ["plain", "one, then another", 'the "quoted" one', "two\nlines", "打篮球", "a;b", "semi\r\ncolon", " spaced "]
+
+
+def test_names_come_back_as_they_were_written(tmp_path: Path) -> None:
+    """Commas, quotes, line ends, other scripts: as class files and as lists."""
+    write_csv(tmp_path / "classes.csv", ("id", "name"), enumerate(NAMES))
+    assert read_classes(tmp_path / "classes.csv") == NAMES
+    rows = [(f"{name}.mp4", name) for name in NAMES]
+    write_csv(tmp_path / "list.csv", ("path", "label"), rows)
+    videos, names = read_list(tmp_path / "list.csv", tmp_path / "classes.csv")
+    assert [(video.path.name, names[video.label]) for video in videos] == [(path, name) for path, name in rows]
+    with (tmp_path / "list.csv").open(encoding="utf-8", newline="") as file:
+        assert list(csv.reader(file))[1:] == [list(row) for row in rows]
+
+
+def test_one_process_writes_to_a_folder(tmp_path: Path) -> None:
+    """The second is refused with the name of the first; a killed one leaves no lock, and its leftovers go."""
+    hold = "import sys, pathlib, time; from alt_fast.files import sole_writer\n"
+    hold += "with sole_writer(pathlib.Path(sys.argv[1])): print('here', flush=True); time.sleep(60)"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    command = [sys.executable, "-c", hold, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, text=True) as first:
+        assert first.stdout is not None
+        assert first.stdout.readline() == "here\n"
+        (tmp_path / ".half.1-2.partial.pt").touch()
+        with pytest.raises(RunError, match=rf"is being written by process {first.pid} on "), sole_writer(tmp_path):
+            pass
+        first.kill()
+    with sole_writer(tmp_path):
+        assert [path.name for path in tmp_path.iterdir()] == [".lock"]
