@@ -17,4 +17,5 @@ from alt_fast.tome.patch import apply_patch as apply_patch
 from alt_fast.tome.patch import merge_trace as merge_trace
 from alt_fast.tome.patch import remove_patch as remove_patch
 
+__all__: list[str]
 __version__: str

@@ -43,18 +43,18 @@ def parser() -> argparse.ArgumentParser:
 
 def open_model(arguments: argparse.Namespace) -> "TrainedModel":
     """Return the checkpoint, or a bare CLIP for --head clip. Raises ArgumentError for options without an effect."""
-    from alt_fast.inference.trained import load, zero_shot
+    from alt_fast.distributed import pick_device
+    from alt_fast.inference.trained import zero_shot
 
+    if arguments.head == "clip" and (arguments.corpus or arguments.categories):
+        raise ArgumentError("--corpus and --categories have no effect on --head clip")
     if arguments.checkpoint is not None:
         for name in ("backbone", "pretrained"):
             if getattr(arguments, name) is not None:
                 raise ArgumentError(
                     f"--{name} is for --head clip without a checkpoint: {arguments.checkpoint} has its own"
                 )
-        trained = load(arguments.checkpoint)
-        if arguments.r is not None:
-            trained.model.encoder.set_r(arguments.r)
-        return trained
+        return cli.load_model(arguments)
     if arguments.head != "clip":
         raise ArgumentError(
             "--head alt needs --checkpoint RUN; without training, use --head clip with --backbone and --pretrained"
@@ -62,7 +62,8 @@ def open_model(arguments: argparse.Namespace) -> "TrainedModel":
     if arguments.labels is None:
         raise ArgumentError("--head clip without a checkpoint needs --labels")
     r = 8 if arguments.r is None else arguments.r
-    return zero_shot(arguments.backbone or BACKBONE, arguments.pretrained or PRETRAINED, r)
+    device = pick_device(arguments.device)
+    return zero_shot(arguments.backbone or BACKBONE, arguments.pretrained or PRETRAINED, r).to(device)
 
 
 def print_prediction(prediction: "Prediction") -> None:
@@ -79,13 +80,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Classify the videos; returns 1 when one could not be read."""
     from alt_fast.data.annotations import read_labels
     from alt_fast.data.batch import Failure
-    from alt_fast.distributed import pick_device
 
-    device = pick_device(arguments.device)
-    if arguments.head == "clip" and (arguments.corpus or arguments.categories):
-        raise ArgumentError("--corpus and --categories have no effect on --head clip")
-    trained = open_model(arguments).to(device)
-    trained.use_corpus(arguments.corpus, arguments.categories)
+    trained = open_model(arguments)
     labels = read_labels(arguments.labels) if arguments.labels else None
     top_k = arguments.top_k if arguments.top_k is not None or arguments.json else 5
     results = trained.classify(arguments.videos, labels, top_k, arguments.head, errors="return")

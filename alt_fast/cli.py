@@ -8,11 +8,15 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from alt_fast.corpus import CATEGORIES
 from alt_fast.data.config import LoaderName
 from alt_fast.errors import AltFastError
+
+if TYPE_CHECKING:
+    from alt_fast.inference.scoring import EvalConfig
+    from alt_fast.inference.trained import TrainedModel
 
 EXTRAS = {
     "av": "video",
@@ -171,3 +175,28 @@ def add_testing(parser: Any) -> None:
     add_loader(parser)
     add_workers(parser)
     add_device(parser)
+
+
+def load_model(arguments: argparse.Namespace) -> "TrainedModel":
+    """Do what --checkpoint, --device, --r, --corpus and --categories ask for.
+
+    Raises CheckpointError, ArgumentError or CorpusError.
+    """
+    from alt_fast.distributed import pick_device
+    from alt_fast.inference.trained import load
+
+    trained = load(arguments.checkpoint).to(pick_device(arguments.device))
+    if arguments.r is not None:
+        trained.model.encoder.set_r(arguments.r)
+    trained.use_corpus(arguments.corpus, arguments.categories)
+    return trained
+
+
+def load_tested(arguments: argparse.Namespace) -> "tuple[TrainedModel, EvalConfig]":
+    """Do what the options of `add_testing` ask for: returns the model, and how to test it. Raises as `load_model`."""
+    from alt_fast.data.config import Loading
+    from alt_fast.inference.scoring import EvalConfig
+
+    loading = Loading(arguments.loader, arguments.workers, arguments.timeout)
+    testing = EvalConfig(arguments.batch_size, arguments.crops, arguments.clips, loading)
+    return load_model(arguments), testing

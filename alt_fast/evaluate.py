@@ -64,12 +64,12 @@ def run(arguments: argparse.Namespace) -> int:
     """Test, print and report; returns 1 when a video could not be read (it counts as wrong)."""
     from alt_fast.data.annotations import read_list
     from alt_fast.distributed import join_world
-    from alt_fast.inference.testing import open_model, run_lists
+    from alt_fast.inference.lists import run_lists
     from alt_fast.tome.schedule import merge_schedule
 
     check_report(arguments)
     with join_world(arguments.device) as world:
-        trained, testing = open_model(arguments)
+        trained, testing = cli.load_tested(arguments)
         for r in arguments.also_r or ():
             merge_schedule(r, len(trained.model.encoder.schedule))
         if arguments.list:

@@ -32,8 +32,6 @@ def parser() -> argparse.ArgumentParser:
 def run(arguments: argparse.Namespace) -> int:
     """Write the explanation."""
     from alt_fast.data.annotations import read_labels
-    from alt_fast.distributed import pick_device
-    from alt_fast.inference.trained import load
     from alt_fast.report.explanation import check_suffix
 
     also_r = arguments.also_r
@@ -41,10 +39,7 @@ def run(arguments: argparse.Namespace) -> int:
         if also_r is not None:
             raise ArgumentError("--also-r is for pages (.html): pictures and videos show one r")
         also_r = []
-    trained = load(arguments.checkpoint).to(pick_device(arguments.device))
-    if arguments.r is not None:
-        trained.model.encoder.set_r(arguments.r)
-    trained.use_corpus(arguments.corpus, arguments.categories)
+    trained = cli.load_model(arguments)
     labels = read_labels(arguments.labels) if arguments.labels else None
     trained.explain(arguments.video, labels, also_r).save(arguments.out)
     print(f"{arguments.out}: {arguments.out.stat().st_size / 1e6:.2f} MB")

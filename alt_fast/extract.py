@@ -34,13 +34,12 @@ def run(arguments: argparse.Namespace) -> int:
     from alt_fast.data.annotations import read_list
     from alt_fast.distributed import join_world
     from alt_fast.inference.features import open_folder, write_features
-    from alt_fast.inference.testing import open_model
     from alt_fast.model.text import hash_weights
 
     if arguments.per_file < 1:
         raise ArgumentError(f"--per-file must be >= 1, got {arguments.per_file}")
     with join_world(arguments.device) as world:
-        trained, testing = open_model(arguments)
+        trained, testing = cli.load_tested(arguments)
         videos, _ = read_list(arguments.list, arguments.classes or trained.classes, arguments.root, "test")
         settings = {name: getattr(arguments, name) for name in SETTINGS}
         settings |= {"videos": len(videos), "weights": hash_weights(trained.model).hexdigest()}

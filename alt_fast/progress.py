@@ -3,7 +3,7 @@
 import sys
 import threading
 from collections.abc import Iterable, Iterator
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from tqdm import tqdm
 
@@ -34,16 +34,10 @@ class Progress(Generic[T]):
         self, items: Iterable[T], name: str, unit: str, total: int | None = None, initial: int = 0, shown: bool = True
     ) -> None:
         self.lines = shown and not sys.stderr.isatty()
-        self.bar = tqdm(
-            items,
-            name,
-            total,
-            initial=initial,
-            unit=unit,
-            disable=not shown,
-            file=_Nowhere() if self.lines else sys.stderr,
-            **({"mininterval": 0, "miniters": 1} if self.lines else {}),  # counts every item
-        )
+        options: dict[str, Any] = {"initial": initial, "unit": unit, "disable": not shown}
+        if self.lines:  # it only counts, every item
+            options |= {"file": _Nowhere(), "mininterval": 0, "miniters": 1}
+        self.bar: tqdm[T] = tqdm(items, name, total, **options)
 
     def __iter__(self) -> Iterator[T]:
         done = threading.Event()

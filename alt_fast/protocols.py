@@ -114,14 +114,13 @@ def _print_lists(drawn: dict[Path, list[Any]]) -> None:
 def test(arguments: argparse.Namespace) -> int:
     """Test a model on every list, and print the scores."""
     from alt_fast.distributed import join_world
-    from alt_fast.inference.testing import open_model
     from alt_fast.paper.protocols import probe, zero_shot
 
     lists, where = arguments.list, (arguments.classes, arguments.root)
     if arguments.command == "probe" and len(arguments.train) != len(lists):
         raise ArgumentError(f"--train names {len(arguments.train)} lists and --list {len(lists)}: one each a split")
     with join_world(arguments.device) as world:
-        trained, testing = open_model(arguments)
+        trained, testing = cli.load_tested(arguments)
         if arguments.command == "probe":
             config = ProbeConfig(
                 arguments.lr, arguments.epochs, batch_size=arguments.probe_batch_size, seed=arguments.seed

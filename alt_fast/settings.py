@@ -20,12 +20,12 @@ def make_settings_parser(
     import jsonargparse  # an extra
 
     class SettingsParser(jsonargparse.ArgumentParser):
-        def parse_args(self, args: Sequence[str] | None = None, *rest: Any, **named: Any) -> Any:
+        def parse_args(self, args: Sequence[str] | None = None, *rest: Any, **named: Any) -> Any:  # type: ignore[override]
             given = [with_underscores(argument) for argument in (sys.argv[1:] if args is None else args)]
             return self.instantiate(super().parse_args(rewrite(given), *rest, **named))
 
-        def format_help(self) -> str:
-            return re.sub(r"--[\w.]+", lambda name: name[0].replace("_", "-"), super().format_help())
+        def format_help(self, *rest: Any) -> str:
+            return re.sub(r"--[\w.]+", lambda name: name[0].replace("_", "-"), super().format_help(*rest))
 
     return SettingsParser(prog=f"alt-fast {command}", description=description, **options)
 

@@ -6,7 +6,7 @@ from numbers import Real
 
 from alt_fast.errors import ArgumentError
 
-Reduction = int | float | Sequence[int] | tuple[int, float]
+Reduction = int | float | Sequence[int | float] | tuple[int, float]
 """r for every layer, a fraction of the tokens of every layer, one r per layer, or (r, inflect)."""
 
 

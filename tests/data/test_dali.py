@@ -7,6 +7,7 @@ where DALI repeats the border and torch leaves out what is outside.
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ import torch
 
 from alt_fast.data.annotations import Video
 from alt_fast.data.augment import MEAN_STD, color_map
-from alt_fast.data.batch import Batch
+from alt_fast.data.batch import Batch, Request
 from alt_fast.data.config import AugmentConfig, ClipSpec, Loading
 from alt_fast.data.dataset import NO_LABEL, EpochSampler, EvalClips, TrainClips, batched
 from alt_fast.data.decode import decode_frames, index_video
@@ -27,7 +28,7 @@ from alt_fast.data import dali
 
 PLAIN = AugmentConfig(jitter=0, gray=0)
 CPU = torch.device("cpu")
-FILES = [
+FILES: list[tuple[str, str, dict[str, Any]]] = [
     ("vp9.webm", "libvpx-vp9", {}),
     ("vp8.webm", "libvpx", {"width": 96, "height": 50}),
     ("mjpeg.avi", "mjpeg", {"pix_fmt": "yuvj420p"}),
@@ -150,8 +151,14 @@ def test_after_some_failures_dali_decodes_no_more(videos: list[Video], monkeypat
     _, ways = load(clips, [[(epoch, 5), (epoch, 0)] for epoch in range(24)], "dali")
     assert ways == {"decoded by PyAV: DALI failed on it or on one beside it": 48}
     backend = open_backend("dali", clips, CPU)[0]
-    built = []
-    monkeypatch.setattr(backend, "_build", lambda size, build=backend._build: built.append(size) or build(size))
+    assert isinstance(backend, dali.DaliBackend)
+    built, build = [], backend._build
+
+    def counted(size: int) -> Any:
+        built.append(size)
+        return build(size)
+
+    monkeypatch.setattr(backend, "_build", counted)
     list(Loader(clips, [[(epoch, 5)] for epoch in range(24)], backend, Loading("dali", 0)))
     assert len(built) == 1 + dali._FAILURES
 
@@ -193,11 +200,12 @@ def test_what_dali_is_not_given(videos: list[Video], gpu: bool, where: str, monk
     path = videos[0].path
     index = index_video(path)
     assert dali.reason_against(path, index, gpu) is None
-    for changes, reason in [
+    cases: list[tuple[dict[str, Any], str]] = [
         ({"codec": "prores"}, f"DALI does not decode prores on a {where}"),
         ({"pixel_format": "yuv420p10le"}, "DALI is not used for yuv420p10le"),
         ({"times": None}, "its packets carry no times"),
-    ]:
+    ]
+    for changes, reason in cases:
         assert dali.reason_against(path, replace(index, **changes), gpu) == reason
     bt709 = dali.reason_against(path, replace(index, colorspace=1), gpu)
     assert bt709 == (None if gpu else "DALI's CPU decoder takes every video for BT.601")
@@ -216,7 +224,7 @@ def test_dali_s_frames_are_pyav_s(write_noise: NoiseWriter) -> None:
         hidden = {"auto-alt-ref": "1", "lag-in-frames": "16", "deadline": "good", "cpu-used": "4"}
         path = write_noise(f"{codec}.webm", codec, frames=60, options=hidden)
         clips = EvalClips([Video(path, 0)], ClipSpec(60, (48, 64), AugmentConfig(test_crop=1.0)))
-        item = dali.DaliReader(clips, gpu=False)(dali.Request((0, 0), 0))
+        item = dali.DaliReader(clips, gpu=False)(Request((0, 0), 0))
         assert item.is_encoded
         (batch,), _ = load(clips, [[(0, 0)]], "dali")
         frames = decode_frames(path, index_video(path), range(60))

@@ -6,8 +6,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from alt_fast.data.annotations import Video, read_classes, read_list
 from alt_fast.data.augment import apply
@@ -88,7 +90,7 @@ def test_a_jitter_per_frame_goes_with_a_clip_without_jitter(videos: list[Video])
 class Trouble(TorchReader):
     """Reads, but not the video with index 1."""
 
-    def __call__(self, request: Request) -> tuple[torch.Tensor, torch.Tensor]:
+    def __call__(self, request: Request) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
         if request.video == 1:
             time.sleep(1000) if self.clips.videos[1].path.name == "hangs" else os._exit(3)
         return super().__call__(request)

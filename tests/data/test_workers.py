@@ -49,7 +49,7 @@ def test_results_and_exceptions_come_back(count: int) -> None:
 )
 def test_only_the_culprit_is_lost(trouble: str, cause: str) -> None:
     with Workers(work, 2, 2) as workers:
-        tasks = [("return", i) for i in range(8)]
+        tasks: list[tuple[str, int | None]] = [("return", i) for i in range(8)]
         tasks[2:2] = tasks[5:5] = [(trouble, None)]
         results = [workers.submit(task) for task in tasks]
         for task, result in zip(tasks, results, strict=True):

@@ -1,6 +1,7 @@
 """CLIP weights: OpenAI's and open_clip's formats give the features that open_clip itself computes."""
 
 from pathlib import Path
+from typing import Any
 
 import open_clip
 import pytest
@@ -129,19 +130,20 @@ def test_bad_weights(tmp_path: Path) -> None:
 def test_towers_that_cannot_be_honoured_are_refused() -> None:
     from alt_fast.model.encoder import RegionEncoder
 
-    tiny = {"image_size": 48, "patch_size": 8, "width": 64, "layers": 2, "head_width": 32}
+    tiny: dict[str, Any] = {"image_size": 48, "patch_size": 8, "width": 64, "layers": 2, "head_width": 32}
     text = {"context_length": 24, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 1}
-    for option, reason in [
+    cases: list[tuple[dict[str, Any], str]] = [
         ({"attentional_pool": True, "attn_pooler_heads": 2}, "attentional pooling"),
         ({"pool_type": "avg"}, "pooling other"),
         ({"patch_dropout": 0.5}, "patch dropout"),
         ({"final_ln_after_pool": True}, "final norm after pooling"),
-    ]:
-        visual = open_clip.CLIP(64, {**tiny, **option}, text).visual
+    ]
+    for option, reason in cases:
+        visual = open_clip.CLIP(64, tiny | option, text).visual
         with pytest.raises(ValueError, match=reason):
             RegionEncoder(visual, 2, "finetune", 8)
     with pytest.raises(ValueError, match="got Linear"):
-        RegionEncoder(torch.nn.Linear(2, 2), 2, "finetune", 8)  # type: ignore[arg-type]
+        RegionEncoder(torch.nn.Linear(2, 2), 2, "finetune", 8)
 
 
 @pytest.mark.parametrize(("name", "paper"), [("alt_b16", 124.6), ("alt_l14", 427.1)])

@@ -41,7 +41,7 @@ def test_fractions() -> None:
     with pytest.raises(ValueError, match="fraction"):
         merge_schedule(0.6, 3)
     with pytest.raises(TypeError, match="r must be"):
-        merge_schedule("8", 3)  # type: ignore[arg-type]
+        merge_schedule("8", 3)
 
 
 @pytest.mark.parametrize("qk_norm", [False, True])
@@ -63,7 +63,7 @@ def test_takes_over_timm() -> None:
     x = torch.randn(2, 9, 32)
     torch.testing.assert_close(ours(x)[0], theirs(x))
     with pytest.raises(TypeError, match="must be timm"):
-        ToMeAttention.from_timm(nn.Linear(2, 2))  # type: ignore[arg-type]
+        ToMeAttention.from_timm(nn.Linear(2, 2))
 
 
 @pytest.mark.parametrize("batch_first", [True, False])

@@ -2,7 +2,6 @@
 
 import importlib
 import json
-import os
 import shutil
 import signal
 from collections.abc import Callable, Iterator, Sequence
@@ -215,7 +214,8 @@ def test_parts_that_cannot_be_read(tmp_path: Path) -> None:
 def test_the_mean_of_the_weights_is_what_is_tested(sharded: bool, tmp_path: Path) -> None:
     """Against the formula, through an interruption; the weights that train are those without a mean."""
     plain = Toy()
-    expected, steps = [], [0]
+    expected: list[Tensor] = []
+    steps = [0]
 
     def average(optimizer: Any, *_: Any) -> None:
         now = weights(plain)
@@ -263,7 +263,7 @@ def test_sigterm_ends_after_the_step_with_its_state(tmp_path: Path) -> None:
     whole = Toy()
     fit(whole, tmp_path / "whole", SaveEvery(100))
     asked = Toy()
-    asked.before_loss = lambda number: number == 5 and os.kill(os.getpid(), signal.SIGTERM)
+    asked.before_loss = lambda number: signal.raise_signal(signal.SIGTERM) if number == 5 else None
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(TerminatedError, match=r"toy: asked to end; 6 of 12 steps are in .*toy-00000006\.state"):
         fit(asked, tmp_path / "a", SaveEvery(100))

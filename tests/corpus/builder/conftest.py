@@ -18,7 +18,7 @@ class Sense(NamedTuple):
     words: tuple[str, ...]
     lexname: str
     gloss: str
-    count: int = 0
+    count: int = 0  # type: ignore[assignment]  # a tuple has a method of this name
     links: tuple[tuple[str, str, str], ...] = ()
 
 

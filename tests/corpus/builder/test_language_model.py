@@ -26,7 +26,8 @@ def endpoint() -> Iterator[Endpoint]:
 
 
 def model_at(url: str | None, cache: Path, **options: Any) -> LanguageModel:
-    return LanguageModel(Settings("m", cache, url, **{"api_key": "key", "retries": 2, "parallel": 2} | options))
+    settings: dict[str, Any] = {"api_key": "key", "retries": 2, "parallel": 2}
+    return LanguageModel(Settings("m", cache, url, **settings | options))
 
 
 def test_answers_are_kept_and_not_asked_for_again(endpoint: Endpoint, tmp_path: Path) -> None:

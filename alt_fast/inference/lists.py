@@ -1,32 +1,14 @@
-"""What commands that test a trained model over lists of videos do with their options, and the lists of a run."""
+"""The lists that a run tested on, as its folder records them."""
 
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from alt_fast.data.annotations import Video, read_list
-from alt_fast.data.config import Loading
 from alt_fast.data.motion_shapes import DEFAULT_ROOT, list_files
-from alt_fast.distributed import pick_device
 from alt_fast.errors import RunError
 from alt_fast.files import CONFIG
-from alt_fast.inference.scoring import EvalConfig
-from alt_fast.inference.trained import TrainedModel, load
-
-
-def open_model(arguments: Any) -> tuple[TrainedModel, EvalConfig]:
-    """Do what the options of `cli.add_testing` ask for; returns the model, on its device, and how to test it.
-
-    Raises CheckpointError, ArgumentError or CorpusError.
-    """
-    loading = Loading(arguments.loader, arguments.workers, arguments.timeout)
-    testing = EvalConfig(arguments.batch_size, arguments.crops, arguments.clips, loading)
-    trained = load(arguments.checkpoint).to(pick_device(arguments.device))
-    if arguments.r is not None:
-        trained.model.encoder.set_r(arguments.r)
-    trained.use_corpus(arguments.corpus, arguments.categories)
-    return trained, testing
+from alt_fast.inference.trained import TrainedModel
 
 
 def run_lists(checkpoint: Path, trained: TrainedModel) -> list[tuple[str, list[Video], list[str]]]:
