@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from alt_fast import cli
+from alt_fast.errors import ArgumentError
 from alt_fast.paper.ablations import SHAPES_FEW_SHOT, TABLES, Sweep, run_all, table_text
 from alt_fast.training.config import parse
 
@@ -43,6 +44,8 @@ def parser() -> argparse.ArgumentParser:
 
 def run(arguments: argparse.Namespace, options: Sequence[str]) -> int:
     """Train, and print the tables. options: of `alt-fast train`."""
+    if arguments.show and (arguments.launch or arguments.jobs != 1):
+        raise ArgumentError("--launch and --jobs have no effect on --show, which trains nothing")
     config, few_shot = parse(options), arguments.few_shot
     if config.data.generate is not None and few_shot is None:
         few_shot = SHAPES_FEW_SHOT

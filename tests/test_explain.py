@@ -153,6 +153,7 @@ def test_in_a_browser(explanation: Explanation, tmp_path: Path) -> None:
     write_page(tmp_path / "page.html", explanation)
     probe = """
 const seen = {errors: window.failures, title: byId("title").textContent, scripts: document.scripts.length};
+seen.undefined = document.body.innerText.includes("undefined");
 const rows = () => [...byId("detail-rows").querySelectorAll(".row")].map((row) =>
   [row.firstChild.textContent, row.lastChild.textContent]);
 setTimeout(() => {
@@ -202,6 +203,7 @@ setTimeout(() => {
     patches = "1 patch" if token.size == 1 else f"{token.size} patches"
     assert seen["corner"] == [f"Frame 2, region of {patches}", shown(token.entities)]
     assert seen["chosen"] == 34
+    assert not seen["undefined"]
     assert seen["ranking"] == [name for name, _ in frame.ranking[:6]]
     assert seen["labels"] == ["".join(pair) for pair in shown(explanation.view.labels)]
     assert seen["r"] == "4, the model's own"

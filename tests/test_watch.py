@@ -1,6 +1,9 @@
 """How runs are going, from their logs."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -79,3 +82,18 @@ def test_what_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert read_log(write(tmp_path / "a", entry(1)))["alt"].measured[0]["step"] == 1
     assert main([str(tmp_path), "--every", "0"]) == 2
     assert "--every must be > 0, got 0" in capsys.readouterr().err
+
+
+def test_reading_logs_needs_no_pytorch(tmp_path: Path) -> None:
+    run = write(tmp_path / "run", entry(10))
+    script = "import sys; from alt_fast.watch import main; assert main(sys.argv[1:]) == 0"
+    script += "; sys.exit(sorted({'torch', 'timm', 'open_clip', 'av'} & sys.modules.keys()) or 0)"
+    path = os.pathsep.join(path for path in sys.path if path)
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(run), "--once"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": path},
+    )
+    assert done.returncode == 0, done.stderr
+    assert "alt: step 10 of 100" in done.stdout

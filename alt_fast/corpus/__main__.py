@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from alt_fast import cli
 from alt_fast.corpus import CATEGORIES, Corpus
+from alt_fast.errors import ArgumentError
 
 if TYPE_CHECKING:
     from alt_fast.corpus.builder.build import Report
@@ -84,10 +85,8 @@ def parser() -> argparse.ArgumentParser:
             help="language model to ask: any endpoint that speaks OpenAI's protocol, from OPENAI_BASE_URL, "
             "OPENAI_API_KEY and OPENAI_MODEL (default: none)",
         )
-        command.add_argument(
-            "--llm-timeout", type=float, default=60, metavar="S", help="seconds for one answer (default 60)"
-        )
-        command.add_argument("--llm-parallel", type=int, default=8, metavar="N", help="questions at once (default 8)")
+        command.add_argument("--llm-timeout", type=float, metavar="S", help="seconds for one answer (default 60)")
+        command.add_argument("--llm-parallel", type=int, metavar="N", help="questions at once (default 8)")
         command.add_argument(
             "--senses",
             default="lesk",
@@ -132,8 +131,12 @@ def build_from(arguments: argparse.Namespace) -> None:
         body_parts=not arguments.no_body_parts,
     )
     model = None
+    options = {"timeout": arguments.llm_timeout, "parallel": arguments.llm_parallel}
+    given = {name: value for name, value in options.items() if value is not None}
     if arguments.llm == "openai":
-        model = LanguageModel(Settings.from_environment(arguments.llm_timeout, arguments.llm_parallel))
+        model = LanguageModel(Settings.from_environment(**given))
+    elif given:
+        raise ArgumentError(f"--llm-{next(iter(given))} has no effect without --llm openai")
     corpus, report = build(labels, open_wordnet(), config, model)
     whole = corpus if before is None else extend(before, corpus)
     whole.save(arguments.out)

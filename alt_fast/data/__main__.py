@@ -129,6 +129,9 @@ def _shard(arguments: Any) -> int:
     from alt_fast.data.shard import pack, write_index
 
     if arguments.index:
+        for name in ("out", "name", "classes", "root"):
+            if getattr(arguments, name) is not None:
+                raise ArgumentError(f"--{name} has no effect on --index, which only indexes archives that exist")
         for archive in arguments.list:
             write_index(Path(archive))
         return 0

@@ -57,7 +57,7 @@ def write_features(
     world.gather(None)  # all have looked before any writes
     for number in Progress(missing[world.rank :: world.size], "features", "file", shown=world.main):
         part = videos[number * per_file : (number + 1) * per_file]
-        vectors, failed = features(model, spec, part, testing)
+        vectors, failed = features(model, spec, part, testing, f"file {number:05}" if world.main else None)
         causes = dict(failed)
         rows = [{"path": str(video.path), "unreadable": causes.get(str(video.path))} for video in part]
         write_json(folder / f"{number:05}.json", {"videos": rows})

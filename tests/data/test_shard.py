@@ -126,3 +126,5 @@ def test_bad_archives(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert main(["shard", str(tmp_path / "bad.tar"), "--index"]) == 1
     assert "is no tar archive" in capsys.readouterr().err
     assert main(["shard", "list.csv"]) == 2
+    assert main(["shard", str(tmp_path / "bad.tar"), "--index", "--name", "mine"]) == 2
+    assert "--name has no effect on --index" in capsys.readouterr().err

@@ -92,6 +92,8 @@ def test_command_line(
 ) -> None:
     (tmp_path / "labels.txt").write_text("playing guitar\nkrumping\n")
     command = ["build", "--labels", str(tmp_path / "labels.txt"), "--out", str(tmp_path / "c.json"), "--llm", "openai"]
+    assert main([*command[:-2], "--llm-parallel", "1"]) == 2
+    assert "--llm-parallel has no effect without --llm openai" in capsys.readouterr().err
     monkeypatch.delenv("OPENAI_MODEL", raising=False)
     assert main(command) == 1
     assert "OPENAI_MODEL is not set" in capsys.readouterr().err
