@@ -43,8 +43,8 @@ class TrainedModel:
     classes: names that it was trained on. templates: prompts for class names. augment: how its test clips are cropped
     and normalised.
 
-    model = alt_fast.load("runs/k400")
-    for label, probability in model.classify("clip.mp4", labels=["surfing", "diving"]): ...
+        model = alt_fast.load("runs/k400")
+        for label, probability in model.classify("clip.mp4", labels=["surfing", "diving"]): ...
     """
 
     model: ALT

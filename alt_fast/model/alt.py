@@ -119,7 +119,7 @@ class ALT(nn.Module):
 def create_model(name: str, corpus: Corpus | None = None, **overrides: Any) -> ALT:
     """Build "alt_b16", "alt_l14" or "alt_tiny" with any ModelConfig field overridden.
 
-    create_model("alt_b16", corpus, pretrained="openai", r=13)
+        create_model("alt_b16", corpus, pretrained="openai", r=13)
 
     Raises ArgumentError for an unknown name or option, WeightsError when weights cannot be had or do not fit.
     """

@@ -1,10 +1,10 @@
 """The four operations of token merging and entity alignment: Triton kernels, each beside an executable reference.
 
-plan = match(key, r, protected=1)                          # which tokens merge
-x, size = merge(x, size, plan)                             # size-weighted mean of every slot
-x, size, normed = merge(x, size, plan, branch, norm=norm)  # with residual add and LayerNorm, in one pass
-out = proportional_attention(q, k, v, size)                # softmax(q k^T * scale + log size) v
-index, aligned = align(tokens, entities, tau, seed)        # straight-through choice of one entity per token
+    plan = match(key, r, protected=1)                          # which tokens merge
+    x, size = merge(x, size, plan)                             # size-weighted mean of every slot
+    x, size, normed = merge(x, size, plan, branch, norm=norm)  # with residual add and LayerNorm, in one pass
+    out = proportional_attention(q, k, v, size)                # softmax(q k^T * scale + log size) v
+    index, aligned = align(tokens, entities, tau, seed)        # straight-through choice of one entity per token
 
 Tensors on a GPU take the kernels, all others the references; `use_backend` overrides that.
 """
