@@ -1,9 +1,9 @@
 """Pictures of merged tokens: the regions that an image's patches ended in.
 
-alt-fast visualize cat.jpg --model timm:vit_base_patch16_224 --r 13 --out regions.png
+    alt-fast visualize cat.jpg --model timm:vit_base_patch16_224 --r 13 --out regions.png
 
-model = alt_fast.apply_patch(timm.create_model("vit_base_patch16_224", pretrained=True), r=8, trace_source=True)
-alt_fast.visualize.regions(Image.open("cat.jpg"), model).save("regions.png")
+    model = alt_fast.apply_patch(timm.create_model("vit_base_patch16_224", pretrained=True), r=8, trace_source=True)
+    alt_fast.visualize.regions(Image.open("cat.jpg"), model).save("regions.png")
 """
 
 import argparse
