@@ -17,20 +17,15 @@ from benchmarks.conftest import RunRace
 from benchmarks.peers import PublishedToMe
 
 FIRST, LAST = "1 un-merged, attention as matrices", "9 alt_fast, compiled, CUDA graph"
-TAKES_KERNEL = {
-    "attention": ("alt_fast_kernels.attention.takes_kernel",),
-    "match": ("alt_fast_kernels.match.takes_kernel",),
-    "merge": ("alt_fast_kernels.merge.takes_kernel", "alt_fast.tome.takes_kernel"),
-}
+OPS = {"attention", "match", "merge"}
 
 
 @contextmanager
 def kernels_of(ops: set[str]) -> Iterator[None]:
     """The kernels of these ops only; the others run as PyTorch ops."""
     with ExitStack() as stack:
-        for op, names in TAKES_KERNEL.items():
-            for name in names if op not in ops else ():
-                stack.enter_context(patch(name, return_value=False))
+        for op in OPS - ops:
+            stack.enter_context(patch(f"alt_fast_kernels.{op}.takes_kernel", return_value=False))
         yield
 
 
@@ -48,7 +43,7 @@ def test_ladder(r: int, race: RunRace, device: str) -> None:
 
     def rung(model: Callable[[Tensor], Tensor], ops: set[str] | None = None) -> Callable[[], Tensor]:
         def step() -> Tensor:
-            with torch.inference_mode(), kernels_of(ops if ops is not None else set(TAKES_KERNEL)):
+            with torch.inference_mode(), kernels_of(OPS if ops is None else ops):
                 return model(images)
 
         return step

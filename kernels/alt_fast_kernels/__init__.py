@@ -11,7 +11,8 @@ Tensors on a GPU take the kernels, all others the references; `use_backend` over
 
 from alt_fast_kernels.align import align
 from alt_fast_kernels.attention import proportional_attention, proportional_attention_qkvpacked
-from alt_fast_kernels.dispatch import check_values, use_backend
+from alt_fast_kernels.checks import check_values
+from alt_fast_kernels.dispatch import use_backend
 from alt_fast_kernels.match import MergePlan, compose, match, max_r
 from alt_fast_kernels.merge import merge, unmerge
 

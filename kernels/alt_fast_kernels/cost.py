@@ -6,6 +6,8 @@ kernel passes to itself through the cache is not counted. Masks, norms and softm
 
 from dataclasses import dataclass
 
+from alt_fast_kernels.match.plan import even_and_odd
+
 
 @dataclass(frozen=True)
 class Cost:
@@ -15,14 +17,9 @@ class Cost:
     bytes: int
 
 
-def even_and_odd(num_tokens: int, protected: int) -> tuple[int, int]:
-    """How many tokens are proposed for merging, and how many they may join."""
-    return (num_tokens - protected - protected % 2 + 1) // 2, (num_tokens - protected + protected % 2) // 2
-
-
 def match_cost(batch: int, num_tokens: int, num_heads: int, head_dim: int, protected: int, itemsize: int) -> Cost:
     """Scores between even and odd tokens; keys of `itemsize` bytes read, slot, order and start written."""
-    even, odd = even_and_odd(num_tokens, protected)
+    _, _, even, odd = even_and_odd(num_tokens, protected)
     read = batch * num_tokens * num_heads * head_dim * itemsize
     return Cost(batch * even * odd * head_dim, read + 3 * batch * num_tokens * 4)
 

@@ -1,4 +1,4 @@
-"""Which implementation runs, whether values are checked, and what every op does under autocast and vmap."""
+"""Which implementation runs, and what every op does under autocast and vmap."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,8 +12,7 @@ Backend = Literal["auto", "reference", "triton"]
 
 KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
-_backend: Backend = "auto"
-_check_values = False
+_backend: Backend = "auto"  # a ContextVar would be safe across threads, but torch.compile cannot trace its get()
 
 
 @contextmanager
@@ -21,7 +20,8 @@ def use_backend(name: Backend) -> Iterator[None]:
     """Run the ops inside by "reference" (PyTorch), by "triton" (kernels), or by "auto", the default.
 
     "auto" takes the kernel for fp32, fp16 and bf16 tensors on a GPU and the reference for all else. "triton" on CPU
-    tensors works under Triton's interpreter only (TRITON_INTERPRET=1).
+    tensors works under Triton's interpreter only (TRITON_INTERPRET=1). The choice holds for the whole process: every
+    thread sees it, those that run the backward pass included.
     """
     global _backend
     if name not in ("auto", "reference", "triton"):
@@ -33,59 +33,14 @@ def use_backend(name: Backend) -> Iterator[None]:
         _backend = before
 
 
-@contextmanager
-def check_values() -> Iterator[None]:
-    """Check values (finite keys, positive sizes) on every device, at the price of a synchronization per op.
-
-    On a CPU they are always checked. On a GPU reading them would stall the stream, so outside this context a key that
-    is not finite merges last, and only when nothing else is left.
-    """
-    global _check_values
-    before, _check_values = _check_values, True
-    try:
-        yield
-    finally:
-        _check_values = before
-
-
 def takes_kernel(x: Tensor) -> bool:
-    """Whether the op on x runs as a Triton kernel."""
+    """Return whether the op on x runs as a Triton kernel."""
     if _backend == "auto":
         wanted = x.is_cuda and x.dtype in KERNEL_DTYPES and find_spec("triton") is not None
         return wanted and not torch.onnx.is_in_onnx_export()  # ONNX knows PyTorch's operators only
     if _backend == "triton" and x.dtype not in KERNEL_DTYPES:
         raise TypeError(f"the Triton kernels take fp32, fp16 and bf16, got {x.dtype}")
     return _backend == "triton"
-
-
-def may_read_values(x: Tensor) -> bool:
-    """Whether x's values can be looked at here: real, outside of tracing and vmap, and without stalling a GPU."""
-    traced = torch.compiler.is_compiling() or type(x) is not Tensor
-    if traced or torch._C._functorch.is_functorch_wrapped_tensor(x):
-        return False
-    return x.device.type == "cpu" or _check_values
-
-
-def check_size(size: Tensor, like: Tensor) -> None:
-    """Raise unless size suits the tokens `like` [B, N, ...].
-
-    It must be [B, N], fp32 or fp64, on the same device, without gradient, and > 0 where values may be read.
-    """
-    if size.shape != like.shape[:2]:
-        raise ValueError(f"size must be {tuple(like.shape[:2])}, one number per token, got shape {tuple(size.shape)}")
-    if size.dtype not in (torch.float32, torch.float64):
-        raise TypeError(f"size must be fp32 (or fp64), got {size.dtype}: half precision cannot count past 2048")
-    if size.requires_grad:
-        raise ValueError("size must not require grad: token sizes are counts")
-    check_device("size", size, like)
-    if may_read_values(size) and not bool((size > 0).all()):
-        raise ValueError(f"size must be > 0 everywhere, got a minimum of {size.min().item()}")
-
-
-def check_device(name: str, x: Tensor, like: Tensor) -> None:
-    """Raise ValueError unless x lies on the device of `like`."""
-    if x.device != like.device:
-        raise ValueError(f"{name} must be on {like.device}, got {x.device}")
 
 
 def to_autocast_dtype(*tensors: Tensor) -> tuple[Tensor, ...]:

@@ -12,24 +12,26 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections import defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 import triton
-from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 
-from alt_fast_kernels.align.triton import Inputs, align_bwd_logits_launch, align_bwd_sum_launch, align_fwd_launch
-from alt_fast_kernels.attention.triton import attention_bwd_launches, attention_fwd_launch
-from alt_fast_kernels.launch import Arch, Launch
-from alt_fast_kernels.match import MAX_CHANNELS
+from alt_fast_kernels.align import triton as align
+from alt_fast_kernels.attention import triton as attention
+from alt_fast_kernels.configs import Arch
+from alt_fast_kernels.launch import Launch
+from alt_fast_kernels.match import MAX_CHANNELS, MergePlan
 from alt_fast_kernels.match.triton import match_launches
-from alt_fast_kernels.merge.triton import backward_programs, merge_bwd_launch, merge_fwd_launch
+from alt_fast_kernels.merge import triton as merge
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -99,43 +101,48 @@ def launches(arch: Arch) -> Iterator[tuple[str, str, Launch]]:
                 yield "align", f"{name}{' noise' if noise else ''}", launch
 
 
-def _plan() -> tuple[Tensor, Tensor, Tensor]:
-    """size, order, start of 2 images, 197 tokens, r = 8."""
-    return torch.empty(2, 197), torch.empty(2, 197, dtype=torch.int32), torch.empty(2, 190, dtype=torch.int32)
+BATCH, NUM_TOKENS, R = 2, 197, 8
+NUM_SLOTS = NUM_TOKENS - R
+
+
+def _plan() -> MergePlan:
+    slot = torch.empty(BATCH, NUM_TOKENS, dtype=torch.int32)
+    return MergePlan(slot, slot, torch.empty(BATCH, NUM_SLOTS + 1, dtype=torch.int32), NUM_SLOTS)
 
 
 def _match(dtype: torch.dtype, heads: int, dim: int, arch: Arch) -> tuple[Launch, ...]:
-    _, order, start = _plan()
-    return match_launches(torch.empty(2, 197, 3, heads, dim, dtype=dtype)[:, :, 1], 8, 1, (order, order, start), arch)
+    return match_launches(torch.empty(BATCH, NUM_TOKENS, 3, heads, dim, dtype=dtype)[:, :, 1], 1, _plan(), arch)
 
 
 def _merge(dtype: torch.dtype, width: int, fused: bool, arch: Arch) -> Iterator[Launch]:
-    x, out = torch.empty(2, 197, width, dtype=dtype), torch.empty(2, 189, width, dtype=dtype)
-    stats, weight = torch.empty(2, 189), torch.empty(width)
-    plan = _plan()
-    norm = (weight, weight, 1e-5) if fused else None
-    yield merge_fwd_launch(x, x if fused else None, plan, norm, (out, stats, out, stats, stats), arch)
-    partial = torch.empty(backward_programs(2, 189, width), width)
-    saved = (weight, stats, stats) if fused else None
-    yield merge_bwd_launch((out, out if fused else None), out, plan, saved, (x, partial, partial), arch)
+    x, out = torch.empty(BATCH, NUM_TOKENS, width, dtype=dtype), torch.empty(BATCH, NUM_SLOTS, width, dtype=dtype)
+    segments = merge.Segments(torch.empty(BATCH, NUM_TOKENS), *_plan()[1:3])
+    stats, weight = torch.empty(BATCH, NUM_SLOTS), torch.empty(width)
+    inputs = merge.Inputs(x, x if fused else None, segments, merge.Norm(weight, weight, 1e-5) if fused else None)
+    yield merge.merge_fwd_launch(inputs, merge.Outputs(out, stats, out, stats, stats), arch)
+    partial = torch.empty(2, merge.backward_programs(out, arch), width)
+    norm = merge.NormBackward(out, weight, stats, stats, partial) if fused else None
+    yield merge.merge_bwd_launch(out, out, segments, norm, x, arch)
 
 
 def _attention(dtype: torch.dtype, dim: int, sized: bool, arch: Arch) -> Iterator[Launch]:
-    q, k, v = torch.empty(2, 197, 3, 12, dim, dtype=dtype).unbind(2)
-    out, lse = torch.empty(2, 197, 12 * dim, dtype=dtype), torch.empty(2, 12, 197)
-    inputs = (q, k, v, _plan()[0] if sized else None, dim**-0.5)
-    yield attention_fwd_launch(inputs, out, lse, arch)
-    yield from attention_bwd_launches(inputs, (out, out, lse), lse, (q, k, v), arch)
+    q, k, v = torch.empty(BATCH, NUM_TOKENS, 3, 12, dim, dtype=dtype).unbind(2)
+    out, lse2 = torch.empty(BATCH, NUM_TOKENS, 12 * dim, dtype=dtype), torch.empty(BATCH, 12, NUM_TOKENS)
+    inputs = attention.Inputs(q, k, v, torch.empty(BATCH, NUM_TOKENS) if sized else None, dim**-0.5)
+    yield attention.attention_fwd_launch(inputs, out, lse2, arch)
+    saved, grads = attention.Saved(out, lse2, out), attention.Gradients(q, k, v)
+    yield from attention.attention_bwd_launches(inputs, saved, lse2, grads, arch)
 
 
 def _align(dtype: torch.dtype, noise: bool, arch: Arch) -> Iterator[Launch]:
     tokens, entities = torch.empty(101, JOINT_WIDTH, dtype=dtype), torch.empty(5000, JOINT_WIDTH, dtype=dtype)
     seed = torch.zeros(1, dtype=torch.int64) if noise else None
-    inputs = Inputs(tokens, entities, torch.empty(101), torch.empty(5000), seed)
-    parts, stats = torch.empty(8, 101), torch.empty(2, 101)
-    yield align_fwd_launch(inputs, parts, parts.int(), parts, arch)
-    yield align_bwd_sum_launch(inputs, stats, tokens, parts, arch)
-    yield align_bwd_logits_launch(inputs, (stats, tokens, stats[0]), 1024, torch.empty(101, 1024, dtype=dtype), arch)
+    inputs = align.Inputs(tokens, entities, torch.empty(101), torch.empty(5000), seed)
+    parts, saved = torch.empty(align.SPLITS, 101), align.Saved(torch.empty(2, 101), tokens)
+    yield align.align_fwd_launch(inputs, parts, parts.int(), parts, arch)
+    yield align.align_bwd_sum_launch(inputs, saved, parts, arch)
+    grad_logits = torch.empty(101, align.CHUNK, dtype=dtype)
+    yield align.align_bwd_logits_launch(inputs, saved, parts[0], align.CHUNK, grad_logits, arch)
 
 
 def measure(arch: Arch, op: str, case: str, launch: Launch) -> Row:
@@ -153,6 +160,7 @@ def measure(arch: Arch, op: str, case: str, launch: Launch) -> Row:
     return Row(arch, name, case, registers, stack, compiled.metadata.shared)
 
 
+@cache
 def _cubin_usage(cubin: bytes) -> tuple[int, int]:
     """Registers per thread and bytes of stack, as cuobjdump reads them from machine code."""
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
@@ -166,24 +174,36 @@ def _cubin_usage(cubin: bytes) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
-def _measure_slice(arch: Arch, kernel: str | None, part: int, parts: int) -> list[Row]:
-    wanted = [item for item in launches(arch) if kernel is None or kernel in item[0]]
-    return [measure(arch, *item) for item in wanted[part::parts]]
+@cache
+def _chosen(arch: Arch, kernel: str | None) -> list[tuple[str, str, Launch]]:
+    return [item for item in launches(arch) if kernel is None or kernel in item[0]]
+
+
+def _measure_some(arch: Arch, kernel: str | None, indices: list[int]) -> list[Row]:
+    chosen = _chosen(arch, kernel)
+    return [measure(arch, *chosen[i]) for i in indices]
+
+
+def _alike(arch: Arch, kernel: str | None) -> list[list[int]]:
+    """Group the launches of one kernel with equal options: many of them are one compilation to Triton."""
+    groups = defaultdict(list)
+    for i, (_, _, launch) in enumerate(_chosen(arch, kernel)):
+        groups[launch.kernel.__name__, tuple(sorted(launch.options.items()))].append(i)
+    return list(groups.values())
 
 
 def table(targets: list[Arch], kernel: str | None, workers: int) -> list[Row]:
-    """Rows of all launches on all targets, in order, compiled by `workers` processes."""
+    """Return the rows of all launches on all targets, in order, compiled by `workers` processes."""
+    found: dict[tuple[Arch, int], Row] = {}
     with ProcessPoolExecutor(workers) as pool:
-        parts = [
-            [pool.submit(_measure_slice, target, kernel, part, workers) for part in range(workers)]
+        tasks = [
+            (target, indices, pool.submit(_measure_some, target, kernel, indices))
             for target in targets
+            for indices in _alike(target, kernel)
         ]
-        slices = [[future.result() for future in futures] for futures in parts]
-    rows = []
-    for found in slices:
-        for i in range(max(map(len, found))):
-            rows += [part[i] for part in found if i < len(part)]
-    return rows
+        for target, indices, future in tasks:
+            found.update(((target, i), row) for i, row in zip(indices, future.result(), strict=True))
+    return [found[target, i] for target in targets for i in range(len(_chosen(target, kernel)))]
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -5,7 +5,7 @@ import itertools
 import torch
 from torch import Tensor
 
-from alt_fast_kernels.match import MergePlan, max_r
+from alt_fast_kernels.match.plan import MergePlan, even_and_odd, max_r
 
 
 def assert_as_accurate(actual: Tensor, at_precision: Tensor, exact: Tensor) -> None:
@@ -38,8 +38,8 @@ def assert_best_plan(plan: MergePlan, key: Tensor, r: int, protected: int, toler
     metric = torch.nn.functional.normalize(key.double().mean(2), dim=-1).cpu()
     num_tokens = key.shape[1]
     r = min(r, max_r(num_tokens, protected))
-    first_a, first_b = protected + protected % 2, protected + 1 - protected % 2
-    even, odd = list(range(first_a, num_tokens, 2)), list(range(first_b, num_tokens, 2))
+    first_even, first_odd, _, _ = even_and_odd(num_tokens, protected)
+    even, odd = list(range(first_even, num_tokens, 2)), list(range(first_odd, num_tokens, 2))
     if plan.num_slots != num_tokens - r:
         raise AssertionError(f"expected {num_tokens - r} slots, got {plan.num_slots}")
     if r == 0:

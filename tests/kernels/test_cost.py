@@ -1,19 +1,22 @@
 """The stated MACs are those that the references execute, and bytes those of their inputs and outputs."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from alt_fast_kernels import align, match, merge, proportional_attention
-from alt_fast_kernels.cost import align_cost, attention_cost, even_and_odd, match_cost, merge_cost
+from alt_fast_kernels.cost import align_cost, attention_cost, match_cost, merge_cost
+from alt_fast_kernels.match.plan import even_and_odd
 
 pytestmark = pytest.mark.reference_only
 
 
-def counted_macs(function: object) -> int:
+def counted_macs(function: Callable[[], object]) -> int:
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        function()  # type: ignore[operator]
+        function()
     return counter.get_total_flops() // 2
 
 
@@ -26,7 +29,8 @@ def test_match(num_tokens: int, protected: int) -> None:
     assert counted_macs(lambda: match(key, 1, protected)) == cost.macs
     moved = key.nbytes + plan.slot.nbytes + plan.order.nbytes + plan.start.nbytes  # start has r - 1 fewer than N
     assert cost.bytes == moved
-    assert sum(even_and_odd(num_tokens, protected)) == num_tokens - protected
+    tokens = even_and_odd(num_tokens, protected)
+    assert tokens.num_even + tokens.num_odd == num_tokens - protected
 
 
 @pytest.mark.parametrize("residual", [False, True])

@@ -33,10 +33,10 @@ def operators() -> dict[str, tuple[object, tuple]]:
     out, _, _, mean, rstd = merge_op(x, x, size, *plan[1:], weight, bias, 1e-5)
     qkv = torch.randn(2, 9, 3, 2, 16, requires_grad=True)
     q, k, v = (t.detach().requires_grad_() for t in qkv.unbind(2))
-    attended, lse = attention_op(q, k, v, size, 0.25)
+    attended, lse2 = attention_op(q, k, v, size, 0.25)
     tokens, entities, seed = torch.randn(5, 8, requires_grad=True), torch.randn(7, 8), torch.tensor(3)
     aligned, _, stats = align_op(tokens, entities, 0.5, seed)
-    saved = (attended.detach(), attended.detach(), lse.detach())
+    saved = (attended.detach(), attended.detach(), lse2.detach())
     return {
         "match": (match_op, (qkv.detach()[:, :, 1], 3, 1)),
         "merge": (merge_op, (x, None, size, *plan[1:], None, None, 0.0)),
@@ -150,7 +150,8 @@ def test_autocast(dtype: torch.dtype) -> None:
     x, size = torch.randn(2, 21, 32), torch.ones(2, 21)
     with torch.autocast(x.device.type, dtype):
         qkv = block.qkv(x).unflatten(-1, (3, 2, -1))
-        assert ops.proportional_attention(*x[:, :, None, None].expand(-1, -1, 3, 2, -1).unbind(2)).dtype == dtype
+        q, k, v = x[:, :, None, None].expand(-1, -1, 3, 2, -1).unbind(2)
+        assert ops.proportional_attention(q, k, v).dtype == dtype
         assert (
             ops.proportional_attention_qkvpacked(x.unflatten(-1, (1, 2, 16)).expand(-1, -1, 3, -1, -1)).dtype == dtype
         )

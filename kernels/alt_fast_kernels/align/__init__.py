@@ -5,7 +5,8 @@ from torch import Tensor
 
 from alt_fast_kernels.align.op import align_op
 from alt_fast_kernels.align.reference import align_reference
-from alt_fast_kernels.dispatch import check_device, takes_kernel
+from alt_fast_kernels.checks import check_device
+from alt_fast_kernels.dispatch import takes_kernel
 
 __all__ = ["align"]
 

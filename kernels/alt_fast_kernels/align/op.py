@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 @torch.library.custom_op("alt_fast::align", mutates_args=())
 def align_op(tokens: Tensor, entities: Tensor, tau: float, seed: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """tokens [M, C], entities [K, C] -> aligned [M, C], index [M] int64, and stats [2, M] fp32 for backward.
+    """Align: tokens [M, C], entities [K, C] -> aligned [M, C], index [M] int64, and stats [2, M] fp32 for backward.
 
     stats: the largest logit of each token, and 1 / sum of exp(logit - largest).
     """
@@ -38,19 +38,19 @@ def _(tokens: Tensor, entities: Tensor, tau: float, seed: Tensor | None) -> tupl
 def align_backward_op(
     grad_aligned: Tensor, stats: Tensor, tokens: Tensor, entities: Tensor, tau: float, seed: Tensor | None
 ) -> Tensor:
-    """Gradient of tokens [M, C], that of the soft assignment; [M, CHUNK] logits in memory at a time."""
-    from alt_fast_kernels.align.triton import CHUNK, SPLITS, align_bwd_logits_launch, align_bwd_sum_launch
+    """Return the gradient of tokens [M, C], that of the soft assignment; [M, CHUNK] logits in memory at a time."""
+    from alt_fast_kernels.align.triton import CHUNK, SPLITS, Saved, align_bwd_logits_launch, align_bwd_sum_launch
 
     inputs = _prepare(tokens, entities, tau, seed)
-    grad_aligned = grad_aligned.contiguous()
+    saved = Saved(stats, grad_aligned.contiguous())
     parts = inputs.factor.new_empty(SPLITS, len(tokens))
-    align_bwd_sum_launch(inputs, stats, grad_aligned, parts).run()
-    saved = (stats, grad_aligned, parts.sum(0))
+    align_bwd_sum_launch(inputs, saved, parts).run()
+    delta = parts.sum(0)
     direction = torch.zeros(tokens.shape, device=tokens.device)  # gradient of the unit token, times tau
     for first in range(0, len(entities), CHUNK):
         chunk = inputs.entities[first : first + CHUNK]
         grad_logits = tokens.new_empty(len(tokens), len(chunk))
-        align_bwd_logits_launch(inputs, saved, first, grad_logits).run()
+        align_bwd_logits_launch(inputs, saved, delta, first, grad_logits).run()
         direction += grad_logits @ chunk
     # Through the normalisation: the part along the token does not change its cosine.
     unit = F.normalize(tokens.float(), dim=-1, eps=1e-12)

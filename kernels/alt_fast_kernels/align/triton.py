@@ -1,19 +1,24 @@
 """Entity alignment that streams over the corpus: no [tokens, entities] matrix. Contract: `alt_fast_kernels.align`.
 
-Every kernel is a matmul of tokens and entities with an epilogue: argmax and softmax's maximum and sum forward; backward
-first the sums over entities, then the gradient of the logits, a chunk of the corpus at a time. Logits are recomputed
-and the noise of eq. 4 drawn anew, from its counters, in every pass.
+Every kernel is a matmul of tokens [M, C] and entities [K, C] with an epilogue: argmax and softmax's maximum and sum
+forward; backward first the sums over entities, then the gradient of the logits, a chunk of the corpus at a time. Logits
+are recomputed and the noise of eq. 4 drawn anew, from its counters, in every pass. All of them read
+
+    tokens [M, C], and entities [K, C] as unit vectors, contiguous and of one dtype; factor [M] fp32 = 1 / (norm * tau);
+    seed, one int64 number (only if HAS_NOISE).
+
+Grids are flat: tiles of BLOCK_M tokens lie side by side within a part of the corpus.
 """
 
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from alt_fast_kernels.launch import Arch, Config, Launch, arch_of, compile_options
+from alt_fast_kernels.configs import Arch, arch_of, config_of
+from alt_fast_kernels.launch import Launch
 
 SPLITS = 8  # parts of the corpus walked side by side: enough programs for a whole GPU even when tokens are few
 CHUNK = 1024  # entities whose logits' gradient is in memory at a time
@@ -35,9 +40,9 @@ def _gumbel(seed, row, column):
     number = tl.load(seed)
     low, high = number.to(tl.uint32), (number >> 32).to(tl.uint32)
     key = _mix(low ^ _mix(high))
-    of_row = _mix(row.to(tl.uint32) ^ key)
-    of_column = _mix(column.to(tl.uint32) + tl.full([], 0x9E3779B9, tl.uint32))
-    bits = _mix(_mix(of_row[:, None] ^ of_column[None, :]) ^ key)
+    row_bits = _mix(row.to(tl.uint32) ^ key)
+    column_bits = _mix(column.to(tl.uint32) + tl.full([], 0x9E3779B9, tl.uint32))
+    bits = _mix(_mix(row_bits[:, None] ^ column_bits[None, :]) ^ key)
     uniform = ((bits >> 9).to(tl.float32) + 0.5) * 1.1920928955078125e-07  # 2 ** -23
     return -tl.log(-tl.log(uniform))
 
@@ -67,14 +72,29 @@ def _noisy(cosines, factor, seed, m, n, num_entities, HAS_NOISE: tl.constexpr):
 
 
 @triton.jit
+def _owned(num_tokens, BLOCK_M: tl.constexpr):
+    """The part of the corpus and the tokens [BLOCK_M] that this program owns."""
+    tiles = tl.cdiv(num_tokens, BLOCK_M)
+    return tl.program_id(0) // tiles, (tl.program_id(0) % tiles) * BLOCK_M + tl.arange(0, BLOCK_M)
+
+
+@triton.jit
 def align_fwd_kernel(
-    tokens, entities, factor, seed, best, index, total_out,
+    # reads
+    tokens, entities, factor, seed,
+    # writes
+    best, index, total_out,
+    # extents
     num_tokens, num_entities, width, per_split,
     HAS_NOISE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    tiles = tl.cdiv(num_tokens, BLOCK_M)
-    split = tl.program_id(0) // tiles
-    m = (tl.program_id(0) % tiles) * BLOCK_M + tl.arange(0, BLOCK_M)
+    """Find each token's best entity and the sum of its softmax, in every part of the corpus.
+
+    Writes best [SPLITS, M] fp32, the largest logit; index [SPLITS, M] int32, the first entity that has it; total_out
+    [SPLITS, M] fp32, the sum of exp(logit - best). A part without entities leaves minus infinity, 0 and 0.
+    Grid: SPLITS * cdiv(M, BLOCK_M). A program owns BLOCK_M tokens and the per_split entities of one part.
+    """
+    split, m = _owned(num_tokens, BLOCK_M)
     scale = tl.load(factor + m, mask=m < num_tokens, other=0.0)
     top = tl.full([BLOCK_M], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
@@ -97,13 +117,22 @@ def align_fwd_kernel(
 
 @triton.jit
 def align_bwd_sum_kernel(
-    tokens, entities, factor, seed, length, stats, grad_out, delta,
+    # reads
+    tokens, entities, factor, seed, length, stats, grad_out,
+    # writes
+    delta,
+    # extents
     num_tokens, num_entities, width, per_split,
     HAS_NOISE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    tiles = tl.cdiv(num_tokens, BLOCK_M)
-    split = tl.program_id(0) // tiles
-    m = (tl.program_id(0) % tiles) * BLOCK_M + tl.arange(0, BLOCK_M)
+    """Sum, over every part of the corpus, the gradient of each entity's weight times that weight.
+
+    Reads length [K] fp32, the entities' norms; stats [2, M] fp32, each token's largest logit and 1 / sum of
+    exp(logit - largest); grad_out [M, C] in the tokens' dtype, the gradient of the aligned tokens.
+    Writes delta [SPLITS, M] fp32; summed over the parts it is what softmax's gradient subtracts.
+    Grid: SPLITS * cdiv(M, BLOCK_M). A program owns BLOCK_M tokens and the per_split entities of one part.
+    """
+    split, m = _owned(num_tokens, BLOCK_M)
     scale = tl.load(factor + m, mask=m < num_tokens, other=0.0)
     top = tl.load(stats + m, mask=m < num_tokens, other=0.0)
     inverse_total = tl.load(stats + num_tokens + m, mask=m < num_tokens, other=0.0)
@@ -121,10 +150,20 @@ def align_bwd_sum_kernel(
 
 @triton.jit
 def align_bwd_logits_kernel(
-    tokens, entities, factor, seed, length, stats, grad_out, delta, grad_logits,
+    # reads
+    tokens, entities, factor, seed, length, stats, grad_out, delta,
+    # writes
+    grad_logits,
+    # extents
     num_tokens, num_entities, width, first, chunk,
     HAS_NOISE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
+    """Compute the gradient of the logits of `chunk` entities, those from `first` on.
+
+    Reads what `align_bwd_sum_kernel` reads, and delta [M] fp32, summed over the parts.
+    Writes grad_logits [M, chunk] in its own dtype.
+    Grid: cdiv(M, BLOCK_M) * cdiv(chunk, BLOCK_N). A program owns one tile of the result.
+    """
     tiles = tl.cdiv(chunk, BLOCK_N)
     column = (tl.program_id(0) % tiles) * BLOCK_N + tl.arange(0, BLOCK_N)
     m = (tl.program_id(0) // tiles) * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -145,20 +184,12 @@ def align_bwd_logits_kernel(
     tl.store(grad_logits + at, grad.to(grad_logits.dtype.element_ty), mask=inside)
 
 
-def align_config(dtype: torch.dtype, noise: bool, arch: Arch) -> tuple[Config, int]:
-    """The launch configuration of all three kernels, and BLOCK_C, the channels of a step."""
-    if dtype == torch.float32:
-        return Config(64, 32, 8, 1 if arch == "gfx942" else 2, maxnreg=128), 32
-    stages, block_c = {"sm_90": (3, 64), "gfx942": (1, 32)}.get(arch, (3, 32))
-    return Config(128, 64 if noise else 128, 8, stages), block_c
-
-
 @dataclass(frozen=True)
 class Inputs:
     """What every kernel reads.
 
-    tokens [M, C]; entities [K, C] unit vectors of tokens' dtype; factor [M] fp32 = 1 / (norm * tau); length [K] fp32
-    the entities' norms; seed or None.
+    tokens [M, C], and entities [K, C] as unit vectors, contiguous and of one dtype; factor [M] fp32 = 1 / (norm * tau);
+    length [K] fp32, the entities' norms, which only backward reads; seed, one int64 number, or None for no noise.
     """
 
     tokens: Tensor
@@ -169,7 +200,7 @@ class Inputs:
 
     @property
     def head(self) -> tuple[Tensor, ...]:
-        """The first arguments of every kernel."""
+        """The first arguments of every kernel; tokens stand in for a seed that is not read."""
         return self.tokens, self.entities, self.factor, self.tokens if self.seed is None else self.seed
 
     @property
@@ -179,15 +210,18 @@ class Inputs:
         return len(self.tokens), num_entities, width
 
     def options(self, arch: Arch | None) -> dict[str, Any]:
-        arch = arch or arch_of(self.tokens.device)
+        """Constexpr parameters and compile options of all three kernels."""
         noise = self.seed is not None
-        config, block_c = align_config(self.tokens.dtype, noise, arch)
-        block = {"BLOCK_M": config.block_m, "BLOCK_N": config.block_n, "BLOCK_C": block_c}
-        return {
-            "HAS_NOISE": noise,
-            **block,
-            **compile_options(arch, config.num_warps, config.num_stages, config.maxnreg),
-        }
+        kernel = "align_noisy" if noise else "align"
+        return {"HAS_NOISE": noise, **config_of(kernel, arch or arch_of(self.tokens.device), self.tokens.dtype)}
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What the backward kernels read besides: stats [2, M] fp32 (see `align_op`), grad_out [M, C] contiguous."""
+
+    stats: Tensor
+    grad_out: Tensor
 
 
 def _split_launch(kernel: Any, inputs: Inputs, args: tuple[Tensor, ...], arch: Arch | None) -> Launch:
@@ -198,23 +232,21 @@ def _split_launch(kernel: Any, inputs: Inputs, args: tuple[Tensor, ...], arch: A
 
 
 def align_fwd_launch(inputs: Inputs, best: Tensor, index: Tensor, total: Tensor, arch: Arch | None = None) -> Launch:
-    """Writes each part's best logit, its entity (int32) and sum of exp(logit - best), all [SPLITS, M]."""
+    """Write each part's best logit, its entity (int32) and sum of exp(logit - best), all [SPLITS, M]."""
     return _split_launch(align_fwd_kernel, inputs, (best, index, total), arch)
 
 
-def align_bwd_sum_launch(
-    inputs: Inputs, stats: Tensor, grad_out: Tensor, delta: Tensor, arch: Arch | None = None
-) -> Launch:
-    """stats [2, M] (see align_op), grad_out [M, C]. Writes delta [SPLITS, M]: the weights' mean gradient, by part."""
-    return _split_launch(align_bwd_sum_kernel, inputs, (inputs.length, stats, grad_out, delta), arch)
+def align_bwd_sum_launch(inputs: Inputs, saved: Saved, delta: Tensor, arch: Arch | None = None) -> Launch:
+    """Write delta [SPLITS, M] fp32: the weights' mean gradient, by part."""
+    return _split_launch(align_bwd_sum_kernel, inputs, (inputs.length, saved.stats, saved.grad_out, delta), arch)
 
 
 def align_bwd_logits_launch(
-    inputs: Inputs, saved: tuple[Tensor, Tensor, Tensor], first: int, grad_logits: Tensor, arch: Arch | None = None
+    inputs: Inputs, saved: Saved, delta: Tensor, first: int, grad_logits: Tensor, arch: Arch | None = None
 ) -> Launch:
-    """saved: stats [2, M], grad_out [M, C], delta [M]. Writes the gradient of the logits from entity `first` on."""
+    """Write the gradient of the logits from entity `first` on, [M, chunk]. delta: [M] fp32, summed over the parts."""
     options = inputs.options(arch)
     num_tokens, chunk = grad_logits.shape
     grid = triton.cdiv(num_tokens, options["BLOCK_M"]) * triton.cdiv(chunk, options["BLOCK_N"])
-    args = (*inputs.head, inputs.length, *saved, grad_logits, *inputs.shape, first, chunk)
-    return Launch(align_bwd_logits_kernel, grid, args, options)
+    read = (*inputs.head, inputs.length, saved.stats, saved.grad_out, delta)
+    return Launch(align_bwd_logits_kernel, grid, (*read, grad_logits, *inputs.shape, first, chunk), options)

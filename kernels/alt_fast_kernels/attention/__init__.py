@@ -4,7 +4,8 @@ from torch import Tensor
 
 from alt_fast_kernels.attention.op import attention_op, attention_packed_op
 from alt_fast_kernels.attention.reference import attention_reference
-from alt_fast_kernels.dispatch import check_device, check_size, takes_kernel, to_autocast_dtype
+from alt_fast_kernels.checks import check_device, check_size
+from alt_fast_kernels.dispatch import takes_kernel, to_autocast_dtype
 
 __all__ = ["proportional_attention", "proportional_attention_qkvpacked"]
 

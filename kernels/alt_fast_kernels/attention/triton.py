@@ -1,19 +1,34 @@
 """Flash attention with log size as a bias on the keys, forward and backward. Contract: `proportional_attention`.
 
-q, k, v and their gradients are views [B, N, H, D] with any strides over B, N and H, so no layout is ever copied. Scores
-are kept in base 2: exp2 is the hardware's exponential.
+q [B, N, H, D], k and v [B, M, H, D] and their gradients are views with any strides over B, N and H, so no layout is
+ever copied. Scores are kept in base 2, for exp2 is the hardware's exponential: so are `scale` (which holds a factor of
+log2 e) and `lse2`. All sums are fp32.
+
+A grid is flat: tiles of BLOCK_M rows (queries, or keys) of a head lie side by side, then heads, then images.
 """
 
 import math
+from dataclasses import dataclass
+from typing import Any
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from alt_fast_kernels.launch import Arch, Config, Launch, arch_of, compile_options, padded
+from alt_fast_kernels.configs import Arch, arch_of, config_of
+from alt_fast_kernels.launch import Launch, padded
 
 LOG2_E = math.log2(math.e)
+LN_2 = tl.constexpr(math.log(2))
+
+
+@triton.jit
+def _owned(num_rows, num_heads, BLOCK_M: tl.constexpr):
+    """The image, head and rows [BLOCK_M] that this program owns."""
+    tiles = tl.cdiv(num_rows, BLOCK_M)
+    image = (tl.program_id(0) // (tiles * num_heads)).to(tl.int64)
+    head = (tl.program_id(0) // tiles) % num_heads
+    return image, head, (tl.program_id(0) % tiles) * BLOCK_M + tl.arange(0, BLOCK_M)
 
 
 @triton.jit
@@ -21,6 +36,13 @@ def _rows(x, n, count, d, dim, stride_n):
     """A tile [BLOCK, BLOCK_D] of one head, zero outside of it."""
     at = x + n[:, None].to(tl.int64) * stride_n + d[None, :]
     return tl.load(at, mask=(n[:, None] < count) & (d[None, :] < dim), other=0.0)
+
+
+@triton.jit
+def _store_rows(x, tile, n, count, d, dim, stride_n):
+    """The counterpart of `_rows`, in the dtype of x."""
+    at = x + n[:, None].to(tl.int64) * stride_n + d[None, :]
+    tl.store(at, tile.to(x.dtype.element_ty), mask=(n[:, None] < count) & (d[None, :] < dim))
 
 
 @triton.jit
@@ -34,15 +56,24 @@ def _log2_size(size, n, count, HAS_SIZE: tl.constexpr):
 
 @triton.jit
 def attention_fwd_kernel(
-    q, k, v, size, out, lse, scale,
+    # reads
+    q, k, v, size,
+    # writes
+    out, lse2,
+    # numbers: strides over image, token and head, and extents
+    scale,
     q_b, q_n, q_h, k_b, k_n, k_h, v_b, v_n, v_h,
     num_heads, num_q, num_k, dim,
     HAS_SIZE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    tiles = tl.cdiv(num_q, BLOCK_M)
-    image = (tl.program_id(0) // (tiles * num_heads)).to(tl.int64)
-    head = (tl.program_id(0) // tiles) % num_heads
-    m = (tl.program_id(0) % tiles) * BLOCK_M + tl.arange(0, BLOCK_M)
+    """Attend: out = softmax(q k^T * scale + log size) v by an online softmax, and the sums that backward needs.
+
+    Reads q [B, N, H, D], k and v [B, M, H, D] of one dtype, size [B, M] fp32 (only if HAS_SIZE).
+    Writes out [B, N, H * D] in that dtype and lse2 [B, H, N] fp32, log2 of each query's sum of weights.
+    Grid: B * H * cdiv(N, BLOCK_M). A program owns BLOCK_M queries of a head and streams over the keys, BLOCK_N at a
+    time; BLOCK_D >= D.
+    """
+    image, head, m = _owned(num_q, num_heads, BLOCK_M)
     d = tl.arange(0, BLOCK_D)
     k += image * k_b + head * k_h
     v += image * v_b + head * v_h
@@ -68,20 +99,29 @@ def attention_fwd_kernel(
     at = (image * num_q + m) * num_heads + head
     mixed = (mixed / total[:, None]).to(out.dtype.element_ty)
     tl.store(out + at[:, None] * dim + d[None, :], mixed, mask=(m[:, None] < num_q) & (d[None, :] < dim))
-    tl.store(lse + (image * num_heads + head) * num_q + m, top + tl.log2(total), mask=m < num_q)
+    tl.store(lse2 + (image * num_heads + head) * num_q + m, top + tl.log2(total), mask=m < num_q)
 
 
 @triton.jit
 def attention_bwd_q_kernel(
-    q, k, v, size, out, lse, grad_out, delta, grad_q, scale,
+    # reads
+    q, k, v, size, out, lse2, grad_out,
+    # writes
+    delta, grad_q,
+    # numbers: strides over image, token and head, and extents
+    scale,
     q_b, q_n, q_h, k_b, k_n, k_h, v_b, v_n, v_h, gq_b, gq_n, gq_h,
     num_heads, num_q, num_k, dim,
     HAS_SIZE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    tiles = tl.cdiv(num_q, BLOCK_M)
-    image = (tl.program_id(0) // (tiles * num_heads)).to(tl.int64)
-    head = (tl.program_id(0) // tiles) % num_heads
-    m = (tl.program_id(0) % tiles) * BLOCK_M + tl.arange(0, BLOCK_M)
+    """Compute the gradient of q, and delta, the weights' mean gradient, which that of k needs.
+
+    Reads what `attention_fwd_kernel` read and wrote, and grad_out [B, N, H * D] contiguous.
+    Writes delta [B, H, N] fp32 and grad_q [B, N, H, D] in its own dtype.
+    Grid: B * H * cdiv(N, BLOCK_M). A program owns BLOCK_M queries of a head and streams over the keys, BLOCK_N at a
+    time, recomputing their weights from lse2.
+    """
+    image, head, m = _owned(num_q, num_heads, BLOCK_M)
     d = tl.arange(0, BLOCK_D)
     k += image * k_b + head * k_h
     v += image * v_b + head * v_h
@@ -95,7 +135,7 @@ def attention_bwd_q_kernel(
     shift = tl.sum(upstream.to(tl.float32) * result.to(tl.float32), 1)
     row = (image * num_heads + head) * num_q + m
     tl.store(delta + row, shift, mask=m < num_q)
-    log_total = tl.load(lse + row, mask=m < num_q, other=float("inf"))
+    log_total = tl.load(lse2 + row, mask=m < num_q, other=float("inf"))
     grad = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     for n0 in range(0, num_k, BLOCK_N):
         n = n0 + tl.arange(0, BLOCK_N)
@@ -107,22 +147,30 @@ def attention_bwd_q_kernel(
         grad_weights = tl.dot(upstream, tl.trans(value), input_precision="ieee")
         grad_scores = weights * (grad_weights - shift[:, None])
         grad = tl.dot(grad_scores.to(key.dtype), key, grad, input_precision="ieee")
-    grad *= scale * 0.6931471805599453  # back from base 2
-    at = grad_q + image * gq_b + head * gq_h + m[:, None].to(tl.int64) * gq_n + d[None, :]
-    tl.store(at, grad.to(grad_q.dtype.element_ty), mask=(m[:, None] < num_q) & (d[None, :] < dim))
+    grad *= scale * LN_2  # back from base 2
+    _store_rows(grad_q + image * gq_b + head * gq_h, grad, m, num_q, d, dim, gq_n)
 
 
 @triton.jit
 def attention_bwd_kv_kernel(
-    q, k, v, size, lse, grad_out, delta, grad_k, grad_v, scale,
+    # reads
+    q, k, v, size, lse2, grad_out, delta,
+    # writes
+    grad_k, grad_v,
+    # numbers: strides over image, token and head, and extents
+    scale,
     q_b, q_n, q_h, k_b, k_n, k_h, v_b, v_n, v_h, gk_b, gk_n, gk_h, gv_b, gv_n, gv_h,
     num_heads, num_q, num_k, dim,
     HAS_SIZE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    tiles = tl.cdiv(num_k, BLOCK_M)
-    image = (tl.program_id(0) // (tiles * num_heads)).to(tl.int64)
-    head = (tl.program_id(0) // tiles) % num_heads
-    n = (tl.program_id(0) % tiles) * BLOCK_M + tl.arange(0, BLOCK_M)  # keys
+    """Compute the gradients of k and v.
+
+    Reads what `attention_bwd_q_kernel` reads, less out, and the delta that it wrote.
+    Writes grad_k and grad_v [B, M, H, D] in their own dtype.
+    Grid: B * H * cdiv(M, BLOCK_M). A program owns BLOCK_M keys of a head and streams over the queries, BLOCK_N at a
+    time; every gradient has one owner, so there are no atomics and results repeat exactly.
+    """
+    image, head, n = _owned(num_k, num_heads, BLOCK_M)  # keys
     d = tl.arange(0, BLOCK_D)
     q += image * q_b + head * q_h
     grad_out += image * num_q * num_heads * dim + head * dim
@@ -137,7 +185,7 @@ def attention_bwd_kv_kernel(
         m = m0 + tl.arange(0, BLOCK_N)  # queries
         query = _rows(q, m, num_q, d, dim, q_n)
         upstream = _rows(grad_out, m, num_q, d, dim, num_heads * dim)
-        log_total = tl.load(lse + row + m, mask=m < num_q, other=float("inf"))
+        log_total = tl.load(lse2 + row + m, mask=m < num_q, other=float("inf"))
         shift = tl.load(delta + row + m, mask=m < num_q, other=0.0)
         scores = tl.dot(key, tl.trans(query), input_precision="ieee") * scale + bias[:, None]
         weights = tl.exp2(scores - log_total[None, :])
@@ -145,85 +193,80 @@ def attention_bwd_kv_kernel(
         grad_weights = tl.dot(value, tl.trans(upstream), input_precision="ieee")
         grad_scores = weights * (grad_weights - shift[None, :])
         sum_k = tl.dot(grad_scores.to(query.dtype), query, sum_k, input_precision="ieee")
-    sum_k *= scale * 0.6931471805599453  # back from base 2
-    inside = (n[:, None] < num_k) & (d[None, :] < dim)
-    at = n[:, None].to(tl.int64)
-    tl.store(
-        grad_k + image * gk_b + head * gk_h + at * gk_n + d[None, :], sum_k.to(grad_k.dtype.element_ty), mask=inside
-    )
-    tl.store(
-        grad_v + image * gv_b + head * gv_h + at * gv_n + d[None, :], sum_v.to(grad_v.dtype.element_ty), mask=inside
-    )
+    sum_k *= scale * LN_2  # back from base 2
+    _store_rows(grad_k + image * gk_b + head * gk_h, sum_k, n, num_k, d, dim, gk_n)
+    _store_rows(grad_v + image * gv_b + head * gv_h, sum_v, n, num_k, d, dim, gv_n)
 
 
-def attention_config(kernel: str, dtype: torch.dtype, block_d: int, arch: Arch) -> Config:
-    """The launch configuration of "fwd", "bwd_q" or "bwd_kv": the largest tiles that do not spill (see `resources`)."""
-    wide = block_d == 128
-    if arch == "gfx942":
-        if dtype == torch.float32:
-            return Config(32, 32, 4, 1)
-        return Config(64, 32 if wide or kernel == "bwd_kv" else 64, 4, 1)
-    if dtype == torch.float32:
-        narrow = kernel == "bwd_q" if arch == "sm_80" else True
-        return Config(32, 16 if wide and narrow else 32, 8, 2)
-    if arch == "sm_80":
-        if kernel == "bwd_kv":
-            return Config(64, 64, 8, 2) if wide else Config(64, 32, 4, 2)
-        return Config(64, 32 if wide and kernel == "fwd" else 64, 4, 2)
-    return Config(64, 64, 8 if kernel == "bwd_kv" else 4, 2, maxnreg=255)
+@dataclass(frozen=True)
+class Inputs:
+    """What every kernel reads.
+
+    q [B, N, H, D], k and v [B, M, H, D] with unit stride over D; size [B, M] fp32 contiguous, or None; scale of the
+    scores, as users give it.
+    """
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    size: Tensor | None
+    scale: float
+
+    @property
+    def head(self) -> tuple[Tensor, ...]:
+        """The first arguments of every kernel; q stands in for a size that is not read."""
+        return self.q, self.k, self.v, self.q if self.size is None else self.size
+
+    def numbers(self, *grads: Tensor) -> tuple[float, ...]:
+        """The last arguments of every kernel: scale, strides (also of `grads`, views like q, k, v) and extents."""
+        strides = (x.stride()[:3] for x in (self.q, self.k, self.v, *grads))
+        _, num_q, num_heads, dim = self.q.shape
+        return self.scale * LOG2_E, *(s for three in strides for s in three), num_heads, num_q, self.k.shape[1], dim
+
+    def options(self, kernel: str, arch: Arch | None) -> dict[str, Any]:
+        """Constexpr parameters and compile options of "attention_fwd", "attention_bwd_q" or "attention_bwd_kv"."""
+        block_d = padded(self.q.shape[3])
+        config = config_of(kernel, arch or arch_of(self.q.device), self.q.dtype, block_d)
+        return {"HAS_SIZE": self.size is not None, "BLOCK_D": block_d, **config}
 
 
-def _launch(kernel: object, name: str, q: Tensor, k: Tensor, args: tuple, has_size: bool, arch: Arch | None) -> Launch:
-    batch, num_q, num_heads, dim = q.shape
-    block_d = padded(dim)
-    arch = arch or arch_of(q.device)
-    config = attention_config(name, q.dtype, block_d, arch)
-    rows = k.shape[1] if name == "bwd_kv" else num_q
-    grid = batch * num_heads * triton.cdiv(rows, config.block_m)
-    options = {
-        "HAS_SIZE": has_size,
-        "BLOCK_M": config.block_m,
-        "BLOCK_N": config.block_n,
-        "BLOCK_D": block_d,
-        **compile_options(arch, config.num_warps, config.num_stages, config.maxnreg),
-    }
-    return Launch(kernel, grid, (*args, num_heads, num_q, k.shape[1], dim), options)
+@dataclass(frozen=True)
+class Saved:
+    """What the backward kernels read besides: out and its gradient [B, N, H * D] contiguous; lse2 [B, H, N] fp32."""
+
+    out: Tensor
+    lse2: Tensor
+    grad_out: Tensor
 
 
-def _strides(*tensors: Tensor) -> tuple[int, ...]:
-    return tuple(stride for x in tensors for stride in x.stride()[:3])
+@dataclass(frozen=True)
+class Gradients:
+    """Where the backward kernels write: views like q, k and v, with unit stride over D."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
 
 
-Inputs = tuple[Tensor, Tensor, Tensor, Tensor | None, float]
-"""q, k, v [B, N, H, D] with unit stride over D; size [B, N] fp32 contiguous or None; scale of the scores."""
+def _launch(kernel: Any, x: Tensor, args: tuple[Any, ...], options: dict[str, Any]) -> Launch:
+    """One program per tile of the rows (tokens) of x [B, N, H, D]."""
+    batch, num_rows, num_heads, _ = x.shape
+    return Launch(kernel, batch * num_heads * triton.cdiv(num_rows, options["BLOCK_M"]), args, options)
 
 
-def attention_fwd_launch(inputs: Inputs, out: Tensor, lse: Tensor, arch: Arch | None = None) -> Launch:
-    """Writes out [B, N, H * D] and lse [B, H, N] (fp32, base 2)."""
-    q, k, v, size, scale = inputs
-    args = (q, k, v, q if size is None else size, out, lse, scale * LOG2_E, *_strides(q, k, v))
-    return _launch(attention_fwd_kernel, "fwd", q, k, args, size is not None, arch)
+def attention_fwd_launch(inputs: Inputs, out: Tensor, lse2: Tensor, arch: Arch | None = None) -> Launch:
+    """Write out [B, N, H * D] and lse2 [B, H, N] (fp32)."""
+    args = (*inputs.head, out, lse2, *inputs.numbers())
+    return _launch(attention_fwd_kernel, inputs.q, args, inputs.options("attention_fwd", arch))
 
 
 def attention_bwd_launches(
-    inputs: Inputs,
-    saved: tuple[Tensor, Tensor, Tensor],
-    delta: Tensor,
-    grads: tuple[Tensor, Tensor, Tensor],
-    arch: Arch | None = None,
+    inputs: Inputs, saved: Saved, delta: Tensor, grads: Gradients, arch: Arch | None = None
 ) -> tuple[Launch, Launch]:
-    """saved: grad of out, out ([B, N, H * D] contiguous), lse. Writes delta [B, H, N] and grads (views like q, k, v).
-
-    The two launches run in this order: the first leaves delta for the second.
-    """
-    q, k, v, size, scale = inputs
-    grad_out, out, lse = saved
-    grad_q, grad_k, grad_v = grads
-    weights = q if size is None else size
-    head = (q, k, v, weights)
-    args_q = (*head, out, lse, grad_out, delta, grad_q, scale * LOG2_E, *_strides(q, k, v, grad_q))
-    args_kv = (*head, lse, grad_out, delta, grad_k, grad_v, scale * LOG2_E, *_strides(q, k, v, grad_k, grad_v))
+    """Write delta [B, H, N] fp32 and the gradients, in two launches: the first leaves delta for the second."""
+    args_q = (*inputs.head, saved.out, saved.lse2, saved.grad_out, delta, grads.q, *inputs.numbers(grads.q))
+    args_kv = (*inputs.head, saved.lse2, saved.grad_out, delta, grads.k, grads.v, *inputs.numbers(grads.k, grads.v))
     return (
-        _launch(attention_bwd_q_kernel, "bwd_q", q, k, args_q, size is not None, arch),
-        _launch(attention_bwd_kv_kernel, "bwd_kv", q, k, args_kv, size is not None, arch),
+        _launch(attention_bwd_q_kernel, inputs.q, args_q, inputs.options("attention_bwd_q", arch)),
+        _launch(attention_bwd_kv_kernel, inputs.k, args_kv, inputs.options("attention_bwd_kv", arch)),
     )

@@ -1,40 +1,18 @@
 """Bipartite soft matching: which tokens merge into which (ToMe, arXiv 2210.09461, section 3)."""
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
-from alt_fast_kernels.dispatch import may_read_values, takes_kernel
+from alt_fast_kernels.checks import may_read_values
+from alt_fast_kernels.dispatch import takes_kernel
 from alt_fast_kernels.match.op import match_op
+from alt_fast_kernels.match.plan import MergePlan, compose, max_r
 from alt_fast_kernels.match.reference import match_reference
 
 __all__ = ["MergePlan", "compose", "match", "max_r"]
 
-
 MAX_CHANNELS = 8192
 """Of keys (one head) that the kernels hold in a tile; wider ones match on PyTorch."""
-
-
-class MergePlan(NamedTuple):
-    """Where every token goes, and the way back.
-
-    slot: [B, N] int32, the output slot of each input token, in [0, num_slots).
-    order: [B, N] int32, the tokens by slot: first the one that keeps each slot, then the N - num_slots merged ones,
-        sorted by slot and index.
-    start: [B, num_slots + 1] int32: the tokens that join slot j are order[num_slots:][start[j] : start[j + 1]].
-    num_slots: number of tokens after merging, N - r.
-    """
-
-    slot: Tensor
-    order: Tensor
-    start: Tensor
-    num_slots: int
-
-
-def max_r(num_tokens: int, protected: int) -> int:
-    """The largest reduction one matching can make: (N - protected) // 2, as in ToMe."""
-    return max(0, (num_tokens - protected) // 2)
 
 
 @torch.no_grad()
@@ -78,8 +56,3 @@ def match(key: Tensor, r: int, protected: int = 0) -> MergePlan:
     else:
         slot, order, start = match_reference(key, r, protected)
     return MergePlan(slot, order, start, num_tokens - r)
-
-
-def compose(first: Tensor, second: Tensor) -> Tensor:
-    """Slots after two mergings: first [B, N], second [B, N'] -> [B, N] int32. Traces tokens through the layers."""
-    return second.gather(1, first.long())

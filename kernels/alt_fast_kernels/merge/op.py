@@ -1,11 +1,14 @@
 """`torch.ops.alt_fast.merge` and its backward: the kernels as PyTorch sees them."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from alt_fast_kernels.dispatch import fold_vmap
+
+if TYPE_CHECKING:
+    from alt_fast_kernels.merge.triton import Segments
 
 
 @torch.library.custom_op("alt_fast::merge", mutates_args=())
@@ -20,16 +23,16 @@ def merge_op(
     bias: Tensor | None,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """x, residual [B, N, C] -> x' [B, N', C], size' [B, N'], and with weight and bias [C] LayerNorm(x'), mean, rstd.
+    """Merge x, residual [B, N, C] -> x' [B, N', C], size' [B, N'], and with weight and bias [C] LayerNorm(x').
 
-    Without them the last three are empty.
+    size [B, N], order [B, N] and start [B, N' + 1]: see `MergePlan`. The last two results are the moments of x', mean
+    and rstd [B, N'] fp32, for backward. Without weight the last three are empty.
     """
-    from alt_fast_kernels.merge.triton import merge_fwd_launch
+    from alt_fast_kernels.merge.triton import Inputs, Norm, Outputs, merge_fwd_launch
 
     outputs = _empty_outputs(x, residual, size, num_slots, weight)
-    norm = None if weight is None or bias is None else (weight.contiguous(), bias.contiguous(), eps)
-    plan = (size.contiguous(), order.contiguous(), start.contiguous())
-    merge_fwd_launch(x, residual, plan, norm, outputs).run()
+    norm = None if weight is None or bias is None else Norm(weight.contiguous(), bias.contiguous(), eps)
+    merge_fwd_launch(Inputs(x, residual, _segments(size, order, start), norm), Outputs(*outputs)).run()
     return outputs
 
 
@@ -46,6 +49,12 @@ def _(
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     return _empty_outputs(x, residual, size, num_slots, weight)
+
+
+def _segments(size: Tensor, order: Tensor, start: Tensor) -> "Segments":
+    from alt_fast_kernels.merge.triton import Segments
+
+    return Segments(size.contiguous(), order.contiguous(), start.contiguous())
 
 
 def _empty_outputs(
@@ -72,18 +81,20 @@ def merge_backward_op(
     rstd: Tensor,
     weight: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of x (and of the residual, the same) [B, N, C], weight and bias [C] fp32 (empty without weight)."""
-    from alt_fast_kernels.merge.triton import backward_programs, merge_bwd_launch
+    """Return the gradients of x (and of the residual, the same) [B, N, C], weight and bias [C] fp32.
+
+    The last two are empty without weight or grad_normed.
+    """
+    from alt_fast_kernels.merge.triton import NormBackward, backward_programs, merge_bwd_launch
 
     grad_x = out.new_empty(*order.shape, out.shape[2])
-    plan = (size.contiguous(), order.contiguous(), start.contiguous())
+    grad_out, segments = grad_out.contiguous(), _segments(size, order, start)
     if weight is None or grad_normed is None:
-        unused = size.new_empty(0)
-        merge_bwd_launch((grad_out.contiguous(), None), out, plan, None, (grad_x, unused, unused)).run()
-        return grad_x, unused, size.new_empty(0)
-    partial = size.new_empty(2, backward_programs(*out.shape), out.shape[2])
-    grads = (grad_out.contiguous(), grad_normed.contiguous())
-    merge_bwd_launch(grads, out, plan, (weight.contiguous(), mean, rstd), (grad_x, partial[0], partial[1])).run()
+        merge_bwd_launch(grad_out, out, segments, None, grad_x).run()
+        return grad_x, size.new_empty(0), size.new_empty(0)
+    partial = size.new_empty(2, backward_programs(out), out.shape[2])
+    norm = NormBackward(grad_normed.contiguous(), weight.contiguous(), mean, rstd, partial)
+    merge_bwd_launch(grad_out, out, segments, norm, grad_x).run()
     grad_weight, grad_bias = partial.sum(1).unbind(0)
     return grad_x, grad_weight.clone(), grad_bias.clone()
 
@@ -120,13 +131,12 @@ def _backward(ctx: Any, grad_out: Tensor | None, *grads: Tensor | None) -> tuple
         return (None,) * 9
     if grad_out is None:
         grad_out = torch.zeros_like(out)
-    found = merge_backward_op(grad_out, grad_normed, out, size, order, start, mean, rstd, weight)
+    grad_x, *norm_grads = merge_backward_op(grad_out, grad_normed, out, size, order, start, mean, rstd, weight)
     # x and the residual have the same gradient, weight and bias their own when LayerNorm took part.
-    of_weights = found[1:] if grad_normed is not None else (None, None)
-    wanted = (found[0], found[0], *of_weights)
+    all_grads = (grad_x, grad_x, *(norm_grads if grad_normed is not None else (None, None)))
     grad_x, grad_residual, grad_weight, grad_bias = (
         None if dtype is None or grad is None else grad.to(dtype)
-        for grad, dtype in zip(wanted, ctx.dtypes, strict=True)
+        for grad, dtype in zip(all_grads, ctx.dtypes, strict=True)
     )
     return grad_x, grad_residual, None, None, None, None, grad_weight, grad_bias, None
 

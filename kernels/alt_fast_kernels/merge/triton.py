@@ -1,10 +1,20 @@
-"""Residual add, size-weighted merge and LayerNorm in one pass over the tokens. Contract: `alt_fast_kernels.merge`."""
+"""Residual add, size-weighted merge and LayerNorm in one pass over the tokens. Contract: `alt_fast_kernels.merge`.
+
+N tokens of C channels become N' slots. Grids are flat: tiles of ROWS slots lie side by side, then images. A program
+holds whole rows, BLOCK_C >= C channels, and sums in fp32. All kernels read the segments, contiguous:
+
+    size [B, N] fp32; order [B, N] and start [B, N' + 1] int32, as `MergePlan` defines them.
+"""
+
+from dataclasses import dataclass
+from typing import Any
 
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from alt_fast_kernels.launch import Arch, Launch, arch_of, compile_options, padded
+from alt_fast_kernels.configs import Arch, arch_of, config_of
+from alt_fast_kernels.launch import Launch, padded
 
 
 @triton.jit
@@ -41,11 +51,23 @@ def _row(
 
 @triton.jit
 def merge_fwd_kernel(
-    x, residual, size, order, start, weight, bias, out, new_size, normed, mean, rstd,
+    # reads
+    x, residual, size, order, start, weight, bias,
+    # writes
+    out, new_size, normed, mean, rstd,
+    # strides of x and residual, extents, and LayerNorm's eps
     stride_b, stride_n, stride_c, residual_stride_b, residual_stride_n, residual_stride_c,
     num_tokens, num_slots, channels, eps,
     HAS_RESIDUAL: tl.constexpr, HAS_NORM: tl.constexpr, ROWS: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
+    """Merge x + residual into slots, and normalise the slots.
+
+    Reads x and residual [B, N, C] of any strides and floating dtypes (residual only if HAS_RESIDUAL), the segments, and
+    if HAS_NORM weight and bias [C] contiguous of any floating dtype.
+    Writes, contiguous, out [B, N', C] in its own dtype, new_size [B, N'] fp32, and if HAS_NORM normed [B, N', C] in its
+    own dtype, mean and rstd [B, N'] fp32: the moments of out, which backward needs.
+    Grid: B * cdiv(N', ROWS). A program owns ROWS slots of an image.
+    """
     tiles = tl.cdiv(num_slots, ROWS)
     image = (tl.program_id(0) // tiles).to(tl.int64)
     j = (tl.program_id(0) % tiles) * ROWS + tl.arange(0, ROWS)
@@ -95,10 +117,22 @@ def merge_fwd_kernel(
 
 @triton.jit
 def merge_bwd_kernel(
-    grad_out, grad_normed, out, size, order, start, weight, mean, rstd, grad_x, grad_weight, grad_bias,
+    # reads
+    grad_out, grad_normed, out, size, order, start, weight, mean, rstd,
+    # writes
+    grad_x, grad_weight, grad_bias,
+    # extents
     num_tokens, num_slots, channels, num_tiles,
     HAS_NORM: tl.constexpr, ROWS: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
+    """Compute the gradient of x, which is also the residual's, and each program's part of those of weight and bias.
+
+    Reads grad_out [B, N', C] contiguous and the segments; if HAS_NORM also grad_normed [B, N', C] and what
+    `merge_fwd_kernel` wrote: out, mean and rstd, and weight.
+    Writes grad_x [B, N, C] contiguous in its own dtype; if HAS_NORM grad_weight and grad_bias [programs, C] fp32.
+    Grid: at most num_tiles = B * cdiv(N', ROWS). A program owns every num_programs-th tile of ROWS slots; each token
+    has one slot, so each gradient has one writer.
+    """
     c = tl.arange(0, BLOCK_C)
     tiles = tl.cdiv(num_slots, ROWS)
     if HAS_NORM:
@@ -149,69 +183,128 @@ def merge_bwd_kernel(
 BACKWARD_PROGRAMS = 512  # partial sums of the LayerNorm weights' gradient; a few programs per multiprocessor
 
 
-def _rows(channels: int) -> int:
-    """Rows per program: a tile of 2,048 elements, or one row."""
-    return max(1, 2048 // padded(channels))
+@dataclass(frozen=True)
+class Segments:
+    """Which tokens make up every slot, contiguous: size [B, N] fp32; a plan's order [B, N] and start [B, N' + 1]."""
+
+    size: Tensor
+    order: Tensor
+    start: Tensor
+
+    @property
+    def head(self) -> tuple[Tensor, ...]:
+        """Arguments of every kernel."""
+        return self.size, self.order, self.start
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """B, N, N'."""
+        batch, num_tokens = self.order.shape
+        return batch, num_tokens, self.start.shape[1] - 1
 
 
-def _options(channels: int, registers: int, arch: Arch) -> dict[str, int]:
-    block_c = padded(channels)
-    tile = {"ROWS": _rows(channels), "BLOCK_C": block_c}
-    wide = block_c > 2048
-    return {**tile, **compile_options(arch, num_warps=8 if wide else 4, maxnreg=255 if wide else registers)}
+@dataclass(frozen=True)
+class Norm:
+    """LayerNorm as the forward kernel reads it: weight and bias [C] contiguous."""
+
+    weight: Tensor
+    bias: Tensor
+    eps: float
 
 
-def merge_fwd_launch(
-    x: Tensor,
-    residual: Tensor | None,
-    plan: tuple[Tensor, Tensor, Tensor],
-    norm: tuple[Tensor, Tensor, float] | None,
-    outputs: tuple[Tensor, Tensor, Tensor, Tensor, Tensor],
-    arch: Arch | None = None,
-) -> Launch:
-    """x, residual [B, N, C] any strides; plan: size, order, start, contiguous. norm: weight, bias [C] and eps.
+@dataclass(frozen=True)
+class Inputs:
+    """What the forward kernel reads: x and residual [B, N, C] of any strides, segments, and LayerNorm where wanted."""
 
-    outputs: x' [B, N', C], size' [B, N'], normed [B, N', C], mean and rstd [B, N'] (three only with norm).
+    x: Tensor
+    residual: Tensor | None
+    segments: Segments
+    norm: Norm | None
+
+    @property
+    def head(self) -> tuple[Tensor, ...]:
+        """The first arguments; x stands in for what is not read."""
+        norm = (self.x, self.x) if self.norm is None else (self.norm.weight, self.norm.bias)
+        return self.x, self.x if self.residual is None else self.residual, *self.segments.head, *norm
+
+    @property
+    def numbers(self) -> tuple[float, ...]:
+        """The last arguments: strides of x and residual, extents and eps."""
+        strides = (*self.x.stride(), *(self.x if self.residual is None else self.residual).stride())
+        _, num_tokens, num_slots = self.segments.shape
+        return *strides, num_tokens, num_slots, self.x.shape[2], 0.0 if self.norm is None else self.norm.eps
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What the forward kernel writes: x' [B, N', C], size' [B, N']; with norm also normed [B, N', C], its moments."""
+
+    out: Tensor
+    new_size: Tensor
+    normed: Tensor
+    mean: Tensor
+    rstd: Tensor
+
+
+@dataclass(frozen=True)
+class NormBackward:
+    """LayerNorm as the backward kernel sees it.
+
+    Read: grad_normed [B, N', C], weight [C], mean and rstd [B, N'], contiguous. Written: partial [2, programs, C] fp32
+    (see `backward_programs`), sums to be added up of the gradients of weight and bias.
     """
-    batch, num_tokens, channels = x.shape
-    num_slots = outputs[0].shape[1]
-    weight, bias, eps = norm or (x, x, 0.0)
-    branch = x if residual is None else residual
-    args = (
-        *(x, branch, *plan, weight, bias, *outputs, *x.stride(), *branch.stride()),
-        *(num_tokens, num_slots, channels, eps),
-    )
-    kind = {"HAS_RESIDUAL": residual is not None, "HAS_NORM": norm is not None}
-    options = {**kind, **_options(channels, 128, arch or arch_of(x.device))}
-    return Launch(merge_fwd_kernel, batch * triton.cdiv(num_slots, _rows(channels)), args, options)
+
+    grad_normed: Tensor
+    weight: Tensor
+    mean: Tensor
+    rstd: Tensor
+    partial: Tensor
+
+
+def _options(kernel: str, x: Tensor, arch: Arch | None) -> dict[str, Any]:
+    block_c = padded(x.shape[2])
+    return {"BLOCK_C": block_c, **config_of(kernel, arch or arch_of(x.device), x.dtype, block_c)}
+
+
+def merge_fwd_launch(inputs: Inputs, outputs: Outputs, arch: Arch | None = None) -> Launch:
+    """Write the outputs; normed, mean and rstd only with a norm."""
+    options = {
+        "HAS_RESIDUAL": inputs.residual is not None,
+        "HAS_NORM": inputs.norm is not None,
+        **_options("merge_fwd", inputs.x, arch),
+    }
+    batch, _, num_slots = inputs.segments.shape
+    written = (outputs.out, outputs.new_size, outputs.normed, outputs.mean, outputs.rstd)
+    args = (*inputs.head, *written, *inputs.numbers)
+    return Launch(merge_fwd_kernel, batch * triton.cdiv(num_slots, options["ROWS"]), args, options)
 
 
 def merge_bwd_launch(
-    grads: tuple[Tensor, Tensor | None],
+    grad_out: Tensor,
     out: Tensor,
-    plan: tuple[Tensor, Tensor, Tensor],
-    norm: tuple[Tensor, Tensor, Tensor] | None,
-    outputs: tuple[Tensor, Tensor, Tensor],
+    segments: Segments,
+    norm: NormBackward | None,
+    grad_x: Tensor,
     arch: Arch | None = None,
 ) -> Launch:
-    """grads: of x' and normed, [B, N', C] contiguous. plan: size, order, start. norm: weight, mean, rstd.
-
-    outputs: grad of x [B, N, C], and partial sums [programs, C] of the grads of weight and bias.
-    """
-    batch, num_slots, channels = out.shape
-    num_tokens = plan[0].shape[1]
-    num_tiles = batch * triton.cdiv(num_slots, _rows(channels))
-    weight, mean, rstd = norm or (out, out, out)
-    grad_out, grad_normed = grads
-    args = (
-        *(grad_out, grad_out if grad_normed is None else grad_normed, out, *plan, weight, mean, rstd, *outputs),
-        *(num_tokens, num_slots, channels, num_tiles),
-    )
-    grid = outputs[1].shape[0] if norm else num_tiles
-    options = {"HAS_NORM": norm is not None, **_options(channels, 168, arch or arch_of(out.device))}
+    """Write grad_x [B, N, C], and the partial sums of `norm`. grad_out and out (x'): [B, N', C] contiguous."""
+    options = {"HAS_NORM": norm is not None, **_options("merge_bwd", out, arch)}
+    batch, num_tokens, num_slots = segments.shape
+    grid = num_tiles = batch * triton.cdiv(num_slots, options["ROWS"])
+    if norm is None:  # tensors that are not read or written
+        grads, saved, partial = (grad_out, grad_out), (out, out, out), (out, out)
+    else:
+        grads, saved = (grad_out, norm.grad_normed), (norm.weight, norm.mean, norm.rstd)
+        partial = (norm.partial[0], norm.partial[1])
+        grid = norm.partial.shape[1]
+    args = (*grads, out, *segments.head, *saved, grad_x, *partial, num_tokens, num_slots, out.shape[2], num_tiles)
     return Launch(merge_bwd_kernel, grid, args, options)
 
 
-def backward_programs(batch: int, num_slots: int, channels: int) -> int:
-    """Programs of the backward kernel with LayerNorm, and so rows of its partial sums."""
-    return min(BACKWARD_PROGRAMS, batch * triton.cdiv(num_slots, _rows(channels)))
+BACKWARD_PROGRAMS = 512  # partial sums of the LayerNorm weights' gradient; a few programs per multiprocessor
+
+
+def backward_programs(out: Tensor, arch: Arch | None = None) -> int:
+    """Return how many programs run backward with LayerNorm for x' like `out`, and so the rows of its partial sums."""
+    batch, num_slots, _ = out.shape
+    return min(BACKWARD_PROGRAMS, batch * triton.cdiv(num_slots, _options("merge_bwd", out, arch)["ROWS"]))
