@@ -9,8 +9,16 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from alt_fast_kernels import use_backend
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread_per_product() -> Iterator[None]:
+    """The interpreter multiplies small tiles by the thousand, which threads only slow down."""
+    with threadpool_limits(1, user_api="blas"):
+        yield
 
 
 @pytest.fixture
@@ -40,3 +48,9 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
         pytest.skip("holds kernels to the reference")
     with use_backend(request.param):
         yield request.param
+
+
+@pytest.fixture
+def interpreted(backend: str, device: torch.device) -> bool:
+    """Whether the kernels run in the interpreter, whose time is measured in tiles: a few of each kind must do."""
+    return backend == "triton" and device.type == "cpu"

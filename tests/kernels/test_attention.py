@@ -1,11 +1,19 @@
 """Proportional attention against its formula."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
 
 from alt_fast_kernels import proportional_attention, proportional_attention_qkvpacked, use_backend
 from alt_fast_kernels.testing import assert_as_accurate
+
+
+def split(packed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """q, k, v of a packed projection [B, N, 3, H, D]."""
+    q, k, v = packed.unbind(2)
+    return q, k, v
 
 
 def attention_by_formula(q: Tensor, k: Tensor, v: Tensor, size: Tensor | None, scale: float) -> Tensor:
@@ -18,7 +26,7 @@ def attention_by_formula(q: Tensor, k: Tensor, v: Tensor, size: Tensor | None, s
 @pytest.mark.parametrize("sized", [True, False])
 @pytest.mark.parametrize("num_tokens", [1, 2, 17, 64])
 def test_equals_the_formula_on_packed_views(num_tokens: int, sized: bool) -> None:
-    q, k, v = torch.randn(2, num_tokens, 3, 4, 8).unbind(2)
+    q, k, v = split(torch.randn(2, num_tokens, 3, 4, 8))
     size = torch.randint(1, 3000, (2, num_tokens)).float() if sized else None
     out = proportional_attention(q, k, v, size)
     torch.testing.assert_close(out.double(), attention_by_formula(q, k, v, size, 8**-0.5), rtol=1e-4, atol=1e-5)
@@ -38,30 +46,35 @@ def test_kernel_is_as_accurate_as_pytorch(num_tokens: int, dim: int, dtype: torc
     size = torch.randint(1, 3000, (2, num_tokens)).float()
     weight = torch.randn(2, num_tokens, 2 * dim)
 
-    def run(function: object, dtype: torch.dtype) -> list[Tensor]:
+    def run(function: Callable[[Tensor], Tensor], dtype: torch.dtype) -> list[Tensor]:
         leaf = qkv.to(dtype, copy=True).requires_grad_()
-        out = function(leaf)  # type: ignore[operator]
+        out = function(leaf)
         (out * weight.to(out.dtype)).sum().backward()
-        return [out, leaf.grad]  # type: ignore[list-item]
+        assert leaf.grad is not None
+        return [out, leaf.grad]
 
-    exact = run(lambda x: attention_by_formula(*x.unbind(2), size, dim**-0.5), torch.float64)
+    def in_parts(x: Tensor) -> Tensor:
+        return proportional_attention(*split(x), size)
+
+    def packed(x: Tensor) -> Tensor:
+        return proportional_attention_qkvpacked(x, size)
+
+    exact = run(lambda x: attention_by_formula(*split(x), size, dim**-0.5), torch.float64)
     with use_backend("reference"):
-        at_precision = run(lambda x: proportional_attention(*x.unbind(2), size), dtype)
-    for form in (
-        lambda x: proportional_attention(*x.unbind(2), size),
-        lambda x: proportional_attention_qkvpacked(x, size),
-    ):
+        at_precision = run(in_parts, dtype)
+    for form in (in_parts, packed):
         for kernel, reference, truth in zip(run(form, dtype), at_precision, exact, strict=True):
             assert_as_accurate(kernel, reference, truth)
 
 
-def test_long_sequences() -> None:
-    qkv = torch.randn(1, 1025, 3, 1, 32)
-    size = torch.randint(1, 9, (1, 1025)).float()
-    upstream = torch.randn(1, 1025, 32)
+def test_long_sequences(interpreted: bool) -> None:
+    num_tokens = 257 if interpreted else 1025
+    qkv = torch.randn(1, num_tokens, 3, 1, 32)
+    size = torch.randint(1, 9, (1, num_tokens)).float()
+    upstream = torch.randn(1, num_tokens, 32)
     leaf, exact = qkv.clone().requires_grad_(), qkv.double().requires_grad_()
     out = proportional_attention_qkvpacked(leaf, size)
-    expected = attention_by_formula(*exact.unbind(2), size, 32**-0.5)
+    expected = attention_by_formula(*split(exact), size, 32**-0.5)
     torch.testing.assert_close(out.double(), expected, rtol=1e-4, atol=1e-5)
     (grad,) = torch.autograd.grad(out, leaf, upstream)
     (expected_grad,) = torch.autograd.grad(expected, exact, upstream.double())
@@ -85,13 +98,14 @@ def test_large_logits_and_sizes() -> None:
 def test_queries_and_keys_may_differ_in_number() -> None:
     q, (k, v) = torch.randn(2, 5, 2, 16), torch.randn(2, 2, 70, 2, 16)
     size = torch.randint(1, 9, (2, 70)).float()
-    leaves = [x.clone().requires_grad_() for x in (q, k, v)]
+    leaves = q.clone().requires_grad_(), k.clone().requires_grad_(), v.clone().requires_grad_()
     out = proportional_attention(*leaves, size)
     torch.testing.assert_close(out.double(), attention_by_formula(q, k, v, size, 0.25), rtol=1e-4, atol=1e-5)
-    exact = [x.double().requires_grad_() for x in (q, k, v)]
+    exact = q.double().requires_grad_(), k.double().requires_grad_(), v.double().requires_grad_()
     out.sum().backward()
     attention_by_formula(*exact, size, 0.25).sum().backward()
     for leaf, truth in zip(leaves, exact, strict=True):
+        assert leaf.grad is not None
         torch.testing.assert_close(leaf.grad.double(), truth.grad, rtol=1e-4, atol=1e-5)
 
 

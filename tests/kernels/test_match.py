@@ -15,13 +15,14 @@ HALVES = [torch.float32, torch.float16, torch.bfloat16]
 def match_by_loops(metric: Tensor, r: int, protected: int) -> list[list[int]]:
     """Slots of every token; Python loops over one image at a time, double precision."""
     slots = []
+    num = metric.shape[1]
+    even, odd = range(protected + protected % 2, num, 2), range(protected + 1 - protected % 2, num, 2)
     for tokens in metric.double():
         tokens = tokens / tokens.norm(dim=-1, keepdim=True)
-        num = len(tokens)
-        even, odd = range(protected + protected % 2, num, 2), range(protected + 1 - protected % 2, num, 2)
+        cosines = (tokens[:, None] * tokens).sum(-1).tolist()
         proposals = []
         for i in even:
-            scores = [(-(tokens[i] @ tokens[j]).item(), j) for j in odd]
+            scores = [(-cosines[i][j], j) for j in odd]
             if scores:
                 score, partner = min(scores)  # highest similarity, then lowest index
                 proposals.append((score, i, partner))
@@ -51,7 +52,8 @@ def test_equals_the_definition(num_tokens: int, protected: int) -> None:
 @pytest.mark.parametrize(
     ("num_tokens", "heads", "dim"), [(2, 1, 1), (3, 2, 5), (64, 3, 32), (129, 2, 80), (197, 3, 64)]
 )
-def test_is_a_best_plan(num_tokens: int, heads: int, dim: int, dtype: torch.dtype) -> None:
+def test_is_a_best_plan(num_tokens: int, heads: int, dim: int, dtype: torch.dtype, interpreted: bool) -> None:
+    num_tokens = 99 if interpreted and num_tokens == 197 else num_tokens
     key = torch.randn(2, num_tokens, 3, heads, dim).to(dtype)[:, :, 1]  # strided, as the projection leaves it
     for protected in {0, 1, 2, min(5, num_tokens)}:
         for r in (0, 1, 13, num_tokens):
@@ -59,7 +61,8 @@ def test_is_a_best_plan(num_tokens: int, heads: int, dim: int, dtype: torch.dtyp
 
 
 @pytest.mark.parametrize("num_tokens", [1025, 1370])
-def test_long_sequences(num_tokens: int) -> None:
+def test_long_sequences(num_tokens: int, interpreted: bool) -> None:
+    num_tokens = num_tokens // 4 if interpreted else num_tokens
     key = torch.randn(1, num_tokens, 1, 8)
     assert_best_plan(match(key, 100, 1), key, 100, 1)
 
@@ -72,7 +75,7 @@ def test_wide_metrics() -> None:
 
 @pytest.mark.parametrize("protected", [0, 1, 2, 5])
 def test_ties_go_to_the_lower_index(protected: int) -> None:
-    equal = torch.ones(2, 150, 4)
+    equal = torch.ones(1, 150, 4)
     few = torch.eye(3).repeat(50, 1)[None]  # every score is 0 or 1, most of them tied
     mixed = torch.eye(4)[torch.randint(4, (2, 150))]
     for metric in (equal, few, mixed, mixed[:, :11]):
