@@ -4,6 +4,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
+import alt_fast
 from alt_fast import cli
 
 COMMANDS = {
@@ -26,8 +27,12 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if argv[:1] == ["--version"]:
+        print(f"alt-fast {alt_fast.__version__}")
+        return 0
     what = "Token merging at the speed its FLOPs promise, and ALT for video action recognition."
-    command, rest = cli.choose("alt-fast", what, COMMANDS, argv)
+    command, rest = cli.choose("alt-fast", what, COMMANDS, argv or ["--help"])
     module = f"alt_fast.{command}.__main__" if command in ("corpus", "data") else f"alt_fast.{command}"
     return import_module(module).main(rest)
 

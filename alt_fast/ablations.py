@@ -17,7 +17,7 @@ from alt_fast.paper.ablations import SHAPES_FEW_SHOT, TABLES, Sweep, run_all, ta
 from alt_fast.training.config import parse
 
 
-def parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
     """Return the command line."""
     parser = cli.make_parser(
         "ablations",
@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     end = argv.index("--") if "--" in argv else len(argv)
     work = partial(run, options=argv[end + 1 :])
-    return cli.run(parser, work, argv[:end], "interrupted; the same command goes on")
+    return cli.run(make_parser, work, argv[:end], "interrupted; the same command goes on")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 BACKBONE, PRETRAINED = "ViT-B-16", "openai"
 
 
-def parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
     """Return the command line."""
     parser = cli.make_parser("classify", "Name the action in videos.")
     parser.add_argument("videos", nargs="+", metavar="VIDEO", help="video file")
@@ -44,7 +44,7 @@ def parser() -> argparse.ArgumentParser:
 def open_model(arguments: argparse.Namespace) -> "TrainedModel":
     """Return the checkpoint, or a bare CLIP for --head clip. Raises ArgumentError for options without an effect."""
     from alt_fast.distributed import pick_device
-    from alt_fast.inference.trained import zero_shot
+    from alt_fast.inference.trained import load_clip
 
     if arguments.head == "clip" and (arguments.corpus or arguments.categories):
         raise ArgumentError("--corpus and --categories have no effect on --head clip")
@@ -63,7 +63,7 @@ def open_model(arguments: argparse.Namespace) -> "TrainedModel":
         raise ArgumentError("--head clip without a checkpoint needs --labels")
     r = 8 if arguments.r is None else arguments.r
     device = pick_device(arguments.device)
-    return zero_shot(arguments.backbone or BACKBONE, arguments.pretrained or PRETRAINED, r).to(device)
+    return load_clip(arguments.backbone or BACKBONE, arguments.pretrained or PRETRAINED, r).to(device)
 
 
 def print_prediction(prediction: "Prediction") -> None:
@@ -101,7 +101,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
-    return cli.run(parser, run, argv)
+    return cli.run(make_parser, run, argv)
 
 
 if __name__ == "__main__":

@@ -59,9 +59,13 @@ def run(
     except KeyboardInterrupt:
         print(interrupted, file=sys.stderr)
         return 130
-    except BrokenPipeError:  # "... | head" has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
+    except BrokenPipeError:
+        try:
+            sys.stdout.flush()
+        except BrokenPipeError:  # "... | head" has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 141
+        raise  # another pipe broke
     return status
 
 
@@ -89,14 +93,14 @@ def make_parser(command: str, description: str, **options: Any) -> argparse.Argu
 
 
 def add_checkpoint(parser: Any, required: bool = True) -> None:
-    """--checkpoint."""
+    """Add --checkpoint."""
     parser.add_argument(
         "--checkpoint", required=required, metavar="RUN", help="trained model: run folder or model.safetensors"
     )
 
 
 def add_corpus(parser: Any) -> None:
-    """--corpus and --categories."""
+    """Add --corpus and --categories."""
     parser.add_argument(
         "--corpus", metavar="FILE", help='text corpus to align to, or "motion_shapes"; default: the one trained with'
     )
@@ -106,7 +110,7 @@ def add_corpus(parser: Any) -> None:
 
 
 def add_labels(parser: Any, required: bool = False, default: str = "the classes trained on") -> None:
-    """--labels, for `data.annotations.read_labels`."""
+    """Add --labels, for `data.annotations.read_labels`."""
     parser.add_argument(
         "--labels",
         nargs="+",
@@ -118,7 +122,7 @@ def add_labels(parser: Any, required: bool = False, default: str = "the classes 
 
 
 def add_r(parser: Any, default: int | None = None) -> None:
-    """--r."""
+    """Add --r."""
     what = "as trained" if default is None else default
     parser.add_argument(
         "--r", type=int, default=default, metavar="R", help=f"tokens merged away per layer (default: {what})"
@@ -126,52 +130,54 @@ def add_r(parser: Any, default: int | None = None) -> None:
 
 
 def add_also_r(parser: Any, what: str, *old_names: str) -> None:
-    """--also-r: further r to look at."""
+    """Add --also-r: further r to look at."""
     parser.add_argument("--also-r", *old_names, type=int, nargs="*", metavar="R", help=what)
 
 
-def add_list(parser: Any, required: bool, what: str, several: bool = False) -> None:
-    """--list, with --classes and --root."""
+def add_list(parser: Any, required: bool, what: str, classes: str, several: bool = False) -> None:
+    """Add --list, with --classes and --root. classes: what is taken without --classes."""
     names, nargs = (("--list", "--lists"), "+") if several else (("--list",), None)
     parser.add_argument(*names, required=required, nargs=nargs, metavar="FILE", help=what)
-    parser.add_argument("--classes", metavar="FILE", help="class file of --list; default: as the command says above")
+    parser.add_argument("--classes", metavar="FILE", help=f"class file of --list; default: {classes}")
     parser.add_argument("--root", metavar="DIR", help="folder that video paths start from; default: the list's")
 
 
 def add_out(parser: Any, kind: str, what: str, required: bool = True) -> None:
-    """--out."""
+    """Add --out."""
     parser.add_argument("--out", type=Path, required=required, metavar=kind, help=what)
 
 
 def add_loader(parser: Any) -> None:
-    """--loader."""
-    parser.add_argument("--loader", choices=get_args(LoaderName), default="auto", help="who crops and resizes")
+    """Add --loader."""
+    parser.add_argument(
+        "--loader", choices=get_args(LoaderName), default="auto", help="backend that decodes and augments"
+    )
 
 
 def add_workers(parser: Any) -> None:
-    """--workers and --timeout."""
+    """Add --workers and --timeout."""
     parser.add_argument("--workers", type=int, default=2, metavar="N", help="decoding processes (default 2)")
     parser.add_argument("--timeout", type=float, default=60, metavar="S", help="seconds for one video (default 60)")
 
 
 def add_device(parser: Any) -> None:
-    """--device."""
+    """Add --device."""
     parser.add_argument("--device", default="auto", help="cpu, cuda or auto (default)")
 
 
 def add_json(parser: Any) -> None:
-    """--json."""
+    """Add --json."""
     parser.add_argument("--json", action="store_true", help="print JSON, with all there is")
 
 
 def add_testing(parser: Any) -> None:
-    """Which model to use and how, for every command that runs a trained model over lists of videos."""
+    """Add which model to use and how, for every command that runs a trained model over lists of videos."""
     add_checkpoint(parser)
     add_corpus(parser)
     add_r(parser)
-    parser.add_argument("--batch-size", type=int, default=32, metavar="B", help="clips at once (default 32)")
-    parser.add_argument("--crops", type=int, default=1, metavar="N", help="places in the picture (default 1)")
-    parser.add_argument("--clips", type=int, default=1, metavar="N", help="moments in the video (default 1)")
+    parser.add_argument("--batch-size", type=int, default=32, metavar="B", help="clips per batch (default 32)")
+    parser.add_argument("--crops", type=int, default=1, metavar="N", help="spatial crops per clip (default 1)")
+    parser.add_argument("--clips", type=int, default=1, metavar="N", help="temporal clips per video (default 1)")
     add_loader(parser)
     add_workers(parser)
     add_device(parser)
@@ -187,7 +193,7 @@ def load_model(arguments: argparse.Namespace) -> "TrainedModel":
 
     trained = load(arguments.checkpoint).to(pick_device(arguments.device))
     if arguments.r is not None:
-        trained.model.encoder.set_r(arguments.r)
+        trained.set_r(arguments.r)
     trained.use_corpus(arguments.corpus, arguments.categories)
     return trained
 

@@ -11,7 +11,7 @@ from alt_fast.files import make_folder, write_text
 from alt_fast.training.config import config_files
 
 
-def parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
     """Return the command line."""
     parser = cli.make_parser("cp", "Copy a configuration; `alt-fast train --config FILE` takes it.")
     parser.add_argument("config", metavar="CONFIG", help="its name; `alt-fast ls configs` lists them")
@@ -34,7 +34,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
-    return cli.run(parser, run, argv)
+    return cli.run(make_parser, run, argv)
 
 
 if __name__ == "__main__":

@@ -15,15 +15,15 @@ from alt_fast import cli
 from alt_fast.errors import ArgumentError
 
 
-def parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
     """Return the command line."""
     parser = cli.make_parser(
         "evaluate",
         "Test a trained model: by default a single view, the middle frames and the center crop, on the lists of the "
-        "run. Without --classes, labels of --list are classes trained on.",
+        "run.",
     )
     cli.add_testing(parser)
-    cli.add_list(parser, required=False, what="videos to test on; default: the lists of the run")
+    cli.add_list(parser, False, "videos to test on; default: the lists of the run", "the classes trained on")
     cli.add_json(parser)
     parser.add_argument("--report", type=Path, metavar="FILE", help="also write a page (.html) of the results")
     cli.add_also_r(parser, "with these r tested too", "--report-r")
@@ -97,9 +97,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 def report(arguments: argparse.Namespace, trained: Any, testing: Any, lists: Any, world: Any) -> list[dict[str, Any]]:
     """Test the lists and write the page of all; returns their scores."""
-    from alt_fast.inference.assessment import AssessmentOptions, TestedList, assess
+    from alt_fast.inference.assess import AssessmentOptions, TestedList, assess
     from alt_fast.inference.scoring import evaluate, summarize
-    from alt_fast.report.evaluation import write_report
+    from alt_fast.report.page import write_report
 
     rows, parts = [], []
     for number, (name, videos, names) in enumerate(lists, start=1):
@@ -116,7 +116,7 @@ def report(arguments: argparse.Namespace, trained: Any, testing: Any, lists: Any
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
-    return cli.run(parser, run, argv)
+    return cli.run(make_parser, run, argv)
 
 
 if __name__ == "__main__":

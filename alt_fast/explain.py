@@ -13,7 +13,7 @@ from alt_fast import cli
 from alt_fast.errors import ArgumentError
 
 
-def parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
     """Return the command line."""
     parser = cli.make_parser(
         "explain", "Show what the model saw in a video: merged regions, the entities they aligned to, actions."
@@ -48,7 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
-    return cli.run(parser, run, argv)
+    return cli.run(make_parser, run, argv)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from alt_fast import cli
 
 
-def parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
     """Return the command line."""
     parser = cli.make_parser(
         "export",
@@ -27,7 +27,7 @@ def parser() -> argparse.ArgumentParser:
 
 def run(arguments: argparse.Namespace) -> int:
     """Fill the folder, and list it."""
-    from alt_fast.inference.exporting import export
+    from alt_fast.inference.export import export
 
     export(arguments.checkpoint, arguments.out, arguments.program)
     for path in sorted(arguments.out.iterdir()):
@@ -37,7 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
-    return cli.run(parser, run, argv)
+    return cli.run(make_parser, run, argv)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ torchrun --nproc-per-node 8 -m alt_fast.extract --checkpoint runs/mine --list vi
 import argparse
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 from alt_fast import cli
 from alt_fast.errors import ArgumentError
@@ -15,15 +16,14 @@ SETTINGS = ("checkpoint", "list", "classes", "root", "corpus", "categories", "r"
 """Options that the vectors and their files depend on."""
 
 
-def parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
     """Return the command line."""
     parser = cli.make_parser(
         "extract",
-        "Write the video vectors of a list of videos. The same command goes on after an interruption. "
-        "Without --classes, the list's labels are classes trained on.",
+        "Write the video vectors of a list of videos. The same command goes on after an interruption.",
     )
     cli.add_testing(parser)
-    cli.add_list(parser, required=True, what="list of videos")
+    cli.add_list(parser, True, "list of videos", "the classes trained on")
     parser.add_argument("--per-file", type=int, default=1000, metavar="N", help="videos in a file (default 1000)")
     cli.add_out(parser, "DIR", "folder to write to")
     return parser
@@ -43,11 +43,10 @@ def run(arguments: argparse.Namespace) -> int:
         videos, _ = read_list(arguments.list, arguments.classes or trained.classes, arguments.root, "test")
         settings = {name: getattr(arguments, name) for name in SETTINGS}
         settings |= {"videos": len(videos), "weights": hash_weights(trained.model).hexdigest()}
-        if world.main:
-            open_folder(arguments.out, settings)
-        failures = write_features(
-            trained.model, trained.spec, videos, testing, arguments.out, arguments.per_file, world
-        )
+        with open_folder(arguments.out, settings) if world.main else nullcontext():
+            failures = write_features(
+                trained.model, trained.spec, videos, testing, arguments.out, arguments.per_file, world
+            )
     if not world.main:
         return 0
     print(f"{len(videos)} videos in {arguments.out}")
@@ -58,7 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
-    return cli.run(parser, run, argv, "interrupted; the same command goes on")
+    return cli.run(make_parser, run, argv, "interrupted; the same command goes on")
 
 
 if __name__ == "__main__":

@@ -35,12 +35,11 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         with open(partial, "rb") as file:
             os.fsync(file.fileno())
         os.replace(partial, path)
-    except (OSError, RuntimeError, SafetensorError) as e:  # torch.save raises RuntimeError on a full disk
+    except BaseException as e:
         partial.unlink(missing_ok=True)
-        raise FileError(f"cannot write {path}: {e}") from e
-    except BaseException:  # a bug of `write`, or Ctrl-C: its own error stands, and leaves nothing behind
-        partial.unlink(missing_ok=True)
-        raise
+        if isinstance(e, OSError | SafetensorError) or "PytorchStreamWriter" in str(e):  # torch.save on a full disk
+            raise FileError(f"cannot write {path}: {e}") from e
+        raise  # a bug of `write`, or Ctrl-C
 
 
 def write_text(path: Path, text: str) -> None:

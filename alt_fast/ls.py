@@ -9,17 +9,18 @@ import sys
 from collections.abc import Iterator, Sequence
 
 from alt_fast import cli
+from alt_fast.errors import ArgumentError
 
 
-def parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
     """Return the command line."""
     parser = cli.make_parser("ls", "List what can be named elsewhere; without KIND, all of it.")
-    parser.add_argument("kinds", nargs="*", choices=[*KINDS, []], metavar="KIND", help=f"any of {', '.join(KINDS)}")
+    parser.add_argument("kinds", nargs="*", metavar="KIND", help=f"any of {', '.join(KINDS)}")
     return parser
 
 
 def configs() -> Iterator[str]:
-    """For `alt-fast train --config NAME` and `alt-fast cp NAME FILE`."""
+    """Yield their names and first lines."""
     from alt_fast.training.config import config_files
 
     for name, path in config_files().items():
@@ -28,34 +29,42 @@ def configs() -> Iterator[str]:
 
 
 def backbones() -> Iterator[str]:
-    """For --model.backbone, create_model(backbone=...) and --backbone: CLIPs of open_clip that ALT takes."""
+    """Yield the names of CLIPs of open_clip that ALT takes."""
     from alt_fast.model.clip_weights import backbones
 
     yield from backbones()
 
 
 def hosts() -> Iterator[str]:
-    """For apply_patch: libraries, and their vision transformers."""
+    """Yield libraries, and what of them `apply_patch` takes."""
     from alt_fast.tome.patch import HOSTS
 
     yield from (f"{library:14} {towers}" for library, (_, towers) in HOSTS.items())
 
 
-KINDS = {"configs": configs, "backbones": backbones, "hosts": hosts}
+KINDS = {
+    "configs": (configs, "for alt-fast train --config NAME and alt-fast cp NAME FILE"),
+    "backbones": (backbones, "for --model.backbone, create_model(backbone=...) and --backbone"),
+    "hosts": (hosts, "for apply_patch: libraries, and their vision transformers"),
+}
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the lists."""
+    for kind in arguments.kinds:
+        if kind not in KINDS:
+            raise ArgumentError(f"KIND must be any of {', '.join(KINDS)}, got {kind!r}")
     for kind in arguments.kinds or KINDS:
-        print(f"{kind}: {KINDS[kind].__doc__}")
-        for line in KINDS[kind]():
+        names, what = KINDS[kind]
+        print(f"{kind}, {what}:")
+        for line in names():
             print(f"  {line}")
     return 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
-    return cli.run(parser, run, argv)
+    return cli.run(make_parser, run, argv)
 
 
 if __name__ == "__main__":

@@ -59,3 +59,8 @@ class Progress(Generic[T]):
     def _print_lines(self, done: threading.Event) -> None:
         while not done.wait(LINE_EVERY):
             print(self.bar, file=sys.stderr, flush=True)
+
+
+def print_line(message: str) -> None:
+    """Print a line for the person who watches."""
+    print(message, flush=True)

@@ -20,21 +20,20 @@ from alt_fast.errors import ArgumentError
 from alt_fast.paper.config import ProbeConfig
 
 
-def parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
     """Return the command line."""
     top = cli.make_parser(
         "protocols",
-        "The paper's few-shot, zero-shot and linear-probe protocols. Without --classes, the classes are those that the "
-        "list names.",
+        "The paper's few-shot, zero-shot and linear-probe protocols.",
     )
     commands = top.add_subparsers(dest="command", required=True)
     few = commands.add_parser("few-shot", help="draw training lists", description="Draw videos of every class.")
-    cli.add_list(few, required=True, what="training list to draw from")
+    cli.add_list(few, True, "training list to draw from", "those that the list names")
     few.add_argument("--shots", type=int, nargs="+", default=[2, 4, 8, 16], metavar="K", help="videos of each class")
     unseen = commands.add_parser(
         "unseen", help="draw unseen classes", description="Draw classes that were not trained on, as for Kinetics-600."
     )
-    cli.add_list(unseen, required=True, what="test list to draw from")
+    cli.add_list(unseen, True, "test list to draw from", "those that the list names")
     unseen.add_argument("--seen", required=True, metavar="FILE", help='class file trained on; "kinetics400" is known')
     unseen.add_argument("--count", type=int, default=160, metavar="N", help="classes to draw (default 160)")
     unseen.add_argument(
@@ -57,7 +56,7 @@ def parser() -> argparse.ArgumentParser:
     linear.add_argument("--seed", type=int, default=0, help="of the layer's training (default 0)")
     for command in (zero, linear):
         cli.add_testing(command)
-        cli.add_list(command, required=True, what="test lists, one a split", several=True)
+        cli.add_list(command, True, "test lists, one a split", "those that the list names", several=True)
         cli.add_json(command)
     return top
 
@@ -134,9 +133,9 @@ def test(arguments: argparse.Namespace) -> int:
 
 def report(rows: Sequence[dict[str, Any]], as_json: bool) -> int:
     """Print scores, their mean and deviation over the lists; returns the number of unreadable videos."""
-    from alt_fast.paper.protocols import spread
+    from alt_fast.paper.protocols import mean_and_deviation
 
-    summary = {name: spread([row[name] for row in rows]) for name in ("top1", "top5")}
+    summary = {name: mean_and_deviation([row[name] for row in rows]) for name in ("top1", "top5")}
     if as_json:
         print(json.dumps({"lists": rows, **summary}, indent=2))
     else:
@@ -153,7 +152,7 @@ def report(rows: Sequence[dict[str, Any]], as_json: bool) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
-    return cli.run(parser, run, argv)
+    return cli.run(make_parser, run, argv)
 
 
 if __name__ == "__main__":

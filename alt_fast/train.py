@@ -18,8 +18,8 @@ RESUME = "go on with the same command and --out RUN --resume"
 def run(values: Any) -> int:
     """Train, test, and print the scores."""
     from alt_fast.distributed import join_world
-    from alt_fast.training.job import run as run_job
     from alt_fast.training.loop import TerminatedError
+    from alt_fast.training.run import run as run_job
 
     config = to_config(values)
     with join_world(config.device) as world:

@@ -1,9 +1,9 @@
 """Pictures of merged tokens: the regions that an image's patches ended in.
 
-    alt-fast visualize cat.jpg --model timm:vit_base_patch16_224 --r 13 --out regions.png
+alt-fast visualize cat.jpg --model timm:vit_base_patch16_224 --r 13 --out regions.png
 
-    model = alt_fast.apply_patch(timm.create_model("vit_base_patch16_224", pretrained=True), r=8, trace_source=True)
-    alt_fast.visualize.regions(Image.open("cat.jpg"), model).save("regions.png")
+model = alt_fast.apply_patch(timm.create_model("vit_base_patch16_224", pretrained=True), r=8, trace_source=True)
+alt_fast.visualize.regions(Image.open("cat.jpg"), model).save("regions.png")
 """
 
 import argparse
@@ -34,7 +34,7 @@ def regions(
     return draw_regions(*image_regions(image, model, mean, std))
 
 
-def parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
     """Return the command line."""
     parser = cli.make_parser(
         "visualize", "Show which patches of an image merge in a vision transformer of timm or open_clip."
@@ -74,7 +74,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
-    return cli.run(parser, run, argv)
+    return cli.run(make_parser, run, argv)
 
 
 if __name__ == "__main__":

@@ -24,23 +24,23 @@ _QUIET = 300  # seconds without news after which a run is said to be quiet
 
 
 @dataclass
-class Stage:
+class StageLog:
     """What a run logged of one stage: objects of the log with a loss, and those with a score."""
 
     measured: list[dict[str, Any]] = field(default_factory=list)
     scores: list[dict[str, Any]] = field(default_factory=list)
 
 
-def read_log(run: Path) -> dict[str, Stage]:
+def read_log(run: Path) -> dict[str, StageLog]:
     """The stages of a run, in their order. Raises RunError when it has no log, or one that is none."""
     path = run / LOG
-    stages: dict[str, Stage] = {}
+    stages: dict[str, StageLog] = {}
     try:
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
         for line in lines:
             if line.endswith("\n"):  # the last one may be under way
                 entry = json.loads(line)
-                stage = stages.setdefault(entry["stage"], Stage())
+                stage = stages.setdefault(entry["stage"], StageLog())
                 (stage.measured if "loss" in entry else stage.scores).append(entry)
     except OSError as e:
         raise RunError(f"cannot read {path}: {e.strerror}. Is {run} the folder of a run?") from e
@@ -105,7 +105,7 @@ def describe(run: Path, now: float, width: int) -> list[str]:
     return [line[:width] for line in lines]
 
 
-def _describe_stage(name: str, stage: Stage, width: int) -> list[str]:
+def _describe_stage(name: str, stage: StageLog, width: int) -> list[str]:
     lines = []
     if stage.measured:
         last = stage.measured[-1]
@@ -151,7 +151,7 @@ def draw(runs: Iterable[Path], width: int) -> str:
     return side_by_side([describe(run, time.time(), each) for run in runs], width)
 
 
-def parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
     """Return the command line."""
     parser = cli.make_parser(
         "watch",
@@ -159,27 +159,30 @@ def parser() -> argparse.ArgumentParser:
         "again every few seconds until all have finished.",
     )
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folder; several stand side by side")
-    parser.add_argument("--every", type=float, default=5, metavar="S", help="seconds between looks (default 5)")
+    parser.add_argument("--every", type=float, metavar="S", help="seconds between looks (default 5)")
     parser.add_argument("--once", action="store_true", help="look once")
     return parser
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Look, again and again."""
-    if arguments.every <= 0:
-        raise ArgumentError(f"--every must be > 0, got {arguments.every}")
+    every = 5.0 if arguments.every is None else arguments.every
+    if every <= 0:
+        raise ArgumentError(f"--every must be > 0, got {every:g}")
+    if arguments.once and arguments.every is not None:
+        raise ArgumentError("--every has no effect on --once")
     while True:
         text = draw(arguments.runs, shutil.get_terminal_size((100, 40)).columns)
         again = sys.stdout.isatty() and not arguments.once
         print(f"\x1b[H\x1b[J{text}" if again else text, flush=True)
         if not again or all((run / METRICS).exists() for run in arguments.runs):
             return 0
-        time.sleep(arguments.every)
+        time.sleep(every)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
-    return cli.run(parser, run, argv, interrupted="")
+    return cli.run(make_parser, run, argv, interrupted="")
 
 
 if __name__ == "__main__":

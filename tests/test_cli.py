@@ -83,8 +83,8 @@ def test_ls(capsys: pytest.CaptureFixture[str]) -> None:
         assert f"\n  {name}" in printed
     assert main(["ls", "hosts"]) == 0
     assert "kinetics400" not in capsys.readouterr().out
-    with pytest.raises(SystemExit):
-        main(["ls", "everything"])
+    assert main(["ls", "everything"]) == 2
+    assert "KIND must be any of configs, backbones, hosts" in capsys.readouterr().err
 
 
 def test_cp(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

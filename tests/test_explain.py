@@ -16,14 +16,14 @@ from PIL import Image
 from alt_fast import load
 from alt_fast.data.decode import decode_clip
 from alt_fast.explain import main
-from alt_fast.inference.explaining import region_colors
+from alt_fast.inference.explain import region_colors
 from alt_fast.inference.predict import load_video
 from alt_fast.inference.trained import TrainedModel
 from alt_fast.model.alt import ALT
 from alt_fast.model.decoder import Attention
 from alt_fast.report.explanation import Explanation
 from alt_fast.report.page import page_data, timeline, write_page
-from alt_fast.report.views import View
+from alt_fast.report.seen import View
 from tests.browser import look, needs_browser
 
 

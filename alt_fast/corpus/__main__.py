@@ -65,7 +65,7 @@ def show(corpus: Corpus, unit: str | None, label: str | None, category: str | No
             print(f"{entity.category:7} {entity.text}\n        {'; '.join(entity.sources)}")
 
 
-def parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
     """Return the command line."""
     top = cli.make_parser("corpus", "Make, look at and compare text corpora.")
     commands = top.add_subparsers(dest="command", required=True)
@@ -163,7 +163,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
-    return cli.run(parser, run, argv, "interrupted; answers of a language model that came until now are kept")
+    return cli.run(make_parser, run, argv, "interrupted; answers of a language model that came until now are kept")
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ def _add_list(parser: Any, *, nargs: str | None = None) -> None:
     parser.add_argument("list", metavar="LIST", nargs=nargs, help="list of videos, in any form that training takes")
     parser.add_argument("--classes", metavar="FILE", help="class file, where the list does not name its classes")
     parser.add_argument("--root", metavar="DIR", help="folder that video paths start from; default: the list's")
-    parser.add_argument("--subset", choices=["train", "test"], default="train", help="rows of a list that holds both")
+    parser.add_argument("--subset", choices=["train", "test"], help="rows of a list that holds both (default train)")
 
 
 def _check_parser() -> Any:
@@ -41,7 +41,7 @@ def _check(arguments: Any) -> int:
     from alt_fast.data.annotations import read_list
     from alt_fast.data.check import scan, summarize
 
-    videos, classes = read_list(arguments.list, arguments.classes, arguments.root, arguments.subset)
+    videos, classes = read_list(arguments.list, arguments.classes, arguments.root, arguments.subset or "train")
     facts, failures = scan(videos, arguments.workers, arguments.timeout)
     summary = summarize(videos, classes, facts, failures)
     if arguments.json:
@@ -93,7 +93,7 @@ def _browse(arguments: Any) -> int:
     from alt_fast.files import write_atomically
 
     config = arguments.augment
-    videos, classes = read_list(arguments.list, arguments.classes, arguments.root, arguments.subset)
+    videos, classes = read_list(arguments.list, arguments.classes, arguments.root, arguments.subset or "train")
     chosen = generator(arguments.seed, Stream.SHUFFLE, arguments.epoch).permutation(len(videos))[: arguments.count]
     spec = ClipSpec(arguments.frames, (arguments.size, arguments.size), config)
     clips = EvalClips(videos, spec) if arguments.test else TrainClips(videos, spec, arguments.seed)
@@ -119,7 +119,7 @@ def _shard_parser() -> Any:
     _add_list(parser, nargs="+")
     cli.add_out(parser, "DIR", "folder to write to", required=False)
     parser.add_argument("--name", help="of the archives and the new list; default: the list's own")
-    parser.add_argument("--max-mb", type=int, default=1024, metavar="MB", help="size of an archive (default 1024)")
+    parser.add_argument("--max-mb", type=int, metavar="MB", help="size of an archive (default 1024)")
     parser.add_argument("--index", action="store_true", help="only index WebDataset archives that exist already")
     return parser
 
@@ -129,18 +129,20 @@ def _shard(arguments: Any) -> int:
     from alt_fast.data.shard import pack, write_index
 
     if arguments.index:
-        for name in ("out", "name", "classes", "root"):
+        for name in ("out", "name", "classes", "root", "subset", "max_mb"):
             if getattr(arguments, name) is not None:
-                raise ArgumentError(f"--{name} has no effect on --index, which only indexes archives that exist")
+                option = name.replace("_", "-")
+                raise ArgumentError(f"--{option} has no effect on --index, which only indexes archives that exist")
         for archive in arguments.list:
             write_index(Path(archive))
         return 0
-    if arguments.out is None or len(arguments.list) != 1 or arguments.max_mb < 1:
+    max_mb = 1024 if arguments.max_mb is None else arguments.max_mb
+    if arguments.out is None or len(arguments.list) != 1 or max_mb < 1:
         raise ArgumentError("packing takes one LIST, --out DIR, and --max-mb of at least 1")
     (path,) = arguments.list
-    videos, classes = read_list(path, arguments.classes, arguments.root, arguments.subset)
+    videos, classes = read_list(path, arguments.classes, arguments.root, arguments.subset or "train")
     name = arguments.name or Path(path).stem
-    failures = pack(videos, classes, name, arguments.out, arguments.max_mb * 2**20)
+    failures = pack(videos, classes, name, arguments.out, max_mb * 2**20)
     packed = len(videos) - len(failures)
     print(f"{packed} of {len(videos)} videos in {arguments.out / name}-*.tar, listed in {name}.csv")
     for video, cause in failures.items():

@@ -27,7 +27,6 @@ from alt_fast.errors import AltFastError
 
 Subset = Literal["train", "test"]
 
-
 KINETICS = "kinetics400"
 """Stands for a file of the class names of Kinetics-400."""
 

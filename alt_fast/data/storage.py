@@ -55,7 +55,7 @@ def locate(path: str | Path) -> Location:
 
 def _locate_member(archive: Path, member: str) -> Location:
     if not archive.is_file():
-        raise StorageError(f"no such archive: {archive}")
+        raise StorageError(f"no such archive: {archive.name}")
     index = archive.with_name(archive.name + ".json")
     if not index.is_file():
         raise StorageError(f"the archive has no index {index.name}; alt-fast data shard makes archives with one")
@@ -75,4 +75,4 @@ def _read_index(path: Path) -> dict[str, tuple[int, int]]:
     try:
         return {name: (offset, size) for name, (offset, size) in json.loads(path.read_text()).items()}
     except (OSError, ValueError, AttributeError, TypeError) as e:
-        raise StorageError(f"{path} is no index of an archive: {e}") from e
+        raise StorageError(f"{path.name} is no index of an archive: {e}") from e

@@ -2,7 +2,8 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from alt_fast.data.config import ClipSpec
 from alt_fast.data.dataset import EvalClips
 from alt_fast.distributed import World
 from alt_fast.errors import RunError
-from alt_fast.files import differences, make_folder, write_atomically, write_json
+from alt_fast.files import differences, make_folder, sole_writer, write_atomically, write_json
 from alt_fast.inference.scoring import EvalConfig, mean_over_views
 from alt_fast.model.alt import ALT
 from alt_fast.progress import Progress
@@ -68,13 +69,19 @@ def write_features(
     return [Failure(row["path"], row["unreadable"]) for rows in lists for row in rows if row["unreadable"]]
 
 
-def open_folder(folder: Path, settings: dict[str, Any]) -> None:
-    """Make the folder, or check that it was begun with the same settings. Raises RunError."""
+@contextmanager
+def open_folder(folder: Path, settings: dict[str, Any]) -> Iterator[None]:
+    """Make the folder, or check that it was begun with the same settings; inside, nobody else can open it.
+
+    Raises RunError.
+    """
     recorded = folder / "config.json"
     if recorded.exists():
         changed = differences(json.loads(recorded.read_text()), settings)
         if changed:
             raise RunError(f"{folder} was begun otherwise: {'; '.join(changed)}. Choose another --out")
-        return
     make_folder(folder)
-    write_json(recorded, settings)
+    with sole_writer(folder):
+        if not recorded.exists():
+            write_json(recorded, settings)
+        yield

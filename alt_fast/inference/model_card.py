@@ -17,7 +17,6 @@ _SCORES = {
     "frame_only_top1_unseen_pairs": ("The same, classes never trained on", "chance_unseen_pairs", "unseen_videos"),
 }
 
-
 _CARD = """---
 library_name: alt-fast
 pipeline_tag: video-classification
@@ -90,8 +89,9 @@ def _training(run: Path | None) -> list[str]:
     config: dict[str, Any] = yaml.safe_load((run / CONFIG).read_text())
     environment: dict[str, Any] = json.loads((run / ENVIRONMENT).read_text())
     data, optim = config["data"], config["optim"]
-    where = f"the generated dataset {data['generate']}" if data["generate"] else f"`{data['train']}`"
+    where = f"the generated dataset {data['generate']}" if data["generate"] else f"`{Path(data['train']).name}`"
     start = config["start_from"] or config["model"]["pretrained"]
+    start = start and Path(start).name  # cards are made for others
     towers = (
         "a CLIP trained in the same run" if config["pretrain"] else "random weights" if start is None else f"`{start}`"
     )

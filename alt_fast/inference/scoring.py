@@ -16,7 +16,7 @@ from alt_fast.data.loader import Loader, open_backend
 from alt_fast.distributed import World
 from alt_fast.errors import check_at_least
 from alt_fast.model.alt import ALT
-from alt_fast.model.encoder import Schedule
+from alt_fast.model.encoder import MergeSchedule
 from alt_fast.progress import Progress
 
 
@@ -55,7 +55,7 @@ class Result:
         return hits.float().mean().item()
 
 
-class Views(NamedTuple):
+class MeanScores(NamedTuple):
     """mean: [N, width] fp32, of each video's views. causes: of unreadable videos, by path. ways: clips by decoder."""
 
     mean: Tensor
@@ -71,7 +71,7 @@ def mean_over_views(
     forward: Callable[[Tensor], Tensor],
     width: int,
     name: str | None = None,
-) -> Views:
+) -> MeanScores:
     """Run every view of every video. forward: [B, T, 3, H, W] to [B, width]. name: the progress bar's; None: no bar."""
     loading = testing.loading
     backend, _ = open_backend(loading.loader, clips, device, threads=max(1, loading.workers))
@@ -82,7 +82,7 @@ def mean_over_views(
         results.append(forward(batch.video).float().cpu())
         causes |= dict(batch.failures)
     mean = torch.cat(results).view(len(clips.videos), clips.views, width).mean(1)
-    return Views(mean, causes, backend.counts)
+    return MeanScores(mean, causes, backend.counts)
 
 
 def evaluate(
@@ -93,7 +93,7 @@ def evaluate(
     testing: EvalConfig,
     name: str = "test",
     world: World | None = None,
-    schedule: Schedule | None = None,
+    schedule: MergeSchedule | None = None,
 ) -> Result:
     """Score videos against class embeddings [I, d]; each once, whatever the number of processes that share them.
 

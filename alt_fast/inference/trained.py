@@ -22,14 +22,16 @@ from alt_fast.data.decode import VideoError
 from alt_fast.distributed import World
 from alt_fast.errors import ArgumentError, CheckpointError
 from alt_fast.files import WEIGHTS, write_atomically
-from alt_fast.inference.explaining import explain
+from alt_fast.inference.explain import explain
 from alt_fast.inference.features import features
 from alt_fast.inference.predict import Head, Prediction, predict
 from alt_fast.inference.scoring import EvalConfig, evaluate, summarize
 from alt_fast.model.alt import ALT
 from alt_fast.model.config import ModelConfig
 from alt_fast.model.text import TEMPLATES
+from alt_fast.progress import Progress
 from alt_fast.report.explanation import Explanation
+from alt_fast.tome.schedule import Reduction
 
 FORMAT_VERSION = 1
 
@@ -41,7 +43,7 @@ class TrainedModel:
     """A model with what it takes to use it.
 
     classes: names that it was trained on. templates: prompts for class names. augment: how its test clips are cropped
-    and normalised.
+    and normalised. head: who scores, "alt", or "clip" where ALT was not trained (`load_clip`).
 
         model = alt_fast.load("runs/k400")
         for label, probability in model.classify("clip.mp4", labels=["surfing", "diving"]): ...
@@ -51,6 +53,7 @@ class TrainedModel:
     classes: list[str]
     templates: list[str]
     augment: AugmentConfig
+    head: Head = "alt"
 
     @property
     def spec(self) -> ClipSpec:
@@ -75,6 +78,14 @@ class TrainedModel:
         if corpus is not None or categories is not None:
             self.model.use_corpus(None if corpus is None else Corpus.load(corpus), categories)
 
+    def set_r(self, r: Reduction) -> None:
+        """Merge r tokens away per layer from now on (`tome.schedule.merge_schedule`); no weight depends on it."""
+        self.model.encoder.set_r(r)
+
+    def _check_trained(self) -> None:
+        if self.head != "alt":
+            raise ArgumentError('this is CLIP alone, whose ALT is not trained: it can only classify, with head="clip"')
+
     def embed(self, labels: Sequence[str]) -> Tensor:
         """Return the embeddings of class names, [I, d]. Raises ArgumentError for none."""
         if not labels:
@@ -83,7 +94,7 @@ class TrainedModel:
 
     @overload
     def classify(  # type: ignore[overload-overlap]  # a str is a sequence of str, too
-        self, videos: PathLike, labels: Sequence[str] | None = None, top_k: int | None = 5, head: Head = "alt"
+        self, videos: PathLike, labels: Sequence[str] | None = None, top_k: int | None = 5, head: Head | None = None
     ) -> Prediction: ...
 
     @overload
@@ -92,7 +103,7 @@ class TrainedModel:
         videos: Sequence[PathLike],
         labels: Sequence[str] | None = None,
         top_k: int | None = 5,
-        head: Head = "alt",
+        head: Head | None = None,
         errors: Literal["raise"] = "raise",
     ) -> list[Prediction]: ...
 
@@ -102,7 +113,7 @@ class TrainedModel:
         videos: Sequence[PathLike],
         labels: Sequence[str] | None = None,
         top_k: int | None = 5,
-        head: Head = "alt",
+        head: Head | None = None,
         *,
         errors: Literal["return"],
     ) -> list[Prediction | Failure]: ...
@@ -112,17 +123,21 @@ class TrainedModel:
         videos: PathLike | Sequence[PathLike],
         labels: Sequence[str] | None = None,
         top_k: int | None = 5,
-        head: Head = "alt",
+        head: Head | None = None,
         errors: Literal["raise", "return"] = "raise",
     ) -> Prediction | list[Prediction] | list[Prediction | Failure]:
         """Name the action in a video, or in each of several.
 
         labels: texts to choose from; by default the classes trained on. top_k: how many to return, the likeliest; None
-        for all. head: "alt", or "clip" for CLIP's own zero-shot scores. errors: "return" puts a Failure in the place of
-        a video that cannot be read. Raises VideoError, and ArgumentError for no labels or top_k < 1.
+        for all. head: "alt", or "clip" for CLIP's own zero-shot scores; by default the model's. errors: "return" puts a
+        Failure in the place of a video that cannot be read. Raises VideoError, and ArgumentError for no labels or
+        top_k < 1.
         """
         if top_k is not None and top_k < 1:
             raise ArgumentError(f"top_k must be >= 1, got {top_k}")
+        head = self.head if head is None else head
+        if head == "alt":
+            self._check_trained()
         labels = self.classes if labels is None else list(labels)
         classes = self.embed(labels)
         self.model.eval()
@@ -134,7 +149,7 @@ class TrainedModel:
         if isinstance(videos, str | Path):
             return one(videos)
         results: list[Prediction | Failure] = []
-        for path in videos:
+        for path in Progress(videos, "classify", "video", shown=len(videos) > 1):
             try:
                 results.append(one(path))
             except VideoError as e:
@@ -148,13 +163,13 @@ class TrainedModel:
 
         testing: views, batch size and decoding processes. Raises VideoError for the first one that cannot be read.
         """
-        single = isinstance(videos, str | Path)
+        self._check_trained()
         paths = [videos] if isinstance(videos, str | Path) else videos
         listed = [Video(Path(path), 0) for path in paths]
         vectors, failures = features(self.model, self.spec, listed, testing or EvalConfig())
         if failures:
             raise VideoError(failures[0].path, failures[0].cause)
-        return vectors[0] if single else vectors
+        return vectors[0] if isinstance(videos, str | Path) else vectors
 
     def score(
         self,
@@ -179,17 +194,18 @@ class TrainedModel:
         labels: texts to choose from; by default the classes trained on. also_r: r that a page's slider has besides the
         model's own; by default 0, half of it, and half as much again. Raises VideoError.
         """
+        self._check_trained()
         labels = self.classes if labels is None else list(labels)
         return explain(video, self.model, self.spec, labels, self.embed(labels), also_r)
 
 
-def zero_shot(backbone: str = "ViT-B-16", pretrained: str | None = "openai", r: int = 8) -> TrainedModel:
-    """Return a CLIP that needs no training: `classify(..., labels=[...], head="clip")` scores by its frame tokens.
+def load_clip(backbone: str = "ViT-B-16", pretrained: str | None = "openai", r: int = 8) -> TrainedModel:
+    """Return a CLIP over merged tokens that needs no training: `classify` scores labels by its frame tokens.
 
     backbone, pretrained, r: as in ModelConfig. Raises ArgumentError or WeightsError.
     """
     config = ModelConfig(backbone, pretrained, r=r, query="frame", depth=1)
-    return TrainedModel(ALT(config, None).eval(), [], list(TEMPLATES), AugmentConfig(normalize="clip"))
+    return TrainedModel(ALT(config, None).eval(), [], list(TEMPLATES), AugmentConfig(normalize="clip"), head="clip")
 
 
 def save_module(path: Path, module: nn.Module, metadata: Mapping[str, str] | None = None) -> None:

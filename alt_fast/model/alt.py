@@ -15,7 +15,7 @@ from alt_fast.model.alignment import Alignment
 from alt_fast.model.clip_weights import build_clip
 from alt_fast.model.config import PRESETS, TINY, ModelConfig
 from alt_fast.model.decoder import VideoDecoder
-from alt_fast.model.encoder import RegionEncoder, Schedule
+from alt_fast.model.encoder import MergeSchedule, RegionEncoder
 from alt_fast.model.text import TextTower
 
 
@@ -49,7 +49,7 @@ class ALT(nn.Module):
         self.logit_scale = nn.Parameter(scale, requires_grad=config.cosine)
 
     def forward(
-        self, video: Tensor, classes: Tensor, seed: Tensor | None = None, schedule: Schedule | None = None
+        self, video: Tensor, classes: Tensor, seed: Tensor | None = None, schedule: MergeSchedule | None = None
     ) -> Output:
         """Score videos against class names.
 
@@ -60,14 +60,14 @@ class ALT(nn.Module):
         return Output(self.logits(z, classes), z, entity)
 
     def describe(
-        self, video: Tensor, seed: Tensor | None = None, schedule: Schedule | None = None
+        self, video: Tensor, seed: Tensor | None = None, schedule: MergeSchedule | None = None
     ) -> tuple[Tensor, Tensor]:
         """Do all of `forward` that needs no class names: return video vectors z [B, d] and entities [B, T, n]."""
         tokens = self.encode(video, schedule)
         queries, entity = self.alignment(tokens, seed if self.training and self.config.noise else None)
         return self.decoder(queries, tokens[:, :, 0]), entity
 
-    def encode(self, video: Tensor, schedule: Schedule | None = None) -> Tensor:
+    def encode(self, video: Tensor, schedule: MergeSchedule | None = None) -> Tensor:
         """Return class and region tokens of every frame in the joint space, [B, T, N', d]."""
         if video.ndim != 5 or video.shape[1] != self.config.frames:
             raise ArgumentError(f"video must be [B, {self.config.frames}, 3, H, W], got shape {tuple(video.shape)}")

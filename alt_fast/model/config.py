@@ -1,5 +1,6 @@
 """What a model is: settings, and the paper's models by name. Without PyTorch: command lines are read at once."""
 
+import operator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -55,6 +56,8 @@ class ModelConfig:
     cosine: bool = True
 
     def __post_init__(self) -> None:
+        if hasattr(self.r, "__index__"):  # NumPy's ints are no JSON
+            object.__setattr__(self, "r", operator.index(self.r))  # type: ignore[arg-type]
         check_at_least(self, frames=1, depth=1)
         if not self.tau > 0:
             raise ArgumentError(f"tau must be > 0, got {self.tau}")

@@ -12,13 +12,13 @@ from alt_fast.errors import ArgumentError
 from alt_fast.model.adapters import make_adapters
 from alt_fast.model.config import Tuning
 from alt_fast.tome.attention import attend_multihead
-from alt_fast.tome.block import Settings
+from alt_fast.tome.block import BlockSettings
 from alt_fast.tome.hosts import open_clip as host
 from alt_fast.tome.merge import Tokens
 from alt_fast.tome.schedule import Reduction, merge_schedule
 
 CLASS_TOKENS = 1  # the class token leads the sequence and never merges
-Schedule = Sequence[int | float]
+MergeSchedule = Sequence[int | float]
 """Tokens to merge away, or a fraction of them, by layer (`merge_schedule`)."""
 
 
@@ -66,7 +66,9 @@ class RegionEncoder(nn.Module):
         self.visual = visual
         blocks = visual.transformer.resblocks
         for block in blocks:
-            RegionBlock.patch(block, Settings(0, CLASS_TOKENS, prop_attn=True, trace=True, unmerge=False, last=False))
+            RegionBlock.patch(
+                block, BlockSettings(0, CLASS_TOKENS, prop_attn=True, trace=True, unmerge=False, last=False)
+            )
         self.set_r(r)
         self.num_frames = num_frames
         self.activation_checkpointing = activation_checkpointing
@@ -77,7 +79,7 @@ class RegionEncoder(nn.Module):
         """Change the merge schedule; no weight depends on it."""
         self.schedule = merge_schedule(r, len(self.visual.transformer.resblocks))
 
-    def forward(self, frames: Tensor, schedule: Schedule | None = None) -> Regions:
+    def forward(self, frames: Tensor, schedule: MergeSchedule | None = None) -> Regions:
         """Turn the frames of clips into region tokens.
 
         frames: [F, 3, H, W] normalised, the frames of a clip in a row (the temporal adapter looks along them).
@@ -109,7 +111,7 @@ class RegionEncoder(nn.Module):
             tokens = tokens._replace(x=tokens.x + adapters["temporal"](self._attend_over_time(block, tokens.x)))
         return block.run(tokens, r, adapters)
 
-    def layers(self, schedule: Schedule | None = None) -> Iterator[tuple[RegionBlock, nn.ModuleDict, int | float]]:
+    def layers(self, schedule: MergeSchedule | None = None) -> Iterator[tuple[RegionBlock, nn.ModuleDict, int | float]]:
         """Yield what `run_layer` takes before the tokens, layer by layer: block, adapters, tokens to merge away."""
         schedule = self.schedule if schedule is None else schedule
         return zip(self.visual.transformer.resblocks, self.adapters, schedule, strict=True)  # type: ignore[arg-type]

@@ -34,7 +34,6 @@ class Row:
 
 UNMERGED = {"r": 0, "regions": False}  # without merging there are no regions
 
-
 TABLES = {
     "5": [
         Row("frame tokens as queries, r = 0 (the paper: X-CLIP)", {"query": "frame", "r": 0}, (81.7, 53.0, 72.0)),
@@ -70,7 +69,6 @@ TABLES = {
         Row("both", {}, (82.3, 64.0, 76.7)),
     ],
 }
-
 
 BASE = Row("")
 

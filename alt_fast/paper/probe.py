@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from alt_fast.data.rng import Stream, generator, integer
 from alt_fast.paper.config import ProbeConfig
-from alt_fast.training.loop import Schedule, parameter_groups
+from alt_fast.training.schedule import Schedule, parameter_groups
 
 
 def train_probe(vectors: Tensor, labels: Tensor, num_classes: int, config: ProbeConfig) -> nn.Linear:

@@ -76,6 +76,6 @@ def _readable(videos: Sequence[Video], failures: Sequence[Failure]) -> torch.Ten
     return torch.tensor([str(video.path) not in unusable for video in videos])
 
 
-def spread(values: Sequence[float]) -> dict[str, float | None]:
+def mean_and_deviation(values: Sequence[float]) -> dict[str, float | None]:
     """Return mean and sample standard deviation; None for that of a single value."""
     return {"mean": statistics.mean(values), "deviation": statistics.stdev(values) if len(values) > 1 else None}

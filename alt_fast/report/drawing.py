@@ -10,7 +10,6 @@ from PIL import Image, ImageDraw
 
 SMALLEST = 448  # pixels of the width that a picture has at least
 
-
 _TINT = 0.42
 
 

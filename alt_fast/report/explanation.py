@@ -7,13 +7,13 @@ from alt_fast.errors import ArgumentError
 from alt_fast.files import make_folder
 from alt_fast.report.page import fill_page, page_data, write_page
 from alt_fast.report.pictures import write_overlay, write_picture
-from alt_fast.report.views import Views
+from alt_fast.report.seen import Seen
 
 WRITERS = {".html": write_page, ".png": write_picture, ".webm": write_overlay}
 """Who writes a file, by how its name ends."""
 
 
-class Explanation(Views):
+class Explanation(Seen):
     """What a model saw in a video; a notebook shows it as its page."""
 
     def save(self, path: str | Path) -> None:

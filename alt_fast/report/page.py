@@ -1,4 +1,4 @@
-"""An explanation as one HTML file: pictures and numbers inside, nothing from elsewhere."""
+"""An explanation, or a test, as one HTML file: pictures and numbers inside, nothing from elsewhere."""
 
 import base64
 import io
@@ -11,7 +11,7 @@ from typing import Any
 from PIL import Image
 
 from alt_fast.files import write_text
-from alt_fast.report.views import View, Views
+from alt_fast.report.seen import Seen, View
 
 PAGES = Path(__file__).parent / "pages"
 STRONGEST = 6  # entities in the timeline
@@ -32,7 +32,7 @@ def r_text(schedule: Sequence[int | float]) -> str:
     return ", ".join(map(str, schedule if len(set(schedule)) > 1 else schedule[:1]))
 
 
-def page_data(seen: Views) -> dict[str, Any]:
+def page_data(seen: Seen) -> dict[str, Any]:
     """Return what the page's script reads."""
     return {
         "video": seen.video,
@@ -61,9 +61,14 @@ def page_data(seen: Views) -> dict[str, Any]:
     }
 
 
-def write_page(path: Path, seen: Views) -> None:
+def write_page(path: Path, seen: Seen) -> None:
     """Write the page. Raises FileError."""
     write_text(path, fill_page("explain.html", page_data(seen)))
+
+
+def write_report(path: Path, lists: Sequence[dict[str, Any]], model: str) -> None:
+    """Write the page. lists: of `inference.assess`. model: its name. Raises FileError."""
+    write_text(path, fill_page("evaluation.html", {"model": model, "lists": list(lists)}))
 
 
 def fill_page(template: str, data: Any) -> str:

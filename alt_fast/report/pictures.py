@@ -8,13 +8,13 @@ from PIL import Image
 from alt_fast.data.encode import write_video
 from alt_fast.files import write_atomically
 from alt_fast.report.drawing import caption, draw_regions
-from alt_fast.report.views import Views
+from alt_fast.report.seen import Seen
 
 COLUMNS = 4
 _GAP = 8  # pixels
 
 
-def write_picture(path: Path, seen: Views) -> None:
+def write_picture(path: Path, seen: Seen) -> None:
     """A PNG: frames with their regions and entities, the likeliest actions below. Raises FileError."""
     tiles = [_tile(seen, number) for number in range(len(seen.images))]
     width, height = tiles[0].size
@@ -29,7 +29,7 @@ def write_picture(path: Path, seen: Views) -> None:
     write_atomically(path, lambda partial: sheet.save(partial, "PNG"))
 
 
-def write_overlay(path: Path, seen: Views, seconds: float = 1.0) -> None:
+def write_overlay(path: Path, seen: Seen, seconds: float = 1.0) -> None:
     """A VP9 video in WebM, every frame shown for some seconds with its entities and the likeliest action."""
     label, p = seen.view.labels[0]
     frames = [_tile(seen, number, f"{label} {100 * p:.1f} %") for number in range(len(seen.images))]
@@ -39,7 +39,7 @@ def write_overlay(path: Path, seen: Views, seconds: float = 1.0) -> None:
     write_video(path, np.stack(repeated)[:, :height, :width], rate)
 
 
-def _tile(seen: Views, number: int, *more: str) -> Image.Image:
+def _tile(seen: Seen, number: int, *more: str) -> Image.Image:
     frame = seen.view.frames[number]
     picture = draw_regions(seen.images[number], frame.regions[-1].view(seen.grid).numpy(), frame.colors)
     named = [f"{name} {100 * share:.0f} %" for name, share in frame.ranking[:4]]

@@ -14,10 +14,10 @@ from alt_fast_kernels import proportional_attention, proportional_attention_qkvp
 class ToMeAttention(Attention):
     """timm's Attention, with its constructor and state_dict, whose tokens may stand for several patches.
 
-        attn = ToMeAttention(dim, num_heads=12, qkv_bias=True)
-        out, key = attn(x, size)                      # [B, N, C], [B, N, H, D]
-        plan = match(key, r=8, protected=1)           # alt_fast_kernels
-        x, size = merge(x, size, plan, residual=out)
+    attn = ToMeAttention(dim, num_heads=12, qkv_bias=True)
+    out, key = attn(x, size)                      # [B, N, C], [B, N, H, D]
+    plan = match(key, r=8, protected=1)           # alt_fast_kernels
+    x, size = merge(x, size, plan, residual=out)
     """
 
     def forward(self, x: Tensor, size: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,7 @@ from alt_fast_kernels import unmerge
 
 
 @dataclass(frozen=True)
-class Settings:
+class BlockSettings:
     """What apply_patch decided for one block.
 
     r: tokens to remove, or a fraction. protected: leading tokens that never merge. prop_attn: attention uses sizes.
@@ -35,7 +35,7 @@ class MergingBlock(nn.Module):
 
     host: ClassVar[type[nn.Module]]  # the class that the block had, and gets back
     sequence_first: ClassVar[bool] = False  # the host's blocks take [N, B, C]
-    tome: Settings
+    tome: BlockSettings
     last_trace: tuple[Tensor, Tensor] | None
 
     def attention_branch(self, x: Tensor, size: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -94,7 +94,7 @@ class MergingBlock(nn.Module):
         return x.transpose(0, 1) if self.sequence_first else x
 
     @classmethod
-    def patch(cls, block: nn.Module, settings: Settings) -> None:
+    def patch(cls, block: nn.Module, settings: BlockSettings) -> None:
         """Turn the host's block into this class."""
         block.__class__ = cls
         block.tome = settings  # type: ignore[assignment]

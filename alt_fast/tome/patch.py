@@ -11,11 +11,10 @@ from typing import NamedTuple, TypeVar
 from torch import Tensor, nn
 
 from alt_fast.errors import ArgumentError
-from alt_fast.tome.block import MergingBlock, Settings, Tower
+from alt_fast.tome.block import BlockSettings, MergingBlock, Tower
 from alt_fast.tome.schedule import Reduction, merge_schedule
 
 Model = TypeVar("Model", bound=nn.Module)
-
 
 HOSTS = {
     "timm": ("timm", "VisionTransformer, also distilled: class tokens, registers, LayerScale, qk-norm, pooled heads"),
@@ -84,7 +83,7 @@ def apply_patch(
     for tower, schedule in zip(towers, schedules, strict=True):
         dense = tower.reads_patches if unmerge is None else unmerge
         for i, (block, r_block) in enumerate(zip(tower.blocks, schedule, strict=True)):
-            settings = Settings(r_block, tower.protected, prop_attn, trace_source, dense, i == len(schedule) - 1)
+            settings = BlockSettings(r_block, tower.protected, prop_attn, trace_source, dense, i == len(schedule) - 1)
             tower.merging[type(block)].patch(block, settings)
     return model
 

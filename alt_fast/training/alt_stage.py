@@ -18,10 +18,11 @@ from alt_fast.errors import RunError
 from alt_fast.inference.trained import TrainedModel
 from alt_fast.model.alt import ALT
 from alt_fast.training.config import OptimConfig
-from alt_fast.training.job_state import Job
-from alt_fast.training.loop import Schedule, StageSettings
+from alt_fast.training.job import Job
+from alt_fast.training.loop import StageSettings
 from alt_fast.training.mixing import Mixing
 from alt_fast.training.quarantine import Quarantine
+from alt_fast.training.schedule import Schedule
 
 
 class AltStage:

@@ -19,7 +19,8 @@ from torch.utils.data import DataLoader, Dataset
 from alt_fast.data.augment import MEAN_STD
 from alt_fast.data.motion_shapes.captions import captioned_frame, reworded_labels
 from alt_fast.training.config import PretrainConfig
-from alt_fast.training.loop import Schedule, StageSettings
+from alt_fast.training.loop import StageSettings
+from alt_fast.training.schedule import Schedule
 
 
 class CaptionedFrames(Dataset[tuple[Tensor, str]]):

@@ -1,229 +1,53 @@
-"""A training job from its settings to a run folder: data, pretraining, ALT, tests, and the frame-only comparison."""
+"""What every stage of a training job shares."""
 
-import json
-import shutil
-import time
-from collections import Counter
 from collections.abc import Sequence
-from contextlib import ExitStack
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from alt_fast.corpus import Corpus
-from alt_fast.data.annotations import Video, read_list
-from alt_fast.data.dataset import TrainClips
-from alt_fast.data.loader import open_backend
-from alt_fast.data.motion_shapes import DEFAULT_ROOT, list_files
-from alt_fast.data.motion_shapes.generate import generate
-from alt_fast.data.rng import Stream, integer
-from alt_fast.distributed import World, pick_device
-from alt_fast.errors import RunError
-from alt_fast.files import CARD, CLASSES, METRICS, WEIGHTS, write_csv, write_json, write_text
-from alt_fast.inference.model_card import model_card
-from alt_fast.inference.scoring import EvalConfig
-from alt_fast.inference.trained import TrainedModel, load, load_weights, save_model, save_module
-from alt_fast.model.alt import ALT
-from alt_fast.model.clip_weights import build_clip
-from alt_fast.model.config import ModelConfig
-from alt_fast.training.alt_stage import AltStage, describe_batch
-from alt_fast.training.clip_stage import ClipStage
-from alt_fast.training.config import DataConfig, TrainConfig
-from alt_fast.training.job_state import Job, Lists
-from alt_fast.training.loop import fit
-from alt_fast.training.run_folder import open_run_folder
+from alt_fast.data.annotations import Video
+from alt_fast.distributed import World
+from alt_fast.model.text import PLAIN_TEMPLATES, TEMPLATES
+from alt_fast.progress import print_line
+from alt_fast.training.config import TrainConfig
 from alt_fast.training.run_log import RunLog
-
-BEST = "best.safetensors"
-
-
-def run(config: TrainConfig, world: World | None = None) -> dict[str, Any]:
-    """Do the whole job: data, pretraining, ALT, evaluation, and the frame-only comparison. Returns the metrics.
-
-    world: the processes that share it. The main one makes the data, pretrains and writes all files.
-    """
-    world = world or World()
-    if world.restarts:
-        config = replace(config, resume=True)
-    device = pick_device(config.device)
-    if config.compile and device.type == "cpu" and not any(map(shutil.which, ("g++", "clang++"))):
-        raise RunError("--compile on a CPU needs a C++ compiler, g++ or clang++, and none is on the PATH")
-    with ExitStack() as open_files:
-        folder, log = None, None
-        if world.main:
-            folder = open_files.enter_context(open_run_folder(config))
-        (folder, *_) = world.gather(folder)
-        assert folder is not None
-        started = time.monotonic()
-        (data, *_) = world.gather(prepare_data(config.data) if world.main else None)
-        assert data is not None
-        lists, corpus = read_lists(data), load_corpus(config)
-        if world.main:
-            log = open_files.enter_context(RunLog(folder))
-        job = Job(config, folder, device, lists, corpus, log, world)
-        return run_stages(job, time.monotonic() - started)
+from alt_fast.training.states import SaveEvery
 
 
-def run_stages(job: Job, data_seconds: float) -> dict[str, Any]:
-    """Train and test; writes the files of the run and returns its metrics."""
-    config, folder, lists = job.config, job.folder, job.lists
-    job.say(f"run folder {folder}; {len(lists.train)} videos of {len(lists.classes)} classes to train on")
-    job.say(describe_batch(config.optim, job.world, job.device))
-    if job.world.main:
-        write_csv(folder / CLASSES, ("id", "name"), enumerate(lists.classes))
-    seconds, model_config = {"data": data_seconds}, config.model
-    if config.pretrain is not None:
-        path, seconds["clip"] = pretrain(job)
-        model_config = replace(model_config, pretrained=str(path))
-    trained, seconds["alt"] = train_model(job, "alt", model_config)
-    if job.world.main:
-        save_model(folder / WEIGHTS, trained)
-    frame_model = None
-    if config.frame_only:
-        frame_model, seconds["frame_only"] = train_model(job, "frame_only", replace(model_config, frames=1))
-    trained_at = time.monotonic()
-    metrics = measure(job, trained)
-    if config.eval_every and job.world.main:
-        keep_best(folder, trained, config.optim.epochs, metrics["top1"])
-    if frame_model is not None:
-        scores = measure(job, frame_model)
-        metrics |= {f"frame_only_{name}": value for name, value in scores.items() if name.startswith("top")}
-    seconds["evaluation"] = time.monotonic() - trained_at
-    metrics |= {
-        "seconds": round(sum(seconds.values()), 1),  # over all restarts
-        "stage_seconds": {name: round(value, 1) for name, value in seconds.items()},
-        "parameters": trained.model.count_parameters(),
-        "seed": config.seed,
-    }
-    if job.world.main:
-        write_json(folder / METRICS, metrics)
-        write_text(folder / CARD, model_card(trained, folder))
-    return metrics
+@dataclass(frozen=True)
+class Lists:
+    """Videos and class names of a job; empty where it has none."""
+
+    train: list[Video]
+    test: list[Video]
+    classes: list[str]
+    unseen: list[Video]
+    unseen_classes: list[str]
 
 
-def prepare_data(data: DataConfig) -> DataConfig:
-    """Generate the dataset when asked to, and fill in its lists."""
-    if data.generate is None:
-        return data
-    root = Path(data.root or DEFAULT_ROOT)
-    generate(root, data.shapes)
-    files: dict[str, Any] = dict(list_files(root))
-    return replace(data, root=None, **files)
+@dataclass(frozen=True)
+class Job:
+    """Settings, data, device and processes of a job, its folder and its log (the main process's)."""
 
+    config: TrainConfig
+    folder: Path
+    device: torch.device
+    lists: Lists
+    corpus: Corpus | None
+    log: RunLog | None
+    world: World
 
-def read_lists(data: DataConfig) -> Lists:
-    """Read every list of the job. Raises RunError or AnnotationError."""
-    if data.train is None or data.test is None:
-        raise RunError("name the videos: --data.train LIST and --data.test LIST (or --data.generate motion_shapes)")
+    def print_line(self, message: str) -> None:
+        """Print a line for the person who watches, from one process."""
+        if self.world.main:
+            print_line(message)
 
-    train, classes = read_list(data.train, data.classes, data.root, "train")
-    test, _ = read_list(data.test, classes, data.root, "test")
-    unseen: list[Video] = []
-    unseen_classes: list[str] = []
-    if data.unseen is not None:
-        unseen, unseen_classes = read_list(data.unseen, data.unseen_classes, data.root, "test")
-        shared = sorted(set(classes) & set(unseen_classes))
-        if shared:
-            raise RunError(f"class {shared[0]!r} is in both classes and unseen_classes: it would not be unseen")
-    return Lists(train, test, classes, unseen, unseen_classes)
+    @property
+    def saving(self) -> SaveEvery:
+        return SaveEvery(self.config.checkpoint_every, self.config.keep)
 
-
-def load_corpus(config: TrainConfig) -> Corpus | None:
-    """Return the corpus that the job names; None when the model asks for none."""
-    name = config.corpus
-    if config.model.query != "entities":
-        return None
-    if name is None and config.start_from is not None:
-        return load(config.start_from).model.corpus
-    if name is None:
-        raise RunError("name the text corpus: --corpus FILE (or --model.query learned, which needs none)")
-    return Corpus.load(name)
-
-
-def pretrain(job: Job) -> tuple[Path, float]:
-    """Train the image and text towers in the main process; returns the file of their weights, and the seconds."""
-    path, seconds = job.folder / "clip.safetensors", 0.0
-    if job.world.main:
-        seconds = _pretrain(job, path)
-    return path, sum(job.world.gather(seconds))
-
-
-def _pretrain(job: Job, path: Path) -> float:
-    config = job.config
-    assert config.pretrain is not None
-    torch.manual_seed(integer(config.seed, Stream.INIT, sample=0))
-    clip = build_clip(config.model.backbone, None, config.model.image_size).to(job.device)
-    stage = ClipStage(clip, config.pretrain, config.seed, config.augment.normalize, config.data.workers, job.device)
-    seconds = fit(stage, job.folder, job.saving, job.log)
-    save_module(path, clip)
-    return seconds
-
-
-def train_model(job: Job, name: str, model_config: ModelConfig) -> tuple[TrainedModel, float]:
-    """Train one ALT; returns it with the seconds it took."""
-    config, optim = job.config, job.config.optim
-    torch.manual_seed(integer(config.seed, Stream.INIT, sample=1))
-    model = ALT(model_config, job.corpus, optim.activation_checkpointing).to(job.device)
-    if config.start_from is not None:
-        load_weights(model, config.start_from)
-    model.embed_corpus()
-    trained = TrainedModel(model, job.lists.classes, list(job.templates), config.augment)
-    clips = TrainClips(job.lists.train, trained.spec, config.seed)
-    dtype = torch.bfloat16 if optim.amp else torch.float32
-    backend, why = open_backend(config.data.loader, clips, job.device, dtype, max(1, config.data.workers))
-    job.say(f"{name}: loader {why}")
-    stage = AltStage(job, name, trained, clips, backend, partial(test_epoch, job, name, trained))
-    seconds = fit(stage, job.folder, job.saving, job.log, job.world)
-    steps = stage.settings.schedule.steps
-    total = steps * optim.batch_size
-    job.say(f"{name}: {steps} steps in {seconds:.0f} s, {total / seconds:.1f} clips/s")
-    for way, count in sum(job.world.gather(backend.counts), Counter()).items():
-        job.say(f"{name}: {count} clips {way}")
-    return trained, seconds
-
-
-def test_epoch(job: Job, name: str, trained: TrainedModel, done: int) -> None:
-    """Test after so many epochs when it is time to, and keep the best weights."""
-    config = job.config
-    if not config.eval_every or done % config.eval_every or done == config.optim.epochs:
-        return
-    top1 = score(job, trained, "test", job.lists.test, job.lists.classes)["top1"]
-    if job.log is not None:
-        job.log.score(name, done * (len(job.lists.train) // config.optim.batch_size), top1=top1)
-        if name == "alt":
-            keep_best(job.folder, trained, done, top1)
-    job.say(f"{name}: epoch {done} of {config.optim.epochs}, top-1 {top1:.3f}")
-
-
-def keep_best(folder: Path, trained: TrainedModel, epoch: int, top1: float) -> None:
-    """Write the weights beside those of the best epoch so far when they are better. best.json says which it is."""
-    record = folder / "best.json"
-    if not record.exists() or json.loads(record.read_text())["top1"] < top1:
-        save_model(folder / BEST, trained)
-        write_json(record, {"epoch": epoch, "top1": top1, "chosen_on": "the test list"})
-
-
-def score(job: Job, trained: TrainedModel, name: str, videos: Sequence[Video], names: Sequence[str]) -> dict[str, Any]:
-    """Return single-view scores of videos against class names, as `alt-fast evaluate` gives them."""
-    optim = job.config.optim
-    testing = EvalConfig(optim.batch_size // optim.accumulate, loading=job.config.data.loading)
-    return trained.score(name, videos, names, testing, job.world)
-
-
-def measure(job: Job, trained: TrainedModel) -> dict[str, Any]:
-    """Return accuracy on the test videos and, zero-shot, on those of unseen classes (fractions of 1)."""
-    lists = job.lists
-    test = score(job, trained, "test", lists.test, lists.classes)
-    metrics = {name: test[name] for name in ("top1", "top5", "chance", "unreadable")} | {"test_videos": test["videos"]}
-    if lists.unseen:
-        unseen = score(job, trained, "unseen", lists.unseen, lists.unseen_classes)
-        metrics |= {
-            "top1_unseen_pairs": unseen["top1"],
-            "chance_unseen_pairs": unseen["chance"],
-            "unseen_videos": unseen["videos"],
-            "unreadable": test["unreadable"] + unseen["unreadable"],
-        }
-    return metrics
+    @property
+    def templates(self) -> Sequence[str]:
+        return PLAIN_TEMPLATES if self.config.templates == "plain" else TEMPLATES

@@ -4,7 +4,7 @@ import contextlib
 import math
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,6 +16,7 @@ from alt_fast.distributed import World
 from alt_fast.errors import AltFastError
 from alt_fast.progress import Progress
 from alt_fast.training.run_log import LOG_EVERY, Meter, RunLog
+from alt_fast.training.schedule import Schedule, parameter_groups
 from alt_fast.training.states import SaveEvery, StateFiles, TrainState
 
 
@@ -27,22 +28,6 @@ class TerminatedError(AltFastError, RuntimeError):
     """The process was asked to end (SIGTERM), and has written a checkpoint."""
 
     status = 143  # as of a process that SIGTERM ends
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """Steps in all, of which `warmup` rise linearly from zero; then a cosine down to `final` of the peak."""
-
-    steps: int
-    warmup: int
-    final: float = 0.01
-
-    def factor(self, step: int) -> float:
-        """Return the learning rate of a step as a fraction of the peak."""
-        if step < self.warmup:
-            return (step + 1) / self.warmup
-        progress = (step - self.warmup) / max(1, self.steps - self.warmup)
-        return self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 @dataclass(frozen=True)
@@ -104,16 +89,6 @@ class Stage(Protocol):
     def end_epoch(self, done: int) -> None:
         """Do what an epoch ends with; so many are done."""
         ...
-
-
-def parameter_groups(module: nn.Module, rates: Callable[[str], float], weight_decay: float) -> list[dict[str, Any]]:
-    """Group trainable parameters by learning rate; those with one dimension or none (biases, norms) do not decay."""
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for name, parameter in module.named_parameters():
-        if parameter.requires_grad:
-            decay = weight_decay if parameter.ndim > 1 else 0.0
-            groups.setdefault((rates(name), decay), []).append(parameter)
-    return [{"params": params, "lr": lr, "peak": lr, "weight_decay": decay} for (lr, decay), params in groups.items()]
 
 
 def fit(stage: Stage, folder: Path, saving: SaveEvery, log: RunLog | None = None, world: World | None = None) -> float:

@@ -7,6 +7,7 @@ from pathlib import Path
 from alt_fast.data.batch import Failure
 from alt_fast.errors import RunError
 from alt_fast.files import write_text
+from alt_fast.progress import print_line
 
 
 class Quarantine:
@@ -35,8 +36,3 @@ class Quarantine:
     def _write(self) -> None:
         entries = ({"path": path, "cause": cause} for path, cause in self.causes.items())
         write_text(self.path, "".join(json.dumps(entry) + "\n" for entry in entries))
-
-
-def print_line(message: str) -> None:
-    """Print a line for the person who watches."""
-    print(message, flush=True)

@@ -25,7 +25,6 @@ from alt_fast.files import make_folder, write_atomically
 
 TRAINED_ONLY = StateDictOptions(ignore_frozen_params=True, strict=False)  # reading names what is missing
 
-
 FORMAT_VERSION = 2
 
 

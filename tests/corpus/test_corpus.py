@@ -8,7 +8,7 @@ import pytest
 from alt_fast.corpus import CATEGORIES, Corpus, CorpusError
 from alt_fast.errors import FileError
 from alt_fast.training.config import parse
-from alt_fast.training.job import load_corpus
+from alt_fast.training.run import load_corpus
 
 
 def test_round_trip(corpus: Corpus, tmp_path: Path) -> None:

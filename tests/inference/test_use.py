@@ -97,6 +97,8 @@ def test_pages_are_made_to_be_sent_to_others(model: alt_fast.TrainedModel, video
 def test_another_corpus_by_name_and_device(model: alt_fast.TrainedModel, trained_run: Path) -> None:
     again = alt_fast.load(trained_run).to("cpu")
     assert again.device == torch.device("cpu")
+    again.set_r(0)
+    assert again.model.encoder.schedule == [0] * 4
     again.use_corpus("motion_shapes", ["motion"])
     assert again.model.corpus is not None
     assert {entity.category for entity in again.model.corpus.entities} == {"motion"}
@@ -106,5 +108,14 @@ def test_zero_shot_needs_no_training(videos: list[Path], tmp_path: Path) -> None
     from alt_fast.model.clip_weights import build_clip
 
     torch.save(build_clip("tiny").state_dict(), tmp_path / "clip.pt")
-    clip = alt_fast.zero_shot("tiny", str(tmp_path / "clip.pt"), r=2)
-    assert len(clip.classify(videos[0], LABELS, head="clip")) == 3
+    clips = [alt_fast.load_clip("tiny", str(tmp_path / "clip.pt"), r=2) for _ in range(2)]
+    first, second = (clip.classify(videos[0], LABELS) for clip in clips)
+    assert len(first) == 3
+    assert first == second  # nothing random is asked
+    for call in (
+        lambda: clips[0].classify(videos[0], LABELS, head="alt"),
+        lambda: clips[0].features(videos[0]),
+        lambda: clips[0].explain(videos[0], LABELS),
+    ):
+        with pytest.raises(ValueError, match="this is CLIP alone"):
+            call()

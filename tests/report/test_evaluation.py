@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from alt_fast.evaluate import main
-from alt_fast.report.evaluation import calibration, confusion, per_class
+from alt_fast.inference.statistics import calibration, confusion, per_class
 from tests.browser import data_of, look, needs_browser
 
 SCORES = torch.tensor([[0.9, 0.1, 0.0], [0.2, 0.8, 0.0], [0.55, 0.45, 0.0], [0.0, 0.95, 0.05]])

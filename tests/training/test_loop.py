@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from alt_fast.errors import CheckpointError, FileError
-from alt_fast.training.loop import DivergedError, Schedule, StageSettings, TerminatedError, fit, parameter_groups
+from alt_fast.training.loop import DivergedError, StageSettings, TerminatedError, fit
 from alt_fast.training.run_log import RunLog
+from alt_fast.training.schedule import Schedule, parameter_groups
 from alt_fast.training.states import SaveEvery, load_state
 
 

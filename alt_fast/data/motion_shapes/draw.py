@@ -11,7 +11,6 @@ from alt_fast.data.rng import Stream, generator
 
 OBJECTS = ("square", "triangle", "star", "cross", "heart", "moon")
 
-
 MOTIONS = (
     "moving left",
     "moving right",
@@ -23,9 +22,7 @@ MOTIONS = (
     "shrinking",
 )
 
-
 OPPOSITE = {motion: MOTIONS[i ^ 1] for i, motion in enumerate(MOTIONS)}
-
 
 COLORS = {
     "red": (255, 110, 100),
@@ -38,32 +35,20 @@ COLORS = {
     "white": (250, 250, 250),
 }
 
-
 TEXTURES = ("striped", "checkered", "dotted", "cloudy")
-
 
 ORBIT = 0.22  # radius of a circling object's path, as a fraction of the frame
 
-
-_SPLITS = (
-    "train",
-    "test",
-    "unseen",
-    "pretrain",
-    "few_shot",
-)  # position: high part of a clip's counter, so that none coincide
-
+_SPLITS = ("train", "test", "unseen", "pretrain", "few_shot")
+"""The place of each is the high part of its clips' counters, so that none coincide."""
 
 _UNSEEN = frozenset(
     (OBJECTS[i], MOTIONS[(i + step) % len(MOTIONS)]) for i in range(len(OBJECTS)) for step in (0, len(MOTIONS) // 2)
 )
 
-
 PAIRS = tuple((o, m) for o in OBJECTS for m in MOTIONS if (o, m) not in _UNSEEN)
 
-
 UNSEEN_PAIRS = tuple((o, m) for o in OBJECTS for m in MOTIONS if (o, m) in _UNSEEN)
-
 
 Image8 = NDArray[np.uint8]
 

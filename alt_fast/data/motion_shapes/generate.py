@@ -39,11 +39,11 @@ def generate(root: str | Path, config: MotionShapesConfig, workers: int | None =
     write_json(manifest, {**content, "complete": False})
     jobs = [
         (root, config, split, index, pair)
-        for split, pairs, count in _plan(config)
+        for split, pairs, count in _splits(config)
         for index, pair in enumerate(pair for pair in pairs for _ in range(count))
         if not (root / split / f"{index:05d}.webm").exists()
     ]
-    for split, _, _ in _plan(config):
+    for split, _, _ in _splits(config):
         make_folder(root / split)
     # A DataLoader rather than a process pool: its workers end when their parent is killed.
     writers = DataLoader(
@@ -51,7 +51,7 @@ def generate(root: str | Path, config: MotionShapesConfig, workers: int | None =
     )
     for _ in Progress(writers, "Motion Shapes", "video"):
         pass
-    for split, pairs, count in _plan(config):
+    for split, pairs, count in _splits(config):
         lines = (f"{split}/{i * count + k:05d}.webm {i}\n" for i in range(len(pairs)) for k in range(count))
         write_text(root / f"{split}.txt", "".join(lines))
     for name, pairs in (("classes.csv", PAIRS), ("unseen_classes.csv", UNSEEN_PAIRS)):
@@ -59,7 +59,7 @@ def generate(root: str | Path, config: MotionShapesConfig, workers: int | None =
     write_json(manifest, {**content, "complete": True})
 
 
-def _plan(config: MotionShapesConfig) -> list[tuple[str, tuple[tuple[str, str], ...], int]]:
+def _splits(config: MotionShapesConfig) -> list[tuple[str, tuple[tuple[str, str], ...], int]]:
     """(split, classes, videos per class)"""
     plan = [
         ("train", PAIRS, config.train_per_class),

@@ -35,6 +35,8 @@ def find_tower(module: nn.Module) -> Tower | None:
     if not isinstance(module, VisionTransformer):
         return None
     blocks = list(module.transformer.resblocks)
+    if any(isinstance(block, MergingBlock) for block in blocks):
+        raise ArgumentError("this tower is a part of ALT and merges already: change its r with set_r")
     for block in blocks:
         if type(block) is not ResidualAttentionBlock or hasattr(block, "ln_1_kv"):
             raise ArgumentError(

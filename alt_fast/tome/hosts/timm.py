@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from alt_fast.errors import ArgumentError
 from alt_fast.tome.attention import ToMeAttention
-from alt_fast.tome.block import MergingBlock, Settings, Tower
+from alt_fast.tome.block import BlockSettings, MergingBlock, Tower
 
 REFUSED = (
     "timm.models.beit",
@@ -36,7 +36,7 @@ class TimmBlock(MergingBlock, Block):
         return self.drop_path2(self.ls2(self.mlp(normed)))
 
     @classmethod
-    def patch(cls, block: nn.Module, settings: Settings) -> None:
+    def patch(cls, block: nn.Module, settings: BlockSettings) -> None:
         super().patch(block, settings)
         block.attn.__class__ = ToMeAttention
 

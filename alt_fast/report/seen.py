@@ -41,7 +41,7 @@ class View:
 
 
 @dataclass(frozen=True)
-class Views:
+class Seen:
     """A video as a model saw it at several r.
 
     video: the name of its file. images: the frames as the model takes them. grid: patches of their height and width.

@@ -21,16 +21,16 @@ from alt_fast.data.annotations import Video
 from alt_fast.data.decode import VideoError
 from alt_fast.distributed import World
 from alt_fast.files import make_folder
-from alt_fast.inference.explaining import explain
+from alt_fast.inference.explain import explain
 from alt_fast.inference.scoring import EvalConfig, Result, evaluate
+from alt_fast.inference.statistics import calibration, confusion, per_class
 from alt_fast.inference.trained import TrainedModel
 from alt_fast.progress import Progress
-from alt_fast.report.evaluation import calibration, confusion, per_class
 from alt_fast.report.page import r_text, write_page
 from alt_fast.tome.schedule import merge_schedule
 from alt_fast_kernels.counting import flop_formulas
 
-_ROUNDS = 7
+_ROUNDS = 7  # an odd number: the median is one of them
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,8 @@ def ladder(tested: TestedList, trained: TrainedModel, options: AssessmentOptions
         rows.append(row | {"gflops": counter.get_total_flops() / 2e9})
     world.gather(None)
     times: list[list[float]] = [[] for _ in schedules]
-    for _ in range(_ROUNDS if world.main else 0):
+    rounds = range(_ROUNDS if world.main else 0)
+    for _ in Progress(rounds, "latency", "round", shown=world.main):
         for schedule, taken in zip(schedules, times, strict=True):
             taken.append(_seconds(trained, clip, classes, schedule))
     times = world.gather(times)[0]

@@ -11,10 +11,10 @@ from alt_fast.data.augment import unpaint
 from alt_fast.data.config import ClipSpec
 from alt_fast.inference.predict import entity_shares, load_video, rank
 from alt_fast.model.alt import ALT
-from alt_fast.model.encoder import RegionEncoder, Regions, Schedule
+from alt_fast.model.encoder import MergeSchedule, RegionEncoder, Regions
 from alt_fast.progress import Progress
 from alt_fast.report.explanation import Explanation
-from alt_fast.report.views import FrameView, RegionInfo, View
+from alt_fast.report.seen import FrameView, RegionInfo, View
 from alt_fast.tome.schedule import merge_schedule
 
 ENTITIES_PER_TOKEN = 5
@@ -33,7 +33,7 @@ def explain(
 ) -> Explanation:
     """Run a video through the model and keep what it saw. Raises VideoError.
 
-    classes: embeddings [I, d] of the labels. reductions: r to look at besides the model's own; by default 0, half of
+    classes: embeddings [I, d] of the labels. reductions: r to view_at at besides the model's own; by default 0, half of
     it, and half as much again. progress: whether how far it is is shown.
     """
     model.eval()
@@ -43,7 +43,7 @@ def explain(
     schedules = sorted({tuple(schedule): schedule for schedule in [own, *others]}.values(), key=sum)
     name = Path(path).name
     views = [
-        look(model, video, classes, labels, schedule) for schedule in Progress(schedules, name, "r", shown=progress)
+        view_at(model, video, classes, labels, schedule) for schedule in Progress(schedules, name, "r", shown=progress)
     ]
     patch = model.encoder.visual.patch_size
     grid = tuple(side // step for side, step in zip(model.image_size, patch, strict=True))
@@ -51,7 +51,7 @@ def explain(
     return Explanation(name, images, (grid[0], grid[1]), views, schedules.index(own))
 
 
-def look(model: ALT, video: Tensor, classes: Tensor, labels: Sequence[str], schedule: Schedule) -> View:
+def view_at(model: ALT, video: Tensor, classes: Tensor, labels: Sequence[str], schedule: MergeSchedule) -> View:
     """Return what the model, merging by `schedule`, sees in a video [1, T, 3, H, W]. classes: [I, d], of the labels."""
     seen, regions = trace_layers(model.encoder, video[0], schedule)
     queries, entity = model.alignment(seen.tokens[None], None)
@@ -79,7 +79,7 @@ def _scaled(schedule: Sequence[int | float]) -> list[list[int | float]]:
     ]
 
 
-def trace_layers(encoder: RegionEncoder, frames: Tensor, schedule: Schedule) -> tuple[Regions, Tensor]:
+def trace_layers(encoder: RegionEncoder, frames: Tensor, schedule: MergeSchedule) -> tuple[Regions, Tensor]:
     """Return what the encoder sees in T frames, and how it got there.
 
     The second: the token of every patch before the first layer and after each, [T, L + 1, h * w] int64; 0 is the frame

@@ -1,14 +1,10 @@
-"""A test of a model as one HTML page: classes, confusions, calibration, and what another r would give."""
+"""What the scores of a test tell: classes, confusions, calibration."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-
-from alt_fast.files import write_text
-from alt_fast.report.page import fill_page
 
 BINS = 10
 
@@ -54,8 +50,3 @@ def confusion(scores: Tensor, labels: Tensor) -> list[list[int]]:
     """Return [I, I], videos of each class (row) by predicted class."""
     count = scores.shape[1]
     return torch.bincount(labels * count + scores.argmax(1), minlength=count**2).view(count, count).tolist()
-
-
-def write_report(path: Path, lists: Sequence[dict[str, Any]], model: str) -> None:
-    """Write the page. lists: of `inference.assessment`. model: its name. Raises FileError."""
-    write_text(path, fill_page("evaluation.html", {"model": model, "lists": list(lists)}))
