@@ -1,7 +1,7 @@
 # `make` targets use the environment that the README's commands make.
 PYTHON ?= .venv/bin/python
 
-.PHONY: lint test test-gpu bench bench-gpu report demo
+.PHONY: bench bench-gpu ci demo docs format lint report test test-gpu
 
 test:
 	$(PYTHON) -m pytest
@@ -9,6 +9,23 @@ test:
 # Every kernel compiled on a GPU, against its reference; DALI's clips from NVDEC, against PyAV's.
 test-gpu:
 	TRITON_INTERPRET=0 $(PYTHON) -m pytest tests/kernels tests/data/test_dali.py --device cuda
+
+format:
+	$(PYTHON) -m ruff check --fix .
+	$(PYTHON) -m ruff format .
+
+lint:
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m mypy
+
+# All that has to pass: a new environment, the tests, the linters, on a clone of the last commit.
+ci:
+	.ci/run
+
+# The API reference, from the docstrings: open build/docs/index.html.
+docs:
+	$(PYTHON) docs/build_api.py build/docs
 
 # All benchmarks, on the GPU where there is one, into a result file of their own.
 bench:
@@ -25,11 +42,6 @@ bench-gpu:
 report:
 	$(PYTHON) -m benchmarks.report benchmarks/results/*.jsonl --out report.html --tables README.md benchmarks/README.md docs/audit.md docs/data.md docs/corpus.md
 
-lint:
-	$(PYTHON) -m ruff format --check .
-	$(PYTHON) -m ruff check .
-	$(PYTHON) -m mypy
-
 demo:
-	$(PYTHON) -m alt_fast.train --compile --output runs/demo
-	$(PYTHON) -m alt_fast.classify data/motion_shapes/unseen/00000.webm --checkpoint runs/demo
+	$(PYTHON) -m alt_fast train --compile --out runs/demo
+	$(PYTHON) -m alt_fast classify data/motion_shapes/unseen/00000.webm --checkpoint runs/demo
