@@ -1,40 +1,16 @@
 """Bipartite soft matching against an independent loop that follows the definition token by token."""
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
-from alt_fast_kernels import check_values, compose, match, max_r, merge, unmerge
+from alt_fast_kernels import check_values, compose, match, merge, unmerge
 from alt_fast_kernels.testing import assert_best_plan
+from tests.oracles import match_by_loops
 
 HALVES = [torch.float32, torch.float16, torch.bfloat16]
-
-
-def match_by_loops(metric: Tensor, r: int, protected: int) -> list[list[int]]:
-    """Slots of every token; Python loops over one image at a time, double precision."""
-    slots = []
-    num = metric.shape[1]
-    even, odd = range(protected + protected % 2, num, 2), range(protected + 1 - protected % 2, num, 2)
-    for tokens in metric.double():
-        tokens = tokens / tokens.norm(dim=-1, keepdim=True)
-        cosines = (tokens[:, None] * tokens).sum(-1).tolist()
-        proposals = []
-        for i in even:
-            scores = [(-cosines[i][j], j) for j in odd]
-            if scores:
-                score, partner = min(scores)  # highest similarity, then lowest index
-                proposals.append((score, i, partner))
-        proposals.sort(key=lambda proposal: proposal[:2])
-        merged = {i: partner for _, i, partner in proposals[: min(r, max_r(num, protected))]}
-        survivors = (
-            [i for _, i, _ in proposals[len(merged) :]] if not protected else [i for i in even if i not in merged]
-        )
-        order = [*range(protected), *survivors, *odd]
-        place = {token: slot for slot, token in enumerate(order)}
-        slots.append([place[merged.get(i, i)] for i in range(num)])
-    return slots
 
 
 @pytest.mark.parametrize("protected", [0, 1, 2, 5])
@@ -198,3 +174,10 @@ def test_bad_input(arguments: tuple, error: type[Exception], message: str) -> No
         match(torch.randn(shape), *rest)
     with pytest.raises(TypeError, match="floating point"):
         match(torch.zeros(2, 8, 4, dtype=torch.int64), 1)
+
+
+def test_whatever_is_an_int_is_one() -> None:
+    key = torch.randn(2, 11, 5)
+    expected = match(key, 3, 1)
+    for r, protected in ((np.int64(3), np.int32(1)), (torch.tensor(3, device="cpu"), 1)):
+        assert torch.equal(match(key, r, protected).slot, expected.slot)

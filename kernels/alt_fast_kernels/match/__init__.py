@@ -1,5 +1,8 @@
 """Bipartite soft matching: which tokens merge into which (ToMe, arXiv 2210.09461, section 3)."""
 
+import operator
+from typing import SupportsIndex
+
 import torch
 from torch import Tensor
 
@@ -16,12 +19,12 @@ MAX_CHANNELS = 8192
 
 
 @torch.no_grad()
-def match(key: Tensor, r: int, protected: int = 0) -> MergePlan:
+def match(key: Tensor, r: SupportsIndex, protected: SupportsIndex = 0) -> MergePlan:
     """Choose the r most similar (even, odd) token pairs by cosine similarity.
 
     key: [B, N, H, D] keys as the QKV projection leaves them (the head mean is taken here), or any metric [B, N, C];
         any strides, floating point, compared in fp32 (fp64 stays fp64).
-    r: tokens to remove; clipped to (N - protected) // 2.
+    r: tokens to remove, an int or whatever has `__index__`; clipped to (N - protected) // 2.
     protected: leading tokens that never merge (class, distillation, registers); they keep the first slots.
 
     Equal scores are settled in favour of the lower index. The slots hold the protected tokens, then the surviving
@@ -30,8 +33,8 @@ def match(key: Tensor, r: int, protected: int = 0) -> MergePlan:
     Raises TypeError or ValueError naming the argument at fault. A key that is not finite is an error where values may
     be read (`check_values`); elsewhere its pairs rank below all others, by index.
     """
-    if not isinstance(r, int) or isinstance(r, bool):
-        raise TypeError(f"r must be an int, got {type(r).__name__}")
+    r = _int("r", r)
+    protected = _int("protected", protected)
     if r < 0:
         raise ValueError(f"r must be >= 0, got {r}")
     if key.ndim not in (3, 4):
@@ -56,3 +59,10 @@ def match(key: Tensor, r: int, protected: int = 0) -> MergePlan:
     else:
         slot, order, start = match_reference(key, r, protected)
     return MergePlan(slot, order, start, num_tokens - r)
+
+
+def _int(name: str, value: SupportsIndex) -> int:
+    """Return NumPy's and PyTorch's ints as Python's. Raises TypeError for what is none, bool included."""
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(f"{name} must be an int, got {type(value).__name__}")
+    return value if isinstance(value, int) else operator.index(value)
