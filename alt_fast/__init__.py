@@ -7,7 +7,9 @@ import ast
 import sys
 from importlib import import_module
 from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 __version__ = "0.1.0"
@@ -37,12 +39,22 @@ def __dir__() -> list[str]:
 
 
 class _BeforeTorchvision(MetaPathFinder):
-    """Finds nothing; mends PyTorch for torchvision just before that is first imported (see `_torchvision`)."""
+    """Mends PyTorch for torchvision (see `_torchvision`) when that is first imported, before its own code runs."""
 
-    def find_spec(self, name: str, path: object = None, target: object = None) -> None:
-        if name == "torchvision":
-            sys.meta_path.remove(self)
-            import_module("alt_fast._torchvision")
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        if name != "torchvision":
+            return None
+        others = (finder for finder in sys.meta_path if finder is not self and hasattr(finder, "find_spec"))
+        spec = next((spec for finder in others if (spec := finder.find_spec(name, path, target))), None)
+        if spec is not None and spec.loader is not None:
+            execute = spec.loader.exec_module
+
+            def mend_and_execute(module: ModuleType) -> None:  # here, as importing PyTorch while finding may deadlock
+                import_module("alt_fast._torchvision")
+                execute(module)
+
+            spec.loader.exec_module = mend_and_execute  # type: ignore[method-assign]
+        return spec
 
 
 if "torchvision" not in sys.modules:

@@ -46,17 +46,28 @@ def run(arguments: argparse.Namespace, options: Sequence[str]) -> int:
     """Train, and print the tables. options: of `alt-fast train`."""
     if arguments.show and (arguments.launch or arguments.jobs != 1):
         raise ArgumentError("--launch and --jobs have no effect on --show, which trains nothing")
+    if arguments.jobs < 1 or min(arguments.seeds) < 0:
+        raise ArgumentError(f"--jobs must be >= 1 and --seeds >= 0, got {arguments.jobs} and {arguments.seeds}")
     config, few_shot = parse(options), arguments.few_shot
     if config.data.generate is not None and few_shot is None:
         few_shot = SHAPES_FEW_SHOT
         if config.data.shapes.few_shot_per_class < 2:
             options = [*options, "--data.shapes.few-shot-per-class=2"]
-    launch = shlex.split(arguments.launch) if arguments.launch else [sys.executable]
-    sweep = Sweep(config, options, few_shot and shlex.split(few_shot), launch, arguments.out)
+    launch = split("--launch", arguments.launch) if arguments.launch else [sys.executable]
+    second = split("--few-shot", few_shot) if few_shot else None
+    sweep = Sweep(config, options, second, launch, arguments.out)
     if not arguments.show:
         run_all(sweep, arguments.tables, arguments.seeds, arguments.jobs)
     print("\n\n".join(table_text(sweep, table, arguments.seeds) for table in arguments.tables))
     return 0
+
+
+def split(option: str, text: str) -> list[str]:
+    """Split a command line. Raises ArgumentError naming the option."""
+    try:
+        return shlex.split(text)
+    except ValueError as e:
+        raise ArgumentError(f"{option} is no command line: {e}, in {text!r}") from e
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -87,9 +87,16 @@ def choose(
     return parser.parse_args(argv[:1]).command, argv[1:]
 
 
+class Parser(argparse.ArgumentParser):
+    """Takes options by their whole names only."""
+
+    def __init__(self, *names: Any, **options: Any) -> None:
+        super().__init__(*names, **{"allow_abbrev": False} | options)
+
+
 def make_parser(command: str, description: str, **options: Any) -> argparse.ArgumentParser:
     """Return an empty parser of `alt-fast COMMAND`."""
-    return argparse.ArgumentParser(f"alt-fast {command}", description=description, allow_abbrev=False, **options)
+    return Parser(f"alt-fast {command}", description=description, **options)
 
 
 def add_checkpoint(parser: Any, required: bool = True) -> None:

@@ -94,12 +94,20 @@ def shard(model: nn.Module, blocks: Iterable[nn.Module], device: torch.device) -
 
 
 def pick_device(name: str) -> torch.device:
-    """Return the device of that name; "auto" is CUDA where there is a GPU. Raises ArgumentError for one not there."""
+    """Return the device of that name: "cpu", "cuda", "cuda:N", or "auto", CUDA where there is a GPU.
+
+    Raises ArgumentError for any other, and for a GPU that is not there.
+    """
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise ArgumentError(f"device {name!r} was asked for, but this PyTorch sees no GPU")
-    try:
+        name = "cuda" if gpus else "cpu"
+    if name == "cpu":
         return torch.device(name)
-    except RuntimeError as e:
-        raise ArgumentError(f"device {name!r} is no device of PyTorch's, such as cpu, cuda or cuda:1") from e
+    kind, _, number = name.partition(":")
+    if kind != "cuda" or not (number.isdecimal() or name == "cuda"):
+        raise ArgumentError(f"device must be auto, cpu, cuda or cuda:N, got {name!r}")
+    if int(number or 0) >= gpus:
+        raise ArgumentError(
+            f"device {name!r} was asked for, but this PyTorch sees {gpus or 'no'} GPU{'s'[: gpus != 1]}"
+        )
+    return torch.device(name)

@@ -1,6 +1,7 @@
 """Files that appear whole or not at all, their names in a run folder, and who may write there."""
 
 import csv
+import errno
 import fcntl
 import json
 import os
@@ -26,6 +27,8 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     Readers, and other writers of the same file, see it whole. Raises FileError when the disk is full or the like; what
     was at `path` before is there still.
     """
+    if not path.name:
+        raise FileError(f"cannot write {path}: it is a folder")
     partial = path.with_name(f".{path.stem}.{os.getpid()}-{threading.get_ident()}.partial{path.suffix}")
     try:
         partial.touch()
@@ -62,6 +65,44 @@ def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) 
             writer.writerows(rows)
 
     write_atomically(path, write)
+
+
+def read_json(path: Path, *keys: str) -> dict[str, Any]:
+    """Read an object that has these keys. Raises FileError for what cannot be read or is none."""
+    return _checked(path, _parsed(path, json.loads), keys)
+
+
+def read_yaml(path: Path, *keys: str) -> dict[str, Any]:
+    """Read a mapping that has these keys. Raises FileError for what cannot be read or is none."""
+    import yaml  # an extra, and not every command's
+
+    def parse(text: str) -> Any:
+        try:
+            return yaml.safe_load(text)
+        except yaml.YAMLError as e:
+            raise ValueError(str(e).replace("\n", " ")) from e
+
+    return _checked(path, _parsed(path, parse), keys)
+
+
+def read_json_lines(path: Path, *keys: str) -> list[dict[str, Any]]:
+    """Read objects that have these keys, one a line. Raises FileError for what cannot be read or is none."""
+    entries = _parsed(path, lambda text: [json.loads(line) for line in text.splitlines()])
+    return [_checked(path, entry, keys) for entry in entries]
+
+
+def _parsed(path: Path, parse: Callable[[str], Any]) -> Any:
+    try:
+        return parse(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as e:
+        raise FileError(f"cannot read {path}: {e}") from e
+
+
+def _checked(path: Path, content: Any, keys: Sequence[str]) -> dict[str, Any]:
+    missing = [key for key in keys if not isinstance(content, dict) or key not in content]
+    if missing or not isinstance(content, dict):
+        raise FileError(f"cannot read {path}: it is not what alt-fast wrote (no {missing[0] if missing else 'object'})")
+    return content
 
 
 def make_folder(path: Path) -> None:
@@ -103,6 +144,8 @@ def sole_writer(folder: Path) -> Iterator[None]:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as e:
+            if e.errno not in (errno.EACCES, errno.EAGAIN):  # a file system without locks
+                raise FileError(f"cannot lock {folder}: {e}") from e
             file.seek(0)
             raise RunError(f"{folder} is being written by {file.read().strip() or 'another process'}") from e
         file.truncate(0)

@@ -26,7 +26,7 @@ def make_parser() -> argparse.ArgumentParser:
         "protocols",
         "The paper's few-shot, zero-shot and linear-probe protocols.",
     )
-    commands = top.add_subparsers(dest="command", required=True)
+    commands = top.add_subparsers(dest="command", required=True, parser_class=cli.Parser)
     few = commands.add_parser("few-shot", help="draw training lists", description="Draw videos of every class.")
     cli.add_list(few, True, "training list to draw from", "those that the list names")
     few.add_argument("--shots", type=int, nargs="+", default=[2, 4, 8, 16], metavar="K", help="videos of each class")
@@ -76,6 +76,7 @@ def draw_few_shot(arguments: argparse.Namespace) -> int:
 
     if min(arguments.shots) < 1:
         raise ArgumentError(f"--shots must be >= 1, got {min(arguments.shots)}")
+    check_seeds(arguments)
     for seed in arguments.seeds:
         _print_lists(
             write_shots(arguments.list, arguments.classes, arguments.root, arguments.shots, seed, arguments.out)
@@ -88,6 +89,9 @@ def draw_unseen(arguments: argparse.Namespace) -> int:
     from alt_fast.data.annotations import read_list, read_names
     from alt_fast.paper.splits import RENAMED, unseen_classes, write_unseen
 
+    if arguments.count < 1:
+        raise ArgumentError(f"--count must be >= 1, got {arguments.count}")
+    check_seeds(arguments)
     _, names = read_list(arguments.list, arguments.classes, arguments.root, "test")
     seen = read_names(arguments.seen)
     unseen = unseen_classes(names, seen)
@@ -103,6 +107,12 @@ def draw_unseen(arguments: argparse.Namespace) -> int:
             write_unseen(arguments.list, arguments.classes, arguments.root, pool, arguments.count, seed, arguments.out)
         )
     return 0
+
+
+def check_seeds(arguments: argparse.Namespace) -> None:
+    """Raise ArgumentError for a negative seed."""
+    if min(arguments.seeds) < 0:
+        raise ArgumentError(f"--seeds must be >= 0, got {min(arguments.seeds)}")
 
 
 def _print_lists(drawn: dict[Path, list[Any]]) -> None:
@@ -121,8 +131,9 @@ def test(arguments: argparse.Namespace) -> int:
     with join_world(arguments.device) as world:
         trained, testing = cli.load_tested(arguments)
         if arguments.command == "probe":
+            warmup = min(ProbeConfig.warmup_epochs, arguments.epochs)
             config = ProbeConfig(
-                arguments.lr, arguments.epochs, batch_size=arguments.probe_batch_size, seed=arguments.seed
+                arguments.lr, arguments.epochs, warmup, arguments.probe_batch_size, seed=arguments.seed
             )
             splits = list(zip(arguments.train, lists, strict=True))
             rows = probe(trained, splits, *where, testing, config)

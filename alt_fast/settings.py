@@ -5,6 +5,8 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from alt_fast.errors import AltFastError
+
 if TYPE_CHECKING:
     import jsonargparse
 
@@ -22,12 +24,17 @@ def make_settings_parser(
     class SettingsParser(jsonargparse.ArgumentParser):
         def parse_args(self, args: Sequence[str] | None = None, *rest: Any, **named: Any) -> Any:  # type: ignore[override]
             given = [with_underscores(argument) for argument in (sys.argv[1:] if args is None else args)]
-            return self.instantiate(super().parse_args(rewrite(given), *rest, **named))
+            try:
+                return self.instantiate(super().parse_args(rewrite(given), *rest, **named))
+            except AltFastError:
+                raise
+            except ValueError as e:  # of jsonargparse's: nothing else has run yet
+                self.error(" ".join(str(e).split()))
 
         def format_help(self, *rest: Any) -> str:
             return re.sub(r"--[\w.]+", lambda name: name[0].replace("_", "-"), super().format_help(*rest))
 
-    return SettingsParser(prog=f"alt-fast {command}", description=description, **options)
+    return SettingsParser(prog=f"alt-fast {command}", description=description, allow_abbrev=False, **options)
 
 
 def with_underscores(argument: str) -> str:

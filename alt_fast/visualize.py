@@ -60,7 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         with Image.open(arguments.image) as file:
             image = ImageOps.exif_transpose(file)  # as cameras mean it to be turned
-    except OSError as e:
+    except (OSError, Image.DecompressionBombError) as e:
         raise FileError(f"cannot read image {arguments.image}: {e}") from e
     loaded = load_image_model(arguments.model, arguments.weights, arguments.image_size)
     model = apply_patch(loaded.model.to(pick_device(arguments.device)), r=arguments.r, trace_source=True)

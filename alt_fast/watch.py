@@ -16,7 +16,7 @@ from typing import Any
 
 from alt_fast import cli
 from alt_fast.errors import ArgumentError, RunError
-from alt_fast.files import LOG, METRICS
+from alt_fast.files import LOG, METRICS, read_json
 
 _BARS = "▁▂▃▄▅▆▇█"
 _NARROWEST = 44  # columns that a run needs
@@ -40,6 +40,7 @@ def read_log(run: Path) -> dict[str, StageLog]:
         for line in lines:
             if line.endswith("\n"):  # the last one may be under way
                 entry = json.loads(line)
+                _ = entry["time"], entry["step"]  # every line has them
                 stage = stages.setdefault(entry["stage"], StageLog())
                 (stage.measured if "loss" in entry else stage.scores).append(entry)
     except OSError as e:
@@ -53,7 +54,7 @@ def curve(values: Sequence[float], width: int) -> str:
     """A line of bars, each the mean of its share of the values; "?" where they are not finite."""
     if not values:
         return ""
-    count = min(width, len(values))
+    count = max(1, min(width, len(values)))
     bounds = [round(i * len(values) / count) for i in range(count + 1)]
     means = [sum(values[a:b]) / (b - a) for a, b in pairwise(bounds)]
     finite = [value for value in means if abs(value) < float("inf")]
@@ -95,8 +96,10 @@ def describe(run: Path, now: float, width: int) -> list[str]:
     newest = max(entry["time"] for stage in stages.values() for entry in (*stage.measured, *stage.scores))
     lines.append("")
     if done:
-        metrics = json.loads((run / METRICS).read_text())
-        scores = (f"{name} {value:.3f}" for name, value in metrics.items() if "top" in name)
+        metrics = read_json(run / METRICS)
+        scores = (
+            f"{name} {value:.3f}" for name, value in metrics.items() if isinstance(value, float) and "top" in name
+        )
         lines += ["finished", *(f"  {score}" for score in scores)]
     elif now - newest > _QUIET:
         lines.append(f"no news for {duration(now - newest)}: stopped, testing, or waiting")

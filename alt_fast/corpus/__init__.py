@@ -101,4 +101,6 @@ def _parse(entry: Any, where: str) -> Entity:
             raise CorpusError(f"{where}: {key!r} must be a non-empty string")
     if entry["category"] not in CATEGORIES:
         raise CorpusError(f"{where}: category {entry['category']!r} is none of {', '.join(CATEGORIES)}")
-    return Entity(entry["unit"], entry["description"], entry["category"], list(entry.get("sources", [])))
+    return Entity(
+        entry["unit"], entry["description"], entry["category"], [str(source) for source in entry.get("sources") or []]
+    )

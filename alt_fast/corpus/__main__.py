@@ -68,7 +68,7 @@ def show(corpus: Corpus, unit: str | None, label: str | None, category: str | No
 def make_parser() -> argparse.ArgumentParser:
     """Return the command line."""
     top = cli.make_parser("corpus", "Make, look at and compare text corpora.")
-    commands = top.add_subparsers(dest="command", required=True)
+    commands = top.add_subparsers(dest="command", required=True, parser_class=cli.Parser)
     for name, what in (
         ("build", "make a corpus from action labels"),
         ("extend", "add what new labels need to a corpus"),

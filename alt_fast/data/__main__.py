@@ -92,6 +92,9 @@ def _browse(arguments: Any) -> int:
     from alt_fast.data.rng import Stream, generator
     from alt_fast.files import write_atomically
 
+    for name, least in (("count", 1), ("frames", 1), ("size", 1), ("seed", 0), ("epoch", 0)):
+        if getattr(arguments, name) < least:
+            raise ArgumentError(f"--{name} must be >= {least}, got {getattr(arguments, name)}")
     config = arguments.augment
     videos, classes = read_list(arguments.list, arguments.classes, arguments.root, arguments.subset or "train")
     chosen = generator(arguments.seed, Stream.SHUFFLE, arguments.epoch).permutation(len(videos))[: arguments.count]

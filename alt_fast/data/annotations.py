@@ -82,7 +82,7 @@ def read_labels(given: Sequence[str]) -> list[str]:
 
     What ends in .txt, .csv or .json is a file, and so is what names one. Raises AnnotationError for those that are not.
     """
-    files = {text for text in given if Path(text).suffix in (".txt", ".csv", ".json") or Path(text).is_file()}
+    files = {text for text in given if Path(text).suffix in (".txt", ".csv", ".json") or _is_file(text)}
     named = ((read_names(text) if text in files or text == KINETICS else [text]) for text in given)
     return [label for labels in named for label in labels]
 
@@ -213,6 +213,7 @@ def _kinetics_row(where: str, youtube_id: str, start: Any, end: Any, label: str)
         name = f"{youtube_id}_{int(float(start)):06d}_{int(float(end)):06d}.mp4"
     except (TypeError, ValueError) as e:
         raise AnnotationError(f"{where}: start and end must be seconds, got {start!r} and {end!r}") from e
+    label = str(label)
     return _Row(where, (name, f"{label}/{name}", f"{label.replace(' ', '_')}/{name}"), label)
 
 
@@ -280,3 +281,10 @@ def _csv(path: Path, text: str, columns: Sequence[str]) -> list[dict[str, str]]:
         if any(not row[column] for column in columns):
             raise AnnotationError(f"{path}, line {number}: {', '.join(columns)} must not be empty")
     return rows
+
+
+def _is_file(text: str) -> bool:
+    try:
+        return Path(text).is_file()
+    except OSError:  # a text longer than any name
+        return False

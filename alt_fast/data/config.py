@@ -90,4 +90,4 @@ class MotionShapesConfig:
     size: int = 56
 
     def __post_init__(self) -> None:
-        check_at_least(self, train_per_class=1, test_per_class=1, few_shot_per_class=0, frames=2, size=32)
+        check_at_least(self, seed=0, train_per_class=1, test_per_class=1, few_shot_per_class=0, frames=2, size=32)

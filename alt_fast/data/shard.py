@@ -12,7 +12,8 @@ from pathlib import Path
 
 from alt_fast.data.annotations import Video
 from alt_fast.data.storage import StorageError, locate
-from alt_fast.files import make_folder, write_atomically, write_csv, write_text
+from alt_fast.errors import FileError
+from alt_fast.files import make_folder, read_json, write_atomically, write_csv, write_text
 from alt_fast.progress import Progress
 
 Numbered = tuple[int, Video]
@@ -25,6 +26,8 @@ def pack(videos: Sequence[Video], classes: Sequence[str], name: str, folder: Pat
     complete already stay, so an interrupted run goes on. Returns the causes of files that could not be packed, by path.
     """
     make_folder(folder)
+    for left in folder.glob(f".{name}-*.partial*"):  # by a process that was killed
+        left.unlink()
     failures: dict[str, str] = {}
     rows = []
     groups = list(enumerate(_groups(videos, max_bytes, failures)))
@@ -63,7 +66,12 @@ def _groups(videos: Sequence[Video], max_bytes: int, failures: dict[str, str]) -
 def _is_complete(archive: Path, names: Sequence[str]) -> bool:
     """The index is written last, when the archive is whole."""
     index = archive.with_name(archive.name + ".json")
-    return index.is_file() and archive.is_file() and list(json.loads(index.read_text())) == list(names)
+    if not index.is_file() or not archive.is_file():
+        return False
+    try:
+        return list(read_json(index)) == list(names)
+    except FileError:
+        return False
 
 
 def _write(archive: Path, group: Sequence[Numbered], names: Sequence[str], classes: Sequence[str]) -> None:

@@ -45,9 +45,12 @@ def locate(path: str | Path) -> Location:
     archive, _, member = str(path).partition(".tar/")
     if member:
         return _locate_member(Path(archive + ".tar"), member)
-    if not path.is_file():
-        raise StorageError("not a regular file" if path.exists() else "no such file")
-    size = path.stat().st_size
+    try:
+        if not path.is_file():
+            raise StorageError("not a regular file" if path.exists() else "no such file")
+        size = path.stat().st_size
+    except OSError as e:
+        raise StorageError(e.strerror or str(e)) from e
     if size == 0:
         raise StorageError("empty file (0 bytes)")
     return Location(path, 0, size)

@@ -1,5 +1,4 @@
-"""Using a trained model: `trained` is the object a user holds; `predict`, `features` and `explaining` do its work.
+"""Using a trained model: `trained` is the object a user holds; `predict`, `features` and `explain` do its work.
 
-`scoring` tests on lists of videos, `assessment` in depth; `program`, `exporting` and `model_card` make folders for
-others.
+`scoring` tests on lists of videos, `assess` in depth; `export` and `model_card` make folders for others.
 """

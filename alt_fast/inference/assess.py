@@ -45,9 +45,9 @@ class TestedList:
     @property
     def shown(self) -> list[str]:
         """The videos' paths without the folders that all share."""
-        paths = [str(video.path) for video in self.videos]
+        paths = [os.path.abspath(video.path) for video in self.videos]
         shared = os.path.commonpath(paths) if len(paths) > 1 else os.path.dirname(paths[0])
-        return [os.path.relpath(path, shared or ".") for path in paths]
+        return [os.path.relpath(path, shared) for path in paths]
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ def explain(
 ) -> Explanation:
     """Run a video through the model and keep what it saw. Raises VideoError.
 
-    classes: embeddings [I, d] of the labels. reductions: r to view_at at besides the model's own; by default 0, half of
+    classes: embeddings [I, d] of the labels. reductions: r to look at besides the model's own; by default 0, half of
     it, and half as much again. progress: whether how far it is is shown.
     """
     model.eval()

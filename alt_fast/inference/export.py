@@ -1,7 +1,5 @@
 """A trained model as a folder for others, and its video encoder as a program of torch.export."""
 
-import json
-import shutil
 from dataclasses import asdict
 from pathlib import Path
 
@@ -16,6 +14,7 @@ from alt_fast.files import (
     METRICS,
     WEIGHTS,
     make_folder,
+    read_json,
     write_atomically,
     write_json,
     write_text,
@@ -59,16 +58,17 @@ def export(checkpoint: str | Path, out: Path, program: bool) -> None:
     """
     checkpoint = Path(checkpoint)
     trained = load(checkpoint)
-    if out.exists() and any(out.iterdir()):
-        raise RunError(f"{out} is not empty: choose another --out")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise RunError(f"{out} is no empty folder: choose another --out")
     make_folder(out)
     run = checkpoint if (checkpoint / CONFIG).exists() else None
     if run is not None:
         for name in (CONFIG, METRICS):
             if (run / name).exists():
-                shutil.copyfile(run / name, out / name)
-        environment = json.loads((run / ENVIRONMENT).read_text(encoding="utf-8"))
-        write_json(out / ENVIRONMENT, {key: value for key, value in environment.items() if key != "command"})
+                write_text(out / name, (run / name).read_text(encoding="utf-8"))
+        if (run / ENVIRONMENT).exists():
+            environment = read_json(run / ENVIRONMENT)
+            write_json(out / ENVIRONMENT, {key: value for key, value in environment.items() if key != "command"})
     save_model(out / WEIGHTS, trained)
     write_json(
         out / "model.json",

@@ -1,6 +1,5 @@
 """Video vectors: of a list of videos, in memory or on disk, where an interrupted extraction goes on."""
 
-import json
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,7 +17,7 @@ from alt_fast.data.config import ClipSpec
 from alt_fast.data.dataset import EvalClips
 from alt_fast.distributed import World
 from alt_fast.errors import RunError
-from alt_fast.files import differences, make_folder, sole_writer, write_atomically, write_json
+from alt_fast.files import differences, make_folder, read_json, sole_writer, write_atomically, write_json
 from alt_fast.inference.scoring import EvalConfig, mean_over_views
 from alt_fast.model.alt import ALT
 from alt_fast.progress import Progress
@@ -65,7 +64,7 @@ def write_features(
         tensors = {"video": vectors, "label": torch.tensor([video.label for video in part])}
         write_atomically(folder / f"{number:05}.safetensors", partial(save_file, tensors))
     world.gather(None)  # all have written
-    lists = [json.loads((folder / f"{number:05}.json").read_text())["videos"] for number in range(count)]
+    lists = [read_json(folder / f"{number:05}.json", "videos")["videos"] for number in range(count)]
     return [Failure(row["path"], row["unreadable"]) for rows in lists for row in rows if row["unreadable"]]
 
 
@@ -77,7 +76,7 @@ def open_folder(folder: Path, settings: dict[str, Any]) -> Iterator[None]:
     """
     recorded = folder / "config.json"
     if recorded.exists():
-        changed = differences(json.loads(recorded.read_text()), settings)
+        changed = differences(read_json(recorded), settings)
         if changed:
             raise RunError(f"{folder} was begun otherwise: {'; '.join(changed)}. Choose another --out")
     make_folder(folder)

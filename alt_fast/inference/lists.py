@@ -2,12 +2,10 @@
 
 from pathlib import Path
 
-import yaml
-
 from alt_fast.data.annotations import Video, read_list
 from alt_fast.data.motion_shapes import DEFAULT_ROOT, list_files
 from alt_fast.errors import RunError
-from alt_fast.files import CONFIG
+from alt_fast.files import CONFIG, read_yaml
 from alt_fast.inference.trained import TrainedModel
 
 
@@ -16,7 +14,7 @@ def run_lists(checkpoint: Path, trained: TrainedModel) -> list[tuple[str, list[V
     recorded = checkpoint / CONFIG
     if not recorded.is_file():
         raise RunError(f"{checkpoint} is no run folder, so name the videos to test on: --list FILE")
-    data = yaml.safe_load(recorded.read_text(encoding="utf-8"))["data"]
+    data = read_yaml(recorded, "data")["data"]
     if data["generate"] == "motion_shapes":
         data |= list_files(data["root"] or DEFAULT_ROOT) | {"root": None}
     lists = [(data["test"], *read_list(data["test"], trained.classes, data["root"], "test"))]

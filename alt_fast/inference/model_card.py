@@ -1,12 +1,8 @@
 """A model card, written from what a run recorded and measured; what was not measured is called so."""
 
-import json
 from pathlib import Path
-from typing import Any
 
-import yaml
-
-from alt_fast.files import CONFIG, ENVIRONMENT, METRICS
+from alt_fast.files import CONFIG, ENVIRONMENT, METRICS, read_json, read_yaml
 from alt_fast.inference.trained import TrainedModel
 
 _SCORES = {
@@ -71,7 +67,7 @@ def model_card(trained: TrainedModel, run: Path | None) -> str:
 def _measured(run: Path | None) -> list[str]:
     if run is None or not (run / METRICS).exists():
         return ["Not measured: these weights come without the scores of a finished run."]
-    metrics = json.loads((run / METRICS).read_text())
+    metrics = read_json(run / METRICS)
     lines = ["| | % | chance | videos |", "|---|--:|--:|--:|"]
     for key, (name, chance, videos) in _SCORES.items():
         if key in metrics:
@@ -86,8 +82,8 @@ def _measured(run: Path | None) -> list[str]:
 def _training(run: Path | None) -> list[str]:
     if run is None:
         return ["Not at hand."]
-    config: dict[str, Any] = yaml.safe_load((run / CONFIG).read_text())
-    environment: dict[str, Any] = json.loads((run / ENVIRONMENT).read_text())
+    config = read_yaml(run / CONFIG, "data", "optim", "model")
+    environment = read_json(run / ENVIRONMENT, "packages")
     data, optim = config["data"], config["optim"]
     where = f"the generated dataset {data['generate']}" if data["generate"] else f"`{Path(data['train']).name}`"
     start = config["start_from"] or config["model"]["pretrained"]

@@ -183,6 +183,7 @@ class TrainedModel:
 
         Returns "top1", "top5" (fractions of 1) and what is needed to read them (`scoring.summarize`).
         """
+        self._check_trained()
         result = evaluate(self.model, videos, self.spec, self.embed(names), testing, Path(name).name, world)
         return summarize(name, result, len(names), testing)
 
@@ -215,7 +216,8 @@ def save_module(path: Path, module: nn.Module, metadata: Mapping[str, str] | Non
 
 
 def save_model(path: Path, trained: TrainedModel) -> None:
-    """Write weights with everything needed to use them: one safetensors file."""
+    """Write weights with everything needed to use them: one safetensors file. Raises FileError."""
+    trained._check_trained()
     corpus = trained.model.corpus
     content = {
         "model": asdict(replace(trained.model.config, pretrained=None)),
@@ -248,17 +250,18 @@ def load(path: str | Path) -> TrainedModel:
         if metadata.get("format") != "alt-fast":
             raise CheckpointError(f"{path} is a safetensors file, but not a model of alt-fast")
         _check_version(path, metadata.get("version"))
-        content = json.loads(metadata["content"])
         weights = load_file(path)
     except (OSError, SafetensorError) as e:
         raise CheckpointError(f"cannot read checkpoint {path}: {e}") from e
-    corpus = content["corpus"] and Corpus(tuple(Entity(**entity) for entity in content["corpus"]))
     try:
+        content = json.loads(metadata["content"])
+        corpus = content["corpus"] and Corpus(tuple(Entity(**entity) for entity in content["corpus"]))
         model = ALT(ModelConfig(**content["model"]), corpus)
         model.load_state_dict(weights)
-    except (RuntimeError, TypeError, ValueError) as e:
+        augment = AugmentConfig(**content["augment"])
+        return TrainedModel(model.eval(), content["classes"], content["templates"], augment)
+    except (KeyError, RuntimeError, TypeError, ValueError) as e:
         raise CheckpointError(f"{path} does not fit the model it names: {e}") from e
-    return TrainedModel(model.eval(), content["classes"], content["templates"], AugmentConfig(**content["augment"]))
 
 
 _FREE = ("pretrained", "frames", "r", "tau", "noise", "categories")  # settings of a model that its weights do not know
@@ -280,6 +283,6 @@ def load_weights(model: ALT, path: str | Path) -> None:
 
 
 def _check_version(path: Path, version: object) -> None:
-    """Raises CheckpointError for a file of another release's format."""
+    """Raise CheckpointError for a file of another release's format."""
     if str(version) != str(FORMAT_VERSION):
         raise CheckpointError(f"{path} has checkpoint version {version}; this release reads version {FORMAT_VERSION}")

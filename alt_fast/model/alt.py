@@ -15,7 +15,7 @@ from alt_fast.model.alignment import Alignment
 from alt_fast.model.clip_weights import build_clip
 from alt_fast.model.config import PRESETS, TINY, ModelConfig
 from alt_fast.model.decoder import VideoDecoder
-from alt_fast.model.encoder import MergeSchedule, RegionEncoder
+from alt_fast.model.encoder import MergeSchedule, RegionEncoder, check_tower
 from alt_fast.model.text import TextTower
 
 
@@ -39,6 +39,7 @@ class ALT(nn.Module):
         self.corpus = None if corpus is None else corpus.select(config.categories)
         clip = build_clip(config.backbone, config.pretrained, config.image_size)
         visual, clip.visual = clip.visual, None
+        check_tower(visual)
         width = visual.proj.shape[1]
         self.text = TextTower(clip)
         self.encoder = RegionEncoder(visual, config.r, config.tuning, config.frames, activation_checkpointing)

@@ -56,9 +56,11 @@ class ModelConfig:
     cosine: bool = True
 
     def __post_init__(self) -> None:
-        if hasattr(self.r, "__index__"):  # NumPy's ints are no JSON
+        if hasattr(self.r, "__index__") and not isinstance(self.r, bool):  # NumPy's ints are no JSON
             object.__setattr__(self, "r", operator.index(self.r))  # type: ignore[arg-type]
         check_at_least(self, frames=1, depth=1)
+        if self.image_size is not None:
+            check_at_least(self, image_size=16)
         if not self.tau > 0:
             raise ArgumentError(f"tau must be > 0, got {self.tau}")
 

@@ -65,10 +65,10 @@ class RegionEncoder(nn.Module):
         check_tower(visual)
         self.visual = visual
         blocks = visual.transformer.resblocks
-        for block in blocks:
-            RegionBlock.patch(
-                block, BlockSettings(0, CLASS_TOKENS, prop_attn=True, trace=True, unmerge=False, last=False)
-            )
+        for number, block in enumerate(blocks, start=1):
+            last = number == len(blocks)  # for who runs the tower alone
+            settings = BlockSettings(0, CLASS_TOKENS, prop_attn=True, trace=True, unmerge=False, last=last)
+            RegionBlock.patch(block, settings)
         self.set_r(r)
         self.num_frames = num_frames
         self.activation_checkpointing = activation_checkpointing

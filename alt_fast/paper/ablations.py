@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from alt_fast.errors import RunError
-from alt_fast.files import METRICS, make_folder
+from alt_fast.files import METRICS, make_folder, read_json
 from alt_fast.paper.splits import write_shots
 from alt_fast.progress import Progress
 from alt_fast.training.config import TrainConfig
@@ -131,8 +131,11 @@ class Sweep:
             return
         make_folder(run.parent)
         command = [*self.launch, "-m", "alt_fast.train", *options, f"--out={run}", "--resume"]
-        with run.with_name(f"{run.name}.log").open("a") as log:
-            status = subprocess.run(command, stdout=log, stderr=log).returncode
+        try:
+            with run.with_name(f"{run.name}.log").open("a") as log:
+                status = subprocess.run(command, stdout=log, stderr=log).returncode
+        except OSError as e:
+            raise RunError(f"cannot start {shlex.join(command)}: {e}") from e
         if status != 0:
             raise RunError(f"status {status} of {shlex.join(command)}; see {log.name}")
 
@@ -142,7 +145,7 @@ class Sweep:
         for stage, names in (("", {FULLY: "top1", ZERO: "top1_unseen_pairs"}), (",few-shot", {FEW: "top1"})):
             path = self.folder(row, seed, stage) / METRICS
             if path.exists():
-                metrics = json.loads(path.read_text())
+                metrics = read_json(path)
                 found |= {column: 100 * metrics[name] for column, name in names.items() if name in metrics}
         return found
 

@@ -17,6 +17,6 @@ class ProbeConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_at_least(self, epochs=1, batch_size=1)
+        check_at_least(self, epochs=1, batch_size=1, seed=0, lr=0)
         if not 0 <= self.warmup_epochs <= self.epochs:
             raise ArgumentError(f"warmup_epochs must be in [0, epochs], got {self.warmup_epochs}")

@@ -43,8 +43,14 @@ class DataConfig:
     timeout: float = 60.0
     max_bad_share: float = 0.01
 
+    def __post_init__(self) -> None:
+        check_at_least(self, workers=0, max_bad_share=0)
+        if not self.timeout > 0:
+            raise ArgumentError(f"timeout must be > 0, got {self.timeout}")
+
     @property
     def loading(self) -> Loading:
+        """How clips get from files to the device."""
         return Loading(self.loader, self.workers, self.timeout)
 
 
@@ -100,7 +106,8 @@ class OptimConfig:
         return 1.0 if self.scale_from is None else self.batch_size / self.scale_from
 
     def __post_init__(self) -> None:
-        check_at_least(self, epochs=1, batch_size=1, accumulate=1)
+        check_at_least(self, epochs=1, batch_size=1, accumulate=1, lr=0, backbone_lr=0, final_lr=0, weight_decay=0)
+        check_at_least(self, max_skipped=0, mixup=0, cutmix=0, mix_switch=0, label_smoothing=0)
         if self.batch_size % self.accumulate:
             raise ArgumentError(f"accumulate must divide batch_size {self.batch_size}, got {self.accumulate}")
         if self.scale_from is not None and self.scale_from < 1:
@@ -126,6 +133,9 @@ class PretrainConfig:
     steps: int = 500
     batch_size: int = 128
     lr: float = 1e-3
+
+    def __post_init__(self) -> None:
+        check_at_least(self, steps=1, batch_size=1, lr=0)
 
 
 @dataclass(frozen=True)
@@ -176,7 +186,7 @@ class TrainConfig:
             raise ArgumentError("pretrain makes the weights that model.pretrained would name: set one of them to null")
         if self.start_from is not None and (self.pretrain is not None or self.model.pretrained is not None):
             raise ArgumentError("start_from has all weights: set pretrain and model.pretrained to null")
-        check_at_least(self, checkpoint_every=1, keep=1, eval_every=0)
+        check_at_least(self, checkpoint_every=1, keep=1, eval_every=0, seed=0)
 
 
 CONFIGS = Path(__file__).parent / "configs"

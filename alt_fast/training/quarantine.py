@@ -6,7 +6,7 @@ from pathlib import Path
 
 from alt_fast.data.batch import Failure
 from alt_fast.errors import RunError
-from alt_fast.files import write_text
+from alt_fast.files import read_json_lines, write_text
 from alt_fast.progress import print_line
 
 
@@ -14,10 +14,13 @@ class Quarantine:
     """The videos that could not be used, in a file of one JSON object a line."""
 
     def __init__(self, path: Path, num_videos: int, max_share: float, writes: bool = True) -> None:
-        """writes: whether this process writes the file; all processes of a job have the same causes."""
+        """writes: whether this process writes the file; all processes of a job have the same causes.
+
+        Raises FileError.
+        """
         self.path, self.num_videos, self.max_share, self.writes = path, num_videos, max_share, writes
-        lines = path.read_text().splitlines() if path.exists() else []
-        self.causes: dict[str, str] = {entry["path"]: entry["cause"] for entry in map(json.loads, lines)}
+        entries = read_json_lines(path, "path", "cause") if path.exists() else []
+        self.causes: dict[str, str] = {entry["path"]: entry["cause"] for entry in entries}
 
     def add(self, failures: Sequence[Failure]) -> None:
         """Record videos not seen before. Raises RunError past the allowed share."""

@@ -1,6 +1,5 @@
 """A training job from its settings to a run folder: data, pretraining, ALT, tests, and the frame-only comparison."""
 
-import json
 import shutil
 import time
 from collections import Counter
@@ -22,7 +21,7 @@ from alt_fast.data.motion_shapes.generate import generate
 from alt_fast.data.rng import Stream, integer
 from alt_fast.distributed import World, pick_device
 from alt_fast.errors import RunError
-from alt_fast.files import CARD, CLASSES, METRICS, WEIGHTS, write_csv, write_json, write_text
+from alt_fast.files import CARD, CLASSES, METRICS, WEIGHTS, read_json, write_csv, write_json, write_text
 from alt_fast.inference.model_card import model_card
 from alt_fast.inference.scoring import EvalConfig
 from alt_fast.inference.trained import TrainedModel, load, load_weights, save_model, save_module
@@ -46,15 +45,13 @@ def run(config: TrainConfig, world: World | None = None) -> dict[str, Any]:
     world: the processes that share it. The main one makes the data, pretrains and writes all files.
     """
     world = world or World()
-    if world.restarts:
-        config = replace(config, resume=True)
     device = pick_device(config.device)
     if config.compile and device.type == "cpu" and not any(map(shutil.which, ("g++", "clang++"))):
         raise RunError("--compile on a CPU needs a C++ compiler, g++ or clang++, and none is on the PATH")
     with ExitStack() as open_files:
         folder, log = None, None
         if world.main:
-            folder = open_files.enter_context(open_run_folder(config))
+            folder = open_files.enter_context(open_run_folder(config, restarted=world.restarts > 0))
         (folder, *_) = world.gather(folder)
         assert folder is not None
         started = time.monotonic()
@@ -201,7 +198,7 @@ def test_epoch(job: Job, name: str, trained: TrainedModel, done: int) -> None:
 def keep_best(folder: Path, trained: TrainedModel, epoch: int, top1: float) -> None:
     """Write the weights beside those of the best epoch so far when they are better. best.json says which it is."""
     record = folder / "best.json"
-    if not record.exists() or json.loads(record.read_text())["top1"] < top1:
+    if not record.exists() or read_json(record, "top1")["top1"] < top1:
         save_model(folder / BEST, trained)
         write_json(record, {"epoch": epoch, "top1": top1, "chosen_on": "the test list"})
 

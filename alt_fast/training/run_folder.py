@@ -18,7 +18,17 @@ import yaml
 
 import alt_fast
 from alt_fast.errors import RunError
-from alt_fast.files import CONFIG, ENVIRONMENT, differences, make_folder, sole_writer, write_json, write_text
+from alt_fast.files import (
+    CONFIG,
+    ENVIRONMENT,
+    differences,
+    make_folder,
+    read_json,
+    read_yaml,
+    sole_writer,
+    write_json,
+    write_text,
+)
 from alt_fast.training.config import TrainConfig
 
 _PRACTICAL = ("out", "resume", "device", "checkpoint_every", "keep")
@@ -26,23 +36,24 @@ _PRACTICAL = ("out", "resume", "device", "checkpoint_every", "keep")
 
 
 @contextmanager
-def open_run_folder(config: TrainConfig) -> Iterator[Path]:
+def open_run_folder(config: TrainConfig, restarted: bool = False) -> Iterator[Path]:
     """Create the run folder with config.yaml and environment.json, or check that it is this run's to go on with.
 
+    restarted: whether torchrun started the processes anew, so that the run is gone on with if it is of this launch.
     Inside, no other process can open it. Raises RunError.
     """
     if config.out is None and config.resume:
         raise RunError("--resume needs --out: the folder of the run to go on with")
     folder = Path("runs") / time.strftime("%Y%m%d-%H%M%S") if config.out is None else Path(config.out)
     recorded = folder / CONFIG
-    if recorded.exists() and not config.resume:
+    if recorded.exists() and not config.resume and not (restarted and _is_of_this_launch(folder)):
         raise RunError(f"{folder} holds a run already: add --resume to go on with it, or choose another --out")
     make_folder(folder)
     with sole_writer(folder):
         settings = {name: value for name, value in asdict(config).items() if name not in _PRACTICAL}
         settings = json.loads(json.dumps(settings))  # tuples become lists, as in the file
         if recorded.exists():
-            before = yaml.safe_load(recorded.read_text(encoding="utf-8"))
+            before = read_yaml(recorded, "data", "optim")
             changed = differences(_deciding(before), _deciding(settings))
             if changed:
                 raise RunError(f"{folder} was started with other settings: {'; '.join(changed)}")
@@ -50,6 +61,10 @@ def open_run_folder(config: TrainConfig) -> Iterator[Path]:
             write_json(folder / ENVIRONMENT, describe_environment())
             write_text(recorded, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
         yield folder
+
+
+def _is_of_this_launch(folder: Path) -> bool:
+    return read_json(folder / ENVIRONMENT, "launch")["launch"] == os.environ.get("TORCHELASTIC_RUN_ID")
 
 
 def _deciding(settings: dict[str, Any]) -> dict[str, Any]:
@@ -65,6 +80,7 @@ def describe_environment() -> dict[str, Any]:
     packages = ("torch", "open-clip-torch", "timm", "av", "numpy")
     return {
         "command": sys.argv,
+        "launch": os.environ.get("TORCHELASTIC_RUN_ID"),
         "alt_fast": alt_fast.__version__,
         "commit": _commit(),
         "python": platform.python_version(),

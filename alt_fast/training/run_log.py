@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
+from alt_fast.errors import FileError
 from alt_fast.files import LOG, write_text
 
 
@@ -69,7 +70,10 @@ class RunLog:
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / LOG
-        self.writer = SummaryWriter(str(folder / "tensorboard"))
+        try:
+            self.writer = SummaryWriter(str(folder / "tensorboard"))
+        except OSError as e:
+            raise FileError(f"cannot write to {folder / 'tensorboard'}: {e}") from e
         self.lr, self.steps = 0.0, 0
 
     def __enter__(self) -> "RunLog":
@@ -104,12 +108,15 @@ class RunLog:
         lines = self.path.read_text().splitlines(keepends=True)
         if lines and not lines[-1].endswith("\n"):  # the process was killed while it wrote
             lines[-1] = "{}"
-        entries = [json.loads(line) for line in lines]
-        kept = [
-            line
-            for line, entry in zip(lines, entries, strict=True)
-            if entry and (entry["stage"] != stage or entry["step"] <= step)
-        ]
+        try:
+            entries = [json.loads(line) for line in lines]
+            kept = [
+                line
+                for line, entry in zip(lines, entries, strict=True)
+                if entry and (entry["stage"] != stage or entry["step"] <= step)
+            ]
+        except (ValueError, KeyError, TypeError) as e:
+            raise FileError(f"{self.path} is no log of a run: {e!r}") from e
         if len(kept) < len(lines):
             write_text(self.path, "".join(kept))
 

@@ -1,6 +1,5 @@
 """Write the files of Motion Shapes."""
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -12,8 +11,8 @@ from torch.utils.data import DataLoader, Dataset
 from alt_fast.data.config import MotionShapesConfig
 from alt_fast.data.encode import write_video
 from alt_fast.data.motion_shapes.draw import PAIRS, UNSEEN_PAIRS, draw_clip, label_of, render
-from alt_fast.errors import ArgumentError
-from alt_fast.files import make_folder, write_csv, write_json, write_text
+from alt_fast.errors import ArgumentError, FileError
+from alt_fast.files import make_folder, read_json, write_csv, write_json, write_text
 from alt_fast.progress import Progress
 
 _FORMAT_VERSION = 1
@@ -30,7 +29,7 @@ def generate(root: str | Path, config: MotionShapesConfig, workers: int | None =
     manifest = root / "dataset.json"
     content = {"dataset": "motion_shapes", "version": _FORMAT_VERSION, **asdict(config)}
     if manifest.exists():
-        found = json.loads(manifest.read_text())
+        found = read_json(manifest, "complete")
         if {**found, "complete": None} != {**content, "complete": None}:
             raise ArgumentError(f"{root} holds another dataset ({found}); asked for {content}: choose another folder")
         if found["complete"]:
@@ -49,8 +48,11 @@ def generate(root: str | Path, config: MotionShapesConfig, workers: int | None =
     writers = DataLoader(
         _Writer(jobs), batch_size=None, num_workers=os.cpu_count() or 1 if workers is None else workers
     )
-    for _ in Progress(writers, "Motion Shapes", "video"):
-        pass
+    try:
+        for _ in Progress(writers, "Motion Shapes", "video"):
+            pass
+    except FileError as e:  # a DataLoader's process adds its traceback to the message
+        raise FileError(str(e).strip().splitlines()[-1].partition("FileError: ")[2] or str(e)) from e
     for split, pairs, count in _splits(config):
         lines = (f"{split}/{i * count + k:05d}.webm {i}\n" for i in range(len(pairs)) for k in range(count))
         write_text(root / f"{split}.txt", "".join(lines))
