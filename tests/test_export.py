@@ -69,4 +69,4 @@ def test_what_cannot_be_exported(folder: Path, tmp_path: Path, capsys: pytest.Ca
     assert main(["--checkpoint", str(tmp_path), "--out", str(tmp_path / "new")]) == 1
     assert "holds no model.safetensors" in capsys.readouterr().err
     assert main(["--checkpoint", str(folder), "--out", str(folder)]) == 1
-    assert "is not empty: choose another --out" in capsys.readouterr().err
+    assert "is no empty folder: choose another --out" in capsys.readouterr().err
