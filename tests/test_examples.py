@@ -38,7 +38,8 @@ def test_every_notebook_is_run() -> None:
 def test_notebook_runs(name: str, tmp_path: Path) -> None:
     notebook = EXAMPLES / f"{name}.ipynb"
     code = ["".join(cell["source"]) for cell in cells(notebook) if cell["cell_type"] == "code"]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    paths = os.pathsep.join(path for path in sys.path if path)
+    environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}  # more are slow where others compute
     done = subprocess.run(
         [sys.executable, "-c", RUN],
         input=json.dumps(code),

@@ -1,6 +1,7 @@
 """The package as a user has it: installed as a wheel or in place, with and without extras, used from elsewhere."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -18,6 +19,9 @@ ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 CLEAN = {"PATH": "/usr/bin:/bin"}
 """An environment without this repository on the path."""
+
+ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
+"""Threads only make small models slow where others compute."""
 
 
 def normalized(name: str) -> str:
@@ -184,7 +188,9 @@ def test_base_install_patches_models_and_commands_say_which_extra_they_need(tmp_
     extras = {extra: [m for m, e in EXTRAS.items() if e == extra] for extra in ("video", "train", "corpus")}
     cases = [(line.split(), extra) for line, extra in CASES.items()]
     command = [sys.executable, "-c", WITHOUT_EXTRAS, json.dumps(extras), json.dumps(cases)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=tmp_path, timeout=120)
+    done = subprocess.run(
+        command, check=True, capture_output=True, text=True, cwd=tmp_path, timeout=300, env=ONE_THREAD
+    )
     found = json.loads(done.stdout)
     for number, (line, extra) in enumerate(CASES.items()):
         status, error = found[""][number]
@@ -232,7 +238,7 @@ def install(source: Path, folder: Path, *options: str) -> tuple[Path, Path]:
 
 
 LOCATE = """
-import importlib.util, sys
+import importlib.util
 for name in ("alt_fast", "alt_fast_kernels"):
     print(importlib.util.find_spec(name).origin)
 """
@@ -248,30 +254,15 @@ def test_editable_install_finds_both_packages_in_the_source(source: Path, tmp_pa
     ]
 
 
-WORKS = """
-import pathlib, sys
-import alt_fast, alt_fast_kernels
-from alt_fast.corpus import Corpus
-from alt_fast.training.config import parse
-
-for package in (alt_fast, alt_fast_kernels):
-    assert pathlib.Path(package.__file__).is_relative_to(sys.argv[1]), package.__file__
-config = parse([])
-assert config.pretrain.steps and parse(["--config", "kinetics400_b16"]).optim.epochs == 30
-print(alt_fast.create_model("alt_tiny", Corpus.load(config.corpus)).count_parameters())
-"""
-
-
-def test_wheel_holds_every_file_and_works_outside_the_repository(source: Path, tmp_path: Path) -> None:
+def test_wheel_holds_every_file_and_brings_the_command(source: Path, tmp_path: Path) -> None:
     where, site = install(source, tmp_path / "venv")
     for folder in (source, source / "kernels"):
         for package in ("alt_fast", "alt_fast_kernels"):
             files = [path.relative_to(folder) for path in (folder / package).rglob("*") if path.is_file()]
             assert [str(file) for file in files if not (site / file).exists()] == []
-    command = [str(where / "python"), "-c", WORKS, str(site)]
-    out = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True, env=CLEAN).stdout
-    assert int(out) > 0
     command = [str(where / "alt-fast"), "ls", "configs"]
     out = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True, env=CLEAN).stdout
-    configs = (ROOT / "alt_fast/training/configs").glob("*.yaml")
-    assert all(f"  {config.stem} " in out for config in configs)
+    assert all(f"  {config.stem} " in out for config in (ROOT / "alt_fast/training/configs").glob("*.yaml"))
+    command = [str(where / "python"), "-c", LOCATE]
+    found = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True, env=CLEAN).stdout
+    assert found.split() == [str(site / "alt_fast/__init__.py"), str(site / "alt_fast_kernels/__init__.py")]
