@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -55,7 +56,7 @@ def test_files_that_are_refused(trained: TrainedModel, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="checkpoint version 7; this release reads version 1"):
         load(path)
     save_model(path, trained)
-    content = {
+    content: dict[str, Any] = {
         "model": {"backbone": "tiny", "frames": 2, "depth": 3, "query": "frame"},
         "classes": [],
         "templates": [],

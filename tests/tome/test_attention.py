@@ -41,7 +41,7 @@ def test_fractions() -> None:
     with pytest.raises(ValueError, match="fraction"):
         merge_schedule(0.6, 3)
     with pytest.raises(TypeError, match="r must be"):
-        merge_schedule("8", 3)
+        merge_schedule("8", 3)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("qk_norm", [False, True])

@@ -223,10 +223,10 @@ def test_command_line(wordnet: Any, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert capsys.readouterr().out == ""
 
     assert main(["stats", out, "--by-label"]) == 0
-    printed = capsys.readouterr().out.splitlines()
-    assert printed[0] == f"{len(first)} entities"
-    assert "labels with at least 1, 3, 8 entities: 33%, 33%, 0% of 3" in printed
-    assert [line.split() for line in printed[-3:]] == [["0", "krumping"], ["0", "\u7403"], ["7", "playing", "guitar"]]
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"{len(first)} entities"
+    assert "labels with at least 1, 3, 8 entities: 33%, 33%, 0% of 3" in lines
+    assert [line.split() for line in lines[-3:]] == [["0", "krumping"], ["0", "\u7403"], ["7", "playing", "guitar"]]
 
     assert main(["show", more, "--unit", "guitar", "--category", "object"]) == 0
     shown = capsys.readouterr().out
