@@ -175,7 +175,7 @@ CASES = {  # command lines, and the extra that each needs
     "data check none.csv": "video",
     "data browse none.csv --out a.png": "train",
     "data shard none.csv --out out": "",
-    "protocols zero-shot --checkpoint none --list none.csv": "train",
+    "protocols zero-shot --checkpoint none --list none.csv": "video",
     "protocols few-shot --list none.csv --out out": "",
     "ablations 5 --show --out out": "train",
     "watch none": "",
