@@ -5,10 +5,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 os.environ.setdefault("TRITON_INTERPRET", "1")
+if "PYTEST_XDIST_WORKER" in os.environ:  # the workers share the cores; OpenMP reads this when PyTorch is imported
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import av
 import numpy as np
 import pytest
+from av.video.stream import VideoStream
+from filelock import FileLock
 
 from alt_fast.corpus import Corpus, Entity
 from alt_fast.data.config import MotionShapesConfig
@@ -56,12 +60,24 @@ def corpus() -> Corpus:
     )
 
 
+def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """A folder that `make` fills once in the session; of xdist's workers the first to ask does it, the others wait."""
+    base = factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    made = folder.with_suffix(".made")
+    with FileLock(folder.with_suffix(".lock")):
+        if not made.exists():
+            folder.mkdir(exist_ok=True)
+            make(folder)
+            made.touch()
+    return folder
+
+
 @pytest.fixture(scope="session")
 def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small Motion Shapes: 72 training, 36 test and 12 unseen videos."""
-    root = tmp_path_factory.mktemp("shapes")
-    generate(root, MotionShapesConfig(train_per_class=2, test_per_class=1, frames=10, size=48))
-    return root
+    config = MotionShapesConfig(train_per_class=2, test_per_class=1, frames=10, size=48)
+    return once(tmp_path_factory, "shapes", lambda root: generate(root, config))
 
 
 VideoWriter = Callable[..., Path]
@@ -77,6 +93,7 @@ def write_video(tmp_path: Path) -> VideoWriter:
         path = tmp_path / name
         with av.open(str(path), "w") as container:
             stream = container.add_stream(codec, rate=10)
+            assert isinstance(stream, VideoStream)
             stream.width, stream.height = width, height
             if codec == "mpeg4":
                 stream.bit_rate = 1_000_000
@@ -115,6 +132,7 @@ def write_noise(tmp_path: Path) -> NoiseWriter:
         waves = rng.uniform(0.05, 0.3, (3, 2))
         with av.open(str(tmp_path / name), "w") as container:
             stream = container.add_stream(codec, rate=10, options=options or {})
+            assert isinstance(stream, VideoStream)
             stream.width, stream.height, stream.pix_fmt = width, height, pix_fmt
             if codec != "libsvtav1":  # it refuses one for small pictures
                 stream.bit_rate = 1_000_000
@@ -140,6 +158,8 @@ SMALL_JOB = [
 @pytest.fixture(scope="session")
 def trained_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run folder of SMALL_JOB, next to its data."""
-    root = tmp_path_factory.mktemp("job")
-    assert main([*SMALL_JOB, "--output", str(root / "run"), "--data.root", str(root / "data")]) == 0
-    return root / "run"
+
+    def train(root: Path) -> None:
+        assert main([*SMALL_JOB, "--out", str(root / "run"), "--data.root", str(root / "data")]) == 0
+
+    return once(tmp_path_factory, "job", train) / "run"

@@ -1,19 +1,23 @@
 """The sweep over the paper's tables: what each row trains, what is kept, and the printed table."""
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from subprocess import CompletedProcess
+from typing import Any, TextIO
 
 import pytest
 
 from alt_fast.ablations import main
 from alt_fast.errors import RunError
 from alt_fast.model.config import ModelConfig
-from alt_fast.paper import ablations
-from alt_fast.paper.ablations import TABLES, Row, Sweep, table_text
+from alt_fast.paper.ablations import TABLES, Row, Sweep, run_all, table_text
 from alt_fast.training.config import parse
 from tests.conftest import SMALL_JOB
+from tests.processes import start
+
+SUBPROCESS_RUN = "alt_fast.paper.ablations.subprocess.run"
 
 
 @pytest.mark.parametrize("row", [row for rows in TABLES.values() for row in rows], ids=lambda row: row.name)
@@ -23,12 +27,23 @@ def test_rows_are_models(row: Row) -> None:
     assert row.paper[0] is not None
 
 
+def run_forked(command: list[str], stdout: TextIO, stderr: TextIO) -> CompletedProcess[str]:
+    """What subprocess.run does with a command of Python, from a fork."""
+    assert command[:2] == [sys.executable, "-m"]
+    assert stdout is stderr
+    with start(*command[2:]) as process:
+        status = process.wait()
+        stdout.write(process.output + process.errors)
+    return CompletedProcess(command, status)
+
+
 def test_a_table_on_motion_shapes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two rows of Table C4: trained, few-shot trained from there, printed, and kept when asked for again."""
     rows = TABLES["C4"][2:]
     monkeypatch.setitem(TABLES, "C4", rows)
+    monkeypatch.setattr(SUBPROCESS_RUN, run_forked)
     command = ["C4", "--out", str(tmp_path), "--seeds", "0", "--"]
     options = [*SMALL_JOB[: SMALL_JOB.index("--model.frames")], "--pretrain.steps", "1", "--pretrain.batch_size", "8"]
     options += ["--optim.epochs", "1", "--optim.warmup_epochs", "0", "--optim.batch_size", "12"]
@@ -56,18 +71,15 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *options: str) -> tupl
     """A sweep whose trainings only leave metrics; returns their commands too."""
     commands: list[list[str]] = []
 
-    class Done:
-        returncode = 0
-
-    def run(command: list[str], **_: Any) -> Done:
+    def run(command: list[str], **_: Any) -> CompletedProcess[str]:
         commands.append(command)
         folder = Path(next(o for o in command if o.startswith("--out=")).removeprefix("--out="))
         folder.mkdir(parents=True)
         seed = next(float(o.removeprefix("--seed=")) for o in command if o.startswith("--seed="))
         (folder / "metrics.json").write_text(json.dumps({"top1": 0.5 + seed / 10, "top1_unseen_pairs": 0.25}))
-        return Done()
+        return CompletedProcess(command, 0)
 
-    monkeypatch.setattr(ablations.subprocess, "run", run)
+    monkeypatch.setattr(SUBPROCESS_RUN, run)
     return commands, Sweep(parse(options), options, None, ["torchrun"], tmp_path)
 
 
@@ -75,7 +87,7 @@ def test_tables_of_other_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     """ALT-B/16 has the paper's r, no towers to share, and columns only for what was measured."""
     options = ["--config", "kinetics400_b16", "--data.train", "a.csv", "--data.test", "b.csv", "--corpus", "c.json"]
     commands, sweep = fake(tmp_path, monkeypatch, *options)
-    ablations.run_all(sweep, ["8", "7"], [0, 1], jobs=2)
+    run_all(sweep, ["8", "7"], [0, 1], jobs=2)
     assert len(commands) == 2 * 8
     assert all(command[:3] == ["torchrun", "-m", "alt_fast.train"] for command in commands)
     assert not any("data.root" in option or "clip.safetensors" in option for command in commands for option in command)
@@ -89,7 +101,7 @@ def test_few_shot_runs_start_from_each_row(tmp_path: Path, monkeypatch: pytest.M
     options = ["--config", "kinetics400_b16", "--data.train", "a.csv", "--data.test", "b.csv", "--corpus", "c.json"]
     commands, sweep = fake(tmp_path, monkeypatch, *options)
     few = ["--config", "few_shot_b16", "--data.train", "2-shot-seed{seed}.csv"]
-    ablations.run_all(replace(sweep, few_shot=few), ["C4"], [3], jobs=1)
+    run_all(replace(sweep, few_shot=few), ["C4"], [3], jobs=1)
     second = [command for command in commands if "few_shot_b16" in command]
     assert len(second) == len(commands) / 2 == 4
     for command in second:

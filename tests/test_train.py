@@ -1,11 +1,11 @@
 """The whole job at its smallest: from nothing to metrics, interrupted anywhere, on other people's files."""
 
+import csv
 import json
 import os
+import re
 import signal
-import subprocess
-import sys
-import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,17 +13,25 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from torch._dynamo.utils import counters
 
+import alt_fast
+from alt_fast import progress
+from alt_fast.classify import main as classify
 from alt_fast.corpus import Corpus, Entity
+from alt_fast.data.annotations import read_classes
 from alt_fast.data.batch import Failure
 from alt_fast.distributed import pick_device
-from alt_fast.errors import RunError
+from alt_fast.errors import ArgumentError, RunError
 from alt_fast.evaluate import main as evaluate
+from alt_fast.files import sole_writer
 from alt_fast.inference.trained import load
+from alt_fast.model.clip_weights import TINY_CONFIG
 from alt_fast.train import main
 from alt_fast.training.config import OptimConfig, parse
 from alt_fast.training.quarantine import Quarantine
 from tests.conftest import SMALL_JOB, VideoWriter
+from tests.processes import children, start, start_anew
 
 
 def test_leaves_a_run_folder_that_explains_itself(trained_run: Path) -> None:
@@ -45,30 +53,28 @@ def test_leaves_a_run_folder_that_explains_itself(trained_run: Path) -> None:
     assert (trained_run / "classes.csv").read_text().startswith("id,name\n0,a square moving right\n")
 
 
-def run_cli(*arguments: str, output: Path, data: Path) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-m", "alt_fast.train", *SMALL_JOB, "--out", str(output), "--data.root", str(data)]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    return subprocess.Popen([*command, *arguments], stderr=subprocess.PIPE, text=True, env=environment)
+def job(trained_run: Path, folder: Path) -> list[str]:
+    """The command line of SMALL_JOB in another folder, on the data that is there."""
+    return [*SMALL_JOB, "--out", str(folder / "run"), "--data.root", str(trained_run.parent / "data")]
 
 
 def test_killed_anywhere_and_resumed_gives_the_same_weights(trained_run: Path, tmp_path: Path) -> None:
     """kill -9 while generating data, pretraining, training and training the frame-only model."""
     output, data = tmp_path / "run", tmp_path / "data"
-    for sign in (
-        data / "train" / "00003.webm",
-        output / "clip-00000004.state",
-        output / "alt-00000006.state",
-        output / "frame_only-00000006.state",
+    command = ["alt_fast.train", *SMALL_JOB, "--out", str(output), "--data.root", str(data), "--resume"]
+    for launch, sign in (
+        (start, data / "train" / "00003.webm"),
+        (start, output / "clip-00000004.state"),
+        (start_anew, output / "alt-00000006.state"),
+        (start, output / "frame_only-00000006.state"),
     ):
-        process = run_cli("--resume", output=output, data=data)
-        while not sign.exists():
-            assert process.poll() is None, process.communicate()[1]
-            time.sleep(0.002)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        with launch(*command) as process:
+            process.wait_until(sign.exists)
+            process.kill()
+            assert process.wait() == -signal.SIGKILL
         assert not (output / "metrics.json").exists()
-    process = run_cli("--resume", output=output, data=data)
-    assert process.wait() == 0, process.communicate()[1]
+    with start(*command) as process:
+        assert process.wait() == 0, process.errors
     expected, resumed = load_file(trained_run / "model.safetensors"), load_file(output / "model.safetensors")
     assert expected.keys() == resumed.keys()
     assert all(torch.equal(expected[name], resumed[name]) for name in expected)
@@ -76,20 +82,92 @@ def test_killed_anywhere_and_resumed_gives_the_same_weights(trained_run: Path, t
     assert scores[0]["frame_only_top1"] == scores[1]["frame_only_top1"]
 
 
-def test_seeds_differ(trained_run: Path, shapes: Path, tmp_path: Path) -> None:
-    arguments = [*SMALL_JOB, "--out", str(tmp_path / "run"), "--data.root", str(trained_run.parent / "data")]
+def test_of_two_processes_the_second_is_refused(trained_run: Path, tmp_path: Path) -> None:
+    command = ["alt_fast.train", *job(trained_run, tmp_path), "--resume"]
+    lock, metrics = tmp_path / "run" / ".lock", tmp_path / "run" / "metrics.json"
+    with start(*command) as first:
+        first.wait_until(lambda: lock.exists() and lock.read_text())
+        first.kill(signal.SIGSTOP)  # so that it is not done before the second begins
+        with start(*command) as second:
+            assert second.wait() == 1
+            assert f"error: {tmp_path / 'run'} is being written by process {first.pid} on " in second.errors
+            assert len(second.errors.splitlines()) == 1
+        assert not metrics.exists()
+        first.kill(signal.SIGCONT)
+        assert first.wait() == 0, first.errors
+    assert json.loads(metrics.read_text())["test_videos"] == 36
+
+
+def test_a_killed_run_leaves_no_lock(trained_run: Path, tmp_path: Path) -> None:
+    """Nor do its decoding processes, which outlive it by some seconds."""
+    command = ["alt_fast.train", *job(trained_run, tmp_path), "--resume"]
+    with start(*command) as killed:
+        killed.wait_until(lambda: list((tmp_path / "run").glob("alt-*.state")) and children(killed.pid))
+        killed.kill(signal.SIGSTOP)
+        decoding = children(killed.pid)
+        assert decoding
+        for pid in decoding:
+            os.kill(pid, signal.SIGSTOP)  # they cannot even end by themselves
+        killed.kill()
+        assert killed.wait() == -signal.SIGKILL
+        with sole_writer(tmp_path / "run"):
+            pass
+        with start(*command) as resumed:
+            assert resumed.wait() == 0, resumed.errors
+        assert all("State:\tT" in Path(f"/proc/{pid}/status").read_text() for pid in decoding)
+    expected, found = load_file(trained_run / "model.safetensors"), load_file(tmp_path / "run" / "model.safetensors")
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+def test_lines_say_how_long_it_will_take(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where standard error is no terminal, every stage says so twice a minute."""
+    assert progress.LINE_EVERY <= 30
+    monkeypatch.setattr(progress, "LINE_EVERY", 0.01)
+    arguments = [*SMALL_JOB, "--out", str(tmp_path / "run"), "--data.root", str(tmp_path / "data")]
+    assert main([*arguments, "--optim.epochs", "1"]) == 0
+    lines = capsys.readouterr().err.splitlines()
+    for stage in ("Motion Shapes", "clip", "alt", "frame_only", "test", "unseen"):
+        assert any(re.match(rf"{stage}: .*\d+/\d+ \[\d\d:\d\d<\d\d:\d\d,", line) for line in lines), (stage, lines)
+
+
+def test_an_error_that_is_not_ours_keeps_its_traceback(
+    trained_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A ValueError of a library, in the middle of training."""
+
+    def refuse(*tensors: object) -> None:
+        raise ValueError("Expected input batch_size to match target batch_size")
+
+    monkeypatch.setattr(torch.nn.functional, "cross_entropy", refuse)
+    with pytest.raises(ValueError, match="Expected input batch_size") as caught:
+        main(job(trained_run, tmp_path))
+    assert [entry.name for entry in caught.traceback][-2:] == ["contrastive_loss", "refuse"]
+    assert "error" not in capsys.readouterr().err
+
+
+def test_seeds_differ(trained_run: Path, tmp_path: Path) -> None:
+    arguments = job(trained_run, tmp_path)
     assert main([*arguments, "--seed", "1", "--frame_only", "false", "--optim.epochs", "1"]) == 0
     first, second = load_file(trained_run / "model.safetensors"), load_file(tmp_path / "run" / "model.safetensors")
     assert not torch.equal(first["decoder.mlp.0.weight"], second["decoder.mlp.0.weight"])
 
 
-def test_compile_trains(trained_run: Path, tmp_path: Path) -> None:
-    arguments = [*SMALL_JOB, "--out", str(tmp_path / "run"), "--data.root", str(trained_run.parent / "data")]
-    assert main([*arguments, "--compile", "--frame_only", "false"]) == 0
-    eager, compiled = load_file(trained_run / "model.safetensors"), load_file(tmp_path / "run" / "model.safetensors")
+def test_compile_trains(trained_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As without it. The towers have two layers, the decoder one: each more costs the compiler seconds."""
+    for tower in ("vision_cfg", "text_cfg"):
+        monkeypatch.setitem(TINY_CONFIG, tower, TINY_CONFIG[tower] | {"layers": 2})
+    settings = ["--model.depth", "1", "--frame_only", "false", "--data.workers", "0"]
+    settings += ["--optim.epochs", "1", "--optim.warmup_epochs", "0"]
+    counters.clear()
+    for name, options, graphs in (("eager", [], 0), ("compiled", ["--compile"], 1)):
+        assert main([*job(trained_run, tmp_path / name), *settings, *options]) == 0
+        assert counters["stats"]["unique_graphs"] == graphs
+    eager, compiled = (load_file(tmp_path / name / "run" / "model.safetensors") for name in ("eager", "compiled"))
     assert eager.keys() == compiled.keys()
-    name = "decoder.mlp.0.weight"
-    torch.testing.assert_close(eager[name], compiled[name], rtol=0, atol=2e-3)  # six steps of different rounding
+    for name, weight in eager.items():
+        torch.testing.assert_close(weight, compiled[name], rtol=0, atol=2e-3)  # three steps of different rounding
 
 
 def test_compile_without_a_compiler_says_so(
@@ -102,7 +180,7 @@ def test_compile_without_a_compiler_says_so(
 
 
 def test_amp_and_mixing_train(trained_run: Path, tmp_path: Path) -> None:
-    arguments = [*SMALL_JOB, "--out", str(tmp_path / "run"), "--data.root", str(trained_run.parent / "data")]
+    arguments = job(trained_run, tmp_path)
     mixing = ["--optim.amp", "true", "--optim.mixup", "0.8", "--optim.cutmix", "1.0", "--optim.accumulate", "2"]
     assert main([*arguments, *mixing, "--frame_only", "false", "--eval_every", "1", "--optim.clip_grad", "null"]) == 0
     assert (tmp_path / "run" / "model.safetensors").exists()
@@ -112,7 +190,7 @@ def test_the_best_weights_stay_and_are_what_was_tested(
     trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """With a mean of the weights, and rates scaled to the batch."""
-    arguments = [*SMALL_JOB, "--out", str(tmp_path / "run"), "--data.root", str(trained_run.parent / "data")]
+    arguments = job(trained_run, tmp_path)
     arguments += ["--optim.epochs", "4", "--eval_every", "1", "--optim.ema", "0.5", "--frame_only", "false"]
     assert main([*arguments, "--optim.scale_from", "24"]) == 0
     printed = capsys.readouterr().out
@@ -169,19 +247,23 @@ def test_a_folder_with_a_run_is_not_overwritten(trained_run: Path, capsys: pytes
     assert main([*arguments, "--resume", "--optim.lr", "0.5"]) == 1
     assert "other settings: optim.lr was 0.001, now 0.5" in capsys.readouterr().err
     assert main([*SMALL_JOB, "--resume"]) == 1
-    assert "--resume needs --output" in capsys.readouterr().err
+    assert "--resume needs --out" in capsys.readouterr().err
     assert (trained_run / "model.safetensors").read_bytes() == before
 
 
-def other_dataset(write_video: VideoWriter, folder: Path, bad: int = 0) -> list[str]:
+def other_dataset(
+    write_video: VideoWriter, folder: Path, bad: int = 0, names: Sequence[str] = ("going dark", "getting bright")
+) -> list[str]:
     """A dataset of the user's own, H.264 with `bad` unusable files; returns the options to train on it."""
     for i in range(24 - bad):
         write_video(f"clip {i}.mp4", frames=8)
     for i in range(24 - bad, 24):
         (folder / f"clip {i}.mp4").write_bytes(b"no video")
     (folder / "train.txt").write_text("".join(f"clip {i}.mp4 {i % 2}\n" for i in range(24)))
-    (folder / "test.csv").write_text("path,label\nclip 0.mp4,going dark\nclip 1.mp4,getting bright\nnone.mp4,1\n")
-    (folder / "names.csv").write_text("id,name\n0,going dark\n1,getting bright\n")
+    test = [("clip 0.mp4", names[0]), ("clip 1.mp4", names[1]), ("none.mp4", "1")]
+    for name, rows in (("test", [("path", "label"), *test]), ("names", [("id", "name"), *enumerate(names)])):
+        with (folder / f"{name}.csv").open("w", encoding="utf-8", newline="") as file:
+            csv.writer(file).writerows(rows)
     lists = {"train": "train.txt", "test": "test.csv", "classes": "names.csv"}
     options = [f"--data.{name}={folder / file}" for name, file in lists.items()]
     return [*SMALL_JOB, "--data.generate", "null", *options, "--frame_only", "false", "--out", str(folder / "run")]
@@ -199,6 +281,31 @@ def test_own_videos_with_a_bad_one(
     assert [Path(entry["path"]).name for entry in metrics["unreadable"]] == ["none.mp4"]
     assert metrics["top1"] <= 2 / 3  # the missing video counts as wrong
     assert "quarantined" in capsys.readouterr().out
+
+
+def test_names_of_classes_stay_as_they_are(write_video: VideoWriter, tmp_path: Path) -> None:
+    """With commas, quotes and letters of other scripts."""
+    names = ['going "dark", slowly', "ярче, 明るくなる"]
+    arguments = [*other_dataset(write_video, tmp_path, names=names), "--pretrain.steps", "1"]
+    assert main([*arguments, "--optim.epochs", "1", "--optim.warmup_epochs", "0"]) == 0
+    assert alt_fast.load(tmp_path / "run").classes == names
+    assert read_classes(tmp_path / "run" / "classes.csv") == names
+    assert (tmp_path / "run" / "classes.csv").read_text("utf-8").splitlines()[1:] == [
+        '0,"going ""dark"", slowly"',
+        '1,"ярче, 明るくなる"',
+    ]
+
+
+def test_a_corpus_by_its_name(trained_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In evaluate and classify as in train, whose default it is."""
+    options = ["--checkpoint", str(trained_run), "--corpus", "motion_shapes", "--json"]
+    assert evaluate([*options, "--workers", "0"]) == 0
+    metrics = json.loads((trained_run / "metrics.json").read_text())
+    assert json.loads(capsys.readouterr().out)[0]["top1"] == metrics["top1"]
+    assert classify([str(trained_run.parent / "data" / "test" / "00003.webm"), *options]) == 0
+    (answer,) = json.loads(capsys.readouterr().out)
+    units = {entity.unit for entity in Corpus.load("motion_shapes").entities}
+    assert {row["entity"] for frame in answer["frames"] for row in frame} <= units
 
 
 def test_too_many_bad_videos_stop_the_run(
@@ -229,23 +336,22 @@ def test_quarantine_remembers_across_restarts(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("options", "status", "message"),
     [
-        (["--data.generate", "null"], "name the videos"),
-        (["--corpus", "null"], "name the text corpus"),
-        (["--corpus", "/nowhere.json"], "cannot read corpus /nowhere.json"),
-        (["--optim.batch_size", "500"], "optim.batch_size 500 is more than the 36 training videos"),
-        (["--device", "cuda:9"], "device 'cuda:9' was asked for"),
-        (["--pretrain", "null", "--model.pretrained", "nonsense"], "neither a file nor a tag"),
+        (["--data.generate", "null"], 1, "name the videos"),
+        (["--corpus", "null"], 1, "name the text corpus"),
+        (["--corpus", "/nowhere.json"], 1, "cannot read corpus /nowhere.json"),
+        (["--optim.batch_size", "500"], 1, "optim.batch_size 500 is more than the 36 training videos"),
+        (["--device", "cuda:9"], 2, "device 'cuda:9' was asked for"),
+        (["--pretrain", "null", "--model.pretrained", "nonsense"], 1, "neither a file nor a tag"),
     ],
 )
 def test_bad_settings(
-    trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
+    trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], status: int, message: str
 ) -> None:
     if options[0] == "--device" and torch.cuda.is_available():
         pytest.skip("this machine has CUDA devices")
-    data = trained_run.parent / "data"
-    assert main([*SMALL_JOB, "--out", str(tmp_path / "run"), "--data.root", str(data), *options]) == 1
+    assert main([*job(trained_run, tmp_path), *options]) == status
     assert message in capsys.readouterr().err
 
 
@@ -268,8 +374,12 @@ def test_bad_settings(
     ],
 )
 def test_bad_options(capsys: pytest.CaptureFixture[str], options: list[str], message: str) -> None:
-    with pytest.raises(SystemExit):
-        parse([*SMALL_JOB, *options])
+    """Whoever finds the fault, the parser or the settings themselves."""
+    try:
+        status = main([*SMALL_JOB, *options])
+    except SystemExit as e:
+        status = int(e.code or 0)
+    assert status == 2
     assert message in capsys.readouterr().err
 
 
@@ -299,5 +409,5 @@ def test_help_names_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
 def test_auto_picks_a_device() -> None:
     assert pick_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
     assert pick_device("cpu").type == "cpu"
-    with pytest.raises(RunError, match="'toaster' is no device"):
+    with pytest.raises(ArgumentError, match="device must be .*, got 'toaster'"):
         pick_device("toaster")

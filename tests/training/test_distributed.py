@@ -4,22 +4,19 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 
 from alt_fast.distributed import World, join_world
 from alt_fast.extract import main as extract
 from alt_fast.train import main
 from tests.browser import data_of
-from tests.conftest import SMALL_JOB
+from tests.conftest import SMALL_JOB, once
+from tests.processes import Command, children, start, start_torchrun, start_torchrun_anew
 
 JOB = [
     *SMALL_JOB,
@@ -28,17 +25,11 @@ JOB = [
 ]
 
 
-def start(module: str, *arguments: str, restarts: int = 0, processes: int = 2) -> subprocess.Popen[str]:
-    run = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", f"--max-restarts={restarts}"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, *run, "-m", module, *arguments]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def finish(process: subprocess.Popen[str]) -> str:
-    out, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, errors
-    return out
+def finish(process: Command) -> str:
+    """Wait for the end, which must be a good one; returns what was printed."""
+    with process:
+        assert process.wait(300) == 0, process.errors
+        return process.output
 
 
 def losses(run: Path) -> list[float]:
@@ -54,13 +45,15 @@ def data(trained_run: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def two(data: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run folder of JOB with two processes."""
-    run = tmp_path_factory.mktemp("two") / "run"
-    printed = finish(start("alt_fast.train", *JOB, *data, "--out", str(run)))
-    assert "2 processes on cpu, 12 clips a step in all (2 x 1 x 6: processes, accumulated, at once)" in printed
-    assert "learning rates 0.001, image tower 0.0003" in printed
-    assert printed.count("run folder") == 1
-    return run
+    """The run folder of JOB with two processes, from torchrun's own command line; all others are forks."""
+
+    def train(folder: Path) -> None:
+        printed = finish(start_torchrun_anew("alt_fast.train", *JOB, *data, "--out", str(folder / "run")))
+        assert "2 processes on cpu, 12 clips a step in all (2 x 1 x 6: processes, accumulated, at once)" in printed
+        assert "learning rates 0.001, image tower 0.0003" in printed
+        assert printed.count("run folder") == 1
+
+    return once(tmp_path_factory, "two", train) / "run"
 
 
 def test_two_processes_train_as_one(two: Path, data: list[str], tmp_path: Path) -> None:
@@ -80,26 +73,15 @@ def test_two_processes_test_as_one(two: Path, data: list[str], tmp_path: Path) -
         listed = [*lines[: number - 1], "none.webm 1"]
         (tmp_path / "list.txt").write_text("".join(f"{line}\n" for line in listed))
         arguments = ["--checkpoint", str(two), "--list", str(tmp_path / "list.txt"), "--root", str(folder), "--json"]
-        arguments += [
-            "--workers",
-            "0",
-            "--device",
-            "cpu",
-            "--crops",
-            "2",
-            "--report-r",
-            "0",
-            "--explain",
-            "5",
-            "--report",
-        ]
+        arguments += ["--workers", "0", "--device", "cpu", "--crops", "2"]
+        arguments += ["--report-r", "0", "--explain", "5", "--report"]
         reports = [tmp_path / f"{processes} of {number}" / "out.html" for processes in (1, 2)]
-        alone = [sys.executable, "-m", "alt_fast.evaluate", *arguments, str(reports[0])]
-        one = subprocess.run(alone, capture_output=True, text=True)
-        process = start("alt_fast.evaluate", *arguments, str(reports[1]))
-        out, errors = process.communicate(timeout=300)
-        assert out, (number, errors)
-        (expected,), (row,) = json.loads(one.stdout), json.loads(out)
+        rows = []
+        for launch, report in zip((start, start_torchrun), reports, strict=True):
+            with launch("alt_fast.evaluate", *arguments, str(report)) as process:
+                assert process.wait() == 1, (number, process.errors)  # one video is not there
+                rows.append(json.loads(process.output))
+        (expected,), (row,) = rows
         assert row == expected
         assert row["videos"] == number
         assert [Path(entry["path"]).name for entry in row["unreadable"]] == ["none.webm"]
@@ -123,34 +105,22 @@ def test_two_processes_extract_as_one(two: Path, data: list[str], tmp_path: Path
     assert extract([*command, str(tmp_path / "both")]) == 1
     for number in (0, 2, 3, 4):
         (tmp_path / "both" / f"0000{number}.safetensors").unlink()
-    process = start("alt_fast.extract", *command, str(tmp_path / "both"))
-    out, errors = process.communicate(timeout=300)
-    assert out == f"10 videos in {tmp_path / 'both'}\n", errors
-    assert errors.count("unreadable, zeros") == 1
+    with start_torchrun("alt_fast.extract", *command, str(tmp_path / "both")) as process:
+        assert process.wait() == 1
+        assert process.output == f"10 videos in {tmp_path / 'both'}\n", process.errors
+        assert process.errors.count("unreadable, zeros") == 1
     for number in range(5):
         one, both = (load_file(tmp_path / name / f"0000{number}.safetensors") for name in ("one", "both"))
         assert torch.equal(one["label"], both["label"])
         torch.testing.assert_close(one["video"], both["video"])
 
 
-def children(process: subprocess.Popen[Any]) -> dict[str, int]:
-    """Process ids of torchrun's processes by rank."""
-    found = {}
-    for child in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
-        environment = dict(
-            entry.split("=", 1) for entry in Path(f"/proc/{child}/environ").read_text().split("\0") if "=" in entry
-        )
-        if "RANK" in environment:
-            found[environment["RANK"]] = int(child)
-    return found
-
-
-def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 200
-    while not list(path.parent.glob(path.name)):
-        assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
+def ranks(process: Command, run: Path) -> dict[str, int]:
+    """Process ids of torchrun's two processes; the first is the one that writes the run folder."""
+    main = int((run / ".lock").read_text().split()[1])
+    (other,) = set(children(process.pid)) - {main}
+    assert main in children(process.pid)
+    return {"0": main, "1": other}
 
 
 @pytest.mark.parametrize(("rank", "whole"), [("0", "two"), ("1", "two"), ("1", "sharded")])
@@ -159,10 +129,10 @@ def test_a_killed_process_costs_the_steps_since_the_last_checkpoint(
 ) -> None:
     run, undisturbed = tmp_path / "run", request.getfixturevalue(whole)
     options = SHARDED if whole == "sharded" else []
-    process = start("alt_fast.train", *JOB, *data, *options, "--out", str(run), restarts=1)
-    wait_for(run / "alt-*.state", process)
-    os.kill(children(process)[rank], signal.SIGKILL)
-    finish(process)
+    with start_torchrun("alt_fast.train", *JOB, *data, *options, "--out", str(run), restarts=1) as process:
+        process.wait_until(lambda: list(run.glob("alt-*.state")))
+        os.kill(ranks(process, run)[rank], signal.SIGKILL)
+        assert process.wait() == 0, process.errors
     expected, found = load_file(undisturbed / "model.safetensors"), load_file(run / "model.safetensors")
     assert all(torch.equal(expected[name], found[name]) for name in expected)
 
@@ -170,17 +140,13 @@ def test_a_killed_process_costs_the_steps_since_the_last_checkpoint(
 def test_sigterm_writes_a_checkpoint_to_go_on_from(two: Path, data: list[str], tmp_path: Path) -> None:
     run = tmp_path / "run"
     arguments = [*JOB, *data, "--out", str(run), "--checkpoint_every", "100"]
-    process = start("alt_fast.train", *arguments)
-    wait_for(run / "clip.safetensors", process)
-    while not list((run / "tensorboard").glob("*")):
-        time.sleep(0.01)
-    time.sleep(0.5)
-    process.terminate()
-    _, errors = process.communicate(timeout=100)
-    assert process.returncode != 0
-    assert "asked to end" in errors, errors
+    with start_torchrun("alt_fast.train", *arguments) as process:
+        process.wait_until(lambda: "alt: step 3 of 12" in process.output)
+        process.kill(signal.SIGTERM)
+        assert process.wait() != 0
+        assert "asked to end" in process.errors, process.errors
     assert list(run.glob("alt-*.state"))
-    finish(start("alt_fast.train", *arguments, "--resume"))
+    finish(start_torchrun("alt_fast.train", *arguments, "--resume"))
     expected, found = load_file(two / "model.safetensors"), load_file(run / "model.safetensors")
     assert all(torch.equal(expected[name], found[name]) for name in expected)
 
@@ -188,18 +154,21 @@ def test_sigterm_writes_a_checkpoint_to_go_on_from(two: Path, data: list[str], t
 @pytest.fixture(scope="module")
 def sharded(data: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run folder of JOB with weights, optimizer and checkpoints in two parts, and with a mean of the weights."""
-    run = tmp_path_factory.mktemp("sharded") / "run"
-    finish(start("alt_fast.train", *JOB, *data, *SHARDED, "--out", str(run)))
-    return run
+
+    def train(folder: Path) -> None:
+        options = [*SHARDED, "--keep", "9", "--out", str(folder / "run")]
+        finish(start_torchrun("alt_fast.train", *JOB, *data, *options))
+
+    return once(tmp_path_factory, "sharded", train) / "run"
 
 
-SHARDED = ["--optim.sharded", "true", "--optim.ema", "0.9"]
+SHARDED = ["--optim.sharded", "true", "--optim.ema", "0.9", "--checkpoint_every", "6"]
 
 
 def test_parts_train_as_the_whole(sharded: Path, two: Path, data: list[str], tmp_path: Path) -> None:
     assert losses(sharded) == pytest.approx(losses(two), rel=1e-4)
     whole = tmp_path / "whole"
-    finish(start("alt_fast.train", *JOB, *data, "--optim.ema", "0.9", "--out", str(whole)))
+    finish(start_torchrun("alt_fast.train", *JOB, *data, "--optim.ema", "0.9", "--out", str(whole)))
     expected, found = load_file(whole / "model.safetensors"), load_file(sharded / "model.safetensors")
     assert expected.keys() == found.keys()
     for name, weight in expected.items():
@@ -219,13 +188,14 @@ def test_parts_go_on_with_another_number_of_processes(
     run = tmp_path / "run"
     arguments = ["alt_fast.train", *JOB, *data, *SHARDED, "--out", str(run), "--resume"]
     counts = {1: ["--optim.accumulate", "2"], 2: ["--optim.accumulate", "1"]}
-    finish(start(*arguments, *counts[first], "--keep", "9", processes=first))
-    for path in run.glob("*"):
-        if path.name in ("alt-00000012.state", "alt-00000010.state", "alt-00000008.state"):
-            shutil.rmtree(path)
-        elif path.name in ("model.safetensors", "metrics.json"):
-            path.unlink()
-    finish(start(*arguments, *counts[3 - first], processes=3 - first))
+    if first == 2:
+        shutil.copytree(sharded, run)  # what two processes leave is there
+    else:
+        finish(start_torchrun(*arguments, *counts[first], "--keep", "9", processes=first))
+    shutil.rmtree(run / "alt-00000012.state")
+    for name in ("model.safetensors", "metrics.json"):
+        (run / name).unlink()
+    finish(start_torchrun(*arguments, *counts[3 - first], processes=3 - first))
     assert losses(run)[-6:] == pytest.approx(losses(sharded)[-6:], rel=1e-4)
     assert len(losses(run)) == 12 + 6
     expected, found = load_file(sharded / "model.safetensors"), load_file(run / "model.safetensors")
@@ -235,16 +205,16 @@ def test_parts_go_on_with_another_number_of_processes(
 
 def test_without_torchrun_a_process_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "3")  # as clusters set it, without torchrun
-    world = join_world("cpu")
-    assert world == World(0, 1, 0)
-    assert world.main
-    assert world.gather("a") == ["a"]
-    assert world.mean(1.0, 2.0) == [1.0, 2.0]
+    with join_world("cpu") as world:
+        assert world == World(0, 1, 0)
+        assert world.main
+        assert world.gather("a") == ["a"]
+        assert world.mean(1.0, 2.0) == [1.0, 2.0]
 
 
 def test_batches_that_cannot_be_shared(data: list[str], tmp_path: Path) -> None:
     arguments = [*JOB, *data, "--out", str(tmp_path / "run"), "--optim.batch_size", "6", "--pretrain.steps", "1"]
-    process = start("alt_fast.train", *arguments)
-    _, errors = process.communicate(timeout=300)
-    assert process.returncode != 0
-    assert "optim.batch_size 6 must be made of 2 equal parts (2 processes x optim.accumulate 1), each even" in errors
+    with start_torchrun("alt_fast.train", *arguments) as process:
+        assert process.wait() != 0
+        expected = "optim.batch_size 6 must be made of 2 equal parts (2 processes x optim.accumulate 1), each even"
+        assert expected in process.errors
