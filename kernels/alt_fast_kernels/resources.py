@@ -12,11 +12,9 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections import defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -160,7 +158,6 @@ def measure(arch: Arch, op: str, case: str, launch: Launch) -> Row:
     return Row(arch, name, case, registers, stack, compiled.metadata.shared)
 
 
-@cache
 def _cubin_usage(cubin: bytes) -> tuple[int, int]:
     """Registers per thread and bytes of stack, as cuobjdump reads them from machine code."""
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
@@ -174,36 +171,24 @@ def _cubin_usage(cubin: bytes) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
-@cache
-def _chosen(arch: Arch, kernel: str | None) -> list[tuple[str, str, Launch]]:
-    return [item for item in launches(arch) if kernel is None or kernel in item[0]]
-
-
-def _measure_some(arch: Arch, kernel: str | None, indices: list[int]) -> list[Row]:
-    chosen = _chosen(arch, kernel)
-    return [measure(arch, *chosen[i]) for i in indices]
-
-
-def _alike(arch: Arch, kernel: str | None) -> list[list[int]]:
-    """Group the launches of one kernel with equal options: many of them are one compilation to Triton."""
-    groups = defaultdict(list)
-    for i, (_, _, launch) in enumerate(_chosen(arch, kernel)):
-        groups[launch.kernel.__name__, tuple(sorted(launch.options.items()))].append(i)
-    return list(groups.values())
+def _measure_slice(arch: Arch, kernel: str | None, part: int, parts: int) -> list[Row]:
+    wanted = [item for item in launches(arch) if kernel is None or kernel in item[0]]
+    return [measure(arch, *item) for item in wanted[part::parts]]
 
 
 def table(targets: list[Arch], kernel: str | None, workers: int) -> list[Row]:
     """Return the rows of all launches on all targets, in order, compiled by `workers` processes."""
-    found: dict[tuple[Arch, int], Row] = {}
     with ProcessPoolExecutor(workers) as pool:
-        tasks = [
-            (target, indices, pool.submit(_measure_some, target, kernel, indices))
+        parts = [
+            [pool.submit(_measure_slice, target, kernel, part, workers) for part in range(workers)]
             for target in targets
-            for indices in _alike(target, kernel)
         ]
-        for target, indices, future in tasks:
-            found.update(((target, i), row) for i, row in zip(indices, future.result(), strict=True))
-    return [found[target, i] for target in targets for i in range(len(_chosen(target, kernel)))]
+        slices = [[future.result() for future in futures] for futures in parts]
+    rows = []
+    for found in slices:
+        for i in range(max(map(len, found))):
+            rows += [part[i] for part in found if i < len(part)]
+    return rows
 
 
 def main(argv: list[str] | None = None) -> int:
