@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("TRITON_INTERPRET", "1")
 if "PYTEST_XDIST_WORKER" in os.environ:  # the workers share the cores; OpenMP reads this when PyTorch is imported
@@ -30,8 +31,20 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError("--device cuda compiles the kernels: set TRITON_INTERPRET=0 (make test-gpu does)")
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Tests differ a hundredfold in length: a process without work takes some of the other's."""
+    from xdist.scheduler import WorkStealingScheduling  # not needed for `make test-gpu`
+
+    return WorkStealingScheduling(config, log)
+
+
+LONGEST = ("test_distributed", "test_train", "test_ablations", "test_resources")
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Tests marked gpu need --device cuda."""
+    """Tests marked gpu need --device cuda. The longest come first, so that no process ends long after the other."""
+    items.sort(key=lambda item: item.path.stem not in LONGEST)
     if config.getoption("--device") == "cpu":
         for item in items:
             if item.get_closest_marker("gpu"):
