@@ -12,7 +12,7 @@ import pytest
 from alt_fast.ablations import main
 from alt_fast.errors import RunError
 from alt_fast.model.config import ModelConfig
-from alt_fast.paper.ablations import TABLES, Row, Sweep, run_all, table_text
+from alt_fast.paper.ablations import SHAPES_FEW_SHOT, TABLES, Row, Sweep, run_all, table_text
 from alt_fast.training.config import parse
 from tests.conftest import SMALL_JOB
 from tests.processes import start
@@ -44,9 +44,11 @@ def test_a_table_on_motion_shapes(
     rows = TABLES["C4"][2:]
     monkeypatch.setitem(TABLES, "C4", rows)
     monkeypatch.setattr(SUBPROCESS_RUN, run_forked)
+    short = ["--model.frames", "2", "--optim.epochs", "1", "--optim.warmup_epochs", "0"]
+    monkeypatch.setattr("alt_fast.ablations.SHAPES_FEW_SHOT", " ".join([SHAPES_FEW_SHOT, *short]))
     command = ["C4", "--out", str(tmp_path), "--seeds", "0", "--"]
     options = [*SMALL_JOB[: SMALL_JOB.index("--model.frames")], "--pretrain.steps", "1", "--pretrain.batch_size", "8"]
-    options += ["--optim.epochs", "1", "--optim.warmup_epochs", "0", "--optim.batch_size", "12"]
+    options += [*short, "--optim.batch_size", "12"]
     assert main([*command, *options]) == 0, capsys.readouterr().err
     printed = capsys.readouterr().out
     lines = printed.strip().splitlines()
