@@ -8,6 +8,7 @@ import signal
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -84,7 +85,7 @@ def test_killed_anywhere_and_resumed_gives_the_same_weights(trained_run: Path, t
 
 
 def test_of_two_processes_the_second_is_refused(trained_run: Path, tmp_path: Path) -> None:
-    command = ["alt_fast.train", *job(trained_run, tmp_path), "--resume"]
+    command = ["alt_fast.train", *job(trained_run, tmp_path), "--resume", "--frame_only", "false"]
     lock, metrics = tmp_path / "run" / ".lock", tmp_path / "run" / "metrics.json"
     with start(*command) as first:
         first.wait_until(lambda: lock.exists() and lock.read_text())
@@ -101,7 +102,7 @@ def test_of_two_processes_the_second_is_refused(trained_run: Path, tmp_path: Pat
 
 def test_a_killed_run_leaves_no_lock(trained_run: Path, tmp_path: Path) -> None:
     """Nor do its decoding processes, which outlive it by some seconds."""
-    command = ["alt_fast.train", *job(trained_run, tmp_path), "--resume"]
+    command = ["alt_fast.train", *job(trained_run, tmp_path), "--resume", "--frame_only", "false"]
     with start(*command) as killed:
         killed.wait_until(lambda: list((tmp_path / "run").glob("alt-*.state")) and children(killed.pid))
         killed.kill(signal.SIGSTOP)
@@ -156,14 +157,21 @@ def test_seeds_differ(trained_run: Path, tmp_path: Path) -> None:
 
 
 def test_compile_trains(trained_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As without it. One layer and scalar code: more of the same costs the C++ compiler a minute."""
+    """As without it. With one layer, scalar code, and all kernels of a graph in one file: it compiles in seconds."""
+    quick: dict[str, Any] = {
+        "cpp.simdlen": 1,
+        "cpp_wrapper": True,
+        "cpp_wrapper_build_separate": True,
+        "compile_threads": 1,
+    }
+    quick |= {"aot_inductor.compile_wrapper_opt_level": "O0", "cpp_cache_precompile_headers": False}
     for tower in ("vision_cfg", "text_cfg"):
         monkeypatch.setitem(TINY_CONFIG, tower, TINY_CONFIG[tower] | {"layers": 1})
     settings = ["--model.depth", "1", "--frame_only", "false", "--data.workers", "0"]
-    settings += ["--optim.epochs", "1", "--optim.warmup_epochs", "0"]
+    settings += ["--optim.epochs", "1", "--optim.warmup_epochs", "0", "--pretrain.steps", "1"]
     counters.clear()
     for name, options, graphs in (("eager", [], 0), ("compiled", ["--compile"], 1)):
-        with inductor_config.patch({"cpp.simdlen": 1}):
+        with inductor_config.patch(quick):
             assert main([*job(trained_run, tmp_path / name), *settings, *options]) == 0
         assert counters["stats"]["unique_graphs"] == graphs
     eager, compiled = (load_file(tmp_path / name / "run" / "model.safetensors") for name in ("eager", "compiled"))
@@ -182,7 +190,7 @@ def test_compile_without_a_compiler_says_so(
 
 
 def test_amp_and_mixing_train(trained_run: Path, tmp_path: Path) -> None:
-    arguments = job(trained_run, tmp_path)
+    arguments = [*job(trained_run, tmp_path), "--pretrain.steps", "1"]
     mixing = ["--optim.amp", "true", "--optim.mixup", "0.8", "--optim.cutmix", "1.0", "--optim.accumulate", "2"]
     assert main([*arguments, *mixing, "--frame_only", "false", "--eval_every", "1", "--optim.clip_grad", "null"]) == 0
     assert (tmp_path / "run" / "model.safetensors").exists()
@@ -192,7 +200,7 @@ def test_the_best_weights_stay_and_are_what_was_tested(
     trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """With a mean of the weights, and rates scaled to the batch."""
-    arguments = job(trained_run, tmp_path)
+    arguments = [*job(trained_run, tmp_path), "--pretrain.steps", "1"]
     arguments += ["--optim.epochs", "4", "--eval_every", "1", "--optim.ema", "0.5", "--frame_only", "false"]
     assert main([*arguments, "--optim.scale_from", "24"]) == 0
     printed = capsys.readouterr().out
@@ -268,7 +276,8 @@ def other_dataset(
             csv.writer(file).writerows(rows)
     lists = {"train": "train.txt", "test": "test.csv", "classes": "names.csv"}
     options = [f"--data.{name}={folder / file}" for name, file in lists.items()]
-    return [*SMALL_JOB, "--data.generate", "null", *options, "--frame_only", "false", "--out", str(folder / "run")]
+    options += ["--frame_only", "false", "--pretrain.steps", "1", "--out", str(folder / "run")]
+    return [*SMALL_JOB, "--data.generate", "null", *options]
 
 
 def test_own_videos_with_a_bad_one(
@@ -288,7 +297,7 @@ def test_own_videos_with_a_bad_one(
 def test_names_of_classes_stay_as_they_are(write_video: VideoWriter, tmp_path: Path) -> None:
     """With commas, quotes and letters of other scripts."""
     names = ['going "dark", slowly', "ярче, 明るくなる"]
-    arguments = [*other_dataset(write_video, tmp_path, names=names), "--pretrain.steps", "1"]
+    arguments = other_dataset(write_video, tmp_path, names=names)
     assert main([*arguments, "--optim.epochs", "1", "--optim.warmup_epochs", "0"]) == 0
     assert alt_fast.load(tmp_path / "run").classes == names
     assert read_classes(tmp_path / "run" / "classes.csv") == names

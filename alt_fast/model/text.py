@@ -1,5 +1,6 @@
 """The frozen text side: prompts, CLIP's text tower, embeddings of class names and entities."""
 
+import functools
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,6 +36,12 @@ PLAIN_TEMPLATES = ("{}", "a video of {}.")
 """For class names that are whole sentences already."""
 
 
+@functools.cache
+def clip_tokenizer(context_length: int) -> open_clip.SimpleTokenizer:
+    """Return CLIP's tokenizer. Its tables of 49,408 entries take long to make, and are the same for all models."""
+    return open_clip.SimpleTokenizer(context_length=context_length)
+
+
 class TextTower(nn.Module):
     """CLIP's text tower with its tokenizer; frozen, always in eval mode."""
 
@@ -44,11 +51,14 @@ class TextTower(nn.Module):
         if clip.visual is not None:
             raise ArgumentError("take the image tower off first: clip.visual must be None")
         self.clip = clip.requires_grad_(False)
-        self.tokenizer = open_clip.SimpleTokenizer(context_length=clip.context_length)
-        if clip.vocab_size != self.tokenizer.vocab_size:
-            raise ArgumentError(
-                f"the text tower has {clip.vocab_size} tokens, CLIP's tokenizer {self.tokenizer.vocab_size}"
-            )
+        known = self.tokenizer.vocab_size
+        if clip.vocab_size != known:
+            raise ArgumentError(f"the text tower has {clip.vocab_size} tokens, CLIP's tokenizer {known}")
+
+    @property
+    def tokenizer(self) -> open_clip.SimpleTokenizer:
+        """CLIP's; no copy or pickle of the tower needs another."""
+        return clip_tokenizer(self.clip.context_length)
 
     @torch.no_grad()
     def forward(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from alt_fast.data.augment import MEAN_STD
 from alt_fast.data.motion_shapes.captions import captioned_frame, reworded_labels
+from alt_fast.model.text import clip_tokenizer
 from alt_fast.training.config import PretrainConfig
 from alt_fast.training.loop import StageSettings
 from alt_fast.training.schedule import Schedule
@@ -62,7 +63,7 @@ class ClipStage:
         device: torch.device,
     ) -> None:
         self.module, self.config, self.workers, self.device = clip, config, workers, device
-        self.tokenizer = open_clip.SimpleTokenizer(context_length=clip.context_length)
+        self.tokenizer = clip_tokenizer(clip.context_length)
         # Wider than CLIP's 0.02, which needs far longer training to tell words apart.
         torch.nn.init.normal_(clip.token_embedding.weight, std=0.3)
         self.labels, rewordings = reworded_labels()

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from alt_fast import ALT, Corpus, Entity, create_model
 from alt_fast.corpus import CATEGORIES
+from alt_fast.model.clip_weights import TINY_CONFIG
 from alt_fast.model.text import TEMPLATES, TextTower
 from alt_fast_kernels.align.reference import gumbel_noise
 from tests.oracles import match_by_loops
@@ -385,8 +386,10 @@ def test_activation_checkpointing_gives_the_same_gradients_for_less_memory(corpu
     assert little < much
 
 
-def test_compiles_without_graph_breaks(corpus: Corpus) -> None:
-    model = build(corpus).train()
+def test_compiles_without_graph_breaks(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two layers and one decoder block: more of the same takes longer to trace."""
+    monkeypatch.setitem(TINY_CONFIG, "vision_cfg", TINY_CONFIG["vision_cfg"] | {"layers": 2})
+    model = build(corpus, depth=1).train()
     c, seed = classes(model), torch.tensor(5)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")  # tests/test_train.py generates code
     eager_out, compiled_out = model(video(), c, seed), compiled(video(), c, seed)

@@ -73,6 +73,19 @@ def test_same_features_as_open_clip_at_r_0(form: str, tmp_path: Path, corpus: Co
         torch.testing.assert_close(model.text(texts), clip.encode_text(tokens, normalize=True), rtol=0, atol=1e-5)
 
 
+@pytest.fixture
+def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """open_clip's models by their names, with one thin layer a tower."""
+    full = open_clip.get_model_config
+
+    def config(name: str) -> dict[str, Any]:
+        found = full(name)
+        return found | {tower: found[tower] | {"layers": 1, "width": 64} for tower in ("vision_cfg", "text_cfg")}
+
+    monkeypatch.setattr(open_clip, "get_model_config", config)
+
+
+@pytest.mark.usefixtures("narrow")
 def test_activation_follows_the_weights(tmp_path: Path) -> None:
     clip = seeded_clip(quick_gelu=True)
     frames = torch.randn(2, 3, 48, 48)
@@ -81,6 +94,7 @@ def test_activation_follows_the_weights(tmp_path: Path) -> None:
     assert build_clip("ViT-B-32-quickgelu").visual.transformer.resblocks[0].mlp.gelu.__class__.__name__ == "QuickGELU"
 
 
+@pytest.mark.usefixtures("narrow")
 def test_openai_tag_brings_quick_gelu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     saved = tmp_path / "downloaded.pt"
     torch.save(open_clip.CLIP(**open_clip.get_model_config("ViT-B-32")).state_dict(), saved)

@@ -7,6 +7,7 @@ import sys
 import types
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,93 +25,101 @@ from tests.oracles import match_by_loops
 IMAGE = 32
 
 
-def timm_vit(**options: Any) -> nn.Module:
-    defaults = {"img_size": IMAGE, "patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 2, "num_classes": 5}
+def timm_vit(depth: int = 3, **options: Any) -> nn.Module:
+    defaults = {"img_size": IMAGE, "patch_size": 8, "embed_dim": 32, "depth": depth, "num_heads": 2, "num_classes": 5}
     return timm.models.VisionTransformer(**{**defaults, **options})
 
 
-def dinov2_style() -> nn.Module:
+def dinov2_style(depth: int = 3) -> nn.Module:
     """LayerScale, registers, qk-norm, SwiGLU: what ToMe's own patch passes over."""
     return timm_vit(
-        init_values=0.1, reg_tokens=4, no_embed_class=True, qk_norm=True, mlp_layer=timm.layers.SwiGLUPacked
+        depth, init_values=0.1, reg_tokens=4, no_embed_class=True, qk_norm=True, mlp_layer=timm.layers.SwiGLUPacked
     )
 
 
-def distilled() -> nn.Module:
-    options = {"img_size": IMAGE, "patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 2, "num_classes": 5}
+def distilled(depth: int = 3) -> nn.Module:
+    options = {"img_size": IMAGE, "patch_size": 8, "embed_dim": 32, "depth": depth, "num_heads": 2, "num_classes": 5}
     return timm.models.deit.VisionTransformerDistilled(**options)
 
 
-def open_clip_tower(**options: Any) -> nn.Module:
+def open_clip_tower(depth: int = 3, **options: Any) -> nn.Module:
     from open_clip.transformer import VisionTransformer
 
     return VisionTransformer(
-        image_size=IMAGE, patch_size=8, width=32, layers=3, heads=2, mlp_ratio=2.0, output_dim=16, **options
+        image_size=IMAGE, patch_size=8, width=32, layers=depth, heads=2, mlp_ratio=2.0, output_dim=16, **options
     )
 
 
-def torchvision_vit() -> nn.Module:
+def torchvision_vit(depth: int = 3) -> nn.Module:
     from torchvision.models import VisionTransformer
 
-    return VisionTransformer(IMAGE, 8, num_layers=3, num_heads=2, hidden_dim=32, mlp_dim=64, num_classes=5)
+    return VisionTransformer(IMAGE, 8, num_layers=depth, num_heads=2, hidden_dim=32, mlp_dim=64, num_classes=5)
 
 
-def openai_clip() -> nn.Module:
+def openai_clip(depth: int = 3) -> nn.Module:
     """From the package, whose tokenizer file asks setuptools for a module that it no longer has."""
     sys.modules.setdefault("pkg_resources", types.SimpleNamespace(packaging=packaging))  # type: ignore[arg-type]
     from clip import model
 
-    return model.VisionTransformer(IMAGE, 8, width=32, layers=3, heads=2, output_dim=16)
+    return model.VisionTransformer(IMAGE, 8, width=32, layers=depth, heads=2, output_dim=16)
 
 
-def hugging_face(name: str) -> Callable[[], nn.Module]:
-    def build() -> nn.Module:
-        import transformers
+def hugging_face(name: str, depth: int = 3) -> nn.Module:
+    import transformers
 
-        kind = name.removesuffix("ForImageClassification").removesuffix("VisionModel").removesuffix("Model")
-        config = {"CLIP": "CLIPVisionConfig", "Siglip": "SiglipVisionConfig"}.get(kind, f"{kind}Config")
-        config = getattr(transformers, config)(
-            hidden_size=32,
-            num_hidden_layers=3,
-            num_attention_heads=2,
-            intermediate_size=64,
-            image_size=IMAGE,
-            patch_size=8,
-            num_labels=5,
-        )
-        return getattr(transformers, name)(config)
-
-    return build
+    kind = name.removesuffix("ForImageClassification").removesuffix("VisionModel").removesuffix("Model")
+    config = {"CLIP": "CLIPVisionConfig", "Siglip": "SiglipVisionConfig"}.get(kind, f"{kind}Config")
+    config = getattr(transformers, config)(
+        hidden_size=32,
+        num_hidden_layers=depth,
+        num_attention_heads=2,
+        intermediate_size=64,
+        image_size=IMAGE,
+        patch_size=8,
+        num_labels=5,
+    )
+    return getattr(transformers, name)(config)
 
 
-HOSTS: dict[str, Callable[[], nn.Module]] = {
+HOSTS: dict[str, Callable[..., nn.Module]] = {
     "timm": timm_vit,
-    "timm-average": lambda: timm_vit(class_token=False, global_pool="avg"),
-    "timm-attention-pool": lambda: timm_vit(class_token=False, global_pool="map"),
+    "timm-average": partial(timm_vit, class_token=False, global_pool="avg"),
+    "timm-attention-pool": partial(timm_vit, class_token=False, global_pool="map"),
     "timm-dinov2": dinov2_style,
     "timm-distilled": distilled,
     "open_clip": open_clip_tower,
-    "open_clip-layerscale-average": lambda: open_clip_tower(ls_init_value=0.1, pool_type="avg"),
+    "open_clip-layerscale-average": partial(open_clip_tower, ls_init_value=0.1, pool_type="avg"),
     "clip": openai_clip,
     "torchvision": torchvision_vit,
     **{
-        name: hugging_face(name)
+        name: partial(hugging_face, name)
         for name in (
             *("ViTModel", "ViTForImageClassification", "DeiTModel", "CLIPVisionModel", "SiglipVisionModel"),
             *("Dinov2Model", "Dinov2ForImageClassification", "Dinov2WithRegistersModel"),
         )
     },
 }
+"""Small models of every host, by their depth: three blocks if nothing is said."""
 
 
-@pytest.fixture(params=HOSTS)
-def model(request: pytest.FixtureRequest) -> nn.Module:
+def build(host: str, depth: int = 3) -> nn.Module:
     torch.manual_seed(0)
-    model = HOSTS[request.param]().eval()
+    model = HOSTS[host](depth=depth).eval()
     with torch.no_grad():  # untrained: weights large enough that tokens differ and every layer matters
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.2)
     return model
+
+
+@pytest.fixture(params=HOSTS)
+def model(request: pytest.FixtureRequest) -> nn.Module:
+    return build(request.param)
+
+
+@pytest.fixture(params=HOSTS)
+def shallow(request: pytest.FixtureRequest) -> nn.Module:
+    """For tests that trace: the first block and the last. One between them takes and returns what these do."""
+    return build(request.param, depth=2)
 
 
 def images(batch: int = 2) -> Tensor:
@@ -197,19 +206,19 @@ def test_trains(model: nn.Module) -> None:
     assert {name for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0} == plain
 
 
-def test_compiles(model: nn.Module) -> None:
+def test_compiles(shallow: nn.Module) -> None:
     torch.compiler.reset()
-    alt_fast.apply_patch(model, r=3)
-    expected = run(model)
-    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    alt_fast.apply_patch(shallow, r=3)
+    expected = run(shallow)
+    compiled = torch.compile(shallow, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(run(compiled), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_exports(model: nn.Module) -> None:
-    alt_fast.apply_patch(model, r=3)
+def test_exports(shallow: nn.Module) -> None:
+    alt_fast.apply_patch(shallow, r=3)
     with torch.no_grad():
-        expected = run(model)
-        program = torch.export.export(model, (images(),))
+        expected = run(shallow)
+        program = torch.export.export(shallow, (images(),))
         torch.testing.assert_close(run(program.module()), expected, rtol=1e-4, atol=1e-4)
 
 
@@ -362,7 +371,7 @@ def test_ddp_wrapping(tmp_path: Any) -> None:
 def test_onnx_export_runs_in_onnxruntime(host: str, tmp_path: Any) -> None:
     import onnxruntime as runtime
 
-    model = alt_fast.apply_patch(HOSTS[host]().eval(), r=3)
+    model = alt_fast.apply_patch(HOSTS[host](depth=2).eval(), r=3)
     path = tmp_path / "model.onnx"
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
