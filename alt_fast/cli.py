@@ -29,6 +29,7 @@ EXTRAS = {
     "transformers": "corpus",
     "nvidia": "dali",
     "xformers": "gpu",
+    "sentryward": "verify",
 }
 """Optional packages, by the name that is imported, and the extra that installs each."""
 

@@ -23,6 +23,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--results", type=Path, help="write all measurements to this file, as JSON lines")
     parser.addoption("--time-limit", type=float, help="seconds after which no further benchmark starts")
     parser.addoption("--tome", type=Path, help="checkout of github.com/facebookresearch/ToMe, raced beside ours")
+    parser.addoption("--flashbias", type=Path, help="checkout of github.com/thuml/FlashBias, raced beside ours")
     parser.addoption("--rounds", type=int, help="rounds of every race; by default each benchmark's own number")
 
 
@@ -127,6 +128,8 @@ def _describe(row: dict[str, Any]) -> str:
         line += f"   FLOPs: x {row['flop_ratio']:.3f}"
     if "cosine_to_first" in row:
         line += f"   cosine {row['cosine_to_first']:.4f}"
+    if "same_top1" in row:
+        line += f"   logits within {row['max_logit_difference']:.3g}, top-1 {row['same_top1']:.0%} the same"
     if "clips" in row:
         line += f"   {row['clips'] / row['seconds']:,.1f} clips/s"
     if "wait_share" in row:

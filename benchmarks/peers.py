@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,7 @@ from alt_fast.model.encoder import RegionEncoder, Regions
 # Who runs in an encoder's race, as result files name them.
 OURS, PUBLISHED, ORIGINAL = "alt_fast", "published ToMe", "ToMe, original code"
 DROPPED, PLAIN = "dropped, not merged", "un-merged (SDPA)"
+UNMERGED = "alt_fast, patches given their grid back"
 
 
 class PublishedBlock(nn.Module):
@@ -142,10 +144,11 @@ class TokensDropped(nn.Module):
         return self.model.forward_head(self.model.norm(x))
 
 
-def attention_peers(qkv: Tensor, size: Tensor) -> dict[str, Callable[[], Tensor]]:
+def attention_peers(qkv: Tensor, size: Tensor, flashbias: Path | None = None) -> dict[str, Callable[[], Tensor]]:
     """Ways to compute softmax(q k^T / sqrt(D) + log size) v, and plain flash attention, which ignores sizes.
 
-    qkv: [B, N, 3, H, D]. size: [B, N]. Results are [B, N, H * D], as the output projection wants them.
+    qkv: [B, N, 3, H, D]. size: [B, N]. flashbias: a checkout of github.com/thuml/FlashBias, which takes a bias as a
+    product of two thin matrices. Results are [B, N, H * D], as the output projection wants them.
     """
     q, k, v = (x.transpose(1, 2) for x in qkv.unbind(2))  # [B, H, N, D]
     dim = qkv.shape[-1]
@@ -166,29 +169,49 @@ def attention_peers(qkv: Tensor, size: Tensor) -> dict[str, Callable[[], Tensor]
     peers["SDPA, extra column"] = extra_column
     if qkv.is_cuda:
         peers["FlexAttention"] = _flex_attention(q, k, v, log_size)
+        if find_spec("flash_attn"):
+            peers["FlexAttention, FlashAttention 4"] = _flex_attention(q, k, v, log_size, {"BACKEND": "FLASH"})
         if find_spec("xformers"):
             peers["xformers, bias"] = _xformers(qkv, log_size)
+        if flashbias is not None:
+            peers["FlashBias"] = _flashbias(flashbias, qkv, log_size)
     return peers
 
 
-def absent_attention_peers(device: str) -> dict[str, str]:
+def absent_attention_peers(device: str, flashbias: Path | None = None) -> dict[str, str]:
     """Peers that `attention_peers` leaves out on this machine, and why."""
     if device != "cuda":
-        return dict.fromkeys(["FlexAttention", "xformers, bias"], "needs a GPU")
-    return {} if find_spec("xformers") else {"xformers, bias": "xformers is not installed"}
+        peers = ["FlexAttention", "FlexAttention, FlashAttention 4", "xformers, bias", "FlashBias"]
+        return dict.fromkeys(peers, "needs a GPU")
+    packages = {"FlexAttention, FlashAttention 4": "flash_attn", "xformers, bias": "xformers"}
+    absent = {peer: f"{name} is not installed" for peer, name in packages.items() if not find_spec(name)}
+    return absent if flashbias is not None else absent | {"FlashBias": "no checkout given (--flashbias PATH)"}
 
 
 def original_tome(checkout: Path, model: nn.Module, r: int) -> nn.Module:
     """A copy of timm's `model` patched by a checkout of ToMe itself. Raises whatever importing or patching raises."""
-    sys.path.insert(0, str(checkout))
-    try:
-        patch = importlib.import_module("tome.patch").timm
-    finally:
-        sys.path.remove(str(checkout))
+    patch = _module_of(checkout, "tome.patch").timm
     patched = copy.deepcopy(model)
     patch(patched)
     patched.r = r
     return patched
+
+
+def _module_of(checkout: Path, name: str) -> Any:
+    """Import a module of a repository that is no package."""
+    sys.path.insert(0, str(checkout))
+    try:
+        return importlib.import_module(name)
+    finally:
+        sys.path.remove(str(checkout))
+
+
+def _flashbias(checkout: Path, qkv: Tensor, log_size: Tensor) -> Callable[[], Tensor]:
+    attend = _module_of(checkout / "flash_bias", "flash_bias_triton").flash_bias_func
+    q, k, v = qkv.unbind(2)
+    column = log_size[:, :, None, None].to(qkv.dtype)  # log size is rank one: [1, N, 1, 1] times [B, M, 1, 1]
+    ones = torch.ones_like(column[:1])
+    return lambda: attend(q, k, v, ones, column).flatten(2)
 
 
 def _joined(heads: Tensor) -> Tensor:
@@ -196,14 +219,16 @@ def _joined(heads: Tensor) -> Tensor:
     return heads.transpose(1, 2).flatten(2)
 
 
-def _flex_attention(q: Tensor, k: Tensor, v: Tensor, log_size: Tensor) -> Callable[[], Tensor]:
+def _flex_attention(
+    q: Tensor, k: Tensor, v: Tensor, log_size: Tensor, options: dict[str, Any] | None = None
+) -> Callable[[], Tensor]:
     from torch.nn.attention.flex_attention import flex_attention
 
     def add(score: Tensor, b: Tensor, h: Tensor, q_index: Tensor, k_index: Tensor) -> Tensor:
         return score + log_size[b, k_index]
 
     compiled = torch.compile(flex_attention, dynamic=False)
-    return lambda: _joined(compiled(q, k, v, score_mod=add))
+    return lambda: _joined(compiled(q, k, v, score_mod=add, kernel_options=options))
 
 
 def _xformers(qkv: Tensor, log_size: Tensor) -> Callable[[], Tensor]:

@@ -48,12 +48,13 @@ def test_ceilings(race: RunRace, device: str) -> None:
 
 @pytest.mark.parametrize("num_tokens", [189, 101])  # after the first and the last merge but one of ViT-B at r = 8
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "forward+backward"])
-def test_attention(num_tokens: int, backward: bool, race: RunRace, device: str) -> None:
+def test_attention(num_tokens: int, backward: bool, race: RunRace, device: str, pytestconfig: pytest.Config) -> None:
     batch, dtype = setting(device)
     qkv = torch.randn(batch, num_tokens, 3, HEADS, HEAD_DIM, device=device, dtype=dtype, requires_grad=backward)
     size = torch.randint(1, 9, (batch, num_tokens), device=device).float()
+    flashbias = pytestconfig.getoption("--flashbias")
     attend = {
-        **attention_peers(qkv, size),
+        **attention_peers(qkv, size, flashbias),
         "alt_fast": lambda: proportional_attention_qkvpacked(qkv, size),
     }
 
@@ -69,7 +70,7 @@ def test_attention(num_tokens: int, backward: bool, race: RunRace, device: str) 
         {name: step(function) for name, function in attend.items()},
         "alt_fast",
         "SDPA, mask",
-        skipped=absent_attention_peers(device),
+        skipped=absent_attention_peers(device, flashbias),
         bytes={} if backward else dict.fromkeys(attend, cost.bytes),
         macs=cost.macs * 7 // 2 if backward else cost.macs,
     )

@@ -11,10 +11,26 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 Step = Callable[[], object]
 
 WARM_UP = 3  # calls on a GPU before a capture, or before the first round
+
+
+def check_writes(outputs: object, replay: Step) -> None:
+    """Raise AssertionError unless a replay writes its outputs anew: they are filled with NaN before it.
+
+    A graph captured on the wrong stream, or after its work was done, would replay nothing, in no time.
+    """
+    tensors = [x for x in tree_leaves(outputs) if isinstance(x, Tensor) and x.is_floating_point()]
+    with torch.no_grad():
+        for x in tensors:
+            x.fill_(torch.nan)
+        replay()
+    if not all(bool(x.isfinite().any()) for x in tensors if x.numel()):
+        raise AssertionError("a replay leaves its outputs unwritten")
 
 
 class OnCPU:
@@ -56,6 +72,7 @@ class OnGPU:
             with torch.cuda.graph(captured):
                 self.kept = step()  # outputs stay where the graph writes them
             self.run = captured.replay
+            check_writes(self.kept, captured.replay)
         l2_bytes = torch.cuda.get_device_properties(0).L2_cache_size
         self.flush = torch.empty(2 * l2_bytes, dtype=torch.int8, device="cuda")
 

@@ -24,7 +24,7 @@ MODULES = (
     "alt_fast_kernels.cost",
     "alt_fast_kernels.counting",
     "alt_fast_kernels.launch",
-    "alt_fast_kernels.resources",
+    "alt_fast_kernels.predict",
 )
 """The two packages, and the modules of what their public names take, return and raise."""
 

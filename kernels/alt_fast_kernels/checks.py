@@ -7,12 +7,14 @@ import torch
 from torch import Tensor
 from torch.func import debug_unwrap
 
+from alt_fast_kernels.launch import is_intercepted
+
 _check_values = False
 
 
 @contextmanager
 def check_values() -> Iterator[None]:
-    """Check values (finite keys, positive sizes) on every device, at the price of a synchronization per op.
+    """Check values (finite keys, no negative sizes) on every device, at the price of a synchronization per op.
 
     On a CPU they are always checked. On a GPU reading them would stall the stream, so outside this context a key that
     is not finite merges last, and only when nothing else is left. It holds for the whole process.
@@ -30,13 +32,15 @@ def may_read_values(x: Tensor) -> bool:
     traced = torch.compiler.is_compiling() or type(x) is not Tensor
     if traced or debug_unwrap(x, recurse=False) is not x:  # inside vmap or grad
         return False
-    return x.device.type == "cpu" or _check_values
+    if is_intercepted():
+        return False
+    return x.device.type == "cpu" or (_check_values and not x.is_meta)
 
 
 def check_size(size: Tensor, like: Tensor) -> None:
     """Raise unless size suits the tokens `like` [B, N, ...].
 
-    It must be [B, N], fp32 or fp64, on the same device, without gradient, and > 0 where values may be read.
+    It must be [B, N], fp32 or fp64, on the same device, without gradient, and >= 0 where values may be read.
     """
     if size.shape != like.shape[:2]:
         raise ValueError(f"size must be {tuple(like.shape[:2])}, one number per token, got shape {tuple(size.shape)}")
@@ -45,8 +49,8 @@ def check_size(size: Tensor, like: Tensor) -> None:
     if size.requires_grad:
         raise ValueError("size must not require grad: token sizes are counts")
     check_device("size", size, like)
-    if may_read_values(size) and not bool((size > 0).all()):
-        raise ValueError(f"size must be > 0 everywhere, got a minimum of {size.min().item()}")
+    if may_read_values(size) and not bool((size >= 0).all()):
+        raise ValueError(f"size must be >= 0 everywhere, got a minimum of {size.min().item()}")
 
 
 def check_device(name: str, x: Tensor, like: Tensor) -> None:

@@ -1,21 +1,23 @@
 """The launch configurations of every kernel, one checked-in table, and the row of it that a device uses.
 
 The values were chosen by hand from compiled code: the largest tiles that neither spill registers nor need more shared
-memory than a block may have, on every target (see `resources`). No autotuning at run time: tokens shrink from layer to
+memory than a block may have, on every target (see `predict`). No autotuning at run time: tokens shrink from layer to
 layer, and a search per length would never end.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from types import MappingProxyType
+from typing import Any
 
 import torch
 
 Arch = str
 """sm_80 (and newer up to 89), sm_90 (and newer), sm_100, or gfx942 for AMD."""
 
-Config = Mapping[str, int]
-"""What Triton is given by keyword: the kernel's tile sizes, num_warps, num_stages and, on NVIDIA, maxnreg.
+Config = Mapping[str, Any]
+"""What Triton is given by keyword: tile sizes, PRECISION of products, num_warps, num_stages and, on NVIDIA, maxnreg.
 
 maxnreg: registers a thread may take. Left alone, ptxas spills some to reach the next step of occupancy.
 """
@@ -24,17 +26,19 @@ ByWidth = dict[int, Config]
 """Configurations by the largest block width each one serves."""
 
 NVIDIA, HOPPER, AMD = "sm_80 sm_90 sm_100", "sm_90 sm_100", "gfx942"
-ANY_ARCH, ANY_DTYPE, ANY_WIDTH = f"{NVIDIA} {AMD}", "any", 0
+ALIGN_PLAIN = "align_fwd align_fwd_online align_bwd"
+ALIGN_NOISY = "align_fwd_noisy align_fwd_online_noisy align_bwd_noisy"
+ANY_ARCH, ANY_DTYPE, ANY_WIDTH, MAX_WIDTH = f"{NVIDIA} {AMD}", "any", 0, 8192
 
 
-def _config(num_warps: int, num_stages: int = 1, maxnreg: int | None = None, **tile: int) -> Config:
+def _config(num_warps: int, num_stages: int = 1, maxnreg: int | None = None, **tile: Any) -> Config:
     limit = {} if maxnreg is None else {"maxnreg": maxnreg}
     return MappingProxyType({**tile, "num_warps": num_warps, "num_stages": num_stages, **limit})
 
 
-def _rows(num_warps: int, maxnreg: int | None = None) -> ByWidth:
-    """Whole rows: as many as make 2,048 elements."""
-    return {2**i: _config(num_warps, 1, maxnreg, ROWS=2048 >> i) for i in range(4, 12)}
+def _rows(num_warps: int, maxnreg: int | None = None, widths: range = range(4, 12)) -> ByWidth:
+    """Whole rows of 2**width channels: as many as make 2,048 elements."""
+    return {2**i: _config(num_warps, 1, maxnreg, ROWS=2048 >> i) for i in widths}
 
 
 def _row(num_warps: int, maxnreg: int | None = None) -> ByWidth:
@@ -54,46 +58,74 @@ def _mnc(
     return {ANY_WIDTH: _config(num_warps, num_stages, maxnreg, BLOCK_M=block_m, BLOCK_N=block_n, BLOCK_C=block_c)}
 
 
+def _scores(precision: str) -> Config:
+    """BLOCK_A even tokens by BLOCK_B odd ones, BLOCK_C channels at a time."""
+    return _config(4, 1, BLOCK_A=64, BLOCK_B=64, BLOCK_C=32, PRECISION=precision)
+
+
+def _image(precision: str, num_warps: int, **tile: int) -> Config:
+    """All even tokens by all odd ones."""
+    return _config(num_warps, 1, PRECISION=precision, **tile)
+
+
 TABLE: tuple[tuple[str, str, str, ByWidth], ...] = (
     # kernels, architectures, dtypes (half: fp16 and bf16), configurations by block width
     #
     # match; the width is that of one head of the keys
-    ("match_metric", NVIDIA, ANY_DTYPE, {**_rows(4, 128), **_row(4, 128)}),
+    ("match_metric", NVIDIA, "half", {**_rows(4, 128), **_row(4, 128)}),
+    ("match_metric", NVIDIA, "fp32", {**_rows(8, 128), **_row(4, 128)}),
     ("match_metric", AMD, ANY_DTYPE, {**_rows(4), **_row(4)}),
-    ("match_best", NVIDIA, ANY_DTYPE, {ANY_WIDTH: _config(4, 1, 96, BLOCK_A=32, BLOCK_B=32, BLOCK_C=32)}),
-    ("match_best", AMD, ANY_DTYPE, {ANY_WIDTH: _config(4, 1, BLOCK_A=32, BLOCK_B=32, BLOCK_C=32)}),
-    ("match_plan", ANY_ARCH, ANY_DTYPE, {ANY_WIDTH: _config(8, 1, BLOCK=64)}),
+    # scores; the width is that of the metric. Tensor cores cut off sums, the more the longer: wide ones are exact
+    ("match_best", NVIDIA, ANY_DTYPE, {128: _scores("tf32x3"), MAX_WIDTH: _scores("ieee")}),
+    ("match_best", AMD, ANY_DTYPE, {MAX_WIDTH: _scores("ieee")}),
+    # whole images; the width is the number of even tokens
+    ("match_pair", "sm_80", ANY_DTYPE, {64: _image("tf32x3", 4, BLOCK_C=16), 128: _image("tf32x3", 8, BLOCK_C=16)}),
+    ("match_pair", HOPPER, ANY_DTYPE, {64: _image("tf32x3", 4, BLOCK_C=32), 128: _image("tf32x3", 8, BLOCK_C=32)}),
+    ("match_pair", AMD, ANY_DTYPE, {64: _image("ieee", 4, BLOCK_C=32), 128: _image("ieee", 8, BLOCK_C=32)}),
+    ("match_pair_wide", NVIDIA, ANY_DTYPE, {64: _image("ieee", 4, BLOCK_C=32), 128: _image("ieee", 16, BLOCK_C=32)}),
+    ("match_pair_wide", AMD, ANY_DTYPE, {64: _image("ieee", 4, BLOCK_C=32), 128: _image("ieee", 8, BLOCK_C=32)}),
+    ("match_once", "sm_80", ANY_DTYPE, {64: _image("ieee", 8), 128: _image("ieee", 16)}),  # tf32x3 needs 128 KiB
+    ("match_once", HOPPER, ANY_DTYPE, {64: _image("tf32x3", 4), 128: _image("tf32x3", 8)}),
+    ("match_once", AMD, ANY_DTYPE, {64: _image("ieee", 4), 128: _image("ieee", 8)}),
+    # the width is how many numbers are sorted
+    ("match_sort", ANY_ARCH, ANY_DTYPE, {256: _config(4, RUN=256), 1024: _config(8, RUN=1024)}),
+    ("match_search", ANY_ARCH, ANY_DTYPE, {ANY_WIDTH: _config(4, BLOCK=256, SEARCHED=8, COUNTED=1024)}),
     # merge; the width is that of a token
     ("merge_fwd", NVIDIA, ANY_DTYPE, {**_rows(4, 128), **_row(8, 255)}),
-    ("merge_bwd", NVIDIA, ANY_DTYPE, {**_rows(4, 168), **_row(8, 255)}),
+    # Backward's 512 programs with LayerNorm must all be resident: four on each of 132 multiprocessors.
+    ("merge_bwd", NVIDIA, "half", {**_rows(4, 168, range(4, 9)), **_rows(4, 128, range(9, 12)), **_row(16, 128)}),
+    ("merge_bwd", NVIDIA, "fp32", {**_rows(4, 168, range(4, 10)), **_rows(4, 128, range(10, 12)), **_row(16, 128)}),
     ("merge_fwd merge_bwd", AMD, ANY_DTYPE, {**_rows(4), **_row(8)}),
     # attention; the width is that of a head
-    ("attention_fwd", "sm_80", "fp32", {128: _mn(32, 32, 8, 2)}),
+    ("attention_fwd", "sm_80", "fp32", {64: _mn(32, 32, 8, 2, 255), 128: _mn(32, 32, 8, 2)}),
     ("attention_fwd", "sm_80", "half", {64: _mn(64, 64, 4, 2), 128: _mn(64, 32, 4, 2)}),
     ("attention_fwd", HOPPER, "fp32", {64: _mn(32, 32, 8, 2), 128: _mn(32, 16, 8, 2)}),
-    ("attention_fwd", HOPPER, "half", {128: _mn(64, 64, 4, 2, 255)}),
+    ("attention_fwd", HOPPER, "half", {64: _mn(64, 64, 4, 2), 128: _mn(64, 64, 4, 2, 255)}),
+    ("attention_fwd_tall", HOPPER, "half", {64: _mn(128, 64, 4, 2)}),
     ("attention_fwd", AMD, "fp32", {128: _mn(32, 32, 4, 1)}),
     ("attention_fwd", AMD, "half", {64: _mn(64, 64, 4, 1), 128: _mn(64, 32, 4, 1)}),
-    ("attention_bwd_q", NVIDIA, "fp32", {64: _mn(32, 32, 8, 2), 128: _mn(32, 16, 8, 2)}),
-    ("attention_bwd_q", "sm_80", "half", {128: _mn(64, 64, 4, 2)}),
-    ("attention_bwd_q", HOPPER, "half", {128: _mn(64, 64, 4, 2, 255)}),
+    ("attention_bwd_q", NVIDIA, "fp32", {64: _mn(32, 32, 8, 2), 128: _mn(32, 16, 8, 2, 255)}),
+    ("attention_bwd_q", "sm_80", "half", {128: _mn(64, 32, 4, 2)}),
+    ("attention_bwd_q", HOPPER, "half", {64: _mn(64, 64, 4, 2), 128: _mn(64, 64, 4, 2, 255)}),
     ("attention_bwd_q", AMD, "fp32", {128: _mn(32, 32, 4, 1)}),
     ("attention_bwd_q", AMD, "half", {64: _mn(64, 64, 4, 1), 128: _mn(64, 32, 4, 1)}),
     ("attention_bwd_kv", "sm_80", "fp32", {128: _mn(32, 32, 8, 2)}),
-    ("attention_bwd_kv", "sm_80", "half", {64: _mn(64, 32, 4, 2), 128: _mn(64, 64, 8, 2)}),
+    ("attention_bwd_kv", "sm_80", "half", {64: _mn(64, 32, 4, 2), 128: _mn(64, 32, 8, 2)}),
     ("attention_bwd_kv", HOPPER, "fp32", {64: _mn(32, 32, 8, 2), 128: _mn(32, 16, 8, 2)}),
-    ("attention_bwd_kv", HOPPER, "half", {128: _mn(64, 64, 8, 2, 255)}),
+    ("attention_bwd_kv", HOPPER, "half", {64: _mn(64, 64, 4, 2), 128: _mn(64, 64, 8, 2, 255)}),
     ("attention_bwd_kv", AMD, "fp32", {128: _mn(32, 32, 4, 1)}),
     ("attention_bwd_kv", AMD, "half", {128: _mn(64, 32, 4, 1)}),
-    # align, all three kernels of it, without noise and with
-    ("align align_noisy", NVIDIA, "fp32", _mnc(64, 32, 32, 8, 2, 128)),
-    ("align align_noisy", AMD, "fp32", _mnc(64, 32, 32, 8, 1)),
-    ("align", "sm_80 sm_100", "half", _mnc(128, 128, 32, 8, 3)),
-    ("align", "sm_90", "half", _mnc(128, 128, 64, 8, 3)),
-    ("align", AMD, "half", _mnc(128, 128, 32, 8, 1)),
-    ("align_noisy", "sm_80 sm_100", "half", _mnc(128, 64, 32, 8, 3)),
-    ("align_noisy", "sm_90", "half", _mnc(128, 64, 64, 8, 3)),
-    ("align_noisy", AMD, "half", _mnc(128, 64, 32, 8, 1)),
+    # align, without noise and with; two blocks of sm_90's forward overlap one's matmul and the other's epilogue
+    (f"{ALIGN_PLAIN} {ALIGN_NOISY}", NVIDIA, "fp32", _mnc(64, 32, 32, 8, 2, 128)),
+    (f"{ALIGN_PLAIN} {ALIGN_NOISY}", AMD, "fp32", _mnc(64, 32, 32, 8, 1)),
+    (ALIGN_PLAIN, "sm_80", "half", _mnc(128, 128, 32, 8, 3)),
+    ("align_fwd align_fwd_online align_fwd_noisy", "sm_90", "half", _mnc(128, 128, 64, 4, 3)),
+    ("align_bwd", "sm_90", "half", _mnc(128, 128, 64, 8, 3)),
+    ("align_fwd_online_noisy align_bwd_noisy", "sm_90", "half", _mnc(128, 64, 64, 8, 3)),
+    (ALIGN_PLAIN, "sm_100", "half", _mnc(128, 64, 32, 8, 3)),
+    (ALIGN_PLAIN, AMD, "half", _mnc(128, 128, 32, 8, 1)),
+    (ALIGN_NOISY, "sm_80 sm_100", "half", _mnc(128, 64, 32, 8, 3)),
+    (ALIGN_NOISY, AMD, "half", _mnc(128, 64, 32, 8, 1)),
 )
 
 _DTYPES = {torch.float32: "fp32", torch.float16: "half", torch.bfloat16: "half"}
@@ -107,12 +139,32 @@ def config_of(kernel: str, arch: Arch, dtype: torch.dtype, width: int = ANY_WIDT
         bounds = [bound for bound in by_width if bound >= width]
         if fits and bounds:
             return by_width[min(bounds)]
+    if kernel.endswith("_tall"):  # shapes that larger tiles would suit, where there are none
+        return config_of(kernel.removesuffix("_tall"), arch, dtype, width)
     raise ValueError(f"configs.TABLE has no row for {kernel} on {arch} in {dtype} at width {width}")
 
 
-@cache
+_arch: Arch | None = None
+
+
+@contextmanager
+def configured_for(arch: Arch) -> Iterator[None]:
+    """Use the rows of `arch`, whatever device tensors are on, in the whole process."""
+    global _arch
+    before, _arch = _arch, arch
+    try:
+        yield
+    finally:
+        _arch = before
+
+
 def arch_of(device: torch.device) -> Arch:
     """Name the architecture whose rows a device uses; CPU tensors (interpreter) use sm_80's."""
+    return _arch or _arch_of(device)
+
+
+@cache
+def _arch_of(device: torch.device) -> Arch:
     if device.type != "cuda":
         return "sm_80"
     if torch.version.hip:

@@ -1,34 +1,180 @@
-"""Triton's interpreter (TRITON_INTERPRET=1), which runs the kernels on CPU tensors for tests."""
+"""Triton's interpreter (TRITON_INTERPRET=1), which runs the kernels on CPU tensors for tests, brought closer to a GPU.
 
+Triton's own divides, takes roots and exponentials exactly, and keeps denormal numbers. What it compiles for NVIDIA
+does not: a quotient is a product with an approximate reciprocal, exponentials and roots are the special function
+unit's, with errors up to what the PTX manual allows. A kernel that holds in exact arithmetic alone may fail on a GPU:
+inside `device_arithmetic` the interpreter has a GPU's.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.floating[Any]]
+
+RECIPROCAL_ERROR = SQRT_ERROR = 2.0**-23
+EXP2_ERROR = 2.0**-22
+"""Relative, of rcp.approx.f32, sqrt.approx.f32 and ex2.approx.f32 (PTX ISA, section 9.7.3)."""
+
+_is_exact = True
+
+
+@contextmanager
+def device_arithmetic() -> Iterator[None]:
+    """Divide, exponentiate and take roots of fp32 as NVIDIA's GPUs do, denormal numbers flushed, for all threads."""
+    global _is_exact
+    before, _is_exact = _is_exact, False
+    try:
+        yield
+    finally:
+        _is_exact = before
+
+
+SMALLEST = np.finfo(np.float32).smallest_normal
 
 
 @cache
 def mend() -> None:
-    """Mend what the interpreter gets wrong or does needlessly, once."""
-    _mend_bf16_dot()
+    """Mend what the interpreter gets wrong, does too well or does needlessly, once."""
+    _mend_bf16()
+    _mend_dot()
+    _reduce_xor_in_one_step()
+    _offer_the_arithmetic_of_a_gpu()
     _patch_the_language_once()
 
 
-def _mend_bf16_dot() -> None:
-    """The interpreter keeps bf16 as uint16 and multiplies those integers in `tl.dot`: give dot the values instead."""
+def _widen(x: Any) -> Any:
+    """The values of a bf16 tensor, which the interpreter keeps as uint16, in fp32; other data as they are."""
+    import triton.language as tl
+
+    return (x.data.astype(np.uint32) << 16).view(np.float32) if x.dtype.scalar == tl.bfloat16 else x.data
+
+
+def _mend_bf16() -> None:
+    """Round fp32 to the nearest bf16, to even between two, as a GPU does; the interpreter cuts it off."""
     import triton.language as tl
     from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
-    plain = InterpreterBuilder.create_dot
+    plain = InterpreterBuilder.cast_impl
 
-    def widen(x: Any) -> Any:
-        if x.dtype.scalar != tl.bfloat16:
-            return x
-        return TensorHandle((x.data.astype(np.uint32) << 16).view(np.float32), tl.float32)
+    def cast_impl(self: Any, x: Any, to: Any) -> Any:
+        types = x.dtype.scalar, to.scalar
+        if types == (tl.bfloat16, tl.float32):
+            return TensorHandle(_widen(x), tl.float32)
+        if types == (tl.float32, tl.bfloat16):
+            bits = x.data.view(np.uint32).astype(np.uint64)
+            rounded = ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
+            return TensorHandle(np.where(np.isnan(x.data), np.uint16(0x7FC0), rounded), tl.bfloat16)
+        return plain(self, x, to)
 
-    def create_dot(self: Any, a: Any, b: Any, *rest: Any) -> Any:
-        return plain(self, widen(a), widen(b), *rest)
+    InterpreterBuilder.cast_impl = cast_impl
+
+
+def _mend_dot() -> None:
+    """Multiply the values of bf16, not its bits, and sum every element of a product in the same way.
+
+    A GPU does, while a BLAS sums edges of a matrix in another order, so that equal columns may give results that differ
+    in the last bit. Summed in fp64 and rounded they do not.
+    """
+    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+
+    def create_dot(self: Any, a: Any, b: Any, acc: Any, input_precision: Any, max_num_imprecise_acc: Any) -> Any:
+        product = (_widen(a).astype(np.float64) @ _widen(b).astype(np.float64)).astype(acc.data.dtype)
+        return TensorHandle(product + acc.data, acc.dtype.scalar)
 
     InterpreterBuilder.create_dot = create_dot
+
+
+def _reduce_xor_in_one_step() -> None:
+    """`tl.sort` exchanges numbers by exclusive or, which the interpreter reduces one number at a time."""
+    from triton.language.standard import _xor_combine
+    from triton.runtime.interpreter import ReduceOps
+
+    plain = ReduceOps.apply_impl
+
+    def apply_impl(self: Any, values: Any) -> Any:
+        if self.combine_fn != _xor_combine:
+            return plain(self, values)
+        reduced = np.bitwise_xor.reduce(values[0].handle.data, axis=self.axis, keepdims=self.keep_dims)
+        return self.to_tensor(reduced, values[0].dtype)
+
+    ReduceOps.apply_impl = apply_impl
+
+
+def _flush(x: Floats) -> Floats:
+    """Zero for denormal numbers."""
+    return np.where(np.abs(x) < SMALLEST, np.copysign(np.float32(0), x), x)
+
+
+def _off_by(error: float, result: Floats, argument: Floats) -> Floats:
+    """The result with a relative error of up to `error`, drawn from the argument's bits; powers of two are exact."""
+    drawn = (argument.view(np.uint32) * np.uint32(0x9E3779B1)).view(np.int32) * 2.0**-31
+    exact = (result.view(np.uint32) & 0x7FFFFF) == 0
+    return np.where(exact, result, result * (1 + error * drawn)).astype(np.float32)
+
+
+def divide(x: Floats, y: Floats) -> Floats:
+    """div.full.f32: x times the reciprocal of y, which beyond 2 ** 126 is scaled."""
+    reciprocal = _off_by(RECIPROCAL_ERROR, np.float32(1) / y, y)
+    return np.where(np.abs(y) > 2.0**126, x / y, x * reciprocal)
+
+
+def exp2(x: Floats) -> Floats:
+    """ex2.approx.ftz.f32."""
+    x = _flush(x)
+    return _flush(_off_by(EXP2_ERROR, np.exp2(x), x))
+
+
+def exp(x: Floats) -> Floats:
+    """ex2.approx.f32 of x in base 2."""
+    x = x * np.float32(np.log2(np.e))
+    return _off_by(EXP2_ERROR, np.exp2(x), x)
+
+
+def sqrt(x: Floats) -> Floats:
+    """sqrt.approx.ftz.f32."""
+    x = _flush(x)
+    return _off_by(SQRT_ERROR, np.sqrt(x), x)
+
+
+def log(x: Floats) -> Floats:
+    """libdevice's polynomial, to a unit in the last place, of which denormal numbers are flushed."""
+    return np.log(_flush(x))
+
+
+def log2(x: Floats) -> Floats:
+    """As log."""
+    return np.log2(_flush(x))
+
+
+def _offer_the_arithmetic_of_a_gpu() -> None:
+    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+
+    def on_fp32(plain: Callable[..., Any], ours: Callable[..., Any]) -> Callable[..., Any]:
+        def operation(self: Any, *handles: Any) -> Any:
+            if _is_exact or any(handle.data.dtype != np.float32 for handle in handles):
+                return plain(self, *handles)
+            with np.errstate(all="ignore"):  # infinities and NaN are results like others
+                result = ours(*(np.asarray(handle.data) for handle in handles))
+            return TensorHandle(result.astype(np.float32), handles[0].dtype.scalar)
+
+        return operation
+
+    ours: dict[str, Callable[..., Any]] = {
+        "fdiv": divide,
+        "exp": exp,
+        "exp2": exp2,
+        "sqrt": sqrt,
+        "log": log,
+        "log2": log2,
+    }
+    for name, function in ours.items():
+        method = f"create_{name}"
+        setattr(InterpreterBuilder, method, on_fp32(getattr(InterpreterBuilder, method), function))
 
 
 def _patch_the_language_once() -> None:

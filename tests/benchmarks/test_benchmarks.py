@@ -18,7 +18,7 @@ from alt_fast_kernels import proportional_attention_qkvpacked
 from benchmarks.closed_form import ViT, vit_macs
 from benchmarks.peers import PublishedToMe, attention_peers, published_alt
 from benchmarks.test_model import saved_bytes
-from benchmarks.timing import Race
+from benchmarks.timing import Race, check_writes
 
 SHAPE = ViT(patch=8, width=48, depth=3, num_heads=3, image=32)
 
@@ -84,6 +84,13 @@ def test_race_ratios_go_by_round_and_name_who_is_skipped() -> None:
     assert race.skipped == {"fails": "RuntimeError: no such device"}
     race.seconds = {"slow": [2.0, 40.0, 6.0], "fast": [1.0, 20.0, 2.0]}  # one slow moment, which met both
     assert race.ratio("slow", "fast")[1] == 2.0
+
+
+def test_a_replay_that_writes_nothing_is_no_time() -> None:
+    out, counts = torch.zeros(3), torch.zeros(3, dtype=torch.int64)
+    check_writes((out, {"counts": counts}), lambda: out.fill_(1.0))
+    with pytest.raises(AssertionError, match="leaves its outputs unwritten"):
+        check_writes((out, counts), lambda: counts.fill_(1))
 
 
 def test_the_command_measures_reports_and_writes(tmp_path: Path) -> None:

@@ -1,17 +1,20 @@
 """Every kernel test runs twice: on the reference, and on the Triton kernels.
 
-Without a GPU the kernels run under Triton's interpreter; `make test-gpu` compiles them. Inputs are fresh on every
+Without a GPU the kernels run under Triton's interpreter, with a GPU's arithmetic; `make test-gpu` compiles them.
+Inputs are fresh on every
 run; a failure prints its seed, and `--seed` repeats it. Memory from torch.empty is poisoned with NaN.
 """
 
 import random
 from collections.abc import Iterator
+from contextlib import nullcontext
 
 import pytest
 import torch
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from alt_fast_kernels import use_backend
+from alt_fast_kernels.interpreter import device_arithmetic
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -46,7 +49,8 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
         pytest.skip("the kernels do not take fp64")
     if request.param == "reference" and request.node.get_closest_marker("kernel_only"):
         pytest.skip("holds kernels to the reference")
-    with use_backend(request.param):
+    arithmetic = nullcontext() if request.node.get_closest_marker("same_arithmetic") else device_arithmetic()
+    with use_backend(request.param), arithmetic:
         yield request.param
 
 

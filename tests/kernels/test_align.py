@@ -1,10 +1,12 @@
 """Entity alignment: hard forward, soft backward, reproducible noise."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from alt_fast_kernels import align, use_backend
 from alt_fast_kernels.align import triton as triton_kernels
@@ -79,6 +81,7 @@ def test_choices_follow_the_softmax(interpreted: bool) -> None:
     torch.testing.assert_close(share, expected, rtol=0, atol=0.015)
 
 
+@pytest.mark.same_arithmetic
 @pytest.mark.kernel_only
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize(("rows", "num_entities", "width"), [(1, 2, 16), (37, 150, 48), (130, 33, 100), (61, 1200, 32)])
@@ -127,7 +130,7 @@ def compare_once(
     _, _, exact_grad = run("reference", torch.float64)
     assert torch.equal(aligned, unit.to(dtype)[index])
     assert plain.grad is not None
-    logits = F.normalize(tokens.double(), dim=-1) @ unit.double().T / tau
+    logits = F.normalize(tokens.double(), dim=-1) @ F.normalize(unit.double(), dim=-1).T / tau
     if seed is not None:
         logits = logits + gumbel_noise(seed, rows, num_entities, logits.dtype)
     chosen = logits.gather(1, index[:, None])[:, 0]
@@ -168,6 +171,120 @@ def test_repeats_exactly() -> None:
         return leaf.grad
 
     assert torch.equal(once(), once())
+
+
+@pytest.mark.parametrize("tau", [1.0, 0.01])
+def test_a_small_tau_keeps_a_running_maximum(tau: float) -> None:
+    """Logits of +-100 natural units are beyond what exp can hold; of those of tau = 1 a bound is enough."""
+    tokens, entities = torch.randn(5, 16), torch.randn(40, 16)
+    for seed in (None, torch.tensor(3)):
+        leaf, exact = tokens.clone().requires_grad_(), tokens.double().requires_grad_()
+        index, aligned = align(leaf, entities, tau, seed)
+        with use_backend("reference"):
+            expected, sure = align(exact, entities.double(), tau, seed)
+        assert torch.equal(index, expected)
+        upstream = torch.randn_like(aligned)
+        aligned.backward(upstream)
+        sure.backward(upstream.double())
+        assert leaf.grad is not None
+        assert exact.grad is not None
+        rounding = 4 * torch.finfo(torch.float32).eps / tau  # of logits, and so of weights
+        torch.testing.assert_close(
+            leaf.grad.double(), exact.grad, rtol=1e-3, atol=rounding * exact.grad.abs().max().item()
+        )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_entities_of_another_dtype(dtype: torch.dtype, backend: str) -> None:
+    """Half-precision tokens meet entities rounded to their dtype; what is looked up is the entity itself."""
+    tokens, entities = (
+        torch.randn(6, 16).to(dtype),
+        3 * torch.randn(20, 16).to(torch.float16 if dtype.itemsize == 4 else torch.float32),
+    )
+    index, aligned = align(tokens, entities)
+    assert aligned.dtype == dtype
+    assert torch.equal(aligned, entities[index].to(dtype))
+    met = entities.to(dtype).double() / entities.double().norm(dim=-1, keepdim=True)
+    logits = F.normalize(tokens.double(), dim=-1) @ met.T
+    assert (logits.max(-1).values - logits.gather(1, index[:, None])[:, 0]).max() < 1e-6
+
+
+@pytest.mark.kernel_only
+def test_no_memory_grows_with_the_corpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No tensor as large as the corpus is allocated, forward or backward; nor one of [tokens, entities]."""
+    monkeypatch.setattr(triton_kernels, "CHUNK", 64)
+    largest = 0
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            nonlocal largest
+            out = function(*args, **(kwargs or {}))
+            for x in out if isinstance(out, tuple | list) else (out,):
+                if isinstance(x, torch.Tensor) and x.untyped_storage().data_ptr() != entities.data_ptr():
+                    largest = max(largest, x.untyped_storage().nbytes() // x.itemsize)
+            return out
+
+    tokens, entities = torch.randn(2, 64, requires_grad=True), torch.randn(400, 64)
+    with Watch():
+        _, aligned = align(tokens, entities, 0.5, torch.tensor(1))
+        aligned.sum().backward()
+    assert largest <= 64 * 64  # one chunk
+
+
+@pytest.mark.kernel_only  # of the reference PyTorch differentiates the matmuls, as it does of any other
+def test_gradient_is_exact_when_backward_runs_inside_autocast() -> None:
+    tokens, entities = torch.randn(9, 32), torch.randn(50, 32)
+
+    def gradient(enabled: bool) -> torch.Tensor:
+        leaf = tokens.clone().requires_grad_()
+        _, aligned = align(leaf, entities, 0.3)
+        with torch.autocast(tokens.device.type, torch.bfloat16, enabled=enabled):
+            aligned.backward(torch.linspace(-1, 1, 32).expand_as(aligned))
+        assert leaf.grad is not None
+        return leaf.grad
+
+    assert torch.equal(gradient(True), gradient(False))
+
+
+def test_function_transforms() -> None:
+    """vmap gives every mapped token what it has alone, the noise included; vmap(grad) likewise."""
+    tokens, entities, seed = torch.randn(3, 5, 16), torch.randn(20, 16), torch.tensor(5)
+
+    def loss(x: torch.Tensor) -> torch.Tensor:
+        return align(x, entities, 0.5, seed)[1].sin().sum()
+
+    index, aligned = torch.vmap(lambda x: align(x, entities, 0.5, seed))(tokens)
+    grads = torch.vmap(torch.func.grad(loss))(tokens)
+    for i, x in enumerate(tokens):
+        alone = align(x, entities, 0.5, seed)
+        assert torch.equal(index[i], alone[0])
+        assert torch.equal(aligned[i], alone[1])
+        leaf = x.clone().requires_grad_()
+        torch.testing.assert_close(grads[i], torch.autograd.grad(loss(leaf), leaf)[0])
+        torch.testing.assert_close(torch.func.grad(loss)(x), grads[i])
+
+
+@pytest.mark.kernel_only
+def test_other_derivatives_are_refused() -> None:
+    tokens, entities = torch.randn(3, 8), torch.randn(4, 8)
+
+    def loss(x: torch.Tensor) -> torch.Tensor:
+        return align(x, entities)[1].square().sum()
+
+    with pytest.raises(NotImplementedError, match="no formula for forward-mode"):
+        torch.func.jvp(loss, (tokens,), (tokens,))
+    leaf = tokens.clone().requires_grad_()
+    (grad,) = torch.autograd.grad(loss(leaf), leaf, create_graph=True)
+    with pytest.raises(NotImplementedError, match="no formula for a second derivative"):
+        grad.sum().backward()
+    with pytest.raises(NotImplementedError, match="per-image tensors only"):
+        torch.vmap(lambda s: align(tokens, entities, 1.0, s)[0])(torch.arange(2))
+
+
+def test_meta_tensors() -> None:
+    index, aligned = align(torch.empty(2, 3, 8, device="meta"), torch.empty(4, 8, device="meta"))
+    assert index.shape == (2, 3)
+    assert aligned.shape == (2, 3, 8)
 
 
 def test_bad_input() -> None:

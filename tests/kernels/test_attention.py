@@ -1,6 +1,7 @@
 """Proportional attention against its formula."""
 
 from collections.abc import Callable
+from typing import Literal
 
 import pytest
 import torch
@@ -34,17 +35,24 @@ def test_equals_the_formula_on_packed_views(num_tokens: int, sized: bool) -> Non
     torch.testing.assert_close(scaled.double(), attention_by_formula(q, k, v, size, 0.3), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.same_arithmetic
 @pytest.mark.kernel_only
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize(
     ("num_tokens", "dim"),
-    [(2, 32), (67, 32), (2, 64), (67, 64), (130, 64), (67, 80), (3, 96), (67, 96), (2, 128), (67, 128)],
+    [
+        *((2, 32), (67, 32), (3, 40), (2, 64), (67, 64), (130, 64), (67, 72), (67, 80), (3, 88), (3, 96), (67, 96)),
+        *((3, 104), (2, 128), (67, 128)),
+    ],
 )
-def test_kernel_is_as_accurate_as_pytorch(num_tokens: int, dim: int, dtype: torch.dtype) -> None:
+def test_kernel_is_as_accurate_as_pytorch(num_tokens: int, dim: int, dtype: torch.dtype, interpreted: bool) -> None:
     """Against the formula in fp64, in both forms, forward and backward."""
-    qkv = torch.randn(2, num_tokens, 3, 2, dim).to(dtype)
-    size = torch.randint(1, 3000, (2, num_tokens)).float()
-    weight = torch.randn(2, num_tokens, 2 * dim)
+    batch = 1 if num_tokens > 3 else 4  # enough rows for a largest error to be no luck
+    if not interpreted:
+        batch = 140 if num_tokens == 67 else 4  # enough programs for tall tiles
+    qkv = torch.randn(batch, num_tokens, 3, 2, dim).to(dtype)
+    size = torch.randint(1, 3000, (batch, num_tokens)).float()
+    weight = torch.randn(batch, num_tokens, 2 * dim)
 
     def run(function: Callable[[Tensor], Tensor], dtype: torch.dtype) -> list[Tensor]:
         leaf = qkv.to(dtype, copy=True).requires_grad_()
@@ -109,6 +117,52 @@ def test_queries_and_keys_may_differ_in_number() -> None:
         torch.testing.assert_close(leaf.grad.double(), truth.grad, rtol=1e-4, atol=1e-5)
 
 
+def test_tensors_may_begin_anywhere() -> None:
+    """An odd offset allows no wide loads, whatever the strides are."""
+    qkv = torch.randn(2 * 9 * 3 * 2 * 16 + 1)[1:].view(2, 9, 3, 2, 16)
+    leaf, aligned = qkv.detach().requires_grad_(), qkv.clone().requires_grad_()
+    for x in (leaf, aligned):
+        proportional_attention_qkvpacked(x, torch.full((2, 10), 3.0)[:, 1:]).square().sum().backward()
+    torch.testing.assert_close(leaf.grad, aligned.grad)
+
+
+@pytest.mark.parametrize("scale", [0.0, -0.3])
+def test_any_scale(scale: float) -> None:
+    q, k, v = torch.randn(3, 2, 9, 2, 16).unbind(0)
+    size = torch.randint(1, 9, (2, 9)).float()
+    out = proportional_attention(q, k, v, size, scale)
+    torch.testing.assert_close(out.double(), attention_by_formula(q, k, v, size, scale), rtol=1e-4, atol=1e-5)
+
+
+def test_a_key_of_size_zero_is_no_key() -> None:
+    """Padding: a whole tile of it in front, scattered and at the end, though its scores are the largest by far."""
+    qkv = torch.randn(1, 100, 3, 1, 16)
+    keep = torch.cat([torch.zeros(70), torch.tensor([1.0, 0.0]).repeat(14), torch.zeros(2)]) > 0
+    qkv[:, ~keep, 1] *= 1000
+    size = torch.where(keep, torch.randint(1, 9, (100,)), 0).float()[None]
+    leaf, kept = qkv.clone().requires_grad_(), qkv.clone().requires_grad_()
+    q, k, v = split(kept)
+    proportional_attention_qkvpacked(leaf, size).square().sum().backward()
+    proportional_attention(q, k[:, keep], v[:, keep], size[:, keep]).square().sum().backward()
+    torch.testing.assert_close(leaf.grad, kept.grad)
+    assert leaf.grad is not None
+    assert not leaf.grad[:, ~keep, 1:].any()
+
+
+def test_a_query_without_keys_gives_zeros() -> None:
+    leaf = torch.randn(2, 5, 3, 2, 16, requires_grad=True)
+    size = torch.ones(2, 5)
+    size[1] = 0
+    out = proportional_attention_qkvpacked(leaf, size)
+    out.square().sum().backward()
+    assert leaf.grad is not None
+    assert not out[1].any()
+    assert not leaf.grad[1].any()
+    assert leaf.grad[0].all()
+    q, none = torch.randn(2, 5, 2, 16), torch.empty(2, 0, 2, 16)
+    assert not proportional_attention(q, none, none).any()
+
+
 def test_strided_channels_and_broadcast_sizes() -> None:
     q, k, v = torch.randn(3, 2, 9, 8, 2).mT.unbind(0)
     size = torch.tensor([3.0]).expand(2, 9)
@@ -157,6 +211,64 @@ def test_wide_heads_work() -> None:
     torch.testing.assert_close(out.double(), attention_by_formula(q, k, v, None, 160**-0.5), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.reference_only
+@pytest.mark.parametrize("name", ["sdpa", "flex", "xformers"])
+def test_other_backends_equal_the_formula(name: Literal["sdpa", "flex", "xformers"], device: torch.device) -> None:
+    """With sizes, a size of 0 among them, and without."""
+    if name == "xformers" and device.type == "cpu":
+        pytest.skip("xformers runs on GPUs; that it says so is tested below")
+    q, (k, v) = torch.randn(2, 5, 2, 16), torch.randn(2, 2, 19, 2, 16)
+    size = torch.randint(0, 9, (2, 19)).float()
+    for sizes in (size, None):
+        with use_backend(attention=name):
+            out = proportional_attention(q, k, v, sizes, 0.3)
+            leaf = torch.stack([k, q.repeat(1, 4, 1, 1)[:, :19], v], 2)
+            leaf.requires_grad_(name == "sdpa" or device.type == "cuda")
+            packed = proportional_attention_qkvpacked(leaf, sizes, 0.3)
+            (grad,) = torch.autograd.grad(packed.square().sum(), leaf) if leaf.requires_grad else (None,)
+        torch.testing.assert_close(out.double(), attention_by_formula(q, k, v, sizes, 0.3), rtol=1e-4, atol=1e-5)
+        expected = attention_by_formula(*split(leaf), sizes, 0.3)
+        torch.testing.assert_close(packed.double(), expected, rtol=1e-4, atol=1e-5)
+        if grad is not None:
+            (exact,) = torch.autograd.grad(expected.square().sum(), leaf)
+            torch.testing.assert_close(grad, exact, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.reference_only
+@pytest.mark.parametrize(
+    ("name", "options", "why"),
+    [
+        ("xformers", {}, "it is not installed: pip install|it takes tensors on a GPU"),
+        ("flex", {"dropout_p": 0.5}, "it does not drop weights"),
+        ("triton", {"dropout_p": 0.5}, "they do not drop weights"),
+        ("triton", {"scale": -1.0}, "they take a scale > 0, not -1.0"),
+    ],
+)
+def test_a_backend_that_cannot_run_says_why(
+    name: Literal["triton", "flex", "xformers"], options: dict[str, float], why: str
+) -> None:
+    qkv = torch.randn(1, 5, 3, 1, 16, device="cpu")
+    with use_backend(attention=name), pytest.raises(ValueError, match=f"attention='{name}' cannot run here: ({why})"):
+        proportional_attention_qkvpacked(qkv, None, **options)
+
+
+@pytest.mark.reference_only
+def test_flex_has_no_gradient_on_a_cpu() -> None:
+    qkv = torch.randn(1, 5, 3, 1, 16, device="cpu", requires_grad=True)
+    with use_backend(attention="flex"), pytest.raises(ValueError, match="it has no gradient on a CPU"):
+        proportional_attention_qkvpacked(qkv)
+
+
+@pytest.mark.reference_only
+def test_our_kernels_by_name_take_what_they_can() -> None:
+    for qkv, why in (
+        (torch.randn(1, 5, 3, 1, 160), "heads of up to 128 channels, not 160"),
+        (torch.randn(1, 5, 3, 1, 16, dtype=torch.float64), "they take fp32, fp16 and bf16, not torch.float64"),
+    ):
+        with use_backend(attention="triton"), pytest.raises(ValueError, match=why):
+            proportional_attention_qkvpacked(qkv)
+
+
 def test_empty_batch() -> None:
     qkv = torch.empty(0, 5, 3, 2, 16, requires_grad=True)
     out = proportional_attention_qkvpacked(qkv, torch.empty(0, 5))
@@ -184,6 +296,10 @@ def test_bad_input() -> None:
         proportional_attention(q, k[0], v[0])
     with pytest.raises(ValueError, match="size must be"):
         proportional_attention(q, k, v, torch.ones(2, 4))
+    with pytest.raises(ValueError, match="size must be >= 0 everywhere, got a minimum of -1"):
+        proportional_attention(q, k, v, torch.full((2, 5), -1.0))
+    with pytest.raises(ValueError, match="size must be <= 65504 with fp16 tokens, got a maximum of 70000"):
+        proportional_attention(q.half(), k.half(), v.half(), torch.full((2, 5), 7e4))
     with pytest.raises(ValueError, match="size must not require grad"):
         proportional_attention(q, k, v, torch.ones(2, 5, requires_grad=True))
     with pytest.raises(ValueError, match="one dtype"):

@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from alt_fast_kernels.attention import MAX_HEAD_DIM
+from alt_fast_kernels.attention.backends import MAX_HEAD_DIM
 from alt_fast_kernels.configs import ANY_WIDTH, TABLE, arch_of, config_of
 from alt_fast_kernels.dispatch import KERNEL_DTYPES
 from alt_fast_kernels.launch import padded
@@ -18,15 +18,23 @@ HEADS = tuple(sorted({padded(dim) for dim in range(1, MAX_HEAD_DIM + 1)}))
 TOKENS = tuple(2**i for i in range(4, MAX_CHANNELS.bit_length()))
 WIDTHS = {
     "match_metric": TOKENS,
-    "match_best": (ANY_WIDTH,),
-    "match_plan": (ANY_WIDTH,),
+    "match_best": TOKENS,
+    "match_pair": (16, 32, 64, 128),
+    "match_pair_wide": (16, 32, 64, 128),
+    "match_once": (16, 32, 64, 128),
+    "match_sort": (1, 256, 257, 1024),
+    "match_search": (ANY_WIDTH,),
     "merge_fwd": TOKENS,
     "merge_bwd": TOKENS,
     "attention_fwd": HEADS,
     "attention_bwd_q": HEADS,
     "attention_bwd_kv": HEADS,
-    "align": (ANY_WIDTH,),
-    "align_noisy": (ANY_WIDTH,),
+    "align_fwd": (ANY_WIDTH,),
+    "align_fwd_noisy": (ANY_WIDTH,),
+    "align_fwd_online": (ANY_WIDTH,),
+    "align_fwd_online_noisy": (ANY_WIDTH,),
+    "align_bwd": (ANY_WIDTH,),
+    "align_bwd_noisy": (ANY_WIDTH,),
 }
 """Block widths that users can reach, by kernel."""
 
@@ -48,7 +56,19 @@ def test_no_two_rows_are_for_the_same_kernel() -> None:
         )
     ]
     assert len(keys) == len(set(keys))
-    assert set(keys) == set(itertools.product(WIDTHS, ARCHS, ("fp32", "half")))
+    assert {key for key in keys if not key[0].endswith("_tall")} == set(
+        itertools.product(WIDTHS, ARCHS, ("fp32", "half"))
+    )
+
+
+def test_tall_tiles_are_those_of_the_kernel_where_there_are_none() -> None:
+    assert config_of("attention_fwd_tall", "sm_90", torch.bfloat16, 64)["BLOCK_M"] == 128
+    for arch, dtype, width in (
+        ("sm_80", torch.bfloat16, 64),
+        ("sm_90", torch.float32, 64),
+        ("sm_90", torch.float16, 128),
+    ):
+        assert config_of("attention_fwd_tall", arch, dtype, width) == config_of("attention_fwd", arch, dtype, width)
 
 
 @pytest.mark.parametrize(

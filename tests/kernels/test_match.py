@@ -1,12 +1,18 @@
 """Bipartite soft matching against an independent loop that follows the definition token by token."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from alt_fast_kernels import check_values, compose, match, merge, unmerge
+from alt_fast_kernels import MergePlan, check_values, compose, match, merge, unmerge
+from alt_fast_kernels.configs import arch_of
+from alt_fast_kernels.match.reference import match_reference
+from alt_fast_kernels.match.sorting import sorting_launches
 from alt_fast_kernels.testing import assert_best_plan
 from tests.oracles import match_by_loops
 
@@ -36,11 +42,52 @@ def test_is_a_best_plan(num_tokens: int, heads: int, dim: int, dtype: torch.dtyp
             assert_best_plan(match(key, r, protected), key, r, protected)
 
 
-@pytest.mark.parametrize("num_tokens", [1025, 1370])
-def test_long_sequences(num_tokens: int, interpreted: bool) -> None:
-    num_tokens = num_tokens // 4 if interpreted else num_tokens
+@pytest.mark.parametrize(("num_tokens", "protected", "r"), [(1025, 1, 100), (1370, 0, 500), (4097, 2, 1030)])
+def test_long_sequences(num_tokens: int, protected: int, r: int, interpreted: bool) -> None:
+    if interpreted:
+        if num_tokens == 4097:
+            pytest.skip("too many tiles; test_sorts_in_several_runs has what it adds")
+        num_tokens, r = {1025: (262, 100), 1370: (261, 120)}[num_tokens]
     key = torch.randn(1, num_tokens, 1, 8)
-    assert_best_plan(match(key, 100, 1), key, 100, 1)
+    if num_tokens < 4097:
+        assert_best_plan(match(key, r, protected), key, r, protected)
+    same = torch.eye(8)[torch.randint(8, (1, num_tokens))][:, :, None]  # ties everywhere
+    for part, expected in zip(match(same, r, protected)[:3], match_reference(same, r, protected), strict=True):
+        assert torch.equal(part, expected)
+
+
+@pytest.mark.kernel_only
+@pytest.mark.parametrize(("protected", "r"), [(0, 30), (1, 1030)])
+def test_sorts_in_several_runs(protected: int, r: int) -> None:
+    """The plan of proposals in two splits, few of them distinct, whose smaller one counts."""
+    num_tokens, num_even, num_odd = 2070, 1035 - protected, 1035
+    rising, partner = torch.randint(5, (2, num_even)), torch.randint(num_odd, (2, num_even))
+    numbers = (-5 - rising << 32) + partner
+    slot = torch.full((1, num_tokens), -1, dtype=torch.int32)
+    plan = MergePlan(slot, slot.clone(), slot.new_full((1, num_tokens - r + 1), -1), num_tokens - r)
+    for launch in sorting_launches(numbers[None].clone(), protected, plan, arch_of(numbers.device)):
+        launch.run()
+
+    proposal = numbers.min(0).values.tolist()
+    ranked = sorted(range(num_even), key=lambda a: (proposal[a] >> 32, a))
+    merged = sorted(ranked[:r], key=lambda a: (proposal[a] & 0xFFFFFFFF, a))
+    kept = sorted(ranked[r:]) if protected else ranked[r:]
+    first_even, first_odd = protected + protected % 2, protected + 1 - protected % 2
+    odd = list(range(first_odd, num_tokens, 2))
+    order = [*range(protected), *(first_even + 2 * a for a in kept), *odd, *(first_even + 2 * a for a in merged)]
+    first_odd_slot = num_tokens - r - num_odd
+    slots = {token: i for i, token in enumerate(order[: num_tokens - r])}
+    slots |= {first_even + 2 * a: first_odd_slot + (proposal[a] & 0xFFFFFFFF) for a in merged}
+    joined = torch.tensor([slots[first_even + 2 * a] for a in merged])
+    assert plan.order[0].tolist() == order
+    assert plan.slot[0].tolist() == [slots[token] for token in range(num_tokens)]
+    assert plan.start[0].tolist() == [0, *joined.bincount(minlength=num_tokens - r).cumsum(0).tolist()]
+
+
+def test_images_of_every_kind_of_launch() -> None:
+    for batch, num_tokens, dim in ((2, 21, 40), (2, 21, 72), (17, 21, 40), (2, 12, 160)):
+        key = torch.randn(batch, num_tokens, 3, 2, dim)[:, :, 1]
+        assert_best_plan(match(key, 5, 1), key, 5, 1)
 
 
 def test_wide_metrics() -> None:
@@ -57,6 +104,40 @@ def test_ties_go_to_the_lower_index(protected: int) -> None:
     for metric in (equal, few, mixed, mixed[:, :11]):
         for r in (1, 3, 6, 70):
             assert match(metric, r, protected).slot.tolist() == match_by_loops(metric, r, protected)
+
+
+@pytest.mark.parametrize("protected", [0, 1])
+def test_equal_tokens_tie_whatever_their_sums_round_to(protected: int) -> None:
+    for batch, num_tokens, heads, dim in ((1, 11, 1, 20), (2, 35, 3, 17), (17, 9, 2, 40)):
+        key = torch.randn(batch, 1, heads, dim).expand(-1, num_tokens, -1, -1).contiguous()
+        expected = match_by_loops(torch.ones(batch, num_tokens, 2), 4, protected)  # as tokens that sum exactly
+        assert match(key, 4, protected).slot.tolist() == expected
+
+
+def test_shapes_are_known_without_values() -> None:
+    key = torch.empty(2, 9, 2, 16, device="meta")
+    with check_values():
+        plan = match(key, 2, 1)
+    assert [tuple(part.shape) for part in plan[:3]] == [(2, 9), (2, 9), (2, 8)]
+    assert plan.slot.is_meta
+
+
+@pytest.mark.reference_only
+def test_the_reference_never_holds_all_scores() -> None:
+    class Largest(TorchDispatchMode):
+        numel = 0
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            out = func(*args, **(kwargs or {}))
+            for part in out if isinstance(out, (tuple, list)) else (out,):
+                Largest.numel = max(Largest.numel, part.numel() if isinstance(part, torch.Tensor) else 0)
+            return out
+
+    key = torch.randn(1, 4097, 1, 4)
+    with Largest():
+        plan = match(key, 100, 1)
+    assert Largest.numel <= 1024 * 2048
+    assert sorted(plan.order[0].tolist()) == list(range(4097))
 
 
 def test_takes_the_mean_over_heads_of_strided_keys() -> None:

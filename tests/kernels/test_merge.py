@@ -1,5 +1,7 @@
 """Size-weighted merging, plain and fused with the residual add and LayerNorm."""
 
+from typing import Any
+
 import open_clip
 import pytest
 import timm
@@ -60,6 +62,35 @@ def test_a_token_alone_passes_through_exactly() -> None:
                 assert torch.equal(merged[image, slot], x[image, token])
 
 
+def test_a_token_alone_passes_through_exactly_when_division_does_not() -> None:
+    """Forward and backward, at sizes whose product with their reciprocal is not 1 in fp32."""
+    x, _, plan = make_case(2, 33, 7, 8)
+    size = torch.tensor([55.0, 107.0, 110.0, 115.0, 121.0, 123.0])[torch.arange(33) % 6].expand(2, -1)
+    leaf, upstream = x.clone().requires_grad_(), torch.randn(2, plan.num_slots, 7)
+    merged, _ = merge(leaf, size, plan)
+    merged.backward(upstream)
+    assert leaf.grad is not None
+    for image in range(2):
+        counts = plan.slot[image].bincount()
+        for token, slot in enumerate(plan.slot[image].tolist()):
+            if counts[slot] == 1:
+                assert torch.equal(merged[image, slot], x[image, token])
+                assert torch.equal(leaf.grad[image, token], upstream[image, slot])
+
+
+def test_many_tokens_in_one_slot() -> None:
+    x, size = torch.randn(1, 40, 6), torch.randint(1, 3000, (1, 40)).float()
+    order = torch.cat([torch.tensor([7, 3]), torch.tensor([i for i in range(40) if i not in (3, 7)])])[None].int()
+    slot = torch.zeros(1, 40, dtype=torch.int32)
+    slot[0, 3] = 1
+    plan = MergePlan(slot, order, torch.tensor([[0, 38, 38]], dtype=torch.int32), 2)
+    merged, new_size = merge(x, size, plan)
+    rest = [i for i in range(40) if i != 3]
+    expected = (x[0, rest] * size[0, rest, None]).sum(0) / size[0, rest].sum()
+    torch.testing.assert_close(merged[0], torch.stack([expected, x[0, 3]]))
+    assert new_size.tolist() == [[size[0, rest].sum().item(), size[0, 3].item()]]
+
+
 def test_r_0_is_the_identity() -> None:
     x, size, plan = make_case(2, 10, 4, 0)
     merged, new_size = merge(x, size, plan)
@@ -93,6 +124,7 @@ def test_accumulates_in_fp32(dtype: torch.dtype) -> None:
     assert new_size.item() == 4000.0
 
 
+@pytest.mark.same_arithmetic
 @pytest.mark.kernel_only
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
@@ -143,6 +175,95 @@ def test_only_one_output_used_in_training() -> None:
         with use_backend("reference"):
             merge(expected, size, plan, norm=norm)[used].square().sum().backward()
         torch.testing.assert_close(leaf.grad, expected.grad)
+
+
+@pytest.mark.kernel_only
+@pytest.mark.parametrize("needed", ["x", "residual", "weight", "bias", "x bias", "residual weight bias"])
+def test_only_the_gradients_needed_are_computed(needed: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from alt_fast_kernels.merge import triton as kernels
+
+    launched = []
+
+    def record(*args: Any) -> Any:
+        launched.append(launch(*args))
+        return launched[-1]
+
+    x, size, plan = make_case(2, 12, 8, 4)
+    norm = random_norm(8).requires_grad_(False)
+    leaves = {"x": x, "residual": torch.randn_like(x), "weight": norm.weight, "bias": norm.bias}
+    for name in needed.split():
+        leaves[name].requires_grad_()
+
+    def gradients() -> list[Tensor]:
+        _, _, normed = merge(x, size, plan, leaves["residual"], norm=norm)
+        return list(torch.autograd.grad(normed.square().sum(), [leaves[name] for name in needed.split()]))
+
+    with use_backend("reference"):
+        expected = gradients()
+    launch = kernels.merge_bwd_launch
+    monkeypatch.setattr(kernels, "merge_bwd_launch", record)
+    for grad, right in zip(gradients(), expected, strict=True):
+        torch.testing.assert_close(grad, right)
+    (options,) = (one.options for one in launched)
+    assert options["NEEDS_X"] == ("x" in needed.split() or "residual" in needed)
+    assert options["NEEDS_NORM"] == ("weight" in needed or "bias" in needed)
+
+
+@pytest.mark.parametrize("r", [0, 4])
+def test_a_layer_norm_has_autocast_s_dtype(r: int) -> None:
+    """What the Linear behind it reads; the stream and the sizes keep full precision."""
+    x, size, plan = make_case(2, 12, 8, r)
+    norm = random_norm(8)
+    leaf = x.clone().requires_grad_()
+    with torch.autocast(x.device.type, torch.bfloat16):
+        merged, new_size, normed = merge(leaf, size, plan, x, norm=norm)
+    assert (merged.dtype, new_size.dtype, normed.dtype) == (torch.float32, torch.float32, torch.bfloat16)
+    torch.testing.assert_close(normed, layer_norm_reference(merged, norm.weight, norm.bias, norm.eps).bfloat16())
+    normed.sum().backward()
+    assert leaf.grad is not None
+    assert leaf.grad.dtype == torch.float32
+
+
+class _Step(nn.Module):
+    def __init__(self, norm: nn.Module, size: Tensor, plan: MergePlan) -> None:
+        super().__init__()
+        self.norm, self.size, self.plan = norm, size, plan
+
+    def forward(self, x: Tensor) -> Tensor:
+        merged, _, normed = merge(x, self.size, self.plan, x, norm=self.norm)
+        return merged.sin().sum() + normed.square().sum()
+
+
+def test_gradients_of_function_transforms() -> None:
+    """grad, and per-sample gradients of tokens and weights by vmap(grad): those of one backward pass per sample."""
+    _, size, plan = make_case(2, 12, 8, 4)
+    samples, norm = torch.randn(3, 2, 12, 8), random_norm(8)
+    step = _Step(norm, size, plan)
+
+    def loss(x: Tensor, weights: dict[str, Tensor]) -> Tensor:
+        found: Tensor = torch.func.functional_call(step, weights, (x,))
+        return found
+
+    weights = {name: weight.detach() for name, weight in step.named_parameters()}
+    grad = torch.func.grad(loss, argnums=(0, 1))
+    per_sample = torch.vmap(grad, in_dims=(0, None))(samples, weights)
+    for i, sample in enumerate(samples):
+        leaf = sample.clone().requires_grad_()
+        expected = torch.autograd.grad(step(leaf), [leaf, *step.parameters()])
+        for found in (grad(sample, weights), (per_sample[0][i], {k: v[i] for k, v in per_sample[1].items()})):
+            torch.testing.assert_close([found[0], *found[1].values()], list(expected))
+
+
+@pytest.mark.kernel_only
+def test_other_derivatives_are_refused() -> None:
+    x, size, plan = make_case(2, 12, 8, 4)
+    step = _Step(random_norm(8), size, plan)
+    with pytest.raises(NotImplementedError, match="no formula for forward-mode"):
+        torch.func.jvp(step, (x,), (x,))
+    leaf = x.clone().requires_grad_()
+    (grad,) = torch.autograd.grad(step(leaf), leaf, create_graph=True)
+    with pytest.raises(NotImplementedError, match="no formula for a second derivative"):
+        grad.sum().backward()
 
 
 def test_strided_tokens_and_mixed_dtypes() -> None:
@@ -309,14 +430,38 @@ def test_bad_input() -> None:
         unmerge(x, plan.slot[:1])
 
 
-@pytest.mark.parametrize("bad", [0.0, -1.0, float("nan")])
-def test_sizes_must_be_positive(bad: float) -> None:
+def test_tokens_of_size_0_leave_no_trace() -> None:
+    """They move no token that counts; where none counts the survivor stays as it is."""
+    x, size, plan = make_case(2, 20, 6, 8)
+    slots = plan.slot[:, plan.order[0, -1]].long()
+    empty = plan.slot == slots[:, None]  # every token of one slot of each image
+    size[empty] = 0
+    size[0, plan.order[0, plan.num_slots].long()] = 0
+    leaf = x.clone().requires_grad_()
+    merged, new_size = merge(leaf, size, plan)
+    merged.sum().backward()
+    for image in range(2):
+        for slot in range(plan.num_slots):
+            members = plan.slot[image] == slot
+            weights = size[image, members].double()
+            assert new_size[image, slot] == weights.sum()
+            if weights.sum() > 0:
+                expected = (x[image, members].double() * weights[:, None]).sum(0) / weights.sum()
+                torch.testing.assert_close(merged[image, slot].double(), expected, rtol=1e-5, atol=1e-5)
+            else:
+                assert torch.equal(merged[image, slot], x[image, plan.order[image, slot].long()])
+    assert leaf.grad is not None
+    torch.testing.assert_close(leaf.grad.sum(1), torch.full((2, 6), float(plan.num_slots)))
+
+
+@pytest.mark.parametrize("bad", [-1.0, float("nan")])
+def test_sizes_must_not_be_negative(bad: float) -> None:
     from alt_fast_kernels import check_values, proportional_attention
 
     x, size, plan = make_case(2, 8, 4, 2)
     size[1, 3] = bad
     with check_values():
-        with pytest.raises(ValueError, match="size must be > 0"):
+        with pytest.raises(ValueError, match="size must be >= 0"):
             merge(x, size, plan)
-        with pytest.raises(ValueError, match="size must be > 0"):
+        with pytest.raises(ValueError, match="size must be >= 0"):
             proportional_attention(x[:, :, None], x[:, :, None], x[:, :, None], size)

@@ -30,27 +30,27 @@ def operators() -> dict[str, tuple[object, tuple]]:
     size = torch.randint(1, 9, (2, 9)).float()
     weight, bias = torch.randn(2, 6).unbind(0)
     plan = ops.match(x.detach(), 3, 1)
-    out, _, _, mean, rstd = merge_op(x, x, size, *plan[1:], weight, bias, 1e-5)
+    out, new_size, _, moments = merge_op(x.detach(), x.detach(), size, *plan[1:], weight, bias, 1e-5, None)
     qkv = torch.randn(2, 9, 3, 2, 16, requires_grad=True)
     q, k, v = (t.detach().requires_grad_() for t in qkv.unbind(2))
     attended, lse2 = attention_op(q, k, v, size, 0.25)
-    tokens, entities, seed = torch.randn(5, 8, requires_grad=True), torch.randn(7, 8), torch.tensor(3)
-    aligned, _, stats = align_op(tokens, entities, 0.5, seed)
+    tokens, entities, seed = torch.randn(5, 8), torch.randn(7, 8), torch.tensor(3)
+    aligned, index, stats = align_op(tokens, entities, 0.5, seed, 5)
     saved = (attended.detach(), attended.detach(), lse2.detach())
     return {
         "match": (match_op, (qkv.detach()[:, :, 1], 3, 1)),
-        "merge": (merge_op, (x, None, size, *plan[1:], None, None, 0.0)),
-        "merge_fused": (merge_op, (x, x.detach().clone(), size, *plan[1:], weight, bias, 1e-5)),
+        "merge": (merge_op, (x.detach(), None, size, *plan[1:], None, None, 0.0, None)),
+        "merge_fused": (merge_op, (x.detach(), x.detach(), size, *plan[1:], weight, bias, 1e-5, torch.bfloat16)),
         "merge_backward": (
             merge_backward_op,
-            tuple(t.detach() for t in (out, out, out, size, plan.order, plan.start, mean, rstd, weight)),
+            (out, out, out, new_size, size, plan.order, plan.start, moments, weight, True, True, 2),
         ),
         "attention": (attention_op, (q, k, v, size, 0.25)),
         "attention_backward": (attention_backward_op, (*saved, q.detach(), k.detach(), v.detach(), size, 0.25)),
         "attention_packed": (attention_packed_op, (qkv, size, 0.25)),
         "attention_packed_backward": (attention_packed_backward_op, (*saved, qkv.detach(), size, 0.25)),
-        "align": (align_op, (tokens, entities, 0.5, seed)),
-        "align_backward": (align_backward_op, (aligned.detach(), stats, tokens.detach(), entities, 0.5, seed)),
+        "align": (align_op, (tokens, entities, 0.5, seed, 5)),
+        "align_backward": (align_backward_op, (aligned, index, stats, tokens, entities, 0.5, seed, 5)),
     }
 
 
@@ -156,7 +156,8 @@ def test_autocast(dtype: torch.dtype) -> None:
             ops.proportional_attention_qkvpacked(x.unflatten(-1, (1, 2, 16)).expand(-1, -1, 3, -1, -1)).dtype == dtype
         )
         merged, new_size, normed = ops.merge(x, size, ops.match(qkv[:, :, 1], 4, 1), block.proj(x), norm=block.norm2)
-    assert merged.dtype == normed.dtype == new_size.dtype == torch.float32  # the stream and sizes keep full precision
+    assert merged.dtype == new_size.dtype == torch.float32  # the stream and sizes keep full precision
+    assert normed.dtype == dtype  # what the Linear behind it reads
 
 
 def test_vmap() -> None:
@@ -187,7 +188,7 @@ def test_vmap_over_weights_is_refused() -> None:
     x, size = torch.randn(2, 11, 6), torch.ones(2, 11)
     plan = ops.match(x, 3, 1)
     with pytest.raises(NotImplementedError, match="per-image tensors only"):
-        torch.vmap(lambda w: merge_op(x, None, size, *plan[1:], w, w, 1e-5)[0])(torch.randn(3, 6))
+        torch.vmap(lambda w: merge_op(x, None, size, *plan[1:], w, w, 1e-5, None)[0])(torch.randn(3, 6))
 
 
 @pytest.mark.kernel_only
@@ -198,6 +199,8 @@ def test_fp64_is_refused_by_the_kernels() -> None:
 
 def test_backend_names() -> None:
     with pytest.raises(ValueError, match="backend must be"), ops.use_backend("fast"):  # type: ignore[arg-type]
+        pass
+    with pytest.raises(ValueError, match="attention must be"), ops.use_backend(attention="fast"):  # type: ignore[arg-type]
         pass
 
 

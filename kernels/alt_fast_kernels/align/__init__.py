@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from alt_fast_kernels.align.op import align_op
+from alt_fast_kernels.align.op import align as align_by_kernel
 from alt_fast_kernels.align.reference import align_reference
 from alt_fast_kernels.checks import check_device
 from alt_fast_kernels.dispatch import takes_kernel
@@ -19,7 +19,8 @@ def align(tokens: Tensor, entities: Tensor, tau: float = 1.0, seed: Tensor | Non
         the same seed gives the same noise on every device.
     Returns index [...] int64, the entity chosen for each token, and aligned [..., C] = entities[index] in tokens'
     dtype; its gradient is that of softmax(cosine / tau + noise) @ entities. Summed in at least fp32; half-precision
-    tokens meet entities rounded to their dtype. On a GPU memory does not grow with K.
+    tokens meet entities rounded to their dtype, and the product is divided by both norms in fp32. On a GPU memory does
+    not grow with K.
     Raises ValueError or TypeError naming the argument at fault.
     """
     if entities.ndim != 2 or entities.shape[0] == 0:
@@ -42,7 +43,7 @@ def align(tokens: Tensor, entities: Tensor, tau: float = 1.0, seed: Tensor | Non
         check_device("seed", seed, tokens)
     rows = tokens.reshape(-1, tokens.shape[-1])
     if takes_kernel(tokens):
-        aligned, index, _ = align_op(rows, entities, tau, seed)
+        aligned, index, _ = align_by_kernel(rows, entities, tau, seed, len(rows))
     else:
         index, aligned = align_reference(rows, entities, tau, seed)
     return index.view(tokens.shape[:-1]), aligned.view(tokens.shape)

@@ -1,7 +1,8 @@
 """Executable specification of entity alignment."""
 
+from contextlib import nullcontext
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 _LOW32 = 0xFFFFFFFF
@@ -22,7 +23,8 @@ def gumbel_noise(seed: Tensor, rows: int, columns: int, dtype: torch.dtype = tor
     key = _mix((seed & _LOW32) ^ _mix((seed >> 32) & _LOW32))
     row = _mix(torch.arange(rows, device=seed.device) ^ key)
     column = _mix(torch.arange(columns, device=seed.device) + 0x9E3779B9 & _LOW32)
-    bits = _mix(_mix(row[:, None] ^ column[None, :]) ^ key)
+    bits = ((row[:, None] ^ column[None, :]) * 0x85EBCA6B) & _LOW32  # both are mixed: one more round, high bits only
+    bits = ((bits ^ (bits >> 15)) * 0xC2B2AE35) & _LOW32
     uniform = ((bits >> 9).to(dtype) + 0.5) * 2.0**-23  # exact in fp32, so never 0 or 1
     return -(-uniform.log()).log()
 
@@ -30,13 +32,14 @@ def gumbel_noise(seed: Tensor, rows: int, columns: int, dtype: torch.dtype = tor
 def align_reference(tokens: Tensor, entities: Tensor, tau: float, seed: Tensor | None) -> tuple[Tensor, Tensor]:
     """Eq. 4 and 5 with the whole [M, K] assignment in memory; tokens [M, C]. Contract: `alt_fast_kernels.align`."""
     dtype = torch.promote_types(tokens.dtype, torch.float32)
-    with torch.autocast(tokens.device.type, enabled=False):
+    device = tokens.device.type
+    with torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext():
         x, s = tokens.to(dtype), entities.to(dtype)
-        unit = F.normalize(s, dim=-1, eps=1e-12).to(tokens.dtype).to(dtype)  # half-precision tokens meet half entities
-        norm = x.norm(dim=-1, keepdim=True).clamp_min(1e-12)
-        logits = (x / (norm * tau)) @ unit.T
+        norm, length = (y.norm(dim=-1, keepdim=True).clamp_min(1e-12) for y in (x, s))
+        half = entities.to(tokens.dtype).to(dtype)  # half-precision tokens meet entities in their dtype
+        logits = (x / (norm * tau)) @ half.T / length.T
         if seed is not None:
-            logits = logits + gumbel_noise(seed, len(x), len(unit), dtype)
+            logits = logits + gumbel_noise(seed, len(x), len(s), dtype)
         index = logits.argmax(dim=-1)
         aligned = s[index]
         if logits.requires_grad:  # inference needs no soft assignment

@@ -1,18 +1,23 @@
 """Entity alignment that streams over the corpus: no [tokens, entities] matrix. Contract: `alt_fast_kernels.align`.
 
-Every kernel is a matmul of tokens [M, C] and entities [K, C] with an epilogue: argmax and softmax's maximum and sum
-forward; backward first the sums over entities, then the gradient of the logits, a chunk of the corpus at a time. Logits
-are recomputed and the noise of eq. 4 drawn anew, from its counters, in every pass. All of them read
+Both kernels are matmuls of tokens [M, C] and entities [K, C] with an epilogue: forward argmax and softmax's sum,
+backward the weights of a chunk of the corpus. Logits are recomputed and the noise of eq. 4 drawn anew, from its
+counters, in backward. Both read
 
-    tokens [M, C], and entities [K, C] as unit vectors, contiguous and of one dtype; factor [M] fp32 = 1 / (norm * tau);
-    seed, one int64 number (only if HAS_NOISE).
+    tokens [M, C] and entities [K, C], contiguous, each of its own dtype: entities are converted to the tokens' as they
+    are read; factor [M] fp32 = log2(e) / (norm * tau) of the tokens and inverse [K] fp32 = 1 / norm of the entities,
+    so that x s^T * factor * inverse are logits in base 2; seed, one int64 number (only if HAS_NOISE), and period: a
+    token's row in the noise is its index modulo that.
 
-Grids are flat: tiles of BLOCK_M tokens lie side by side within a part of the corpus.
+The noise is never a logarithm twice: with u uniform and E = -log u, exp(logit + Gumbel) = exp(logit) / E, and the best
+logit with noise is the largest such weight. Grids are flat: tiles of BLOCK_M tokens lie side by side within a part of
+the corpus.
 """
 
-from dataclasses import dataclass
-from typing import Any
+from functools import cache
+from typing import Any, NamedTuple
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -21,7 +26,8 @@ from alt_fast_kernels.configs import Arch, arch_of, config_of
 from alt_fast_kernels.launch import Launch
 
 SPLITS = 8  # parts of the corpus walked side by side: enough programs for a whole GPU even when tokens are few
-CHUNK = 1024  # entities whose logits' gradient is in memory at a time
+CHUNK = 1024  # entities whose weights are in memory at a time, in backward
+MAX_BOUND = 57.0  # of |logit| in base 2, below which exp2 of logit - bound is a normal number, with noise too
 
 
 @triton.jit
@@ -35,218 +41,253 @@ def _mix(x):
 
 
 @triton.jit
-def _gumbel(seed, row, column):
-    """Gumbel(0, 1) noise [rows, columns], the numbers of reference.py's gumbel_noise."""
+def _rows(seed, row):
+    """What the tokens put into the hash; see reference.py."""
     number = tl.load(seed)
     low, high = number.to(tl.uint32), (number >> 32).to(tl.uint32)
-    key = _mix(low ^ _mix(high))
-    row_bits = _mix(row.to(tl.uint32) ^ key)
-    column_bits = _mix(column.to(tl.uint32) + tl.full([], 0x9E3779B9, tl.uint32))
-    bits = _mix(_mix(row_bits[:, None] ^ column_bits[None, :]) ^ key)
-    uniform = ((bits >> 9).to(tl.float32) + 0.5) * 1.1920928955078125e-07  # 2 ** -23
-    return -tl.log(-tl.log(uniform))
+    return _mix(row.to(tl.uint32) ^ _mix(low ^ _mix(high)))
+
+
+@triton.jit
+def _reciprocal_exponential(row_bits, column):
+    """exp of reference.py's Gumbel noise [rows, columns]: 1 / E, E = -log u of its uniform numbers u."""
+    bits = row_bits[:, None] ^ _mix(column.to(tl.uint32) + tl.full([], 0x9E3779B9, tl.uint32))[None, :]
+    bits = bits * tl.full([], 0x85EBCA6B, tl.uint32)
+    bits = bits ^ (bits >> 15)
+    bits = bits * tl.full([], 0xC2B2AE35, tl.uint32)
+    one_to_two = ((bits >> 9) + tl.full([], 0x3F800000, tl.uint32)).to(tl.float32, bitcast=True)
+    uniform = (one_to_two - 0.999999940395355224609375).to(tl.int32, bitcast=True)  # 1 - 2 ** -24: exact, in (0, 1)
+    # u = 2 ** e * (1 + f) with 1 + f between sqrt(1/2) and sqrt(2), so that nothing cancels where u is nearly 1. The
+    # polynomial is -log(1 + f) / f fitted at Chebyshev's nodes: 3e-7 relative error of the sample, everywhere.
+    exponent = (uniform - 0x3F3504F3) >> 23
+    f = (uniform - (exponent << 23)).to(tl.float32, bitcast=True) - 1.0
+    q = 0.10134056955575943 * f - 0.1623418927192688
+    q = q * f + 0.17247013747692108
+    q = q * f - 0.19898565113544464
+    q = q * f + 0.24970071017742157
+    q = q * f - 0.33335113525390625
+    q = q * f + 0.5000036358833313
+    q = q * f - 0.9999999403953552
+    root = tl.rsqrt(q * f - exponent.to(tl.float32) * 0.6931471805599453)  # division would first scale, for any E
+    return root * root
 
 
 @triton.jit
 def _dot(
-    x, s, m, n, num_tokens, num_entities, width, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr
-):
-    """Tile [BLOCK_M, BLOCK_N] of x s^T, x [num_tokens, width], s [num_entities, width]; fp32."""
+    x, s, m, n, num_tokens, num_entities, width,
+    EVEN: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """Tile [BLOCK_M, BLOCK_N] of x s^T, x [num_tokens, width], s [num_entities, width] in x's dtype; fp32.
+
+    Rows beyond the last repeat it, which costs no mask. EVEN: width is a multiple of BLOCK_C.
+    """
     tile = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-    row, column = m[:, None].to(tl.int64) * width, n[None, :].to(tl.int64) * width
+    row = x + tl.minimum(m, num_tokens - 1)[:, None].to(tl.int64) * width
+    column = s + tl.minimum(n, num_entities - 1)[None, :].to(tl.int64) * width
     for c0 in range(0, width, BLOCK_C):
         c = c0 + tl.arange(0, BLOCK_C)
-        left = tl.load(x + row + c[None, :], mask=(m[:, None] < num_tokens) & (c[None, :] < width), other=0.0)
-        right = tl.load(s + column + c[:, None], mask=(n[None, :] < num_entities) & (c[:, None] < width), other=0.0)
-        tile = tl.dot(left, right, tile, input_precision="ieee")
+        if EVEN:
+            left = tl.load(row + c[None, :])
+            right = tl.load(column + c[:, None])
+        else:
+            left = tl.load(row + c[None, :], mask=c[None, :] < width, other=0.0)
+            right = tl.load(column + c[:, None], mask=c[:, None] < width, other=0.0)
+        tile = tl.dot(left, right.to(left.dtype), tile, input_precision="ieee")
     return tile
 
 
-@triton.jit
-def _noisy(cosines, factor, seed, m, n, num_entities, HAS_NOISE: tl.constexpr):
-    """Logits of eq. 4 from x s^T; minus infinity beyond the last entity."""
-    logits = cosines * factor[:, None]
-    if HAS_NOISE:
-        logits += _gumbel(seed, m, n)
-    return tl.where(n[None, :] < num_entities, logits, float("-inf"))
-
-
-@triton.jit
-def _owned(num_tokens, BLOCK_M: tl.constexpr):
-    """The part of the corpus and the tokens [BLOCK_M] that this program owns."""
-    tiles = tl.cdiv(num_tokens, BLOCK_M)
-    return tl.program_id(0) // tiles, (tl.program_id(0) % tiles) * BLOCK_M + tl.arange(0, BLOCK_M)
-
-
-@triton.jit
+@triton.jit(do_not_specialize=["num_tokens", "period"])
 def align_fwd_kernel(
     # reads
-    tokens, entities, factor, seed,
+    tokens, entities, factor, inverse, seed,
     # writes
-    best, index, total_out,
-    # extents
-    num_tokens, num_entities, width, per_split,
-    HAS_NOISE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
+    best_out, index, lse_out,
+    # extents, and the bound of the logits
+    num_tokens, num_entities, width, period, per_split, bound,
+    HAS_NOISE: tl.constexpr, BOUNDED: tl.constexpr, EVEN: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """Find each token's best entity and the sum of its softmax, in every part of the corpus.
 
-    Writes best [SPLITS, M] fp32, the largest logit; index [SPLITS, M] int32, the first entity that has it; total_out
-    [SPLITS, M] fp32, the sum of exp(logit - best). A part without entities leaves minus infinity, 0 and 0.
-    Grid: SPLITS * cdiv(M, BLOCK_M). A program owns BLOCK_M tokens and the per_split entities of one part.
+    Writes best_out [splits, M] fp32, the largest logit with its noise; index [splits, M] int32, the first entity that
+    has it; lse_out [splits, M] fp32, the log of the sum of exponentials. All in base 2. bound: no logit without noise
+    is larger; if BOUNDED, exp2(logit - bound) does not underflow and no running maximum is needed.
+    Grid: splits * cdiv(M, BLOCK_M), no split empty. A program owns BLOCK_M tokens and a part's per_split entities.
     """
-    split, m = _owned(num_tokens, BLOCK_M)
+    tiles = tl.cdiv(num_tokens, BLOCK_M)
+    split = tl.program_id(0) // tiles
+    m = (tl.program_id(0) % tiles) * BLOCK_M + tl.arange(0, BLOCK_M)
     scale = tl.load(factor + m, mask=m < num_tokens, other=0.0)
-    top = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    if HAS_NOISE:
+        row_bits = _rows(seed, m % period)
+    # Weights are relative to 2 ** shift. What is compared is the weight with noise, the logit without.
+    shift = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    best = tl.full([BLOCK_M], -1.0 if HAS_NOISE else float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
     who = tl.zeros([BLOCK_M], tl.int32)
     first = split * per_split
     for n0 in range(first, tl.minimum(first + per_split, num_entities), BLOCK_N):
         n = n0 + tl.arange(0, BLOCK_N)
-        cosines = _dot(tokens, entities, m, n, num_tokens, num_entities, width, BLOCK_M, BLOCK_N, BLOCK_C)
-        logits = _noisy(cosines, scale, seed, m, n, num_entities, HAS_NOISE)
-        tile_top, tile_who = tl.max(logits, 1, return_indices=True)  # the first of equal maxima
-        new_top = tl.maximum(top, tile_top)
-        total = total * tl.exp(top - new_top) + tl.sum(tl.exp(logits - new_top[:, None]), 1)
-        who = tl.where(tile_top > top, n0 + tile_who, who)
-        top = new_top
+        column = tl.load(inverse + n, mask=n < num_entities, other=0.0)
+        ceiling = tl.where(n < num_entities, -bound if BOUNDED else 0.0, float("-inf"))
+        dot = _dot(tokens, entities, m, n, num_tokens, num_entities, width, EVEN, BLOCK_M, BLOCK_N, BLOCK_C)
+        score = dot * column[None, :] * scale[:, None] + ceiling[None, :]
+        if BOUNDED:
+            weight = tl.exp2(score)
+        else:
+            new_shift = tl.maximum(shift, tl.max(score, 1))
+            rescale = tl.exp2(shift - new_shift)
+            total *= rescale
+            if HAS_NOISE:
+                best = tl.where(best < 0.0, best, best * rescale)
+            weight = tl.exp2(score - new_shift[:, None])
+            shift = new_shift
+        if HAS_NOISE:
+            weight *= _reciprocal_exponential(row_bits, n)
+            score = weight
+        total += tl.sum(weight, 1)
+        tile_best = tl.max(score, 1)
+        column_of_best = tl.min(tl.where(score == tile_best[:, None], tl.arange(0, BLOCK_N)[None, :], BLOCK_N - 1), 1)
+        better = tile_best > best
+        who = tl.where(better, n0 + column_of_best, who)
+        best = tl.where(better, tile_best, best)
+    if BOUNDED:
+        shift = tl.full([BLOCK_M], 0.0, tl.float32) + bound
+    if HAS_NOISE:
+        best = tl.log2(best) + shift
+    elif BOUNDED:
+        best += bound
     at = split.to(tl.int64) * num_tokens + m
-    tl.store(best + at, top, mask=m < num_tokens)
+    tl.store(best_out + at, best, mask=m < num_tokens)
     tl.store(index + at, who, mask=m < num_tokens)
-    tl.store(total_out + at, total, mask=m < num_tokens)
+    tl.store(lse_out + at, tl.log2(total) + shift, mask=m < num_tokens)
 
 
-@triton.jit
-def align_bwd_sum_kernel(
+@triton.jit(do_not_specialize=["num_tokens", "period", "first"])
+def align_bwd_kernel(
     # reads
-    tokens, entities, factor, seed, length, stats, grad_out,
+    tokens, entities, factor, inverse, seed, lse, grad_out, pivot,
     # writes
-    delta,
+    weights, sums,
     # extents
-    num_tokens, num_entities, width, per_split,
-    HAS_NOISE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
+    num_tokens, num_entities, width, period, first, chunk,
+    HAS_NOISE: tl.constexpr, EVEN: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Sum, over every part of the corpus, the gradient of each entity's weight times that weight.
+    """Compute softmax's weights w of `chunk` entities, those from `first` on, and w times their gradient g.
 
-    Reads length [K] fp32, the entities' norms; stats [2, M] fp32, each token's largest logit and 1 / sum of
-    exp(logit - largest); grad_out [M, C] in the tokens' dtype, the gradient of the aligned tokens.
-    Writes delta [SPLITS, M] fp32; summed over the parts it is what softmax's gradient subtracts.
-    Grid: SPLITS * cdiv(M, BLOCK_M). A program owns BLOCK_M tokens and the per_split entities of one part.
-    """
-    split, m = _owned(num_tokens, BLOCK_M)
-    scale = tl.load(factor + m, mask=m < num_tokens, other=0.0)
-    top = tl.load(stats + m, mask=m < num_tokens, other=0.0)
-    inverse_total = tl.load(stats + num_tokens + m, mask=m < num_tokens, other=0.0)
-    total = tl.zeros([BLOCK_M], tl.float32)
-    first = split * per_split
-    for n0 in range(first, tl.minimum(first + per_split, num_entities), BLOCK_N):
-        n = n0 + tl.arange(0, BLOCK_N)
-        cosines = _dot(tokens, entities, m, n, num_tokens, num_entities, width, BLOCK_M, BLOCK_N, BLOCK_C)
-        weights = tl.exp(_noisy(cosines, scale, seed, m, n, num_entities, HAS_NOISE) - top[:, None])
-        grad = _dot(grad_out, entities, m, n, num_tokens, num_entities, width, BLOCK_M, BLOCK_N, BLOCK_C)
-        grad *= tl.load(length + n, mask=n < num_entities, other=0.0)[None, :]  # entities are stored as unit vectors
-        total += tl.sum(weights * grad, 1)
-    tl.store(delta + split.to(tl.int64) * num_tokens + m, total * inverse_total, mask=m < num_tokens)
-
-
-@triton.jit
-def align_bwd_logits_kernel(
-    # reads
-    tokens, entities, factor, seed, length, stats, grad_out, delta,
-    # writes
-    grad_logits,
-    # extents
-    num_tokens, num_entities, width, first, chunk,
-    HAS_NOISE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
-):  # fmt: skip
-    """Compute the gradient of the logits of `chunk` entities, those from `first` on.
-
-    Reads what `align_bwd_sum_kernel` reads, and delta [M] fp32, summed over the parts.
-    Writes grad_logits [M, chunk] in its own dtype.
-    Grid: cdiv(M, BLOCK_M) * cdiv(chunk, BLOCK_N). A program owns one tile of the result.
+    Reads lse [M] fp32, the log of the sum of exponentials in base 2; grad_out [M, C] in the tokens' dtype, the gradient
+    of the aligned tokens, so that g = grad_out s^T; pivot [M] fp32, which is subtracted from g.
+    Writes weights [2, M, chunk] in its own dtype, w * (g - pivot) and w, both times inverse; sums
+    [2, cdiv(chunk, BLOCK_N), M] fp32, each tile's sum of w * (g - pivot) and of w.
+    Grid: cdiv(M, BLOCK_M) * cdiv(chunk, BLOCK_N). A program owns one tile.
     """
     tiles = tl.cdiv(chunk, BLOCK_N)
-    column = (tl.program_id(0) % tiles) * BLOCK_N + tl.arange(0, BLOCK_N)
+    tile = tl.program_id(0) % tiles
+    column = tile * BLOCK_N + tl.arange(0, BLOCK_N)
     m = (tl.program_id(0) // tiles) * BLOCK_M + tl.arange(0, BLOCK_M)
-    n = first + column
+    n = tl.where(column < chunk, first + column, num_entities)
     scale = tl.load(factor + m, mask=m < num_tokens, other=0.0)
-    top = tl.load(stats + m, mask=m < num_tokens, other=0.0)
-    inverse_total = tl.load(stats + num_tokens + m, mask=m < num_tokens, other=0.0)
-    shift = tl.load(delta + m, mask=m < num_tokens, other=0.0)
-    cosines = _dot(tokens, entities, m, n, num_tokens, num_entities, width, BLOCK_M, BLOCK_N, BLOCK_C)
-    weights = (
-        tl.exp(_noisy(cosines, scale, seed, m, n, num_entities, HAS_NOISE) - top[:, None]) * inverse_total[:, None]
-    )
-    grad = _dot(grad_out, entities, m, n, num_tokens, num_entities, width, BLOCK_M, BLOCK_N, BLOCK_C)
-    grad *= tl.load(length + n, mask=n < num_entities, other=0.0)[None, :]
-    grad = weights * (grad - shift[:, None])
+    shift = tl.load(lse + m, mask=m < num_tokens, other=0.0)
+    middle = tl.load(pivot + m, mask=m < num_tokens, other=0.0)
+    length = tl.load(inverse + n, mask=n < num_entities, other=0.0)
+    ceiling = tl.where(n < num_entities, 0.0, float("-inf"))
+    dot = _dot(tokens, entities, m, n, num_tokens, num_entities, width, EVEN, BLOCK_M, BLOCK_N, BLOCK_C)
+    weight = tl.exp2(dot * length[None, :] * scale[:, None] + (ceiling[None, :] - shift[:, None]))
+    if HAS_NOISE:
+        weight *= _reciprocal_exponential(_rows(seed, m % period), n)
+    grad = _dot(grad_out, entities, m, n, num_tokens, num_entities, width, EVEN, BLOCK_M, BLOCK_N, BLOCK_C)
+    grad = weight * (grad - middle[:, None])
     at = m[:, None].to(tl.int64) * chunk + column[None, :]
     inside = (m[:, None] < num_tokens) & (column[None, :] < chunk)
-    tl.store(grad_logits + at, grad.to(grad_logits.dtype.element_ty), mask=inside)
+    plane = num_tokens.to(tl.int64) * chunk
+    tl.store(weights + at, (grad * length[None, :]).to(weights.dtype.element_ty), mask=inside)
+    tl.store(weights + plane + at, (weight * length[None, :]).to(weights.dtype.element_ty), mask=inside)
+    part = sums + tile.to(tl.int64) * num_tokens + m
+    tl.store(part, tl.sum(grad, 1), mask=m < num_tokens)
+    tl.store(part + tiles.to(tl.int64) * num_tokens, tl.sum(weight, 1), mask=m < num_tokens)
 
 
-@dataclass(frozen=True)
-class Inputs:
-    """What every kernel reads.
-
-    tokens [M, C], and entities [K, C] as unit vectors, contiguous and of one dtype; factor [M] fp32 = 1 / (norm * tau);
-    length [K] fp32, the entities' norms, which only backward reads; seed, one int64 number, or None for no noise.
-    """
+class Inputs(NamedTuple):
+    """What both kernels read, as the module says; seed is None for no noise."""
 
     tokens: Tensor
     entities: Tensor
     factor: Tensor
-    length: Tensor
+    inverse: Tensor
     seed: Tensor | None
+    period: int
 
     @property
     def head(self) -> tuple[Tensor, ...]:
-        """The first arguments of every kernel; tokens stand in for a seed that is not read."""
-        return self.tokens, self.entities, self.factor, self.tokens if self.seed is None else self.seed
+        """The first arguments of both kernels; tokens stand in for a seed that is not read."""
+        return *self[:4], self.tokens if self.seed is None else self.seed
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """M, K, C."""
-        num_entities, width = self.entities.shape
-        return len(self.tokens), num_entities, width
+    def extents(self) -> tuple[int, int, int, int]:
+        """M, K, C and the period of the noise."""
+        return len(self.tokens), *self.entities.shape, self.period
 
-    def options(self, arch: Arch | None) -> dict[str, Any]:
-        """Constexpr parameters and compile options of all three kernels."""
-        noise = self.seed is not None
-        kernel = "align_noisy" if noise else "align"
-        return {"HAS_NOISE": noise, **config_of(kernel, arch or arch_of(self.tokens.device), self.tokens.dtype)}
+    def options(self, kernel: str, arch: Arch | None) -> dict[str, Any]:
+        """Constexpr parameters and compile options of a kernel of configs.TABLE."""
+        tokens = self.tokens
+        return _options(kernel, self.seed is not None, arch or arch_of(tokens.device), tokens.dtype, tokens.shape[1])
 
 
-@dataclass(frozen=True)
-class Saved:
-    """What the backward kernels read besides: stats [2, M] fp32 (see `align_op`), grad_out [M, C] contiguous."""
+@cache
+def _options(kernel: str, noise: bool, arch: Arch, dtype: torch.dtype, width: int) -> dict[str, Any]:
+    config = config_of(f"{kernel}_noisy" if noise else kernel, arch, dtype)
+    return {"HAS_NOISE": noise, "EVEN": width % config["BLOCK_C"] == 0, **config}
 
-    stats: Tensor
+
+class Saved(NamedTuple):
+    """What backward reads besides: lse [M] fp32 (see `align_op`), grad_out [M, C] contiguous, pivot [M] fp32."""
+
+    lse: Tensor
     grad_out: Tensor
+    pivot: Tensor
 
 
-def _split_launch(kernel: Any, inputs: Inputs, args: tuple[Tensor, ...], arch: Arch | None) -> Launch:
-    options = inputs.options(arch)
-    per_split = triton.cdiv(triton.cdiv(len(inputs.entities), SPLITS), options["BLOCK_N"]) * options["BLOCK_N"]
-    grid = SPLITS * triton.cdiv(len(inputs.tokens), options["BLOCK_M"])
-    return Launch(kernel, grid, (*inputs.head, *args, *inputs.shape, per_split), options)
+def per_split(num_entities: int, block_n: int) -> int:
+    """Return how many entities each of at most SPLITS parts of the corpus has: whole tiles."""
+    return -(-num_entities // (SPLITS * block_n)) * block_n
 
 
-def align_fwd_launch(inputs: Inputs, best: Tensor, index: Tensor, total: Tensor, arch: Arch | None = None) -> Launch:
-    """Write each part's best logit, its entity (int32) and sum of exp(logit - best), all [SPLITS, M]."""
-    return _split_launch(align_fwd_kernel, inputs, (best, index, total), arch)
+def _forward_options(inputs: Inputs, bound: float, arch: Arch | None) -> dict[str, Any]:
+    bounded = bound <= MAX_BOUND
+    return {"BOUNDED": bounded, **inputs.options("align_fwd" if bounded else "align_fwd_online", arch)}
 
 
-def align_bwd_sum_launch(inputs: Inputs, saved: Saved, delta: Tensor, arch: Arch | None = None) -> Launch:
-    """Write delta [SPLITS, M] fp32: the weights' mean gradient, by part."""
-    return _split_launch(align_bwd_sum_kernel, inputs, (inputs.length, saved.stats, saved.grad_out, delta), arch)
+def num_splits(inputs: Inputs, bound: float, arch: Arch | None = None) -> int:
+    """Return how many parts of the corpus the forward kernel walks side by side; none is empty."""
+    num_entities = len(inputs.entities)
+    return -(-num_entities // per_split(num_entities, _forward_options(inputs, bound, arch)["BLOCK_N"]))
 
 
-def align_bwd_logits_launch(
-    inputs: Inputs, saved: Saved, delta: Tensor, first: int, grad_logits: Tensor, arch: Arch | None = None
+def align_fwd_launch(
+    inputs: Inputs, bound: float, best: Tensor, index: Tensor, lse: Tensor, arch: Arch | None = None
 ) -> Launch:
-    """Write the gradient of the logits from entity `first` on, [M, chunk]. delta: [M] fp32, summed over the parts."""
-    options = inputs.options(arch)
-    num_tokens, chunk = grad_logits.shape
-    grid = triton.cdiv(num_tokens, options["BLOCK_M"]) * triton.cdiv(chunk, options["BLOCK_N"])
-    read = (*inputs.head, inputs.length, saved.stats, saved.grad_out, delta)
-    return Launch(align_bwd_logits_kernel, grid, (*read, grad_logits, *inputs.shape, first, chunk), options)
+    """Write each part's best logit, its entity (int32) and log of the sum of exponentials, all [num_splits, M].
+
+    bound: no logit, without noise and in base 2, is larger.
+    """
+    options = _forward_options(inputs, bound, arch)
+    grid = len(best) * -(-len(inputs.tokens) // options["BLOCK_M"])
+    part = per_split(len(inputs.entities), options["BLOCK_N"])
+    args = (*inputs.head, best, index, lse, *inputs.extents, part, bound)
+    return Launch(align_fwd_kernel, grid, args, options)
+
+
+def sum_tiles(inputs: Inputs, chunk: int, arch: Arch | None = None) -> int:
+    """Return how many partial sums the backward kernel writes for a chunk of entities."""
+    return -(-chunk // int(inputs.options("align_bwd", arch)["BLOCK_N"]))
+
+
+def align_bwd_launch(
+    inputs: Inputs, saved: Saved, first: int, weights: Tensor, sums: Tensor, arch: Arch | None = None
+) -> Launch:
+    """Write the weights [2, M, chunk] of the entities from `first` on, and sums [2, `sum_tiles`, M]."""
+    options = inputs.options("align_bwd", arch)
+    _, num_tokens, chunk = weights.shape
+    grid = -(-num_tokens // options["BLOCK_M"]) * sums.shape[1]
+    return Launch(align_bwd_kernel, grid, (*inputs.head, *saved, weights, sums, *inputs.extents, first, chunk), options)

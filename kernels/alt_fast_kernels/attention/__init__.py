@@ -1,16 +1,33 @@
 """Proportional attention: softmax attention in which a token counts as often as the patches it stands for."""
 
+import torch
 from torch import Tensor
 
-from alt_fast_kernels.attention.op import attention_op, attention_packed_op
-from alt_fast_kernels.attention.reference import attention_reference
-from alt_fast_kernels.checks import check_device, check_size
-from alt_fast_kernels.dispatch import takes_kernel, to_autocast_dtype
+from alt_fast_kernels.attention.backends import ATTENTION, why_not_triton
+from alt_fast_kernels.attention.op import attention_packed
+from alt_fast_kernels.checks import check_device, check_size, may_read_values
+from alt_fast_kernels.dispatch import attention_backend, takes_kernel, to_autocast_dtype
 
 __all__ = ["proportional_attention", "proportional_attention_qkvpacked"]
 
-MAX_HEAD_DIM = 128
-"""Wider heads than the kernels' tiles run on PyTorch's attention."""
+MAX_FP16 = torch.finfo(torch.float16).max
+
+
+def _choose(x: Tensor, scale: float, dropout_p: float) -> str:
+    """Name what attends to heads like x [..., D]: the backend chosen, or our kernels where they run, and can."""
+    chosen = attention_backend()
+    if chosen != "auto":
+        return chosen
+    return "triton" if takes_kernel(x) and why_not_triton(x, scale, dropout_p) is None else "sdpa"
+
+
+def _check_size(size: Tensor | None, keys: Tensor) -> None:
+    """Raise unless size suits keys [B, M, ...], and fp16 can hold it: the weights of fp16 tokens are fp16."""
+    if size is None:
+        return
+    check_size(size, keys)
+    if keys.dtype == torch.float16 and may_read_values(size) and bool((size > MAX_FP16).any()):
+        raise ValueError(f"size must be <= {MAX_FP16:.0f} with fp16 tokens, got a maximum of {size.max().item()}")
 
 
 def proportional_attention(
@@ -19,10 +36,12 @@ def proportional_attention(
     """softmax(q k^T * scale + log size) v (ToMe, eq. 1).
 
     q: [B, N, H, D]. k, v: [B, M, H, D]. Any strides over B, N, H: views of a packed QKV projection are read in place.
-    size: [B, M] fp32 > 0, or None for plain attention. scale: 1 / sqrt(D) by default.
-    dropout_p: drops attention weights; with p > 0 or D > 128 PyTorch's attention runs, on every device.
+    size: [B, M] fp32 >= 0, or None for plain attention. A key of size 0 is no key: padding. A query without keys gives
+        zeros, and no gradient. With fp16 tokens at most 65,504.
+    scale: 1 / sqrt(D) by default.
+    dropout_p: drops attention weights; with p > 0, D > 128 or a scale <= 0 PyTorch's attention runs, everywhere.
     Returns [B, N, H * D] in q's dtype (inside autocast, in autocast's).
-    Raises ValueError on shapes, dtypes or devices that do not fit, on sizes <= 0 and on a size that requires grad
+    Raises ValueError on shapes, dtypes or devices that do not fit, on sizes < 0 and on a size that requires grad
     (sizes are counts).
     """
     if q.ndim != 4 or k.ndim != 4 or q.shape[0] != k.shape[0] or q.shape[2:] != k.shape[2:] or k.shape != v.shape:
@@ -32,15 +51,13 @@ def proportional_attention(
         )
     check_device("k", k, q)
     check_device("v", v, q)
-    if size is not None:
-        check_size(size, k)
     q, k, v = to_autocast_dtype(q, k, v)
     if not q.dtype == k.dtype == v.dtype:
         raise ValueError(f"q, k, v must have one dtype, got {q.dtype}, {k.dtype}, {v.dtype}")
+    _check_size(size, k)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    if takes_kernel(q) and q.shape[-1] <= MAX_HEAD_DIM and dropout_p == 0:
-        return attention_op(q, k, v, size, scale)[0]
-    return attention_reference(q, k, v, size, scale, dropout_p)
+    name = _choose(q, scale, dropout_p)
+    return ATTENTION[name](q, k, v, size, scale, dropout_p)
 
 
 def proportional_attention_qkvpacked(
@@ -49,10 +66,10 @@ def proportional_attention_qkvpacked(
     """`proportional_attention` of q, k, v = qkv.unbind(2), qkv [B, N, 3, H, D]: the gradient stays packed, uncopied."""
     if qkv.ndim != 5 or qkv.shape[2] != 3:
         raise ValueError(f"qkv must be [B, N, 3, H, D], got shape {tuple(qkv.shape)}")
-    if takes_kernel(qkv) and qkv.shape[-1] <= MAX_HEAD_DIM and dropout_p == 0:
-        if size is not None:
-            check_size(size, qkv)
+    scale = qkv.shape[-1] ** -0.5 if scale is None else scale
+    if _choose(qkv, scale, dropout_p) == "triton" and why_not_triton(qkv, scale, dropout_p) is None:
         (qkv,) = to_autocast_dtype(qkv)
-        return attention_packed_op(qkv, size, qkv.shape[-1] ** -0.5 if scale is None else scale)[0]
+        _check_size(size, qkv)
+        return attention_packed(qkv, size, scale)[0]
     q, k, v = qkv.unbind(2)
     return proportional_attention(q, k, v, size, scale, dropout_p)

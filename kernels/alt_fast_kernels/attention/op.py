@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from alt_fast_kernels.dispatch import fold_vmap
+from alt_fast_kernels.library import differentiable, fold_vmap, once, operator, register_vmap
 
 if TYPE_CHECKING:
     from alt_fast_kernels.attention.triton import Inputs
@@ -13,25 +13,35 @@ if TYPE_CHECKING:
 _Pair = tuple[Tensor, Tensor]
 
 
-@torch.library.custom_op("alt_fast::attention", mutates_args=())
-def attention_op(q: Tensor, k: Tensor, v: Tensor, size: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
+def _empty(q: Tensor, k: Tensor, v: Tensor, size: Tensor | None, scale: float) -> _Pair:
+    batch, num_q, heads, dim = q.shape
+    return q.new_empty(batch, num_q, heads * dim), q.new_empty(batch, heads, num_q, dtype=torch.float32)
+
+
+@operator("attention(Tensor q, Tensor k, Tensor v, Tensor? size, float scale) -> (Tensor, Tensor)", _empty)
+def attention_op(q: Tensor, k: Tensor, v: Tensor, size: Tensor | None, scale: float) -> _Pair:
     """Attend: q [B, N, H, D], k, v [B, M, H, D], size [B, M] -> out [B, N, H * D], and lse2 [B, H, N] for backward.
 
     lse2: log-sum-exp of each query's scores (scaled, and with log size) in base 2, fp32.
     """
     from alt_fast_kernels.attention.triton import attention_fwd_launch
 
-    out, lse2 = _empty_outputs(q)
+    out, lse2 = _empty(q, k, v, size, scale)
     attention_fwd_launch(_prepare(q, k, v, size, scale), out, lse2).run()
     return out, lse2
 
 
-@attention_op.register_fake
-def _(q: Tensor, k: Tensor, v: Tensor, size: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
-    return _empty_outputs(q)
+def _empty_grads(
+    grad_out: Tensor, out: Tensor, lse2: Tensor, q: Tensor, k: Tensor, v: Tensor, size: Tensor | None, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _contiguous_like(q), _contiguous_like(k), _contiguous_like(v)
 
 
-@torch.library.custom_op("alt_fast::attention_backward", mutates_args=())
+@operator(
+    "attention_backward(Tensor grad_out, Tensor out, Tensor lse2, Tensor q, Tensor k, Tensor v, Tensor? size, "
+    "float scale) -> (Tensor, Tensor, Tensor)",
+    _empty_grads,
+)
 def attention_backward_op(
     grad_out: Tensor, out: Tensor, lse2: Tensor, q: Tensor, k: Tensor, v: Tensor, size: Tensor | None, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -41,30 +51,33 @@ def attention_backward_op(
     return grads
 
 
-@attention_backward_op.register_fake
-def _(
-    grad_out: Tensor, out: Tensor, lse2: Tensor, q: Tensor, k: Tensor, v: Tensor, size: Tensor | None, scale: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    return _contiguous_like(q), _contiguous_like(k), _contiguous_like(v)
+def _empty_packed(qkv: Tensor, size: Tensor | None, scale: float) -> _Pair:
+    q, k, v = qkv.unbind(2)
+    return _empty(q, k, v, size, scale)
 
 
-@torch.library.custom_op("alt_fast::attention_packed", mutates_args=())
-def attention_packed_op(qkv: Tensor, size: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
+@operator("attention_packed(Tensor qkv, Tensor? size, float scale) -> (Tensor, Tensor)", _empty_packed)
+def attention_packed_op(qkv: Tensor, size: Tensor | None, scale: float) -> _Pair:
     """Do as `attention` on a packed projection [B, N, 3, H, D], whose gradient then needs no copy either."""
     from alt_fast_kernels.attention.triton import attention_fwd_launch
 
     q, k, v = _unit_stride(qkv).unbind(2)
-    out, lse2 = _empty_outputs(q)
+    out, lse2 = _empty(q, k, v, size, scale)
     attention_fwd_launch(_prepare(q, k, v, size, scale), out, lse2).run()
     return out, lse2
 
 
-@attention_packed_op.register_fake
-def _(qkv: Tensor, size: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
-    return _empty_outputs(qkv[:, :, 0])
+def _empty_packed_grad(
+    grad_out: Tensor, out: Tensor, lse2: Tensor, qkv: Tensor, size: Tensor | None, scale: float
+) -> Tensor:
+    return _contiguous_like(qkv)
 
 
-@torch.library.custom_op("alt_fast::attention_packed_backward", mutates_args=())
+@operator(
+    "attention_packed_backward(Tensor grad_out, Tensor out, Tensor lse2, Tensor qkv, Tensor? size, float scale) "
+    "-> Tensor",
+    _empty_packed_grad,
+)
 def attention_packed_backward_op(
     grad_out: Tensor, out: Tensor, lse2: Tensor, qkv: Tensor, size: Tensor | None, scale: float
 ) -> Tensor:
@@ -73,11 +86,6 @@ def attention_packed_backward_op(
     q, k, v = qkv.unbind(2)
     _run_backward(grad_out, out, lse2, _prepare(q, k, v, size, scale), grad.unbind(2))
     return grad
-
-
-@attention_packed_backward_op.register_fake
-def _(grad_out: Tensor, out: Tensor, lse2: Tensor, qkv: Tensor, size: Tensor | None, scale: float) -> Tensor:
-    return _contiguous_like(qkv)
 
 
 def _run_backward(grad_out: Tensor, out: Tensor, lse2: Tensor, inputs: "Inputs", grads: tuple[Tensor, ...]) -> None:
@@ -104,12 +112,6 @@ def _contiguous_like(x: Tensor) -> Tensor:
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
-def _empty_outputs(q: Tensor) -> _Pair:
-    batch, num_q, heads, dim = q.shape
-    out = q.new_empty(batch, num_q, heads * dim)
-    return out, q.new_empty(batch, heads, num_q, dtype=torch.float32)
-
-
 def _save(ctx: Any, inputs: tuple[Any, ...], output: _Pair) -> None:
     *tensors, scale = inputs
     ctx.save_for_backward(*output, *tensors)
@@ -118,16 +120,19 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: _Pair) -> None:
 
 
 def _backward(ctx: Any, grad_out: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
-    return (*attention_backward_op(grad_out, *ctx.saved_tensors, ctx.scale), None, None)
+    return (*_attention_backward(grad_out, *ctx.saved_tensors, ctx.scale), None, None)
 
 
 def _backward_packed(ctx: Any, grad_out: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
-    return attention_packed_backward_op(grad_out, *ctx.saved_tensors, ctx.scale), None, None
+    return _packed_backward(grad_out, *ctx.saved_tensors, ctx.scale), None, None
 
 
-attention_op.register_autograd(_backward, setup_context=_save)
-attention_packed_op.register_autograd(_backward_packed, setup_context=_save)
-attention_op.register_vmap(fold_vmap(attention_op, 4))
-attention_backward_op.register_vmap(fold_vmap(attention_backward_op, 7))
-attention_packed_op.register_vmap(fold_vmap(attention_packed_op, 2))
-attention_packed_backward_op.register_vmap(fold_vmap(attention_packed_backward_op, 5))
+register_vmap(attention_op, fold_vmap(attention_op, 4))
+register_vmap(attention_backward_op, fold_vmap(attention_backward_op, 7))
+register_vmap(attention_packed_op, fold_vmap(attention_packed_op, 2))
+register_vmap(attention_packed_backward_op, fold_vmap(attention_packed_backward_op, 5))
+
+_attention_backward = once(attention_backward_op)
+_packed_backward = once(attention_packed_backward_op)
+attention = differentiable(attention_op, _save, _backward)
+attention_packed = differentiable(attention_packed_op, _save, _backward_packed)

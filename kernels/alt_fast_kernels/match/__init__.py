@@ -23,7 +23,7 @@ def match(key: Tensor, r: SupportsIndex, protected: SupportsIndex = 0) -> MergeP
     """Choose the r most similar (even, odd) token pairs by cosine similarity.
 
     key: [B, N, H, D] keys as the QKV projection leaves them (the head mean is taken here), or any metric [B, N, C];
-        any strides, floating point, compared in fp32 (fp64 stays fp64).
+        any strides, floating point; compared in fp32 by the kernels, in fp64 by the reference.
     r: tokens to remove, an int or whatever has `__index__`; clipped to (N - protected) // 2.
     protected: leading tokens that never merge (class, distillation, registers); they keep the first slots.
 

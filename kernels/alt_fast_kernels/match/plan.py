@@ -35,7 +35,7 @@ class Parity(NamedTuple):
 
 
 def even_and_odd(num_tokens: int, protected: int) -> Parity:
-    """Split the tokens that are not protected. The kernels' own copy is `_even_and_odd` in triton.py."""
+    """Split the tokens that are not protected. The kernels' own copy is `even_and_odd_of` in sorting.py."""
     first_even, first_odd = protected + protected % 2, protected + 1 - protected % 2
     return Parity(first_even, first_odd, (num_tokens - first_even + 1) // 2, (num_tokens - first_odd + 1) // 2)
 

@@ -1,10 +1,18 @@
 """Executable specification of bipartite soft matching."""
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import Tensor
 
 from alt_fast_kernels.checks import may_read_values
 from alt_fast_kernels.match.plan import even_and_odd
+
+CHUNK = 1024
+"""Even tokens whose scores exist at a time."""
+
+GRID = 2.0**26
+"""Steps of a metric's components in [-1, 1]. Products of two then sum to below 2**53 steps, exactly in fp64."""
 
 
 def match_reference(key: Tensor, r: int, protected: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -14,18 +22,14 @@ def match_reference(key: Tensor, r: int, protected: int) -> tuple[Tensor, Tensor
     """
     batch, num_tokens = key.shape[:2]
     first_even, first_odd, num_even, num_odd = even_and_odd(num_tokens, protected)
-    with torch.autocast(key.device.type, enabled=False):
+    with _without_autocast(key.device.type):
         mean = key.to(torch.promote_types(key.dtype, torch.float32)).mean(2)
         norm = mean.norm(dim=-1, keepdim=True)
-        metric = mean / norm.clamp_min(1e-12)
-        scores = metric[:, first_even::2] @ metric[:, first_odd::2].transpose(1, 2)  # [B, num_even, num_odd]
-    if may_read_values(key):
-        if not bool(norm.isfinite().all()):
+        metric = _exactly_summable(mean / norm.clamp_min(1e-12))
+        if may_read_values(key) and not bool(norm.isfinite().all()):
             raise ValueError("key must be finite, got NaN, infinity or a norm beyond fp32")
-    else:
-        scores = scores.masked_fill(scores.isnan(), -2.0)  # below every cosine
+        best, partner = _best(metric[:, first_even::2], metric[:, first_odd::2])
 
-    best, partner = scores.max(dim=-1)  # the first of equal maxima
     if torch.onnx.is_in_onnx_export():  # ONNX has no stable sort, but its TopK puts the lower index first
         by_rank = best.topk(best.shape[1], dim=-1).indices
     else:
@@ -44,3 +48,28 @@ def match_reference(key: Tensor, r: int, protected: int) -> tuple[Tensor, Tensor
     slot = torch.zeros_like(order).scatter(1, order, torch.cat([tokens[:, :num_slots], joined], dim=1))
     count = torch.zeros_like(order[:, : num_slots + 1]).scatter_add(1, joined + 1, torch.ones_like(joined))
     return slot.int(), order.int(), count.cumsum(1).int()
+
+
+def _without_autocast(device: str) -> AbstractContextManager[object]:
+    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
+
+
+def _exactly_summable(metric: Tensor) -> Tensor:
+    """Round unit vectors so that a matmul in fp64 is exact in whatever order it sums: equal tokens score equally.
+
+    A matmul in fp32 gives equal columns different last bits. ONNX runtimes and MPS may have no fp64: there it must do.
+    """
+    if torch.onnx.is_in_onnx_export() or metric.device.type == "mps":
+        return metric
+    return (metric.double() * GRID).round() / GRID
+
+
+def _best(even: Tensor, odd: Tensor) -> tuple[Tensor, Tensor]:
+    """Every even token's maximal score and the first odd token that has it, [B, num_even]; NaN counts as -2."""
+    best, partner = [], []
+    for rows in even.split(CHUNK, 1):
+        scores = rows @ odd.transpose(1, 2)
+        top = scores.masked_fill(scores.isnan(), -2.0).max(dim=-1)  # below every cosine; the first of equal maxima
+        best.append(top.values)
+        partner.append(top.indices)
+    return (best[0], partner[0]) if len(best) == 1 else (torch.cat(best, 1), torch.cat(partner, 1))

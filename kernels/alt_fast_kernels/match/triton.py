@@ -1,9 +1,18 @@
-"""Bipartite soft matching in three launches. Contract: `alt_fast_kernels.match`.
+"""Bipartite soft matching. Contract: `alt_fast_kernels.match`.
 
-The first reads the keys once, all tokens at a time: mean over heads, normalised. The second finds every even token's
-best partner, the third ranks them and gives out the slots, one program per image. What passes between stays in cache.
-Of N tokens, A are even and B odd, not counting the protected ones (`even_and_odd`).
+Three ways, by length and number of images, that differ in nothing but time:
+
+- a few short images: one launch, a program per image (`match_once_kernel`).
+- short images: the first launch reads the keys, all tokens at a time: mean over heads, normalised. The second, a
+  program per image, finds the partners and writes the plan (`match_pair_kernel`).
+- long images: the first launch as above; the second finds partners, a tile of even tokens at a time, the odd ones
+  streamed and split over programs where images are few (`match_best_kernel`); then four sort (sorting.py).
+
+What passes between launches stays in cache. Of N tokens, A are even and B odd, not counting the protected ones.
 """
+
+from functools import cache
+from typing import Any
 
 import torch
 import triton
@@ -11,11 +20,46 @@ import triton.language as tl
 from torch import Tensor
 
 from alt_fast_kernels.configs import Arch, arch_of, config_of
-from alt_fast_kernels.launch import Launch, padded
+from alt_fast_kernels.launch import Launch, cdiv, padded
 from alt_fast_kernels.match.plan import MergePlan, even_and_odd
+from alt_fast_kernels.match.sorting import even_and_odd_of, falling, sorting_launches
+
+SHORT = 128
+"""Even tokens, and odd ones, that a program can hold: with more an image is long."""
+
+ONE_LAUNCH_IMAGES = 16
+"""Up to as many short images, one launch is faster than two that fill the GPU."""
+
+ONE_LAUNCH_CHANNELS = 64
+"""Of a head, that one launch takes: it holds all tokens of an image."""
+
+PROGRAMS = 264
+"""Programs of `match_best_kernel` that fill a GPU: two for each of 132 multiprocessors."""
 
 
 @triton.jit
+def _unit_rows(
+    key, row, inside_row, stride_h, stride_d, dim,
+    UNIT: tl.constexpr, NUM_HEADS: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """The mean over heads of a token's keys, divided by its norm: [rows, BLOCK_D] fp32, 0 beyond dim and outside.
+
+    row: where each token begins, int64. stride_h and dim are given in units of UNIT, which says that their multiples
+    may be loaded UNIT at a time; the other strides are in `row`.
+    """
+    d = tl.arange(0, BLOCK_D)
+    inside = inside_row[:, None] & (d[None, :] < dim * UNIT)
+    at = key + row[:, None] + d.to(tl.int64)[None, :] * stride_d
+    step = stride_h.to(tl.int64) * UNIT
+    mean = tl.zeros([row.shape[0], BLOCK_D], tl.float32)
+    for h in tl.static_range(NUM_HEADS):  # unrolled: all loads are under way before the first sum
+        mean += tl.load(at + h * step, mask=inside, other=0.0).to(tl.float32)
+    mean = mean / NUM_HEADS
+    norm = tl.maximum(tl.sqrt(tl.sum(mean * mean, 1)), 1e-12)
+    return mean / norm[:, None]
+
+
+@triton.jit(do_not_specialize=["stride_b", "stride_n", "stride_h", "num_rows", "num_tokens", "dim"])
 def match_metric_kernel(
     # reads
     key,
@@ -24,216 +68,212 @@ def match_metric_kernel(
     # strides of key, and extents
     stride_b, stride_n, stride_h, stride_d,
     num_rows, num_tokens, dim,
-    NUM_HEADS: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
+    UNIT: tl.constexpr, NUM_HEADS: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     """Compute what is compared: the mean of a token's keys over the heads, divided by its norm.
 
-    Reads key [B, N, H, D] of any floating dtype and strides. Writes metric [B, N, D] fp32 contiguous.
-    Grid: cdiv(B * N, ROWS). A program owns ROWS tokens, whole rows of BLOCK_D >= D channels.
+    Reads key [B, N, H, D] of any floating dtype and strides; all but stride_d, and D, are in units of UNIT.
+    Writes metric [B, N, WIDTH >= D] fp32, filled up with zeros.
+    Grid: cdiv(B * N, ROWS). A program owns ROWS tokens, whole rows of BLOCK_D >= WIDTH channels.
     """
     row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
     d = tl.arange(0, BLOCK_D)
-    inside = (row[:, None] < num_rows) & (d[None, :] < dim)
-    token = (row // num_tokens) * stride_b + (row % num_tokens) * stride_n
-    at = key + token[:, None] + d[None, :] * stride_d
-    mean = tl.zeros([ROWS, BLOCK_D], tl.float32)
-    for h in tl.static_range(NUM_HEADS):  # unrolled: all loads are under way before the first sum
-        mean += tl.load(at + h * stride_h, mask=inside, other=0.0).to(tl.float32)
-    mean = mean / NUM_HEADS
-    norm = tl.maximum(tl.sqrt(tl.sum(mean * mean, 1)), 1e-12)
-    tl.store(metric + row[:, None] * dim + d[None, :], mean / norm[:, None], mask=inside)
+    token = ((row // num_tokens) * stride_b + (row % num_tokens) * stride_n) * UNIT
+    unit = _unit_rows(key, token, row < num_rows, stride_h, stride_d, dim, UNIT, NUM_HEADS, BLOCK_D)
+    tl.store(metric + row[:, None] * WIDTH + d[None, :], unit, mask=(row[:, None] < num_rows) & (d[None, :] < WIDTH))
 
 
 @triton.jit
-def _even_and_odd(num_tokens, protected):
-    """`even_and_odd` of plan.py: even tokens are first_even + 2 * a, a < num_even; odd ones likewise."""
-    first_even, first_odd = protected + protected % 2, protected + 1 - protected % 2
-    return first_even, first_odd, (num_tokens - first_even + 1) // 2, (num_tokens - first_odd + 1) // 2
+def _scores(
+    metric, even, inside_even, odd, inside_odd,
+    WIDTH: tl.constexpr, BLOCK_C: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Cosines of even tokens with odd ones, rows of an image's metric [N, WIDTH]; BLOCK_C channels at a time."""
+    scores = tl.zeros([even.shape[0], odd.shape[0]], tl.float32)
+    for c0 in range(0, WIDTH, BLOCK_C):
+        c = c0 + tl.arange(0, BLOCK_C)
+        of_even = tl.load(metric + even[:, None] * WIDTH + c[None, :], mask=inside_even[:, None], other=0.0)
+        of_odd = tl.load(metric + odd[None, :] * WIDTH + c[:, None], mask=inside_odd[None, :], other=0.0)
+        scores = tl.dot(of_even, of_odd, scores, input_precision=PRECISION)
+    return scores
 
 
 @triton.jit
+def _first_best(score, index):
+    """The maximum of every row, and the lowest index where it is. -inf, when nothing is comparable, becomes -2."""
+    best = tl.max(score, 1)
+    first = tl.min(tl.where(score == best[:, None], index, 0x7FFFFFFF), 1)
+    return tl.maximum(best, -2.0), first
+
+
+@triton.jit(do_not_specialize=["num_tokens", "protected", "splits", "split_size"])
 def match_best_kernel(
     # reads
     metric,
     # writes
-    best, partner,
+    proposals,
     # extents
-    num_tokens, dim, protected,
-    BLOCK_A: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_C: tl.constexpr,
+    num_tokens, protected, splits, split_size,
+    WIDTH: tl.constexpr, BLOCK_A: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_C: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Find every even token's most similar odd token: the first of equal ones; not a number counts as -2.
 
-    Reads metric [B, N, D] fp32. Writes best [B, A] fp32, the cosine, and partner [B, A] int32, counted among the odd.
-    Grid: B * cdiv(A, BLOCK_A). A program owns BLOCK_A even tokens of an image and streams over the odd ones, BLOCK_B at
-    a time and BLOCK_C channels at a time.
+    Reads metric [B, N, WIDTH] fp32. Writes proposals [B, splits, A] int64: falling cosine, then the odd token's index;
+    the smallest over the splits is the proposal.
+    Grid: B * cdiv(A, BLOCK_A) * splits. A program owns BLOCK_A even tokens of an image and streams over split_size odd
+    ones, BLOCK_B at a time. Each place of the tile keeps its own best: the rows are reduced once, at the end.
     """
-    first_even, first_odd, num_even, num_odd = _even_and_odd(num_tokens, protected)
+    first_even, first_odd, num_even, num_odd = even_and_odd_of(num_tokens, protected)
     tiles = tl.cdiv(num_even, BLOCK_A)
-    image = (tl.program_id(0) // tiles).to(tl.int64)
-    a = (tl.program_id(0) % tiles) * BLOCK_A + tl.arange(0, BLOCK_A)
-    metric += image * num_tokens * dim
-    top = tl.full([BLOCK_A], float("-inf"), tl.float32)
-    who = tl.zeros([BLOCK_A], tl.int32)
-    for b0 in range(0, num_odd, BLOCK_B):
-        b = b0 + tl.arange(0, BLOCK_B)
-        scores = tl.zeros([BLOCK_A, BLOCK_B], tl.float32)
-        for c0 in range(0, dim, BLOCK_C):
-            c = c0 + tl.arange(0, BLOCK_C)
-            inside_a = (a[:, None] < num_even) & (c[None, :] < dim)
-            inside_b = (b[None, :] < num_odd) & (c[:, None] < dim)
-            even = tl.load(metric + (first_even + 2 * a[:, None]) * dim + c[None, :], mask=inside_a, other=0.0)
-            odd = tl.load(metric + (first_odd + 2 * b[None, :]) * dim + c[:, None], mask=inside_b, other=0.0)
-            scores = tl.dot(even, odd, scores, input_precision="ieee")
-        scores = tl.where(scores == scores, scores, -2.0)  # not a number: below every cosine
-        scores = tl.where(b[None, :] < num_odd, scores, float("-inf"))
-        tile_top, tile_who = tl.max(scores, 1, return_indices=True)  # the first of equal maxima
-        better = tile_top > top
-        top = tl.where(better, tile_top, top)
-        who = tl.where(better, b0 + tile_who, who)
-    tl.store(best + image * num_even + a, top, mask=a < num_even)
-    tl.store(partner + image * num_even + a, who, mask=a < num_even)
+    split = tl.program_id(0) % splits
+    image = (tl.program_id(0) // splits // tiles).to(tl.int64)
+    a = (tl.program_id(0) // splits % tiles) * BLOCK_A + tl.arange(0, BLOCK_A)
+    j = tl.arange(0, BLOCK_B)
+    first = split * split_size
+    metric += image * num_tokens * WIDTH
+    top = tl.full([BLOCK_A, BLOCK_B], float("-inf"), tl.float32)
+    tile = tl.full([BLOCK_A, BLOCK_B], 0, tl.int32) + first
+    for b0 in range(first, tl.minimum(first + split_size, num_odd), BLOCK_B):
+        b = b0 + j
+        scores = _scores(
+            metric, first_even + 2 * a, a < num_even, first_odd + 2 * b, b < num_odd, WIDTH, BLOCK_C, PRECISION
+        )
+        better = (scores > top) & (b[None, :] < num_odd)  # false for what is not a number
+        top = tl.where(better, scores, top)
+        tile = tl.where(better, b0, tile)
+    best, partner = _first_best(top, tile + j[None, :])
+    at = proposals + (image * splits + split) * num_even + a
+    tl.store(at, falling(best, partner), mask=a < num_even)
 
 
 @triton.jit
-def _write_ranks(best, rank, num_even, BLOCK: tl.constexpr):
-    """The rank of every proposal, by counting those ahead of it: stable, and O(A^2) on at most some hundred values."""
-    for a0 in range(0, num_even, BLOCK):
-        a = a0 + tl.arange(0, BLOCK)
-        mine = tl.load(best + a, mask=a < num_even, other=0.0)
-        ahead = tl.zeros([BLOCK], tl.int32)
-        for c0 in range(0, num_even, BLOCK):
-            c = c0 + tl.arange(0, BLOCK)
-            other = tl.load(best + c, mask=c < num_even, other=float("-inf"))
-            first = (other[None, :] > mine[:, None]) | ((other[None, :] == mine[:, None]) & (c[None, :] < a[:, None]))
-            ahead += tl.sum((first & (c[None, :] < num_even)).to(tl.int32), 1)
-        tl.store(rank + a, ahead, mask=a < num_even)
-
-
-@triton.jit
-def _count_before(partner, rank, p, a, r, num_even, BLOCK: tl.constexpr):
-    """Of even tokens, how many survive before index a, and how many merge before (p, a) by partner and index."""
-    survive = tl.zeros([BLOCK], tl.int32)
-    merge = tl.zeros([BLOCK], tl.int32)
-    for c0 in range(0, num_even, BLOCK):
-        c = c0 + tl.arange(0, BLOCK)
-        merges = (tl.load(rank + c, mask=c < num_even, other=r) < r)[None, :]
-        other = tl.load(partner + c, mask=c < num_even, other=0)
-        earlier = c[None, :] < a[:, None]
-        first = (other[None, :] < p[:, None]) | ((other[None, :] == p[:, None]) & earlier)
-        survive += tl.sum((earlier & (c[None, :] < num_even) & (merges == 0)).to(tl.int32), 1)
-        merge += tl.sum((first & merges).to(tl.int32), 1)
-    return survive, merge
-
-
-@triton.jit
-def _place_even(partner, rank, slot, order, num_tokens, r, protected, BLOCK: tl.constexpr):
-    """Slots and order of the even tokens: survivors behind the protected ones, merged ones where their partner is."""
-    first_even, _, num_even, num_odd = _even_and_odd(num_tokens, protected)
+def _write_plan(scores, slot, order, start, num_tokens, r, protected, BLOCK: tl.constexpr):
+    """Choose partners by scores [BLOCK, BLOCK] of all even and odd tokens, rank them by counting, write the plan."""
+    first_even, first_odd, num_even, num_odd = even_and_odd_of(num_tokens, protected)
     num_slots = num_tokens - r
-    for a0 in range(0, num_even, BLOCK):
-        a = a0 + tl.arange(0, BLOCK)
-        my_rank = tl.load(rank + a, mask=a < num_even, other=0)
-        mine = tl.load(partner + a, mask=a < num_even, other=0)
-        survivors_before, merged_before = _count_before(partner, rank, mine, a, r, num_even, BLOCK)
-        merged = my_rank < r
-        own = protected + survivors_before
-        if protected == 0:
-            own = my_rank - r  # by falling score
-        tl.store(slot + first_even + 2 * a, tl.where(merged, num_slots - num_odd + mine, own), mask=a < num_even)
-        place = tl.where(merged, num_slots + merged_before, own)
-        tl.store(order + place, first_even + 2 * a, mask=a < num_even)
+    first_odd_slot = num_slots - num_odd
+    i = tl.arange(0, BLOCK)
+    comparable = (i[None, :] < num_odd) & (scores == scores)
+    best, partner = _first_best(tl.where(comparable, scores, float("-inf")), i[None, :])
 
+    even = i < num_even
+    number = tl.where(even, falling(best, i), 0x7FFFFFFFFFFFFFFF)
+    rank = tl.sum((number[None, :] < number[:, None]).to(tl.int32), 1)
+    merged = even & (rank < r)
+    by_partner = tl.where(merged, partner * BLOCK + i, 0x7FFFFFFF)
+    merged_before = tl.sum((by_partner[None, :] < by_partner[:, None]).to(tl.int32), 1)
+    joining_before = tl.sum((by_partner[None, :] < (i * BLOCK)[:, None]).to(tl.int32), 1)
+    survivors_before = tl.cumsum((even & (rank >= r)).to(tl.int32), 0) - 1
+    own = tl.where(protected == 0, rank - r, protected + survivors_before)  # without protected tokens by falling score
 
-@triton.jit
-def _place_odd(partner, rank, slot, order, start, num_tokens, r, protected, BLOCK: tl.constexpr):
-    """Slots and order of the odd tokens, the last ones, and where those that join each begin."""
-    _, first_odd, num_even, num_odd = _even_and_odd(num_tokens, protected)
-    first_slot = num_tokens - r - num_odd
-    for b0 in range(0, num_odd, BLOCK):
-        b = b0 + tl.arange(0, BLOCK)
-        _survivors, merged_before = _count_before(partner, rank, b, tl.zeros([BLOCK], tl.int32), r, num_even, BLOCK)
-        tl.store(slot + first_odd + 2 * b, first_slot + b, mask=b < num_odd)
-        tl.store(order + first_slot + b, first_odd + 2 * b, mask=b < num_odd)
-        tl.store(start + first_slot + b, merged_before, mask=b < num_odd)
-    tl.store(start + num_tokens - r, r)
-
-
-@triton.jit
-def _place_protected(slot, order, start, num_tokens, r, protected, BLOCK: tl.constexpr):
-    """Slots and order of the protected tokens. Nothing joins them, nor the surviving even ones."""
-    _, _, _, num_odd = _even_and_odd(num_tokens, protected)
-    first_odd_slot = num_tokens - r - num_odd
+    tl.store(slot + first_even + 2 * i, tl.where(merged, first_odd_slot + partner, own), mask=even)
+    tl.store(order + tl.where(merged, num_slots + merged_before, own), first_even + 2 * i, mask=even)
+    tl.store(slot + first_odd + 2 * i, first_odd_slot + i, mask=i < num_odd)
+    tl.store(order + first_odd_slot + i, first_odd + 2 * i, mask=i < num_odd)
+    tl.store(start + first_odd_slot + i, joining_before, mask=i < num_odd)
+    tl.store(start + num_slots + i, r, mask=i < 1)
     for j0 in range(0, first_odd_slot, BLOCK):
-        j = j0 + tl.arange(0, BLOCK)
+        j = j0 + i
         tl.store(start + j, 0, mask=j < first_odd_slot)
         tl.store(slot + j, j, mask=j < protected)
         tl.store(order + j, j, mask=j < protected)
 
 
-@triton.jit
-def match_plan_kernel(
+@triton.jit(do_not_specialize=["num_tokens", "r", "protected"])
+def match_pair_kernel(
     # reads
-    best, partner,
-    # working space
-    rank,
+    metric,
     # writes
     slot, order, start,
     # extents
     num_tokens, r, protected,
-    BLOCK: tl.constexpr,
+    WIDTH: tl.constexpr, BLOCK: tl.constexpr, BLOCK_C: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Rank the proposals and write the plan that merges the r best.
+    """Find the partners of short images, and write the plan that merges the r best.
 
-    Reads best [B, A] fp32 and partner [B, A] int32; rank [B, A] int32 is working space.
-    Writes slot and order [B, N] and start [B, N - r + 1], int32 contiguous (`MergePlan`).
-    Grid: B. A program owns an image and counts places, BLOCK tokens against BLOCK at a time.
+    Reads metric [B, N, WIDTH] fp32. Writes slot and order [B, N] and start [B, N - r + 1], int32 contiguous.
+    Grid: B. A program owns an image: BLOCK >= A, B.
     """
     image = tl.program_id(0).to(tl.int64)
-    _, _, num_even, _ = _even_and_odd(num_tokens, protected)
-    best += image * num_even
-    partner += image * num_even
-    rank += image * num_even
-    slot += image * num_tokens
-    order += image * num_tokens
-    start += image * (num_tokens - r + 1)
-
-    _write_ranks(best, rank, num_even, BLOCK)
-    tl.debug_barrier()  # from here on threads read each other's ranks
-    _place_even(partner, rank, slot, order, num_tokens, r, protected, BLOCK)
-    _place_odd(partner, rank, slot, order, start, num_tokens, r, protected, BLOCK)
-    _place_protected(slot, order, start, num_tokens, r, protected, BLOCK)
+    first_even, first_odd, num_even, num_odd = even_and_odd_of(num_tokens, protected)
+    metric += image * num_tokens * WIDTH
+    i = tl.arange(0, BLOCK)
+    scores = _scores(
+        metric, first_even + 2 * i, i < num_even, first_odd + 2 * i, i < num_odd, WIDTH, BLOCK_C, PRECISION
+    )
+    at, start_at = image * num_tokens, image * (num_tokens - r + 1)
+    _write_plan(scores, slot + at, order + at, start + start_at, num_tokens, r, protected, BLOCK)
 
 
-def match_launches(
-    key: Tensor, protected: int, plan: MergePlan, arch: Arch | None = None
-) -> tuple[Launch, Launch, Launch]:
+@triton.jit(do_not_specialize=["stride_b", "stride_n", "stride_h", "num_tokens", "dim", "r", "protected"])
+def match_once_kernel(
+    # reads
+    key,
+    # writes
+    slot, order, start,
+    # strides of key, and extents
+    stride_b, stride_n, stride_h, stride_d,
+    num_tokens, dim, r, protected,
+    UNIT: tl.constexpr, NUM_HEADS: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Match short images, few of them: `match_metric_kernel` and `match_pair_kernel` in one launch.
+
+    Reads key as the one, writes what the other writes. Grid: B. A program owns an image: BLOCK >= A, B; BLOCK_D >= D.
+    """
+    image = tl.program_id(0).to(tl.int64)
+    first_even, first_odd, num_even, num_odd = even_and_odd_of(num_tokens, protected)
+    i = tl.arange(0, BLOCK)
+    at_even = (image * stride_b + (first_even + 2 * i).to(tl.int64) * stride_n) * UNIT
+    at_odd = (image * stride_b + (first_odd + 2 * i).to(tl.int64) * stride_n) * UNIT
+    even = _unit_rows(key, at_even, i < num_even, stride_h, stride_d, dim, UNIT, NUM_HEADS, BLOCK_D)
+    odd = _unit_rows(key, at_odd, i < num_odd, stride_h, stride_d, dim, UNIT, NUM_HEADS, BLOCK_D)
+    scores = tl.dot(even, tl.trans(odd), input_precision=PRECISION)
+    at, start_at = image * num_tokens, image * (num_tokens - r + 1)
+    _write_plan(scores, slot + at, order + at, start + start_at, num_tokens, r, protected, BLOCK)
+
+
+@cache
+def _options(kernel: str, arch: Arch, dtype: torch.dtype, width: int, **constants: int) -> dict[str, Any]:
+    """What a launch is given by keyword: the configuration, and what it knows of the shapes."""
+    return {**config_of(kernel, arch, dtype, width), **constants}
+
+
+def match_launches(key: Tensor, protected: int, plan: MergePlan, arch: Arch | None = None) -> tuple[Launch, ...]:
     """Read key [B, N, H, D] of any strides; write the plan's tensors, int32 contiguous. They run in this order."""
-    batch, num_tokens, num_heads, dim = key.shape
-    num_even = even_and_odd(num_tokens, protected).num_even
-    metric = key.new_empty(batch, num_tokens, dim, dtype=torch.float32)
-    best = metric.new_empty(batch, num_even)
-    partner, rank = plan.slot.new_empty(2, batch, num_even)
+    batch, num_tokens, heads, dim = key.shape
+    stride_b, stride_n, stride_h, stride_d = key.stride()
+    _, _, num_even, num_odd = even_and_odd(num_tokens, protected)
     arch = arch or arch_of(key.device)
+    r = num_tokens - plan.num_slots
+    tile = padded(max(num_even, num_odd))
+    unit = 8 if (stride_b | stride_n | stride_h | dim) % 8 == 0 else 1
+    strides = (stride_b // unit, stride_n // unit, stride_h // unit, stride_d)
+    if tile <= SHORT and batch <= ONE_LAUNCH_IMAGES and dim <= ONE_LAUNCH_CHANNELS:
+        options = _options(
+            "match_once", arch, key.dtype, tile, UNIT=unit, NUM_HEADS=heads, BLOCK=tile, BLOCK_D=padded(dim)
+        )
+        once_args = (key, *plan[:3], *strides, num_tokens, dim // unit, r, protected)
+        return (Launch(match_once_kernel, batch, once_args, options),)
 
-    block_d, num_rows = padded(dim), batch * num_tokens
-    metric_config = config_of("match_metric", arch, key.dtype, block_d)
-    metric_launch = Launch(
-        match_metric_kernel,
-        triton.cdiv(num_rows, metric_config["ROWS"]),
-        (key, metric, *key.stride(), num_rows, num_tokens, dim),
-        {"NUM_HEADS": num_heads, "BLOCK_D": block_d, **metric_config},
+    width = cdiv(dim, 32) * 32  # whole sectors of memory, and whole chunks of channels
+    block_d = padded(width)
+    metric = key.new_empty(batch, num_tokens, width, dtype=torch.float32)
+    options = _options(
+        "match_metric", arch, key.dtype, block_d, UNIT=unit, NUM_HEADS=heads, BLOCK_D=block_d, WIDTH=width
     )
-    best_config = config_of("match_best", arch, key.dtype)
-    best_launch = Launch(
-        match_best_kernel,
-        batch * triton.cdiv(num_even, best_config["BLOCK_A"]),
-        (metric, best, partner, num_tokens, dim, protected),
-        {**best_config},
-    )
-    plan_launch = Launch(
-        match_plan_kernel,
-        batch,
-        (best, partner, rank, *plan[:3], num_tokens, num_tokens - plan.num_slots, protected),
-        {**config_of("match_plan", arch, key.dtype)},
-    )
-    return metric_launch, best_launch, plan_launch
+    metric_args = (key, metric, *strides, batch * num_tokens, num_tokens, dim // unit)
+    first = Launch(match_metric_kernel, cdiv(batch * num_tokens, options["ROWS"]), metric_args, options)
+    if tile <= SHORT:
+        pair = "match_pair" if width <= 128 else "match_pair_wide"
+        options = _options(pair, arch, key.dtype, tile, BLOCK=tile, WIDTH=width)
+        pair_args = (metric, *plan[:3], num_tokens, r, protected)
+        return first, Launch(match_pair_kernel, batch, pair_args, options)
+
+    options = _options("match_best", arch, key.dtype, width, WIDTH=width)
+    tiles_a, tiles_b = batch * cdiv(num_even, options["BLOCK_A"]), cdiv(num_odd, options["BLOCK_B"])
+    split = cdiv(tiles_b, min(tiles_b, cdiv(PROGRAMS, max(tiles_a, 1))))  # tiles of odd tokens in each
+    splits = cdiv(tiles_b, split)
+    proposals = key.new_empty(batch, splits, num_even, dtype=torch.int64)
+    best_args = (metric, proposals, num_tokens, protected, splits, split * options["BLOCK_B"])
+    best = Launch(match_best_kernel, tiles_a * splits, best_args, options)
+    return first, best, *sorting_launches(proposals, protected, plan, arch)

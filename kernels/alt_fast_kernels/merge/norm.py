@@ -26,5 +26,15 @@ def check_norm(norm: nn.Module, channels: int) -> None:
 
 def norm_weights(norm: nn.LayerNorm, x: Tensor) -> tuple[Tensor, Tensor, float]:
     """Return weight, bias and eps for tokens x [B, N, C]: ones and zeros where the norm has none."""
-    weight = norm.weight if norm.weight is not None else torch.ones(x.shape[2], device=x.device)
-    return weight, norm.bias if norm.bias is not None else torch.zeros_like(weight), norm.eps
+    weight, bias = norm.weight, norm.bias
+    if weight is None:
+        weight = torch.ones(x.shape[2], device=x.device)
+    return weight, torch.zeros_like(weight) if bias is None else bias, norm.eps
+
+
+def autocast_dtype(x: Tensor) -> torch.dtype | None:
+    """Return autocast's dtype for x's device, None outside of autocast."""
+    device = x.device.type
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return None

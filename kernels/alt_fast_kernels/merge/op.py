@@ -1,17 +1,44 @@
 """`torch.ops.alt_fast.merge` and its backward: the kernels as PyTorch sees them."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from alt_fast_kernels.dispatch import fold_vmap
+from alt_fast_kernels.library import differentiable, fold_vmap, once, operator, register_vmap
 
 if TYPE_CHECKING:
     from alt_fast_kernels.merge.triton import Segments
 
 
-@torch.library.custom_op("alt_fast::merge", mutates_args=())
+def _empty(
+    x: Tensor,
+    residual: Tensor | None,
+    size: Tensor,
+    order: Tensor,
+    start: Tensor,
+    num_slots: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    normed_dtype: torch.dtype | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    batch, _, channels = x.shape
+    dtype = x.dtype if residual is None or residual.dtype == x.dtype else torch.promote_types(x.dtype, residual.dtype)
+    out = x.new_empty(batch, num_slots, channels, dtype=dtype)
+    new_size = size.new_empty(batch, num_slots)
+    if weight is None:
+        return out, new_size, size.new_empty(0), size.new_empty(0)
+    normed = torch.empty_like(out, dtype=normed_dtype or dtype)
+    return out, new_size, normed, size.new_empty(batch, num_slots, 2)
+
+
+@operator(
+    "merge(Tensor x, Tensor? residual, Tensor size, Tensor order, Tensor start, SymInt num_slots, Tensor? weight, "
+    "Tensor? bias, float eps, ScalarType? normed_dtype) -> (Tensor, Tensor, Tensor, Tensor)",
+    _empty,
+)
 def merge_op(
     x: Tensor,
     residual: Tensor | None,
@@ -22,33 +49,20 @@ def merge_op(
     weight: Tensor | None,
     bias: Tensor | None,
     eps: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    normed_dtype: torch.dtype | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Merge x, residual [B, N, C] -> x' [B, N', C], size' [B, N'], and with weight and bias [C] LayerNorm(x').
 
-    size [B, N], order [B, N] and start [B, N' + 1]: see `MergePlan`. The last two results are the moments of x', mean
-    and rstd [B, N'] fp32, for backward. Without weight the last three are empty.
+    size [B, N], order [B, N] and start [B, N' + 1]: see `MergePlan`. normed_dtype: of LayerNorm(x'); None for that of
+    x'. The last result are the moments of x' for backward, mean and 1 / standard deviation [B, N', 2] fp32. Without
+    weight the last two are empty.
     """
     from alt_fast_kernels.merge.triton import Inputs, Norm, Outputs, merge_fwd_launch
 
-    outputs = _empty_outputs(x, residual, size, num_slots, weight)
+    outputs = _empty(x, residual, size, order, start, num_slots, weight, bias, eps, normed_dtype)
     norm = None if weight is None or bias is None else Norm(weight.contiguous(), bias.contiguous(), eps)
     merge_fwd_launch(Inputs(x, residual, _segments(size, order, start), norm), Outputs(*outputs)).run()
     return outputs
-
-
-@merge_op.register_fake
-def _(
-    x: Tensor,
-    residual: Tensor | None,
-    size: Tensor,
-    order: Tensor,
-    start: Tensor,
-    num_slots: int,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    eps: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    return _empty_outputs(x, residual, size, num_slots, weight)
 
 
 def _segments(size: Tensor, order: Tensor, start: Tensor) -> "Segments":
@@ -57,90 +71,110 @@ def _segments(size: Tensor, order: Tensor, start: Tensor) -> "Segments":
     return Segments(size.contiguous(), order.contiguous(), start.contiguous())
 
 
-def _empty_outputs(
-    x: Tensor, residual: Tensor | None, size: Tensor, num_slots: int, weight: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    batch, _, channels = x.shape
-    dtype = x.dtype if residual is None else torch.promote_types(x.dtype, residual.dtype)
-    out = x.new_empty(batch, num_slots, channels, dtype=dtype)
-    new_size = size.new_empty(batch, num_slots)
-    if weight is None:
-        return out, new_size, out.new_empty(0), size.new_empty(0), size.new_empty(0)
-    return out, new_size, torch.empty_like(out), torch.empty_like(new_size), torch.empty_like(new_size)
+def _empty_grads(
+    grad_out: Tensor | None,
+    grad_normed: Tensor | None,
+    out: Tensor,
+    new_size: Tensor,
+    size: Tensor,
+    order: Tensor,
+    start: Tensor,
+    moments: Tensor,
+    weight: Tensor | None,
+    needs_x: bool,
+    needs_norm: bool,
+    groups: int,
+) -> tuple[Tensor, Tensor]:
+    channels = out.shape[2]
+    grad_x = out.new_empty(*order.shape, channels) if needs_x else out.new_empty(0)
+    return grad_x, size.new_empty(groups, 2, channels) if needs_norm else size.new_empty(0)
 
 
-@torch.library.custom_op("alt_fast::merge_backward", mutates_args=())
+@operator(
+    "merge_backward(Tensor? grad_out, Tensor? grad_normed, Tensor out, Tensor new_size, Tensor size, Tensor order, "
+    "Tensor start, Tensor moments, Tensor? weight, bool needs_x, bool needs_norm, SymInt groups) -> (Tensor, Tensor)",
+    _empty_grads,
+)
 def merge_backward_op(
-    grad_out: Tensor,
+    grad_out: Tensor | None,
     grad_normed: Tensor | None,
     out: Tensor,
+    new_size: Tensor,
     size: Tensor,
     order: Tensor,
     start: Tensor,
-    mean: Tensor,
-    rstd: Tensor,
+    moments: Tensor,
     weight: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients of x (and of the residual, the same) [B, N, C], weight and bias [C] fp32.
+    needs_x: bool,
+    needs_norm: bool,
+    groups: int,
+) -> tuple[Tensor, Tensor]:
+    """Return the gradients of x (and of the residual, the same) [B, N, C], and of weight and bias [groups, 2, C] fp32.
 
-    The last two are empty without weight or grad_normed.
+    Either is empty unless needed. groups: parts of the batch, side by side, with gradients of the weights of their own.
     """
-    from alt_fast_kernels.merge.triton import NormBackward, backward_programs, merge_bwd_launch
+    from alt_fast_kernels.merge.triton import Gradients, NormBackward, backward_programs, merge_bwd_launch
 
-    grad_x = out.new_empty(*order.shape, out.shape[2])
-    grad_out, segments = grad_out.contiguous(), _segments(size, order, start)
-    if weight is None or grad_normed is None:
-        merge_bwd_launch(grad_out, out, segments, None, grad_x).run()
-        return grad_x, size.new_empty(0), size.new_empty(0)
-    partial = size.new_empty(2, backward_programs(out), out.shape[2])
-    norm = NormBackward(grad_normed.contiguous(), weight.contiguous(), mean, rstd, partial)
-    merge_bwd_launch(grad_out, out, segments, norm, grad_x).run()
-    grad_weight, grad_bias = partial.sum(1).unbind(0)
-    return grad_x, grad_weight.clone(), grad_bias.clone()
-
-
-@merge_backward_op.register_fake
-def _(
-    grad_out: Tensor,
-    grad_normed: Tensor | None,
-    out: Tensor,
-    size: Tensor,
-    order: Tensor,
-    start: Tensor,
-    mean: Tensor,
-    rstd: Tensor,
-    weight: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    channels = 0 if weight is None or grad_normed is None else out.shape[2]
-    return out.new_empty(*order.shape, out.shape[2]), size.new_empty(channels), size.new_empty(channels)
+    norm = None
+    if weight is not None and grad_normed is not None:
+        norm = NormBackward(grad_normed.contiguous(), weight.contiguous(), moments)
+    grad_x = out.new_empty(*order.shape, out.shape[2]) if needs_x else None
+    partial = size.new_empty(groups, backward_programs(out, groups), 2, out.shape[2]) if needs_norm else None
+    merge_bwd_launch(
+        None if grad_out is None else grad_out.contiguous(),
+        out,
+        new_size,
+        _segments(size, order, start),
+        norm,
+        Gradients(grad_x, partial),
+    ).run()
+    return (
+        out.new_empty(0) if grad_x is None else grad_x,
+        size.new_empty(0) if partial is None else partial.sum(1),
+    )
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, residual, size, order, start, _, weight, bias, _ = inputs
-    out, _, _, mean, rstd = output
-    ctx.save_for_backward(out, size, order, start, mean, rstd, weight)
+    x, residual, size, order, start, _, weight, bias, *_ = inputs
+    out, new_size, _, moments = output
+    ctx.save_for_backward(out, new_size, size, order, start, moments, weight)
     ctx.dtypes = [None if tensor is None else tensor.dtype for tensor in (x, residual, weight, bias)]
-    ctx.mark_non_differentiable(output[1], mean, rstd)
+    ctx.mark_non_differentiable(new_size, moments)
     ctx.set_materialize_grads(False)
 
 
 def _backward(ctx: Any, grad_out: Tensor | None, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-    out, size, order, start, mean, rstd, weight = ctx.saved_tensors
+    *saved, weight = ctx.saved_tensors
     grad_normed = grads[1] if weight is not None else None
-    if grad_out is None and grad_normed is None:
-        return (None,) * 9
-    if grad_out is None:
-        grad_out = torch.zeros_like(out)
-    grad_x, *norm_grads = merge_backward_op(grad_out, grad_normed, out, size, order, start, mean, rstd, weight)
-    # x and the residual have the same gradient, weight and bias their own when LayerNorm took part.
-    all_grads = (grad_x, grad_x, *(norm_grads if grad_normed is not None else (None, None)))
-    grad_x, grad_residual, grad_weight, grad_bias = (
-        None if dtype is None or grad is None else grad.to(dtype)
-        for grad, dtype in zip(all_grads, ctx.dtypes, strict=True)
-    )
-    return grad_x, grad_residual, None, None, None, None, grad_weight, grad_bias, None
+    needs_x, needs_residual = ctx.needs_input_grad[:2]
+    needs_weight, needs_bias = (needs and grad_normed is not None for needs in ctx.needs_input_grad[6:8])
+    grad_x = grad_residual = grad_weight = grad_bias = None
+    to_x = (needs_x or needs_residual) and not (grad_out is None and grad_normed is None)
+    to_norm = needs_weight or needs_bias
+    if to_x or to_norm:
+        shared, of_norm = _merge_backward(grad_out, grad_normed, *saved, weight, to_x, to_norm, 1)
+        x_dtype, residual_dtype, weight_dtype, bias_dtype = ctx.dtypes
+        if to_x:
+            grad_x = shared.to(x_dtype) if needs_x else None
+            grad_residual = shared.to(residual_dtype) if needs_residual else None
+        grad_weight = of_norm[0, 0].to(weight_dtype) if needs_weight else None
+        grad_bias = of_norm[0, 1].to(bias_dtype) if needs_bias else None
+    return grad_x, grad_residual, None, None, None, None, grad_weight, grad_bias, None, None
 
 
-merge_op.register_autograd(_backward, setup_context=_save)
-merge_op.register_vmap(fold_vmap(merge_op, 5))
-merge_backward_op.register_vmap(fold_vmap(merge_backward_op, 8))
+def _fold_groups(info: Any, in_dims: Sequence[int | None], *args: Any) -> tuple[Any, Any]:
+    """Fold the mapped dimension into the batch, every mapped element with a gradient of the weights of its own."""
+
+    def run(*folded: Any) -> tuple[Tensor, Tensor]:
+        *rest, groups = folded
+        grads: tuple[Tensor, Tensor] = merge_backward_op(*rest, groups * info.batch_size)
+        return grads
+
+    return fold_vmap(run, 8)(info, in_dims, *args)
+
+
+register_vmap(merge_op, fold_vmap(merge_op, 5))
+register_vmap(merge_backward_op, _fold_groups)
+
+_merge_backward = once(merge_backward_op)
+merge = differentiable(merge_op, _save, _backward)

@@ -18,7 +18,8 @@ def merge_reference(x: Tensor, size: Tensor, slot: Tensor, order: Tensor, num_sl
     target = slot.gather(1, merged).long()
     merged_size = size.gather(1, merged)
     new_size = size.gather(1, first).scatter_add(1, target, merged_size)
-    share = (merged_size / new_size.gather(1, target)).unsqueeze(-1)
+    total = new_size.gather(1, target)
+    share = (merged_size / total.masked_fill(total == 0, 1)).unsqueeze(-1)  # of tokens of size 0 the survivor stays
 
     flat = x.reshape(-1, channels)
     start = torch.arange(batch, device=x.device).unsqueeze(1) * num_tokens

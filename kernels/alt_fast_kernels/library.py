@@ -1,0 +1,137 @@
+"""How kernels enter PyTorch: operators `torch.ops.alt_fast.*`, and functions of them that have a gradient.
+
+`torch.library.custom_op` and `register_autograd` offer the same at several times the host time per call, and refuse
+`torch.func`'s transforms.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor, autograd
+from torch.autograd import forward_ad
+
+_LIBRARY = torch.library.Library("alt_fast", "DEF")
+
+VmapRule = Callable[..., tuple[Any, Any]]
+"""(info, in_dims, *args) -> results, out_dims; see torch.library.register_vmap."""
+
+
+def operator(schema: str, empty: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Register a function of tensors as `torch.ops.alt_fast.NAME`, on every device, without a gradient.
+
+    schema: "NAME(arguments) -> results" as `torch.library.define` takes it. empty: takes the same arguments and returns
+    the results unfilled; this is what tracing and `meta` tensors see.
+    """
+
+    def register(run: Callable[..., Any]) -> Callable[..., Any]:
+        _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+        name = schema.partition("(")[0]
+        _LIBRARY.impl(name, run, "CompositeExplicitAutograd")
+        torch.library.register_fake(f"alt_fast::{name}", empty, lib=_LIBRARY)
+        op: Callable[..., Any] = getattr(torch.ops.alt_fast, name).default
+        return op
+
+    return register
+
+
+def register_vmap(op: Callable[..., Any], rule: VmapRule) -> None:
+    """Give an operator a rule for `torch.vmap`; without one it runs once per mapped element, with a warning."""
+    torch.library.register_vmap(op, rule, lib=_LIBRARY)  # type: ignore[arg-type]
+
+
+def differentiable(
+    op: Callable[..., Any], save: Callable[..., None], backward: Callable[..., tuple[Any, ...]]
+) -> Callable[..., Any]:
+    """Return op with a gradient. It can be taken once, in reverse mode; more raises NotImplementedError.
+
+    save(ctx, inputs, output) keeps what backward(ctx, *grads) needs, as `torch.autograd.Function` has them.
+    """
+
+    class Gradient(autograd.Function):
+        generate_vmap_rule = True
+
+        @staticmethod
+        def forward(*args: Any) -> Any:
+            return op(*args)
+
+        @staticmethod
+        def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+            save(ctx, inputs, output)
+
+        @staticmethod
+        def backward(ctx: Any, *grads: Any) -> Any:
+            return backward(ctx, *grads)
+
+    class EagerGradient(Gradient):  # torch.compile takes no Function with a jvp
+        @staticmethod
+        def jvp(ctx: Any, *tangents: Any) -> NoReturn:
+            _refuse("forward-mode differentiation")
+
+    def call(*args: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return Gradient.apply(*args) if _needs_gradient(args) else op(*args)
+        return EagerGradient.apply(*args) if _may_need_gradient(args) else op(*args)
+
+    return call
+
+
+def once(backward_op: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a backward operator whose own gradient, a second derivative, raises NotImplementedError."""
+
+    def save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None: ...
+
+    def refuse(ctx: Any, *grads: Any) -> NoReturn:
+        _refuse("a second derivative")
+
+    eager = differentiable(backward_op, save, refuse)
+
+    def call(*args: Any) -> Any:
+        # torch.compile itself refuses to differentiate twice, and takes no Function inside a Function's backward.
+        return backward_op(*args) if torch.compiler.is_compiling() else eager(*args)
+
+    return call
+
+
+def _refuse(what: str) -> NoReturn:
+    raise NotImplementedError(
+        f'the kernels have no formula for {what}; inside alt_fast_kernels.use_backend("reference") PyTorch has'
+    )
+
+
+def _needs_gradient(args: Sequence[Any]) -> bool:
+    return torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in args)
+
+
+def _may_need_gradient(args: Sequence[Any]) -> bool:
+    """Return whether a gradient may be asked for: an autograd.Function costs what a whole launch does."""
+    if torch._C._are_functorch_transforms_active():
+        return True
+    if torch._C._get_tracing_state() is not None:  # torch.jit.trace and fvcore see operators, not Functions
+        return False
+    return forward_ad._current_level >= 0 or _needs_gradient(args)
+
+
+def fold_vmap(op: Callable[..., Any], per_image: int) -> VmapRule:
+    """A vmap rule for an op whose first `per_image` arguments are tensors [B, ...] (or None) with results [B, ...].
+
+    The mapped dimension folds into the batch; batched arguments beyond those (weights, say) are refused.
+    """
+
+    def rule(info: Any, in_dims: Sequence[int | None], *args: Any) -> tuple[Any, Any]:
+        if any(dim is not None for dim in in_dims[per_image:]):
+            raise NotImplementedError(f"{op} can be mapped over its {per_image} per-image tensors only")
+        folded = [
+            x
+            if x is None
+            else (x.expand(info.batch_size, *x.shape) if dim is None else x.movedim(dim, 0)).flatten(0, 1)
+            for x, dim in zip(args[:per_image], in_dims, strict=False)
+        ]
+        out = op(*folded, *args[per_image:])
+
+        def unfold(x: Tensor) -> Tensor:
+            return x.unflatten(0, (info.batch_size, -1))
+
+        return (unfold(out), 0) if isinstance(out, Tensor) else (tuple(map(unfold, out)), (0,) * len(out))
+
+    return rule

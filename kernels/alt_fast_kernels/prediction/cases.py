@@ -1,0 +1,157 @@
+"""Calls of every op by shape, and the launches that they make: what is compiled, recorded, predicted and measured."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from alt_fast_kernels import align, match, merge, proportional_attention_qkvpacked, use_backend
+from alt_fast_kernels.configs import Arch
+from alt_fast_kernels.cost import Cost, align_cost, attention_cost, match_cost, merge_cost
+from alt_fast_kernels.launch import Launch, recording
+from alt_fast_kernels.match import MAX_CHANNELS, MergePlan
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call of an op, forward or backward: call(prepare()). cost: what it must at least do."""
+
+    op: str
+    shape: str
+    prepare: Callable[[], Any]
+    call: Callable[[Any], object]
+    cost: Cost
+
+    def launches(self, arch: Arch) -> list[Launch]:
+        """What `call` launches, as configured for an architecture that need not be here."""
+        with use_backend("triton"), recording(arch):
+            prepared = self.prepare()
+            with recording(arch) as launches:
+                self.call(prepared)
+        return launches
+
+
+def match_case(batch: int, num_tokens: int, heads: int, dim: int, r: int, dtype: torch.dtype = torch.bfloat16) -> Case:
+    """Keys as a packed projection leaves them; a class token is protected."""
+    key = torch.empty(batch, num_tokens, 3, heads, dim, dtype=dtype)[:, :, 1]
+    cost = match_cost(batch, num_tokens, heads, dim, 1, dtype.itemsize)
+    return Case("match", f"B={batch} N={num_tokens} H={heads} D={dim}", lambda: key, lambda key: match(key, r, 1), cost)
+
+
+def merge_case(
+    batch: int, num_tokens: int, r: int, channels: int, dtype: torch.dtype = torch.bfloat16, *,
+    fused: bool = True, backward: bool = False,
+) -> Case:  # fmt: skip
+    """Residual, merge and LayerNorm in one (fused), or the merge alone."""
+    num_slots = num_tokens - r
+    slot = torch.zeros(batch, num_tokens, dtype=torch.int32)
+    plan = MergePlan(slot, slot.clone(), torch.zeros(batch, num_slots + 1, dtype=torch.int32), num_slots)
+    x, branch = torch.empty(2, batch, num_tokens, channels, dtype=dtype).unbind(0)
+    norm = nn.LayerNorm(channels, dtype=dtype) if fused else None
+    size = torch.ones(batch, num_tokens)
+
+    def forward(x: Tensor) -> tuple[Tensor, ...]:
+        return merge(x, size, plan, branch if fused else None, norm=norm)
+
+    def gradient(x: Tensor) -> tuple[Tensor, ...]:
+        merged, _, *normed = forward(x)
+        return merged, *normed
+
+    cost = merge_cost(batch, num_tokens, r, channels, dtype.itemsize, fused, fused)
+    weights = list(norm.parameters()) if norm is not None else []
+    if backward:  # reads the gradients of x' (and of its norm, with x'), writes that of x
+        moved = batch * (num_slots * (3 if fused else 1) + num_tokens) * channels * dtype.itemsize
+        cost = Cost(cost.macs, moved)
+    return _differentiated(
+        "merge", f"B={batch} N={num_tokens} r={r} C={channels}{' fused' if fused else ''}", gradient, x, weights, cost,
+        backward,
+    )  # fmt: skip
+
+
+def attention_case(
+    batch: int, num_tokens: int, heads: int, dim: int, dtype: torch.dtype = torch.bfloat16, *,
+    sized: bool = True, backward: bool = False,
+) -> Case:  # fmt: skip
+    """Attention of a packed projection, with sizes or without."""
+    qkv = torch.empty(batch, num_tokens, 3, heads, dim, dtype=dtype)
+    size = torch.ones(batch, num_tokens) if sized else None
+
+    def forward(qkv: Tensor) -> tuple[Tensor]:
+        return (proportional_attention_qkvpacked(qkv, size),)
+
+    cost = attention_cost(batch, num_tokens, num_tokens, heads, dim, dtype.itemsize)
+    if backward:  # five products for two; reads q, k, v, out and its gradient, writes three gradients
+        cost = Cost(cost.macs * 5 // 2, cost.bytes * 2)
+    return _differentiated(
+        "attention", f"B={batch} N={num_tokens} H={heads} D={dim}{' sized' if sized else ''}", forward, qkv, [], cost,
+        backward,
+    )  # fmt: skip
+
+
+def align_case(
+    num_tokens: int, num_entities: int, width: int, dtype: torch.dtype = torch.bfloat16, *,
+    noise: bool = False, backward: bool = False,
+) -> Case:  # fmt: skip
+    """Tokens and a corpus of one dtype."""
+    tokens, entities = torch.empty(num_tokens, width, dtype=dtype), torch.empty(num_entities, width, dtype=dtype)
+    seed = torch.zeros((), dtype=torch.int64) if noise else None
+
+    def forward(tokens: Tensor) -> tuple[Tensor]:
+        return (align(tokens, entities, 0.5, seed)[1],)
+
+    cost = align_cost(num_tokens, num_entities, width, dtype.itemsize)
+    if backward:  # cosines, gradients of the weights, and of the tokens
+        cost = Cost(cost.macs * 3, cost.bytes + num_tokens * width * dtype.itemsize)
+    return _differentiated(
+        "align", f"M={num_tokens} K={num_entities} C={width}{' noise' if noise else ''}", forward, tokens, [], cost,
+        backward,
+    )  # fmt: skip
+
+
+def _differentiated(
+    op: str,
+    shape: str,
+    forward: Callable[[Tensor], tuple[Tensor, ...]],
+    x: Tensor,
+    weights: list[nn.Parameter],
+    cost: Cost,
+    backward: bool,
+) -> Case:
+    """A case of forward(x), without gradients, or of its backward alone."""
+    if not backward:
+        return Case(op, shape, lambda: x, torch.no_grad()(forward), cost)
+    leaves = [x.requires_grad_(), *weights]
+
+    def gradient(outputs: tuple[Tensor, ...]) -> object:
+        upstream = [torch.empty_like(out) for out in outputs]
+        return torch.autograd.grad(outputs, leaves, upstream, retain_graph=True)
+
+    return Case(f"{op} backward", shape, lambda: forward(x), gradient, cost)
+
+
+HEAD_DIMS = (32, 40, 64, 72, 80, 88, 96, 104, 128)
+WIDTHS = (192, 384, 768, 1024, 1152, 1280, MAX_CHANNELS)  # ViT-Ti, S, B, L, So400m and H; the widest the kernels take
+KEYS = ((12, 32), (12, 64), (16, 72), (16, 88), (16, 128), (1, 768), (1, MAX_CHANNELS))  # one head: a metric
+JOINT_WIDTH = 512  # of CLIP B; the align kernels take the width as a number, not as a tile
+
+
+def reachable() -> Iterator[Case]:
+    """Every kernel in every configuration that a user can reach, at small batches."""
+    for dtype in DTYPES.values():
+        for heads, dim in KEYS:
+            for batch, num_tokens in ((2, 197), (32, 197), (2, 1025)):
+                yield match_case(batch, num_tokens, heads, dim, 8, dtype)
+        for backward in (False, True):
+            for width in WIDTHS:
+                for fused in (False, True):
+                    yield merge_case(2, 197, 8, width, dtype, fused=fused, backward=backward)
+            for dim in HEAD_DIMS:
+                for sized in (False, True):
+                    for batch in (2, 32):  # tiles of 64 and of 128 queries
+                        yield attention_case(batch, 197, 12, dim, dtype, sized=sized, backward=backward)
+            for noise in (False, True):
+                yield align_case(101, 5000, JOINT_WIDTH, dtype, noise=noise, backward=backward)

@@ -1,0 +1,606 @@
+"""Races in the compiled kernels, by the static verifier `sentryward`; no GPU is needed.
+
+    python -m alt_fast_kernels.prediction.verify                        # what the table says, in numbers
+    python -m alt_fast_kernels.prediction.verify --all                  # every kernel, hours; rewrites races.jsonl
+    python -m alt_fast_kernels.prediction.verify --kernel align --new   # what the table lacks, of some kernels
+    python -m alt_fast_kernels.prediction.verify --sample 2             # recorded ones at random: none may be worse
+
+The verifier executes PTX at fixed numbers and asks whether every two accesses that conflict are ordered. A kernel is
+verified in two programs, each cut from its PTX (`Program`):
+
+- block: the last program of a small grid (`small`); all of its memory and synchronisation;
+- grid: all programs of that grid, at most MOST_PROGRAMS; its stores to global memory, and its loads from what it also
+  writes, unordered.
+
+What is cut away computes values that reach no address, guard or branch. That can only lose orderings, so that a race
+of the kernel is one of the program too.
+"""
+
+import argparse
+import json
+import os
+import random
+import re
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from alt_fast_kernels.configs import Arch
+from alt_fast_kernels.launch import Launch
+from alt_fast_kernels.prediction.compiled import compile_for
+from alt_fast_kernels.prediction.record import configuration, launches
+
+RECORD = Path(__file__).with_name("races.jsonl")
+ARCHS: tuple[Arch, ...] = ("sm_80", "sm_100")
+
+PROVEN, GIVEN, UNDECIDED, RACE = VERDICTS = ("proven", "proven given", "undecided", "race")
+"""Best first. Proven given: under what `given` says, which the verifier did not prove."""
+
+ROWS = "a lane that gives ldmatrix a row's address reads the row: of writes to it by that very lane nothing is said"
+"""Given where `ldmatrix` was verified as loads by row: the same bytes for a warp, and a tenth of the time."""
+
+QUICK = 8.0  # seconds of CPU; longer ones are not sampled
+
+NEW_BARRIERS = "mbarriers initialised again after their invalidation count as new ones, at another address"
+
+ELECTION = "elect.sync chooses lane 0 of a warp: an assumption that the verifier makes by default"
+
+MOST_PROGRAMS = 8  # of a grid, where it has more
+
+_EFFECT = re.compile(
+    r"(ld|st|ldmatrix|stmatrix|atom|red|cp|bar|barrier|mbarrier|fence|membar|tcgen05|wgmma|elect|ret|exit|trap|setmaxnreg"
+    r"|griddepcontrol)(?![\w])"
+)
+_LABEL = re.compile(r"\s*([$\w]+):")
+_INSTRUCTION = re.compile(r"\s*(?:@!?([%\w$]+)\s+)?([a-z][\w.:]*)\s*(.*?);\s*$")
+_NAME = re.compile(r"[%A-Za-z_$][\w$.]*")
+
+
+@dataclass(frozen=True)
+class Row:
+    """What is known of a kernel. grid, block: the verdicts of its two programs; block is empty without shared memory.
+
+    given: what `proven given` rests on. reason: of what is not proven. seconds: of CPU.
+    """
+
+    target: Arch
+    kernel: str
+    configuration: str
+    grid: str
+    block: str
+    given: tuple[str, ...]
+    reason: str
+    seconds: float
+
+    @property
+    def key(self) -> tuple[Arch, str, str]:
+        return self.target, self.kernel, self.configuration
+
+    @property
+    def verdict(self) -> str:
+        """The worse of the two."""
+        return max(self.grid, self.block or PROVEN, key=VERDICTS.index)
+
+    def worse_than(self, recorded: "Row") -> list[str]:
+        """What has become worse, in words."""
+        pairs = {"grid": (self.grid, recorded.grid), "block": (self.block or PROVEN, recorded.block or PROVEN)}
+        return [
+            f"{part}: {now}, {before} before" + (f" ({self.reason})" if self.reason else "")
+            for part, (now, before) in pairs.items()
+            if VERDICTS.index(now) > VERDICTS.index(before)
+        ]
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """A line of PTX taken apart. reads, writes: names of registers, and of symbols."""
+
+    guard: frozenset[str]
+    name: str
+    writes: frozenset[str]
+    reads: frozenset[str]
+    address: frozenset[str]
+    operands: str
+
+    @classmethod
+    def of(cls, line: str) -> "Instruction | None":
+        match = None if line.lstrip().startswith((".", "$", "}", ")")) else _INSTRUCTION.match(line.strip("{ \t"))
+        if match is None:
+            return None
+        guard, name, operands = match.groups()
+        first, rest = _first(operands)
+        address = frozenset(_NAME.findall(" ".join(re.findall(r"\[(.*?)\]", operands))))
+        if re.match(r"(st|stmatrix|red|bra|bar|ret|cp|fence)\b", name) or first.startswith("["):
+            first, rest = "", operands
+        guards = frozenset({guard} if guard else ())
+        return cls(guards, name, frozenset(_NAME.findall(first)), frozenset(_NAME.findall(rest)), address, operands)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What decides where and whether this takes effect, less the values it moves."""
+        moves = re.match(r"(ld|st|ldmatrix|stmatrix|red|tcgen05\.ld|tcgen05\.st)\.", self.name) is not None
+        return self.guard | (self.address if moves else self.reads)
+
+
+def _first(operands: str) -> tuple[str, str]:
+    """The first operand, a register or a vector of them, and the rest."""
+    end = operands.find("}") + 1 if operands.startswith("{") else operands.find(",")
+    return (operands[:end], operands[end:]) if end > 0 else (operands, "")
+
+
+class Program:
+    """PTX without comments, with the line of Triton that each of its lines comes from."""
+
+    def __init__(self, lines: list[str], sources: list[str]) -> None:
+        self.lines, self.sources = lines, sources
+        self.code = {i: found for i, line in enumerate(lines) if (found := Instruction.of(line))}
+        self._labels: dict[str, list[int]] = {}
+        for i, line in enumerate(lines):
+            if match := _LABEL.match(line):
+                self._labels.setdefault(match[1], []).append(i)
+
+    @classmethod
+    def of(cls, ptx: str) -> "Program":
+        lines, sources, source = [], [], ""
+        for line in ptx.split("\t.section")[0].splitlines():
+            if match := re.match(r"\s*\.loc\s.*// (?:.*@\[ )?([\w./]+:\d+)", line):
+                source = match[1]
+            line = line.split("//")[0].rstrip()
+            if line.strip() and not line.lstrip().startswith((".loc", ".file")):
+                lines.append(line)
+                sources.append(source)
+        return cls(lines, sources)
+
+    def replace(self, i: int, *lines: str) -> "Program":
+        """The program with other lines for line i."""
+        parts = (self.lines[:i], list(lines), self.lines[i + 1 :])
+        sources = (self.sources[:i], [self.sources[i]] * len(lines), self.sources[i + 1 :])
+        return Program([x for part in parts for x in part], [x for part in sources for x in part])
+
+    def target(self, i: int) -> int:
+        """The line that branch i jumps to."""
+        return min(self._labels[self.code[i].operands.strip()], key=lambda label: abs(label - i))
+
+    def in_loop(self, i: int) -> bool:
+        """Whether line i may run more than once."""
+        return any(j >= i >= self.target(j) for j, found in self.code.items() if found.name.startswith("bra"))
+
+    def closure(self, names: Iterable[str]) -> frozenset[str]:
+        """These names and all that they are computed from, by any instruction but a load, whose address is included."""
+        known = set(names)
+        while True:
+            before = len(known)
+            for found in self.code.values():
+                if found.writes & known:
+                    known |= found.reads | found.guard
+            if len(known) == before:
+                return frozenset(known)
+
+    def cut(self, effects: Iterable[int]) -> tuple["Program", frozenset[str]]:
+        """The program of these instructions and what decides their addresses, guards and control; and those names."""
+        kept, needed = set(effects), frozenset[str]()
+        for i in kept:
+            needed |= self.code[i].needs
+        while True:
+            before = len(kept), len(needed)
+            for i, found in self.code.items():
+                if i in kept:
+                    continue
+                if found.name.startswith("bra"):
+                    low, high = sorted((i, self.target(i)))
+                    if any(low < j < high for j in kept):
+                        kept.add(i)
+                        needed |= found.guard
+                elif found.writes & needed:
+                    kept.add(i)
+                    needed |= found.reads | found.guard
+            if (len(kept), len(needed)) == before:
+                break
+        rest = [i for i in range(len(self.lines)) if i in kept or i not in self.code]
+        return Program([self.lines[i] for i in rest], [self.sources[i] for i in rest]), needed
+
+    def block(self, block: int) -> "Program":
+        """Only program `block` of the grid, all of its effects."""
+        pinned = Program([re.sub(r"%ctaid\.x", str(block), line) for line in self.lines], self.sources)
+        return pinned.without_values()
+
+    def without_values(self) -> "Program":
+        """All effects, without what computes only values."""
+        effects = (i for i, found in self.code.items() if _EFFECT.match(found.name) and "param" not in found.name)
+        return self.cut(effects)[0]
+
+    def with_new_barriers(self) -> "Program":
+        """With another place for barriers that are initialised again after `mbarrier.inval`, as NEW_BARRIERS says.
+
+        Triton gives the barriers of a second loop the addresses of the first's; the verifier takes one life of each.
+        """
+        lines, life, over = [], 0, False
+        for line in self.lines:
+            over |= "mbarrier.inval" in line
+            if over and "mbarrier.init" in line:
+                life, over = life + 1, False
+            if life and "mbarrier" in line:
+                line = re.sub(r"\[\s*(%\w+)\s*\]", rf"[\1+{life << 18}]", line)  # beyond all shared memory
+            lines.append(line)
+        return Program(lines, self.sources)
+
+    def grid(self) -> "Program":
+        """Stores to global memory, and loads from what is also stored to."""
+        pointers = {i: self.pointers(found) for i, found in self.code.items() if _touches_global(found.name)}
+        stores = {i for i in pointers if not re.match(r"ld|cp\.async\.c[ag]\.shared", self.code[i].name)}
+        stored = {name for i in stores for name in pointers[i]}
+        anywhere = any(not pointers[i] for i in stores)  # an address from shared memory
+        effects = [i for i, names in pointers.items() if i in stores or anywhere or not names or names & stored]
+        return self.cut([*effects, *(i for i, found in self.code.items() if found.name == "ret")])[0]
+
+    def pointers(self, access: Instruction) -> frozenset[str]:
+        """The kernel's parameters that an address is computed from and that are pointers."""
+        known = self.closure(access.address)
+        loads = [found for found in self.code.values() if found.name == "ld.param.b64" and found.writes & known]
+        return frozenset(name for found in loads for name in found.address)
+
+    def has_shared(self) -> bool:
+        """Whether shared memory is used."""
+        return any("shared" in found.name or found.name.startswith("tcgen05") for found in self.code.values())
+
+    def by_row(self) -> "Program":
+        """With each `ldmatrix` of four matrices as loads of a row by the lane that gives its address, as ROWS says."""
+        pattern = r"ldmatrix\.sync\.aligned\.m8n8\.x4(\.trans)?\.shared\.b16"
+        return Program([re.sub(pattern, "ld.shared.v4.b32", line) for line in self.lines], self.sources)
+
+    def data(self) -> list[int]:
+        """Loads whose values reach an address, a guard or a branch."""
+        needed = frozenset(name for found in self.code.values() for name in found.needs | _computing(found))
+        return [
+            i for i, found in self.code.items()
+            if re.match(r"(ld\.(shared|global)|ldmatrix|atom)", found.name) and found.writes & needed
+        ]  # fmt: skip
+
+    def decision(self) -> int | None:
+        """A comparison that data decides, once for a whole block, and that control or addresses depend on."""
+        for load in self.data():
+            found = self.code[load]
+            if self.closure(found.address) & {"%tid.x", "%laneid"} or found.guard:
+                continue
+            for i, comparison in self.code.items():
+                if comparison.name.startswith("setp") and comparison.reads & found.writes and not self.in_loop(i):
+                    return i
+        return None
+
+
+def _computing(found: Instruction) -> frozenset[str]:
+    return frozenset() if _EFFECT.match(found.name) else found.reads
+
+
+def _touches_global(name: str) -> bool:
+    return "global" in name and re.match(r"(ld|st|atom|red|cp)\b", name) is not None
+
+
+def parameters(launch: Launch, ptx: str) -> list[tuple[str, str, Any]]:
+    """PTX parameter, its type, and what the launch passes; Triton folds what is 1 into the code.
+
+    Raises RuntimeError when they do not match.
+    """
+    kernel = launch.kernel
+    fixed = set(getattr(kernel, "do_not_specialize", None) or ())
+    passed = [
+        value
+        for name, value in zip(kernel.arg_names, launch.args, strict=False)
+        if value is not None and not (type(value) is int and value == 1 and name not in fixed)
+    ]
+    declared = re.findall(r"\.param \.([a-z]\d+)\s.*?(\w+_param_\d+)", ptx)
+    if len(passed) + 2 != len(declared):  # two scratch pointers come last
+        raise RuntimeError(f"{launch.name} takes {len(passed)} arguments, its PTX {len(declared)}")
+    return [(name, kind, value) for (kind, name), value in zip(declared, passed, strict=False)]
+
+
+def _input(launch: Launch, ptx: str, grid: int) -> dict[str, Any]:
+    """The verifier's description of a launch. Every tensor is an allocation of its own, the views of one too."""
+    arguments, declarations = [], []
+    for name, kind, value in parameters(launch, ptx):
+        if isinstance(value, Tensor):
+            declarations.append({"parameter": name, "type": "pointer", "object": name})
+        else:
+            number = float(value) if kind.startswith("f") else int(value)
+            arguments.append({"parameter": name, "type": kind.replace("s", "u"), "value": number})
+    block = re.search(r"\.reqntid (\d+)", ptx)
+    if block is None:
+        raise RuntimeError(f"{launch.name}: no block size in its PTX")
+    return {
+        "schema": "spverify.kernel-input/v1",
+        "launch": {"grid_dim": [grid, 1, 1], "block_dim": [int(block[1]), 1, 1]},
+        "arguments": arguments,
+        "declarations": declarations,
+    }
+
+
+def sentryward(program: Program, config: dict[str, Any], timeout: float) -> dict[str, Any]:
+    """The verifier's report. Raises RuntimeError when it is not installed, or fails: that is no verdict."""
+    command = [sys.executable, "-m", "sentryward"]
+    with tempfile.TemporaryDirectory() as folder:
+        ptx, settings = Path(folder) / "kernel.ptx", Path(folder) / "input.json"
+        ptx.write_text("\n".join(program.lines) + "\n")
+        settings.write_text(json.dumps(config))
+        done = subprocess.run(
+            [*command, str(ptx), "--input", str(settings), "--timeout", str(timeout)], capture_output=True, text=True
+        )
+    if "No module named" in done.stderr:
+        raise RuntimeError("races are proven by sentryward: pip install 'alt-fast[verify]'")
+    report = dict(json.loads(done.stdout))
+    if report["result"] in ("tool_failure", "invalid_input", "missing_input", "allocation_failed"):
+        raise RuntimeError(f"sentryward verified nothing: {report['result']}, {report['diagnostics']}")
+    return report
+
+
+def _proof(program: Program, config: dict[str, Any], timeout: float) -> tuple[str, frozenset[str], str]:
+    """Verdict, what it is given, and the reason, of a program.
+
+    A comparison of data that is one for the block is decided both ways. Lanes that write one word of shared memory in
+    one instruction are assumed to write one value: the first of them is left to write.
+    """
+    decision = program.decision()
+    if decision is not None:
+        what = f"data decide {_where(program, decision)} for a whole block: both ways were verified"
+        found = program.code[decision]
+        guard = program.lines[decision].lstrip().split(found.name)[0]
+        outcome = next(iter(_NAME.findall(_first(found.operands)[0])))
+        parts = [
+            _proof(
+                program.replace(decision, f"\t{guard}setp.{test}.u32 \t{outcome}, 1, 0;").without_values(),
+                config,
+                timeout,
+            )
+            for test in ("ne", "eq")
+        ]
+        verdict = max((part[0] for part in parts), key=VERDICTS.index)
+        given = frozenset({what}).union(*(part[1] for part in parts))
+        return (GIVEN if verdict == PROVEN else verdict), given, "; ".join(sorted({part[2] for part in parts} - {""}))
+    masks: dict[int, int] = {}
+    while True:
+        patched = _one_writer(program, masks)
+        report = sentryward(patched, config, timeout)
+        given = frozenset(
+            f"lanes that write one word at {_where(program, i)} write one value (thread bits {mask:#b})"
+            for i, mask in masks.items()
+        )
+        if report.get("frontend", {}).get("frontend_assumptions", {}).get("election_uses"):
+            given |= {ELECTION}
+        if report["result"] == "race_free":
+            return (GIVEN if given else PROVEN), given, ""
+        if report["result"] != "potential_race":
+            return UNDECIDED, given, _reason(report, patched)
+        race = report["races"][0]
+        first, second = race["first"], race["second"]
+        lines = [access["location"]["line"] - 1 for access in (first, second)]
+        words = f"{first['mode']} at {_where(patched, lines[0])}, {second['mode']} at {_where(patched, lines[1])}"
+        line = _original(program, masks, lines[0])
+        threads = config["launch"]["block_dim"][0]
+        bits = (first["actor"] ^ second["actor"]) & (threads - 1)
+        same = lines[0] == lines[1] and first["mode"] == second["mode"] == "write"
+        if (
+            not same
+            or race["region"]["address_space"] != "shared"
+            or bits.bit_count() != 1
+            or bits & masks.get(line, 0)
+        ):
+            space, lanes = race["region"]["address_space"], (first["actor"], second["actor"])
+            return RACE, given, f"{words}, in {space} memory by threads {lanes[0]} and {lanes[1]}"
+        masks[line] = masks.get(line, 0) | bits
+
+
+def _one_writer(program: Program, masks: dict[int, int]) -> Program:
+    """Line i is left to threads in whose number no bit of masks[i] is set."""
+    if not masks:
+        return program
+    for i in sorted(masks, reverse=True):
+        found = program.code[i]
+        bare = re.sub(r"^\s*@!?\S+\s+", "\t", program.lines[i])
+        sign = "!" if "@!" in program.lines[i] else ""
+        also = [f"\tand.pred %w, %w, {sign}{guard};" for guard in found.guard]
+        if sign:
+            also = [f"\tnot.pred %v, {guard};\n\tand.pred %w, %w, %v;" for guard in found.guard]
+        program = program.replace(
+            i, "\t{ .reg .pred %w; .reg .pred %v; .reg .b32 %t;",
+            "\tmov.u32 %t, %tid.x;", f"\tand.b32 %t, %t, {masks[i]};", "\tsetp.eq.u32 %w, %t, 0;", *also,
+            f"\t@%w {bare.strip()}", "\t}",
+        )  # fmt: skip
+    return program
+
+
+def _original(program: Program, masks: dict[int, int], line: int) -> int:
+    """The line of `program` that line `line` of its patched form is."""
+    shift = 0
+    for i in sorted(masks):
+        added = len(_one_writer(program, {i: 1}).lines) - len(program.lines)
+        if line >= i + shift + added:
+            shift += added
+        elif line >= i + shift:
+            return i
+    return line - shift
+
+
+def _where(program: Program, line: int) -> str:
+    return program.sources[line] or f"PTX line {line + 1}"
+
+
+def _reason(report: dict[str, Any], program: Program) -> str:
+    """Why nothing was proven, in short."""
+    texts = []
+    for found in report["diagnostics"][:2]:
+        location = found.get("details", {}).get("location", {})
+        where = ""
+        if "line" in location and location["line"] <= len(program.lines):
+            where = (
+                f" at {_where(program, location['line'] - 1)}: {' '.join(program.lines[location['line'] - 1].split())}"
+            )
+        message = found.get("message", "")
+        texts.append(f"{found['code']}{where}{'' if where else ' ' + message}"[:300])
+    return f"{report['result']}: {'; '.join(texts)}"
+
+
+def verify(arch: Arch, launch: Launch, timeout: float = 600, *, exact: bool = False) -> Row:
+    """Compile a launch for a target and verify it. exact: leave each `ldmatrix` as it is, which takes minutes."""
+    started = _cpu_seconds()
+    ptx = compile_for(arch, launch).assembly
+    program, reduced = Program.of(ptx), small(launch)
+    grid, given, reason = _proof(program.grid(), _input(reduced, ptx, reduced.grid), timeout)
+    reasons = [f"grid: {reason}"] if reason else []
+    block = ""
+    if program.has_shared():
+        alone = program.block(reduced.grid - 1)
+        renewed = alone.with_new_barriers()
+        by_row = renewed if exact else renewed.by_row()
+        block, more, reason = _proof(by_row, _input(reduced, ptx, 1), timeout)
+        given |= more
+        changes = {ROWS: by_row.lines != renewed.lines, NEW_BARRIERS: renewed.lines != alone.lines}
+        if block in (PROVEN, GIVEN) and any(changes.values()):
+            block, given = GIVEN, given | {what for what, changed in changes.items() if changed}
+        reasons += [f"block: {reason}"] if reason else []
+    seconds = round(_cpu_seconds() - started, 1)
+    return Row(arch, launch.name, configuration(launch), grid, block, tuple(sorted(given)), "; ".join(reasons), seconds)
+
+
+def small(launch: Launch) -> Launch:
+    """The launch on fewer heads, images, tokens and entities: full tiles and a ragged one, loops of four turns.
+
+    Its code is the same: changed are numbers that it is not specialised on, or multiples of what it is. Strides stay.
+    """
+    numbers = launch.arguments()
+    changes: dict[str, int] = {}
+    grid = min(launch.grid, MOST_PROGRAMS)
+    if launch.name.startswith("attention"):
+        owned, streamed = numbers["BLOCK_M"], numbers["BLOCK_N"]
+        changes = {"num_heads": 2, "num_q": owned + 5, "num_k": 3 * streamed + 5}
+        if launch.name == "attention_bwd_kv":
+            changes |= {"num_q": 3 * owned + 5, "num_k": streamed + 5}
+        grid = 2 * 2 * 2  # images, heads, tiles
+    elif launch.name.startswith("align"):
+        rows, entities = numbers["BLOCK_M"] + 5, numbers["BLOCK_N"]
+        changes = {
+            "num_tokens": rows,
+            "period": rows,
+            "width": 3 * numbers["BLOCK_C"],
+            "num_entities": 5 * entities + 5,
+        }
+        if "per_split" in numbers:
+            changes["per_split"] = 3 * entities
+        else:
+            changes |= {"first": 0 if numbers["first"] == 0 else 2 * entities, "chunk": entities + 5}
+        grid = 2 * 2  # tiles of tokens, and splits or tiles of entities
+    for name, value in changes.items():
+        if name not in (launch.kernel.do_not_specialize or ()) and (value % 16 == 0) != (numbers[name] % 16 == 0):
+            raise RuntimeError(f"{launch.name} is compiled for another kind of {name} than {value}")
+    args = tuple(changes.get(name, value) for name, value in zip(launch.kernel.arg_names, launch.args, strict=False))
+    return Launch(launch.kernel, grid, args, launch.options)
+
+
+def _cpu_seconds() -> float:
+    used = os.times()
+    return used.user + used.system + used.children_user + used.children_system
+
+
+def read() -> dict[tuple[Arch, str, str], Row]:
+    """The recorded rows by key."""
+    if not RECORD.exists():
+        return {}
+    rows = [Row(**{**(fields := json.loads(line)), "given": tuple(fields["given"])}) for line in RECORD.open()]
+    return {row.key: row for row in rows}
+
+
+def write(rows: Iterable[Row]) -> None:
+    """Record rows."""
+    RECORD.write_text("".join(f"{json.dumps(asdict(row))}\n" for row in sorted(rows, key=lambda row: row.key)))
+
+
+def regressions(rows: Iterable[Row], recorded: dict[tuple[Arch, str, str], Row]) -> list[str]:
+    """What has become worse than recorded, and races of what is not recorded, in words."""
+    found = []
+    for row in rows:
+        known = recorded.get(row.key)
+        worse = row.worse_than(known) if known else [row.reason] if row.verdict == RACE else []
+        found += [f"{' '.join(row.key)}: {what}" for what in worse]
+    return found
+
+
+@lru_cache
+def _launches(arch: Arch) -> dict[tuple[Arch, str, str], Launch]:
+    return launches(arch)
+
+
+def _one(key: tuple[Arch, str, str], timeout: float, exact: bool) -> Row:
+    return verify(key[0], _launches(key[0])[key], timeout, exact=exact)
+
+
+def _varied(keys: Iterable[tuple[Arch, str, str]]) -> list[tuple[Arch, str, str]]:
+    """One of each kernel, target and dtype first, then another, so that a run that is cut short has seen them all."""
+    turns: Counter[tuple[str, ...]] = Counter()
+    ordered = []
+    for key in keys:
+        kind = (key[0], key[1], key[2].split()[0])
+        turns[kind] += 1
+        ordered.append((turns[kind], key))
+    return [key for _, key in sorted(ordered, key=lambda item: item[0])]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Verify kernels and record what is found; print what is recorded."""
+    parser = argparse.ArgumentParser(prog="python -m alt_fast_kernels.prediction.verify", description=__doc__)
+    parser.add_argument("--all", action="store_true", help="verify every kernel, and rewrite the table")
+    parser.add_argument("--new", action="store_true", help="verify what the table lacks, and add it")
+    parser.add_argument("--kernel", default="", help="only kernels whose target, name and configuration contain this")
+    parser.add_argument("--sample", type=int, default=0, help="verify this many of the quick recorded ones, at random")
+    parser.add_argument("--seed", type=int, help="repeat a sample")
+    parser.add_argument("--exact", action="store_true", help="leave ldmatrix as it is: minutes for a kernel")
+    parser.add_argument("--timeout", type=float, default=600, help="seconds for a program")
+    parser.add_argument("--workers", type=int, default=1)
+    options = parser.parse_args(argv)
+    recorded = read()
+    faults: list[str] = []
+    if options.sample:
+        seed = random.randrange(2**31) if options.seed is None else options.seed
+        quick = [
+            key for key, row in recorded.items()
+            if row.seconds <= QUICK and options.kernel in " ".join(key) and key in _launches(key[0])
+        ]  # fmt: skip
+        keys = random.Random(seed).sample(quick, min(options.sample, len(quick)))
+        sampled = [_one(key, options.timeout, options.exact) for key in keys]
+        faults = regressions(sampled, recorded)
+        print(
+            *(f"{' '.join(row.key)}: {row.verdict}" for row in sampled),
+            f"{len(sampled)} verified, --seed {seed}",
+            sep="\n",
+        )
+        print(*faults, sep="\n", file=sys.stderr)
+        return 1 if faults else 0
+    if options.all or options.new:
+        reachable = [key for arch in ARCHS for key in _launches(arch)]
+        rows = {key: row for key, row in recorded.items() if key in set(reachable)}
+        keys = [key for key in reachable if options.kernel in " ".join(key) and (options.all or key not in rows)]
+        with ProcessPoolExecutor(options.workers) as pool:
+            tasks = [pool.submit(_one, key, options.timeout, options.exact) for key in _varied(keys)]
+            for task in as_completed(tasks):
+                row = task.result()
+                print(f"{row.seconds:6.1f} s  {' '.join(row.key)}: {row.verdict} {row.reason}", flush=True)
+                faults += regressions([row], recorded)
+                rows[row.key] = row
+                write(rows.values())
+        recorded = rows
+    for (target, kernel, verdict), count in sorted(
+        Counter((row.target, row.kernel, row.verdict) for row in recorded.values()).items()
+    ):
+        print(f"{target:7} {kernel:17} {verdict:13} {count}")
+    print(*faults, sep="\n", file=sys.stderr)
+    return 1 if faults else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
