@@ -39,7 +39,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     return WorkStealingScheduling(config, log)
 
 
-LONGEST = ("test_distributed", "test_train", "test_ablations", "test_resources")
+LONGEST = ("test_distributed", "test_train", "test_ablations")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

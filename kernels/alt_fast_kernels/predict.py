@@ -118,12 +118,10 @@ def print_resources(rows: list[record.Row]) -> None:
 
 def compile_all(options: Any) -> int:
     """Print the resources of every kernel, or record them; 1 when something is at fault."""
-    keys = [
-        key
-        for target in options.target or TARGETS
-        for key in record.launches(target)
-        if options.op is None or key[1].startswith(options.op)
-    ]
+    keys = None  # all of them, which the compiling processes find themselves
+    if options.target or options.op:
+        found = (key for target in options.target or TARGETS for key in record.launches(target))
+        keys = [key for key in found if options.op is None or key[1].startswith(options.op)]
     rows = record.compile_rows(keys, options.workers)
     _, recorded = record.read() if record.RECORD.exists() else ({}, {})
     faults = list(record.regressions(rows, recorded))

@@ -134,11 +134,6 @@ class Code:
         by_shared = target.shared // (self.shared + reserved) if self.shared + reserved else target.blocks
         return min(by_registers, by_shared, target.warps // self.warps, target.blocks)
 
-    @property
-    def fits(self) -> bool:
-        """Whether nothing is spilled and a block gets its shared memory."""
-        return self.spills == 0 and self.shared <= TARGETS[self.arch].shared_limit
-
     @cached_property
     def loops(self) -> tuple[Loop, ...]:
         """The outermost loops, in program order."""
