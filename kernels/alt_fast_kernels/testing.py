@@ -1,33 +1,57 @@
 """How kernels are held to references: accuracy relative to PyTorch's own, and plans judged in double precision."""
 
 import itertools
+import math
+import statistics
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
 
 from alt_fast_kernels.match.plan import MergePlan, even_and_odd, max_r
 
+Result = tuple[Tensor, Tensor, Tensor]
+"""The kernel's, PyTorch's at the same precision, and the exact one, computed in fp64."""
 
-def assert_as_accurate(actual: Tensor, at_precision: Tensor, exact: Tensor) -> None:
-    """Error at most twice that of PyTorch at the same precision, both against `exact` (computed in fp64).
 
-    actual: the kernel's result. at_precision: the reference on the same inputs. Maximum and RMS error must both hold;
-    one rounding of the result's dtype is granted, since either side may be right by luck.
+def assert_as_accurate(draw: Callable[[], Iterable[Result]]) -> None:
+    """Maximum and RMS error are at most twice those of PyTorch at the same precision.
+
+    draw: the results of one run on fresh inputs. A single draw may be unlucky, since few rows decide its largest
+    error: when it fails, the median of five draws decides. An error 16 times PyTorch's fails in any draw.
     """
-    if actual.dtype != at_precision.dtype or actual.shape != exact.shape:
-        raise AssertionError(
-            f"expected {at_precision.dtype} of shape {tuple(exact.shape)}, got {actual.dtype} {tuple(actual.shape)}"
-        )
-    if actual.numel() == 0:
-        return
-    exact = exact.double()
-    error, allowed = actual.double() - exact, at_precision.double() - exact
-    rounding = torch.finfo(actual.dtype).eps
-    for name, norm in (("maximum", torch.inf), ("RMS", 2)):
-        scale = exact.numel() ** -0.5 if norm == 2 else 1.0
-        got, limit, unit = (torch.linalg.vector_norm(x, norm).item() * scale for x in (error, allowed, exact))
-        if not got <= 2 * limit + rounding * unit:
-            raise AssertionError(f"{name} error {got:.3g}, but PyTorch's is {limit:.3g} at a magnitude of {unit:.3g}")
+    worst = [_worst_ratio(draw())]
+    if worst[0] > 2:
+        worst += [_worst_ratio(draw()) for _ in range(4)]
+    if not (statistics.median(worst) <= 2 and max(worst) <= 16):
+        shown = ", ".join(f"{ratio:.3g}" for ratio in worst)
+        raise AssertionError(f"errors of {shown} times those of PyTorch in {len(worst)} draws")
+
+
+def _worst_ratio(results: Iterable[Result]) -> float:
+    """The largest error ratio of the results, infinity where one is not finite.
+
+    One rounding of the result's dtype is granted, since PyTorch may be right by luck.
+    """
+    worst = 0.0
+    for actual, at_precision, exact in results:
+        if actual.dtype != at_precision.dtype or actual.shape != exact.shape:
+            raise AssertionError(
+                f"expected {at_precision.dtype} of shape {tuple(exact.shape)}, got {actual.dtype} {tuple(actual.shape)}"
+            )
+        if actual.numel() == 0:
+            continue
+        exact = exact.double()
+        rounding = torch.finfo(actual.dtype).eps
+        for norm in (torch.inf, 2):
+            got, allowed, unit = (
+                torch.linalg.vector_norm(x, norm).item()
+                for x in (actual.double() - exact, at_precision.double() - exact, exact)
+            )
+            beyond = got - rounding * unit
+            if not beyond <= 0:
+                worst = max(worst, beyond / allowed if math.isfinite(beyond) and allowed > 0 else math.inf)
+    return worst
 
 
 def assert_best_plan(plan: MergePlan, key: Tensor, r: int, protected: int, tolerance: float = 1e-6) -> None:

@@ -12,7 +12,7 @@ from alt_fast_kernels import align, use_backend
 from alt_fast_kernels.align import triton as triton_kernels
 from alt_fast_kernels.align.reference import gumbel_noise
 from alt_fast_kernels.dispatch import Backend
-from alt_fast_kernels.testing import assert_as_accurate
+from alt_fast_kernels.testing import Result, assert_as_accurate
 
 
 def test_chooses_the_most_similar_entity() -> None:
@@ -100,14 +100,16 @@ def test_kernel_is_as_accurate_as_pytorch(
         monkeypatch.setattr(triton_kernels, "SPLITS", 2)
         monkeypatch.setattr(triton_kernels, "CHUNK", 128)
     draws = 16 if rows == 1 else 4 if rows < 100 else 2  # the largest error of a few rows is luck
-    grads = [compare_once(rows, num_entities, width, dtype, noisy) for _ in range(draws)]
-    kernel, plain, exact = (torch.cat(parts) for parts in zip(*grads, strict=True))
-    assert_as_accurate(kernel, plain, exact)
+
+    def draw() -> list[Result]:
+        grads = [compare_once(rows, num_entities, width, dtype, noisy) for _ in range(draws)]
+        kernel, plain, exact = (torch.cat(parts) for parts in zip(*grads, strict=True))
+        return [(kernel, plain, exact)]
+
+    assert_as_accurate(draw)
 
 
-def compare_once(
-    rows: int, num_entities: int, width: int, dtype: torch.dtype, noisy: bool
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def compare_once(rows: int, num_entities: int, width: int, dtype: torch.dtype, noisy: bool) -> Result:
     """Holds the choices to be the best; returns the gradients: the kernel's, PyTorch's in this precision, the exact."""
     tokens, entities = torch.randn(rows, width).to(dtype), torch.randn(num_entities, width)
     tau, seed = 0.2, torch.tensor(-(2**40) + 77) if noisy else None

@@ -1,6 +1,6 @@
 """Proportional attention against its formula."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Literal
 
 import pytest
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from alt_fast_kernels import proportional_attention, proportional_attention_qkvpacked, use_backend
-from alt_fast_kernels.testing import assert_as_accurate
+from alt_fast_kernels.testing import Result, assert_as_accurate
 
 
 def split(packed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -50,29 +50,29 @@ def test_kernel_is_as_accurate_as_pytorch(num_tokens: int, dim: int, dtype: torc
     batch = 1 if num_tokens > 3 else 4  # enough rows for a largest error to be no luck
     if not interpreted:
         batch = 140 if num_tokens == 67 else 4  # enough programs for tall tiles
-    qkv = torch.randn(batch, num_tokens, 3, 2, dim).to(dtype)
-    size = torch.randint(1, 3000, (batch, num_tokens)).float()
-    weight = torch.randn(batch, num_tokens, 2 * dim)
 
-    def run(function: Callable[[Tensor], Tensor], dtype: torch.dtype) -> list[Tensor]:
-        leaf = qkv.to(dtype, copy=True).requires_grad_()
-        out = function(leaf)
-        (out * weight.to(out.dtype)).sum().backward()
-        assert leaf.grad is not None
-        return [out, leaf.grad]
-
-    def in_parts(x: Tensor) -> Tensor:
+    def in_parts(x: Tensor, size: Tensor) -> Tensor:
         return proportional_attention(*split(x), size)
 
-    def packed(x: Tensor) -> Tensor:
-        return proportional_attention_qkvpacked(x, size)
+    def draw() -> Iterator[Result]:
+        qkv = torch.randn(batch, num_tokens, 3, 2, dim).to(dtype)
+        size = torch.randint(1, 3000, (batch, num_tokens)).float()
+        weight = torch.randn(batch, num_tokens, 2 * dim)
 
-    exact = run(lambda x: attention_by_formula(*split(x), size, dim**-0.5), torch.float64)
-    with use_backend("reference"):
-        at_precision = run(in_parts, dtype)
-    for form in (in_parts, packed):
-        for kernel, reference, truth in zip(run(form, dtype), at_precision, exact, strict=True):
-            assert_as_accurate(kernel, reference, truth)
+        def run(function: Callable[[Tensor, Tensor], Tensor], dtype: torch.dtype) -> list[Tensor]:
+            leaf = qkv.to(dtype, copy=True).requires_grad_()
+            out = function(leaf, size)
+            (out * weight.to(out.dtype)).sum().backward()
+            assert leaf.grad is not None
+            return [out, leaf.grad]
+
+        exact = run(lambda x, size: attention_by_formula(*split(x), size, dim**-0.5), torch.float64)
+        with use_backend("reference"):
+            at_precision = run(in_parts, dtype)
+        for form in (in_parts, proportional_attention_qkvpacked):
+            yield from zip(run(form, dtype), at_precision, exact, strict=True)
+
+    assert_as_accurate(draw)
 
 
 def test_long_sequences(interpreted: bool) -> None:
