@@ -57,7 +57,7 @@ def quality(model: nn.Module, images: Tensor, reductions: list[int]) -> Iterator
         alt_fast.apply_patch(model, r=r)
         found = {"merged": embed()}
         torch.manual_seed(0)
-        with patch("alt_fast.tome.merge.match", at_random):
+        with patch("alt_fast.tome.tokens.match", at_random):
             found["random"] = embed()
         alt_fast.remove_patch(model)
         cosines = {how: torch.cosine_similarity(x, expected) for how, x in found.items()}

@@ -86,10 +86,10 @@ def trace_layers(encoder: RegionEncoder, frames: Tensor, schedule: MergeSchedule
     token.
     """
     tokens = encoder.start(frames)
-    sources = [tokens.source]
+    sources = [tokens.source()]
     for layer in encoder.layers(schedule):
         tokens = encoder.run_layer(*layer, tokens)
-        sources.append(tokens.source)
+        sources.append(tokens.source())
     seen = encoder.finish(tokens)
     return seen, torch.stack([source[:, 1:].long().cpu() for source in sources if source is not None], 1)
 

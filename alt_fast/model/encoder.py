@@ -1,10 +1,11 @@
 """Frames to region tokens: a CLIP image tower whose blocks merge tokens (paper, eq. 1 to 3)."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
-from open_clip.transformer import VisionTransformer
+from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -12,10 +13,10 @@ from alt_fast.errors import ArgumentError
 from alt_fast.model.adapters import make_adapters
 from alt_fast.model.config import Tuning
 from alt_fast.tome.attention import attend_multihead
-from alt_fast.tome.block import BlockSettings
-from alt_fast.tome.hosts import open_clip as host
-from alt_fast.tome.merge import Tokens
+from alt_fast.tome.block import BlockSettings, MergingBlock
+from alt_fast.tome.hosts import open_clip as host_library
 from alt_fast.tome.schedule import Reduction, merge_schedule
+from alt_fast.tome.tokens import Tokens
 
 CLASS_TOKENS = 1  # the class token leads the sequence and never merges
 MergeSchedule = Sequence[int | float]
@@ -35,8 +36,11 @@ class Regions(NamedTuple):
     source: Tensor
 
 
-class RegionBlock(host.OpenClipBlock):
+class RegionBlock(MergingBlock, ResidualAttentionBlock):
     """open_clip's block with merging, the one that `apply_patch` uses, as a part of ALT: nothing takes it out again."""
+
+    host = ResidualAttentionBlock
+    layout = host_library.LAYOUT
 
     def unpatch(self) -> None:
         """Stay: ALT is made of it."""
@@ -95,20 +99,16 @@ class RegionEncoder(nn.Module):
 
     def start(self, frames: Tensor) -> Tokens:
         """Return the tokens before the first layer."""
-        x = self.embed(frames)
-        source = torch.arange(x.shape[1], dtype=torch.int32, device=x.device).expand(x.shape[0], -1)
-        return Tokens(x, None, source)
+        return Tokens(self.embed(frames))
 
     def finish(self, tokens: Tokens) -> Regions:
         """Return the tokens after the last layer, in the joint space."""
-        size = torch.ones(tokens.x.shape[:2], device=tokens.x.device) if tokens.size is None else tokens.size
-        assert tokens.source is not None
-        return Regions(self.visual.ln_post(tokens.x) @ self.visual.proj, size, tokens.source)
+        return Regions(self.visual.ln_post(tokens.x) @ self.visual.proj, tokens.sizes(), tokens.source())
 
     def run_layer(self, block: RegionBlock, adapters: nn.ModuleDict, r: int | float, tokens: Tokens) -> Tokens:
         """Run one block, with what Table 7 adapts in it."""
         if "temporal" in adapters:
-            tokens = tokens._replace(x=tokens.x + adapters["temporal"](self._attend_over_time(block, tokens.x)))
+            tokens = replace(tokens, x=tokens.x + adapters["temporal"](self._attend_over_time(block, tokens.x)))
         return block.run(tokens, r, adapters)
 
     def layers(self, schedule: MergeSchedule | None = None) -> Iterator[tuple[RegionBlock, nn.ModuleDict, int | float]]:
@@ -139,7 +139,7 @@ class RegionEncoder(nn.Module):
 
 def check_tower(visual: nn.Module) -> None:
     """Refuse image towers whose forward pass is not the one above."""
-    tower = host.find_tower(visual)
+    tower = host_library.find_tower(visual)
     if tower is None:
         raise ArgumentError(f"the image tower must be open_clip's VisionTransformer, got {type(visual).__name__}")
     reasons = {

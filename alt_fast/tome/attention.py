@@ -8,7 +8,10 @@ from timm.layers import Attention
 from torch import Tensor, nn
 
 from alt_fast.errors import ArgumentError
-from alt_fast_kernels import proportional_attention, proportional_attention_qkvpacked
+from alt_fast.tome.layout import SelfAttention
+from alt_fast_kernels import Rotary, proportional_attention_qkvpacked
+
+SELF_ATTENTION = SelfAttention()
 
 
 class ToMeAttention(Attention):
@@ -20,22 +23,12 @@ class ToMeAttention(Attention):
     x, size = merge(x, size, plan, residual=out)
     """
 
-    def forward(self, x: Tensor, size: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """x: [B, N, C]. size: [B, N] fp32 patches per token, or None. Returns the output and the keys to match."""
-        qkv = self.qkv(x).view(*x.shape[:2], 3, self.num_heads, self.head_dim)
-        dropout = self.attn_drop.p if self.training else 0.0
-        if isinstance(self.q_norm, nn.Identity) and isinstance(self.k_norm, nn.Identity):
-            key = qkv[:, :, 1]
-            out = proportional_attention_qkvpacked(qkv, size, self.scale, dropout)
-        else:
-            q, key, v = qkv.unbind(2)
-            q, key = self.q_norm(q).to(v.dtype), self.k_norm(key).to(v.dtype)
-            out = proportional_attention(q, key, v, size, self.scale, dropout)
-        out = self.norm(out)
-        gate = getattr(self, "gate", None)  # newer than the oldest timm that works
-        if gate is not None:
-            out = out * gate(x).sigmoid()
-        return self.proj_drop(self.proj(out)), key
+    def forward(self, x: Tensor, size: Tensor | None = None, rotary: Rotary | None = None) -> tuple[Tensor, Tensor]:
+        """x: [B, N, C]. size: [B, N] fp32 patches per token, or None. rotary: turns queries and keys, or None.
+
+        Returns the output and the keys to match, as they are before they turn.
+        """
+        return SELF_ATTENTION(self, x, size, rotary)
 
     @classmethod
     def from_timm(cls, attention: Attention) -> "ToMeAttention":
@@ -97,9 +90,14 @@ def check_multihead(attention: nn.MultiheadAttention) -> None:
         raise ArgumentError("attention must be plain self-attention: one width for q, k, v; no added keys")
 
 
-def attend_multihead(attention: nn.MultiheadAttention, x: Tensor, size: Tensor | None) -> tuple[Tensor, Tensor]:
+def attend_multihead(
+    attention: nn.Module, x: Tensor, size: Tensor | None, rotary: Rotary | None = None
+) -> tuple[Tensor, Tensor]:
     """Self-attention by nn.MultiheadAttention's parameters: x [B, N, C] -> output [B, N, C], keys [B, N, H, D]."""
+    assert isinstance(attention, nn.MultiheadAttention)
     qkv = F.linear(x, attention.in_proj_weight, attention.in_proj_bias)
     qkv = qkv.view(*x.shape[:2], 3, attention.num_heads, attention.head_dim)
     dropout = attention.dropout if attention.training else 0.0
-    return attention.out_proj(proportional_attention_qkvpacked(qkv, size, dropout_p=dropout)), qkv[:, :, 1]
+    return attention.out_proj(proportional_attention_qkvpacked(qkv, size, dropout_p=dropout, rotary=rotary)), qkv[
+        :, :, 1
+    ]

@@ -1,14 +1,19 @@
 """The forward pass of a block that merges, common to all hosts: attention, merge, MLP."""
 
+import inspect
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from alt_fast.errors import ArgumentError
-from alt_fast.tome.merge import Tokens, merge_step
-from alt_fast_kernels import unmerge
+from alt_fast.tome.layout import Layout, apply_parts, part
+from alt_fast.tome.rotary import RotaryRule, Turns, begin, merge_turns, rotation
+from alt_fast.tome.tokens import Tokens, merge_step
+from alt_fast_kernels import Rotary, unmerge
 
 
 @dataclass(frozen=True)
@@ -17,6 +22,7 @@ class BlockSettings:
 
     r: tokens to remove, or a fraction. protected: leading tokens that never merge. prop_attn: attention uses sizes.
     trace: keep where tokens went. unmerge: the last block gives every patch its token's features. last: of its tower.
+    dense_taps: so does every block for a host that reads what it returns. rotary: what becomes of rotary positions.
     """
 
     r: int | float
@@ -25,34 +31,26 @@ class BlockSettings:
     trace: bool
     unmerge: bool
     last: bool
+    dense_taps: bool = True
+    rotary: RotaryRule = "mean"
 
 
 class MergingBlock(nn.Module):
-    """Mixed into a host's pre-norm block. The first block takes a tensor, the last returns one; `Tokens` go between.
+    """Mixed into a host's block. The first block takes a tensor, the last returns one; `Tokens` go between.
 
     So sizes travel as arguments: activation checkpointing, compilation and threads see no hidden state.
     """
 
     host: ClassVar[type[nn.Module]]  # the class that the block had, and gets back
-    sequence_first: ClassVar[bool] = False  # the host's blocks take [N, B, C]
+    layout: ClassVar[Layout]
+    arguments: ClassVar[tuple[str, ...]]  # of the host's forward, behind the tokens
     tome: BlockSettings
     last_trace: tuple[Tensor, Tensor] | None
 
-    def attention_branch(self, x: Tensor, size: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Map x [B, N, C] to the attention branch up to the residual add [B, N, C], and keys [B, N, H, D]."""
-        raise NotImplementedError
-
-    def mlp_norm(self) -> nn.Module:
-        """Return the norm before the MLP."""
-        raise NotImplementedError
-
-    def mlp_branch(self, normed: Tensor) -> Tensor:
-        """Map the normed tokens to the MLP branch, up to the residual add."""
-        raise NotImplementedError
-
-    def forward(self, hidden: Tensor | Tokens, *args: Any, **options: Any) -> Tensor | Tokens:
+    def forward(self, hidden: Any, *args: Any, **options: Any) -> Any:
         """Take the block's tokens, return merged ones. The host's further arguments must say nothing: no mask."""
-        refuse_options(args, options)
+        options = {**dict(zip(self.arguments, args, strict=False)), **options}
+        refuse_options(options, self.layout.rotary is not None)
         if isinstance(hidden, Tokens):
             tokens = hidden
             if tokens.x.requires_grad and not torch.is_grad_enabled():
@@ -60,38 +58,76 @@ class MergingBlock(nn.Module):
                     "reentrant activation checkpointing loses the gradient of merged tokens: pass use_reentrant=False"
                 )
         else:
-            tokens = Tokens(hidden.transpose(0, 1) if self.sequence_first else hidden)
-        tokens = self.run(tokens, self.tome.r)
-        return self._finish(tokens) if self.tome.last else tokens
+            x = hidden.transpose(0, 1) if self.layout.sequence_first else hidden
+            tokens = Tokens(x, dense_taps=self.tome.dense_taps)
+        tokens = self.run(tokens, self.tome.r, options=options)
+        result = self._finish(tokens) if self.tome.last else tokens
+        return (result, None) if self.layout.returns_tuple else result
 
-    def run(self, tokens: Tokens, r: int | float, adapters: nn.ModuleDict | None = None) -> Tokens:
+    def run(
+        self,
+        tokens: Tokens,
+        r: int | float,
+        adapters: nn.ModuleDict | None = None,
+        options: Mapping[str, Any] | None = None,
+    ) -> Tokens:
         """Attend, merge r tokens away, and apply the MLP.
 
-        adapters: "spatial" is applied to the attention branch and added to it, "mlp" runs beside the MLP.
+        adapters: "spatial" is applied to the attention branch and added to it, "mlp" runs beside the MLP. options: what
+        the host's block was called with.
         """
-        tome = self.tome
+        tome, layout = self.tome, self.layout
         at = {} if adapters is None else dict(adapters.items())
-        branch, key = self.attention_branch(tokens.x, tokens.size if tome.prop_attn else None)
+        tokens, rotary = self._rotary(tokens, options or {})
+        normed = tokens.x if layout.norm1 is None else part(self, layout.norm1)(tokens.x)
+        size = tokens.token_size if tome.prop_attn else None
+        branch, key = layout.attend(part(self, layout.attention), normed, size, rotary)
+        branch = apply_parts(self, layout.after_attention, branch)
         if "spatial" in at:
             branch = branch + at["spatial"](branch)
-        follow = tome.trace or tome.unmerge
-        tokens, normed = merge_step(tokens, branch, key, self.mlp_norm(), r, tome.protected, follow)
-        x = tokens.x + self.mlp_branch(normed)
+        norm = None if layout.norm2 is None else part(self, layout.norm2)
+        tokens, normed = merge_step(tokens, branch, key, norm, r, tome.protected, tome.rotary)
+        if callable(layout.mlp):
+            x = tokens.x + layout.mlp(self, normed)
+        elif layout.mlp:
+            x = tokens.x + apply_parts(self, layout.mlp, normed)
+        else:
+            x = tokens.x
         if "mlp" in at:
             x = x + at["mlp"](normed)
-        return tokens._replace(x=x)
+        return Tokens(x, tokens.token_size, tokens.merges, tokens.turns, tokens.dense_taps)
+
+    def _rotary(self, tokens: Tokens, options: Mapping[str, Any]) -> tuple[Tokens, Rotary | None]:
+        """The tokens with their turns, and what attention turns by."""
+        layout, rule = self.layout, self.tome.rotary
+        if layout.rotary is None:
+            return tokens, None
+        turns = tokens.turns
+        if turns is None:
+            given = layout.rotary(self, options)
+            if given is None:
+                return tokens, None
+            turns = self._turns(given, tokens)
+        if not layout.per_layer_rotary:
+            tokens = Tokens(tokens.x, tokens.token_size, tokens.merges, turns, tokens.dense_taps)
+        return tokens, rotation(turns, rule)
+
+    def _turns(self, given: Rotary, tokens: Tokens) -> Turns:
+        """Turns of all tokens that there ever were, merged as they were."""
+        rule = self.tome.rotary
+        num_tokens = tokens.merges[0][0].slot.shape[1] if tokens.merges else tokens.x.shape[1]
+        turns = begin(given, num_tokens, tokens.x.dtype, rule)
+        for plan, size in tokens.merges:
+            turns = merge_turns(turns, size, plan, rule)
+        return turns
 
     def _finish(self, tokens: Tokens) -> Tensor:
-        x, size, source = tokens
         if self.tome.trace:
-            batch, num_tokens = x.shape[:2]
-            if size is None or source is None:  # nothing merged
-                size = torch.ones(batch, num_tokens, device=x.device)
-                source = torch.arange(num_tokens, dtype=torch.int32, device=x.device).expand(batch, -1)
-            self.last_trace = (source, size)
-        if self.tome.unmerge and source is not None:
-            x = unmerge(x, source)
-        return x.transpose(0, 1) if self.sequence_first else x
+            self.last_trace = (tokens.source(), tokens.sizes())
+        x = tokens.x
+        if self.tome.unmerge and tokens.merges:
+            x = unmerge(x, tokens.source())
+        return x.transpose(0, 1) if self.layout.sequence_first else x
 
     @classmethod
     def patch(cls, block: nn.Module, settings: BlockSettings) -> None:
@@ -106,31 +142,58 @@ class MergingBlock(nn.Module):
         del self.tome, self.last_trace
 
 
-def refuse_options(args: tuple[Any, ...], options: dict[str, Any]) -> None:
-    """Hosts pass masks and flags along, None or False when unused; raise ArgumentError for any that is in use.
+@cache
+def merging_class(host: type[nn.Module], layout: Layout) -> type[MergingBlock]:
+    """Make the class of a host's blocks one that merges."""
+    _, *others = list(inspect.signature(host.forward).parameters.values())[1:]
+    arguments = tuple(p.name for p in others if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD))
+    members = {"host": host, "layout": layout, "arguments": arguments, "__reduce_ex__": _reduce}
+    return type(f"Merging{host.__name__}", (MergingBlock, host), members)
 
-    While exporting, transformers makes a mask that masks nothing: the exported program then checks that it does so.
-    """
-    positional = {f"argument {i + 2}": value for i, value in enumerate(args)}
-    named = {name: value for name, value in options.items() if name in REFUSED}
-    for name, value in {**positional, **named}.items():
-        if isinstance(value, Tensor) and torch.compiler.is_exporting():
+
+def _reduce(block: MergingBlock, protocol: Any) -> Any:
+    """Copy and pickle by the host's class, since ours is made while running."""
+    reduced: Any = nn.Module.__reduce_ex__(block, protocol)
+    return _empty_block, (block.host, block.layout), *reduced[2:]
+
+
+def _empty_block(host: type[nn.Module], layout: Layout) -> MergingBlock:
+    cls = merging_class(host, layout)  # type: ignore[arg-type]
+    return cls.__new__(cls)
+
+
+def refuse_options(options: Mapping[str, Any], knows_rotary: bool) -> None:
+    """Raise ArgumentError for an option in use that merged tokens cannot honour. A mask that masks nothing is none."""
+    for name in REFUSED if knows_rotary else (*REFUSED, *ROTARY):
+        value = options.get(name)
+        if isinstance(value, Tensor):
             keeps_all = value.all() if value.dtype == torch.bool else (value == 0).all()
-            torch._assert_async(keeps_all, f"a merging block cannot honour {name}")
-        elif value is not None and value is not False:
+            if torch.compiler.is_compiling():
+                torch._assert_async(keeps_all, f"a merging block cannot honour {name}")
+                continue
+            if bool(keeps_all) and name not in ROTARY:
+                continue
+        if value is not None and value is not False:
             raise ArgumentError(f"a merging block cannot honour {name}: tokens change their number from block to block")
 
 
-REFUSED = {"attn_mask", "attention_mask", "is_causal", "output_attentions", "k_x", "v_x", "head_mask", "rope"}
+REFUSED = (
+    *("attn_mask", "attention_mask", "is_causal", "output_attentions", "k_x", "v_x", "head_mask", "position_mask"),
+    *("shared_rel_pos_bias", "relative_position_bias"),
+)
+ROTARY = ("rope", "position_embeddings")
 """Options of host blocks that depend on which token is which."""
 
 
 @dataclass(frozen=True)
 class Tower:
-    """What a host's adapter finds: blocks in order, leading tokens that never merge, and whether patches are read
-    after the last block (pooling, dense features), so that they must be unmerged there."""
+    """What a host's adapter finds in a model.
+
+    blocks: in order. protected: leading tokens that never merge. reads_patches: patches are read after the last block
+    (pooling, dense features), so that they must be unmerged there. layouts: by the class of a block.
+    """
 
     blocks: list[nn.Module]
     protected: int
     reads_patches: bool
-    merging: dict[type[nn.Module], type[MergingBlock]]  # the host's block class -> ours
+    layouts: Mapping[type[nn.Module], Layout]

@@ -4,17 +4,20 @@ Only instances change: their blocks (and timm's attentions) get another class, o
 parameter is touched, added or renamed, so state_dict, deepcopy, pickle and optimizers work as before.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib import import_module
 from typing import NamedTuple, TypeVar
 
 from torch import Tensor, nn
 
 from alt_fast.errors import ArgumentError
-from alt_fast.tome.block import BlockSettings, MergingBlock, Tower
+from alt_fast.tome.block import BlockSettings, MergingBlock, Tower, merging_class
+from alt_fast.tome.rotary import RotaryRule, check_rule
 from alt_fast.tome.schedule import Reduction, merge_schedule
+from alt_fast.tome.tokens import dense_outputs
 
 Model = TypeVar("Model", bound=nn.Module)
+FindTower = Callable[[nn.Module], Tower | None]
 
 HOSTS = {
     "timm": ("timm", "VisionTransformer, also distilled: class tokens, registers, LayerScale, qk-norm, pooled heads"),
@@ -43,6 +46,8 @@ def apply_patch(
     prop_attn: bool = True,
     trace_source: bool = False,
     unmerge: bool | None = None,
+    rotary: RotaryRule = "mean",
+    find_tower: FindTower | None = None,
 ) -> Model:
     """Make every vision tower in `model` merge tokens; returns the model, patched in place.
 
@@ -68,7 +73,8 @@ def apply_patch(
     ours = [type(block) for block, _, _ in before]
     remove_patch(model)
     try:
-        towers = list(_towers(model))
+        check_rule(rotary)
+        towers = list(_towers(model, find_tower))
         if not towers:
             raise ArgumentError(
                 f"{type(model).__name__} holds no vision transformer that apply_patch knows ({', '.join(HOSTS)}); "
@@ -83,8 +89,21 @@ def apply_patch(
     for tower, schedule in zip(towers, schedules, strict=True):
         dense = tower.reads_patches if unmerge is None else unmerge
         for i, (block, r_block) in enumerate(zip(tower.blocks, schedule, strict=True)):
-            settings = BlockSettings(r_block, tower.protected, prop_attn, trace_source, dense, i == len(schedule) - 1)
-            tower.merging[type(block)].patch(block, settings)
+            settings = BlockSettings(
+                r_block,
+                tower.protected,
+                prop_attn,
+                trace_source,
+                dense,
+                i == len(schedule) - 1,
+                unmerge is not False,
+                rotary,
+            )
+            ours = merging_class(type(block), tower.layouts[type(block)])  # type: ignore[arg-type]
+            ours.patch(block, settings)
+    for module in model.modules():
+        if not isinstance(module, MergingBlock) and any(isinstance(part, MergingBlock) for part in module.modules()):
+            module.register_forward_hook(dense_outputs)
     return model
 
 
@@ -93,6 +112,9 @@ def remove_patch(model: Model) -> Model:
     for module in model.modules():
         if isinstance(module, MergingBlock):
             module.unpatch()
+        for number, hook in list(module._forward_hooks.items()):
+            if hook is dense_outputs:
+                del module._forward_hooks[number]
     return model
 
 
@@ -109,8 +131,13 @@ def merge_trace(model: nn.Module) -> MergeTrace:
     raise ArgumentError("the model keeps no trace: apply_patch(model, trace_source=True)")
 
 
-def _towers(model: nn.Module) -> Iterator[Tower]:
+def _towers(model: nn.Module, find_tower: FindTower | None) -> Iterator[Tower]:
     for module in model.modules():
+        if find_tower is not None:
+            tower = find_tower(module)
+            if tower is not None:
+                yield tower
+            continue
         roots = {cls.__module__.partition(".")[0] for cls in type(module).__mro__}
         for host, (adapter, _) in HOSTS.items():
             if host in roots:

@@ -384,17 +384,22 @@ def test_onnx_export_runs_in_onnxruntime(host: str, tmp_path: Any) -> None:
     torch.testing.assert_close(torch.from_numpy(found[0]), expected, rtol=1e-4, atol=1e-4)
 
 
+class OwnBlock(timm.models.vision_transformer.Block):
+    """Somebody's: who knows what it does."""
+
+
+class OwnAttention(timm.layers.Attention):
+    """Somebody's."""
+
+
 REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "windows": (
         lambda: timm.create_model("swin_tiny_patch4_window7_224", depths=(1, 1, 1, 1)),
         "windows|relative",
     ),
     "relative positions": (lambda: timm.create_model("vit_relpos_small_patch16_224", depth=1), "relative"),
-    "rotary positions": (lambda: timm.create_model("eva02_tiny_patch14_224", depth=1), "rotary"),
-    "other blocks": (
-        lambda: timm_vit(block_fn=timm.models.vision_transformer.ParallelScalingBlock),
-        "must be timm's Block",
-    ),
+    "other blocks": (lambda: timm_vit(block_fn=OwnBlock), "must be one of timm's Block"),
+    "other attention": (lambda: timm_vit(attn_layer=OwnAttention), "must be one of timm's Attention"),
     "custom open_clip blocks": (lambda: open_clip_tower(qk_norm=True), "must be ResidualAttentionBlock"),
     "no transformer": (lambda: nn.Linear(2, 2), "knows"),
 }
@@ -410,10 +415,12 @@ def test_refuses_what_merging_cannot_honour(name: str) -> None:
     assert [type(module) for module in model.modules()] == classes
 
 
-def test_masks_are_refused() -> None:
+def test_masks_are_refused_unless_they_mask_nothing() -> None:
     model = alt_fast.apply_patch(timm_vit().eval(), r=2)
+    mask = torch.ones(17, 17, dtype=torch.bool)
+    assert torch.equal(model.forward_features(images(), attn_mask=mask), model.forward_features(images()))
     with pytest.raises(ValueError, match="attn_mask"):
-        model.forward_features(images(), attn_mask=torch.ones(17, 17, dtype=torch.bool))
+        model.forward_features(images(), attn_mask=mask.tril())
 
 
 def test_bad_input() -> None:
@@ -447,8 +454,8 @@ def test_a_patch_that_fails_changes_nothing() -> None:
         assert alt_fast.merge_trace(model).source is trace.source
     assert torch.equal(run(model), expected)
     both = nn.ModuleList([model, timm_vit(class_token=False, global_pool="avg").eval()])
-    both[1].blocks[1].attn = nn.Identity()  # type: ignore[union-attr, operator]
-    with pytest.raises(ValueError, match="attention of VisionTransformer must be timm's"):
+    both[1].blocks[1] = nn.Identity()  # type: ignore[assignment, union-attr, operator, index]
+    with pytest.raises(ValueError, match="block of VisionTransformer must be one of timm's"):
         alt_fast.apply_patch(both, r=2)
     assert torch.equal(run(model), expected)
 

@@ -1,33 +1,16 @@
-"""open_clip: the VisionTransformer of its CLIP and CoCa models."""
+"""open_clip: the VisionTransformer of its CLIP and CoCa models; towers of timm are timm's."""
+
+from dataclasses import replace
 
 from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
-from torch import Tensor, nn
+from torch import nn
 
 from alt_fast.errors import ArgumentError
 from alt_fast.tome.attention import attend_multihead, check_multihead
 from alt_fast.tome.block import MergingBlock, Tower
+from alt_fast.tome.layout import Layout
 
-
-class OpenClipBlock(MergingBlock, ResidualAttentionBlock):
-    """open_clip's ResidualAttentionBlock."""
-
-    host = ResidualAttentionBlock
-
-    def attention_branch(self, x: Tensor, size: Tensor | None) -> tuple[Tensor, Tensor]:
-        out, key = attend_multihead(self.attn, self.ln_1(x), size)
-        return self.ls_1(out), key
-
-    def mlp_norm(self) -> nn.Module:
-        return self.ln_2
-
-    def mlp_branch(self, normed: Tensor) -> Tensor:
-        return self.ls_2(self.mlp(normed))
-
-
-class SequenceFirstBlock(OpenClipBlock):
-    """For towers built with batch_first=False."""
-
-    sequence_first = True
+LAYOUT = Layout(attend_multihead, norm1="ln_1", after_attention=("ls_1",), norm2="ln_2", mlp=("mlp", "ls_2"))
 
 
 def find_tower(module: nn.Module) -> Tower | None:
@@ -44,5 +27,5 @@ def find_tower(module: nn.Module) -> Tower | None:
             )
         check_multihead(block.attn)
     reads_patches = module.attn_pool is not None or module.pool_type != "tok" or module.output_tokens
-    ours = OpenClipBlock if module.transformer.batch_first else SequenceFirstBlock
-    return Tower(blocks, 1, reads_patches, {ResidualAttentionBlock: ours})
+    layout = replace(LAYOUT, sequence_first=not module.transformer.batch_first)
+    return Tower(blocks, 1, reads_patches, {ResidualAttentionBlock: layout})

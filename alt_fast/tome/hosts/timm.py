@@ -1,74 +1,167 @@
-"""timm: VisionTransformer, with LayerScale, registers, qk-norm, DropPath, pooled heads; and its distilled form."""
+"""timm: VisionTransformer and its relatives, Eva and NaFlexVit, whose blocks differ in attention, norms and MLP."""
 
-from timm.layers import Attention
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
 from timm.models.deit import VisionTransformerDistilled
-from timm.models.vision_transformer import Block, VisionTransformer
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from alt_fast.errors import ArgumentError
-from alt_fast.tome.attention import ToMeAttention
-from alt_fast.tome.block import BlockSettings, MergingBlock, Tower
+from alt_fast.tome.block import Tower
+from alt_fast.tome.layout import Layout, SelfAttention
+from alt_fast_kernels import Rotary, proportional_attention
 
 REFUSED = (
     "timm.models.beit",
-    "timm.models.eva",
     "timm.models.swin",
     "timm.models.swin_transformer",
     "timm.models.vision_transformer_relpos",
     "timm.models.vision_transformer_sam",
 )
-"""Relatives whose attention uses windows, relative position bias or rotary positions."""
+"""Relatives whose attention uses windows or relative position bias."""
+
+FUSED = SelfAttention()
+SEPARATE = SelfAttention(qkv=("q_proj", "k_proj", "v_proj"))
 
 
-class TimmBlock(MergingBlock, Block):
-    """timm's Block; its attention becomes a ToMeAttention with the same parameters."""
+def attend(attention: nn.Module, x: Tensor, size: Tensor | None, rotary: Rotary | None) -> tuple[Tensor, Tensor]:
+    """Attend as timm's Attention, AttentionRope, EvaAttention or DiffAttention do."""
+    if hasattr(attention, "sub_norm"):
+        return attend_differentially(attention, x, size)
+    return (SEPARATE if attention.qkv is None else FUSED)(attention, x, size, rotary)
 
-    host = Block
 
-    def attention_branch(self, x: Tensor, size: Tensor | None) -> tuple[Tensor, Tensor]:
-        out, key = self.attn(self.norm1(x), size)
-        return self.drop_path1(self.ls1(out)), key
+def attend_differentially(attention: Any, x: Tensor, size: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The difference of two attentions with common values (arXiv 2410.05258, eq. 1), twice as wide as their queries."""
+    q, k, v = attention.qkv(x).chunk(3, -1)
+    out, key = _difference(attention, q, k, v, size)
+    return attention.proj_drop(attention.proj(attention.norm(out))), key
 
-    def mlp_norm(self) -> nn.Module:
-        return self.norm2
 
-    def mlp_branch(self, normed: Tensor) -> Tensor:
-        return self.drop_path2(self.ls2(self.mlp(normed)))
+def _difference(module: Any, q: Tensor, k: Tensor, v: Tensor, size: Tensor | None) -> tuple[Tensor, Tensor]:
+    dim = module.head_dim
+    q, k = module.q_norm(q.unflatten(-1, (-1, dim))), module.k_norm(k.unflatten(-1, (-1, dim)))
+    v = v.unflatten(-1, (-1, 2 * dim))
+    wide = nn.functional.pad(torch.stack((q, k)), (0, dim))  # zeros change no score
+    dropout = module.attn_drop_p if module.training else 0.0
+    first, second = (
+        proportional_attention(wide[0, :, :, i::2], wide[1, :, :, i::2], v, size, module.scale, dropout)
+        for i in range(2)
+    )
+    out = first - module._compute_lambda().type_as(q) * second
+    out = module.sub_norm(out.unflatten(-1, (-1, 2 * dim))) * (1 - module.lambda_init)
+    return out.flatten(2), k
 
-    @classmethod
-    def patch(cls, block: nn.Module, settings: BlockSettings) -> None:
-        super().patch(block, settings)
-        block.attn.__class__ = ToMeAttention
 
-    def unpatch(self) -> None:
-        self.attn.__class__ = Attention
-        super().unpatch()
+def attend_and_mlp(block: Any, normed: Tensor, size: Tensor | None, rotary: Rotary | None) -> tuple[Tensor, Tensor]:
+    """Both branches of a parallel block, which share one projection (arXiv 2302.05442)."""
+    hidden, q, k, v = block.in_proj(normed).split(block.in_split, -1)
+    hidden = hidden if block.mlp_bias is None else hidden + block.mlp_bias
+    if hasattr(block, "sub_norm"):
+        out, key = _difference(block, q, k, v, size)
+    else:
+        q, key, v = (y.unflatten(-1, (block.num_heads, -1)) for y in (q, k, v))
+        q, key = block.q_norm(q), block.k_norm(key)
+        out = proportional_attention(q, key, v, size, block.scale, block.attn_drop.p if block.training else 0.0)
+    hidden = block.mlp_drop(block.mlp_act(hidden))
+    if block.out_proj is not None:
+        return block.out_proj(torch.cat((out, hidden), -1)), key
+    return block.attn_out_proj(out) + block.mlp_out_proj(hidden), key
+
+
+def attend_in_parallel(attentions: Any, x: Tensor, size: Tensor | None, rotary: Rotary | None) -> tuple[Tensor, Tensor]:
+    """The sum of several attentions; all their keys are matched."""
+    branches, keys = [], []
+    for branch in attentions:
+        out, key = attend(branch.attn, branch.norm(x), size, rotary)
+        branches.append(branch.drop_path(branch.ls(out)))
+        keys.append(key)
+    return torch.stack(branches).sum(0), torch.cat(keys, 2)
+
+
+def mlps_in_parallel(block: Any, x: Tensor) -> Tensor:
+    """The sum of several MLPs."""
+    return torch.stack([mlp(x) for mlp in block.ffns]).sum(0)
+
+
+def rotary_of(block: Any, options: Mapping[str, Any]) -> Rotary | None:
+    """timm's table of sines and cosines: [N, 2 * D], [H, N, 2 * D] or [B, H or 1, N, 2 * D]."""
+    table = options.get("rope")
+    if table is None:
+        return None
+    sin, cos = table.reshape(-1, *table.shape[-3:]).chunk(2, -1) if table.ndim > 2 else table[None, None].chunk(2, -1)
+    return Rotary(cos.transpose(1, 2), sin.transpose(1, 2), not getattr(block.attn, "rotate_half", False))
+
+
+EVA = Layout(
+    attend,
+    after_attention=("gamma_1", "drop_path1"),
+    mlp=("mlp", "gamma_2", "drop_path2"),
+    rotary=rotary_of,
+)
+POST_NORM = Layout(
+    attend,
+    norm1=None,
+    after_attention=("norm1", "drop_path1"),
+    norm2=None,
+    mlp=("mlp", "norm2", "drop_path2"),
+    rotary=rotary_of,
+)
+PARALLEL = Layout(
+    attend_and_mlp, attention="", norm1="in_norm", after_attention=("ls", "drop_path"), norm2=None, mlp=()
+)
+
+LAYOUTS = {
+    "Block": Layout(attend, rotary=rotary_of),
+    "ResPostBlock": POST_NORM,
+    "EvaBlock": EVA,
+    "EvaBlockPostNorm": POST_NORM,
+    "ParallelScalingBlock": PARALLEL,
+    "DiffParallelScalingBlock": PARALLEL,
+    "ParallelThingsBlock": Layout(
+        attend_in_parallel, attention="attns", norm1=None, after_attention=(), norm2=None, mlp=mlps_in_parallel
+    ),
+}
+"""By the names of timm's blocks: its older versions lack some."""
+
+ATTENTIONS = ("Attention", "AttentionRope", "EvaAttention", "DiffAttention")
+TOWERS = ("Eva", "NaFlexVit")
+"""Besides VisionTransformer."""
 
 
 def find_tower(module: nn.Module) -> Tower | None:
     """The tower that `module` is; ArgumentError for one that merging cannot honour."""
-    origin = type(module).__module__
-    if origin in REFUSED and hasattr(module, "patch_embed"):
-        raise ArgumentError(
-            f"timm's {type(module).__name__} attends in windows or by relative or rotary positions, "
-            "which merged tokens lose"
-        )
-    if not isinstance(module, VisionTransformer):
+    name = type(module).__name__
+    if type(module).__module__ in REFUSED and hasattr(module, "patch_embed"):
+        raise ArgumentError(f"timm's {name} attends in windows or by relative positions, which merged tokens lose")
+    if not isinstance(module, VisionTransformer) and not (_is_timms(module) and name in TOWERS):
         return None
-    if type(module).forward_features not in (
+    if isinstance(module, VisionTransformer) and type(module).forward_features not in (
         VisionTransformer.forward_features,
         VisionTransformerDistilled.forward_features,
     ):
-        raise ArgumentError(
-            f"{type(module).__name__} overrides forward_features; write its block with alt_fast.ToMeAttention"
-        )
+        raise ArgumentError(f"{name} overrides forward_features; write its block with alt_fast.ToMeAttention")
+    layouts = {}
     for block in module.blocks:
-        if type(block) is not Block:
-            raise ArgumentError(f"block of {type(module).__name__} must be timm's Block, got {type(block).__name__}")
-        if type(block.attn) is not Attention:
-            raise ArgumentError(
-                f"attention of {type(module).__name__} must be timm's Attention, got {type(block.attn).__name__}"
-            )
-    pooled = module.attn_pool is not None or module.global_pool not in ("token", "")
+        kind = type(block).__name__
+        if kind not in LAYOUTS or not _is_timms(block):
+            raise ArgumentError(f"block of {name} must be one of timm's {', '.join(LAYOUTS)}, got {kind}")
+        for attention in block.modules():
+            kind_of_attention = type(attention).__name__
+            if "Attention" in kind_of_attention and not (_is_timms(attention) and kind_of_attention in ATTENTIONS):
+                raise ArgumentError(
+                    f"attention of {name} must be one of timm's {', '.join(ATTENTIONS)}, got {kind_of_attention}"
+                )
+        layouts[type(block)] = LAYOUTS[kind]
+    if getattr(module, "rope_mixed", False) or getattr(module, "rope_is_mixed", False):
+        layouts = {cls: replace(layout, per_layer_rotary=True) for cls, layout in layouts.items()}
+    pooled = getattr(module, "attn_pool", None) is not None or module.global_pool not in ("token", "")
     pooled = pooled and not isinstance(module, VisionTransformerDistilled)
-    return Tower(list(module.blocks), module.num_prefix_tokens, pooled, {Block: TimmBlock})
+    return Tower(list(module.blocks), module.num_prefix_tokens, pooled, layouts)
+
+
+def _is_timms(module: nn.Module) -> bool:
+    return type(module).__module__.startswith("timm.")

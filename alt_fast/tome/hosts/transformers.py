@@ -1,141 +1,187 @@
-"""Hugging Face transformers (5 or newer): ViT, DeiT, CLIP vision, DINOv2 with or without registers, SigLIP."""
+"""Hugging Face transformers (5 or newer): image and video towers, alone or in any model composed of them."""
 
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
 from torch import Tensor, nn
-from transformers.models.clip.modeling_clip import CLIPEncoderLayer, CLIPVisionModel
-from transformers.models.deit.modeling_deit import DeiTLayer, DeiTModel
-from transformers.models.dinov2.modeling_dinov2 import Dinov2Layer, Dinov2Model
-from transformers.models.dinov2_with_registers.modeling_dinov2_with_registers import (
-    Dinov2WithRegistersLayer,
-    Dinov2WithRegistersModel,
-)
-from transformers.models.siglip.modeling_siglip import SiglipEncoderLayer, SiglipVisionModel
-from transformers.models.vit.modeling_vit import ViTLayer, ViTModel
+from transformers import PreTrainedModel
 
 from alt_fast.errors import ArgumentError
-from alt_fast.tome.block import MergingBlock, Tower
-from alt_fast_kernels import proportional_attention
+from alt_fast.tome.block import Tower
+from alt_fast.tome.layout import Layout, SelfAttention
+from alt_fast_kernels import Rotary
 
 
-def attend(attention: nn.Module, x: Tensor, size: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Self-attention with separate projections: x [B, N, C] -> output [B, N, C], keys [B, N, H, D]."""
-    shape = (*x.shape[:2], -1, attention.head_dim)
-    q, k, v = (project(x).view(shape) for project in (attention.q_proj, attention.k_proj, attention.v_proj))
-    dropout = getattr(attention, "attention_dropout", None)
-    dropout = attention.dropout if dropout is None else dropout
-    out = proportional_attention(q, k, v, size, dropout_p=dropout if attention.training else 0.0)
-    project = attention.o_proj if hasattr(attention, "o_proj") else attention.out_proj
-    return project(out), k
+def given_tables(block: nn.Module, options: Mapping[str, Any]) -> Rotary | None:
+    """Cosines and sines that a model hands to its layers, [N, D] or [B, N, D] each, which turn halves."""
+    tables = options.get("position_embeddings")
+    if tables is None:
+        return None
+    cos, sin = (table.reshape(-1, *table.shape[-2:])[:, :, None] for table in tables)
+    return Rotary(cos, sin, interleaved=False)
 
 
-class MergingViTLayer(MergingBlock, ViTLayer):
-    """ViT's layer."""
+def vjepa2_rotary(block: Any, options: Mapping[str, Any]) -> Rotary:
+    """Frame, row and column turn a third of a head's channels each; what remains of it stays.
 
-    host = ViTLayer
-
-    def attention_branch(self, x: Tensor, size: Tensor | None) -> tuple[Tensor, Tensor]:
-        out, key = attend(self.attention, self.layernorm_before(x), size)
-        return self.dropout(out), key
-
-    def mlp_norm(self) -> nn.Module:
-        return self.layernorm_after
-
-    def mlp_branch(self, normed: Tensor) -> Tensor:
-        return self.dropout(self.mlp(normed))
-
-
-class MergingDeiTLayer(MergingBlock, DeiTLayer):
-    """DeiT's layer, made as ViT's."""
-
-    host = DeiTLayer
-    attention_branch = MergingViTLayer.attention_branch
-    mlp_norm = MergingViTLayer.mlp_norm
-    mlp_branch = MergingViTLayer.mlp_branch
+    The tables follow the published weights, in which the angles of a third are laid out once after the other, while
+    the channels that they turn lie in pairs.
+    """
+    attention = block.attention
+    grid = attention.grid_depth, attention.grid_size, attention.grid_size
+    device = attention.query.weight.device
+    places = torch.cartesian_prod(*(torch.arange(n, device=device) for n in grid)).float()
+    width = attention.d_dim
+    frequency = 10000.0 ** -(torch.arange(width // 2, device=device) / (width / 2))
+    angles = (places[:, :, None] * frequency).repeat(1, 1, 2).flatten(1)
+    angles = nn.functional.pad(angles, (0, attention.attention_head_size - angles.shape[1]))[None, :, None]
+    return Rotary(angles.cos(), angles.sin(), interleaved=True)
 
 
-class MergingCLIPLayer(MergingBlock, CLIPEncoderLayer):
-    """CLIP's layer."""
-
-    host = CLIPEncoderLayer
-
-    def attention_branch(self, x: Tensor, size: Tensor | None) -> tuple[Tensor, Tensor]:
-        return attend(self.self_attn, self.layer_norm1(x), size)
-
-    def mlp_norm(self) -> nn.Module:
-        return self.layer_norm2
-
-    def mlp_branch(self, normed: Tensor) -> Tensor:
-        return self.mlp(normed)
+def xclip_attend(block: Any, x: Tensor, size: Tensor | None, rotary: Rotary | None) -> tuple[Tensor, Tensor]:
+    """Attend with a message token more: the class tokens of all frames of a clip speak to each other first."""
+    num_tokens, frames = x.shape[1], block.num_frames
+    message = block.message_fc(x[:, 0]).unflatten(0, (-1, frames))
+    said, _ = NAMED(block.message_attn, block.message_ln(message), None, None)
+    message = (message + block.drop_path(said)).flatten(0, 1)[:, None]
+    if size is not None:
+        size = nn.functional.pad(size, (0, 1), value=1.0)
+    out, key = NAMED(block.self_attn, block.layer_norm1(torch.cat((x, message), 1)), size, rotary)
+    return out[:, :num_tokens], key[:, :num_tokens]
 
 
-class MergingSiglipLayer(MergingBlock, SiglipEncoderLayer):
-    """SigLIP's layer, made as CLIP's."""
+SEPARATE = ("q_proj", "k_proj", "v_proj")
+NAMED = SelfAttention(SEPARATE, scale=None, dropout="dropout", after=("out_proj",))
+VIT_ATTENTION = SelfAttention(SEPARATE, scale=None, dropout="attention_dropout", after=("o_proj",))
+CLIP = Layout(NAMED, "self_attn", "layer_norm1", (), "layer_norm2", ("mlp",))
+VIT = Layout(VIT_ATTENTION, "attention", "layernorm_before", ("dropout",), "layernorm_after", ("mlp", "dropout"))
+DINOV2 = Layout(
+    VIT_ATTENTION, "attention", "norm1", ("layer_scale1", "drop_path"), "norm2", ("mlp", "layer_scale2", "drop_path")
+)
+VIDEOMAE_ATTENTION = SelfAttention(
+    ("attention.query", "attention.key", "attention.value"),
+    head_dim="attention.attention_head_size",
+    scale=None,
+    dropout="attention.dropout_prob",
+    after=("output.dense", "output.dropout"),
+)
+VJEPA2_ATTENTION = SelfAttention(
+    ("query", "key", "value"), head_dim="attention_head_size", scale=None, dropout="dropout_prob", after=("proj",)
+)
+INTERNVL_ATTENTION = SelfAttention(
+    SEPARATE,
+    scale=None,
+    dropout="attention_dropout",
+    norm_all_heads=True,
+    after=("projection_layer", "projection_dropout"),
+)
 
-    host = SiglipEncoderLayer
-    attention_branch = MergingCLIPLayer.attention_branch
-    mlp_norm = MergingCLIPLayer.mlp_norm
-    mlp_branch = MergingCLIPLayer.mlp_branch
-
-
-class MergingDinov2Layer(MergingBlock, Dinov2Layer):
-    """DINOv2's layer."""
-
-    host = Dinov2Layer
-
-    def attention_branch(self, x: Tensor, size: Tensor | None) -> tuple[Tensor, Tensor]:
-        out, key = attend(self.attention, self.norm1(x), size)
-        return self.drop_path(self.layer_scale1(out)), key
-
-    def mlp_norm(self) -> nn.Module:
-        return self.norm2
-
-    def mlp_branch(self, normed: Tensor) -> Tensor:
-        return self.drop_path(self.layer_scale2(self.mlp(normed)))
-
-
-class MergingDinov2RegistersLayer(MergingBlock, Dinov2WithRegistersLayer):
-    """The layer of DINOv2 with registers, made as DINOv2's."""
-
-    host = Dinov2WithRegistersLayer
-    attention_branch = MergingDinov2Layer.attention_branch
-    mlp_norm = MergingDinov2Layer.mlp_norm
-    mlp_branch = MergingDinov2Layer.mlp_branch
-
-
-MERGING: dict[type[nn.Module], type[MergingBlock]] = {
-    ours.host: ours
-    for ours in (
-        MergingViTLayer,
-        MergingDeiTLayer,
-        MergingCLIPLayer,
-        MergingSiglipLayer,
-        MergingDinov2Layer,
-        MergingDinov2RegistersLayer,
-    )
+LAYOUTS = {
+    "ViTLayer": VIT,
+    "DeiTLayer": VIT,
+    "ViTMAELayer": VIT,
+    "ViTMSNLayer": VIT,
+    "IJepaLayer": VIT,
+    "VivitLayer": VIT,
+    "CLIPEncoderLayer": CLIP,
+    "SiglipEncoderLayer": CLIP,
+    "Siglip2EncoderLayer": CLIP,
+    "MLCDEncoderLayer": replace(CLIP, rotary=given_tables),
+    "XCLIPVisionEncoderLayer": replace(CLIP, attend=xclip_attend, attention="", norm1=None),
+    "Aimv2EncoderLayer": Layout(NAMED, "attention", "rms_norm1", (), "rms_norm2", ("ffn",)),
+    "Dinov2Layer": DINOV2,
+    "Dinov2WithRegistersLayer": DINOV2,
+    "DINOv3ViTLayer": replace(DINOV2, attend=replace(VIT_ATTENTION, dropout="dropout"), rotary=given_tables),
+    "VideoMAELayer": Layout(
+        VIDEOMAE_ATTENTION,
+        "attention",
+        "layernorm_before",
+        (),
+        "layernorm_after",
+        ("intermediate", "output.dense", "output.dropout"),
+    ),
+    "VJEPA2Layer": Layout(
+        VJEPA2_ATTENTION,
+        "attention",
+        "norm1",
+        ("drop_path",),
+        "norm2",
+        ("mlp", "drop_path"),
+        vjepa2_rotary,
+        returns_tuple=True,
+    ),
+    "InternVLVisionLayer": Layout(
+        INTERNVL_ATTENTION,
+        "attention",
+        "layernorm_before",
+        ("lambda_1",),
+        "layernorm_after",
+        ("mlp", "dropout", "lambda_2"),
+    ),
+    "PixtralAttentionLayer": Layout(
+        replace(VIT_ATTENTION, dropout="dropout"),
+        "attention",
+        "attention_norm",
+        (),
+        "ffn_norm",
+        ("feed_forward",),
+        given_tables,
+    ),
 }
+"""By the names of the layers' classes."""
 
-PREFIX = {
-    ViTModel: 1,
-    DeiTModel: 2,
-    CLIPVisionModel: 1,
-    Dinov2Model: 1,
-    Dinov2WithRegistersModel: 1,
-    SiglipVisionModel: 0,
+PREFIX = {"DeiTLayer": 2} | dict.fromkeys(
+    (
+        *("SiglipEncoderLayer", "Siglip2EncoderLayer", "IJepaLayer", "VideoMAELayer", "VJEPA2Layer"),
+        *("PixtralAttentionLayer", "Aimv2EncoderLayer"),
+    ),
+    0,
+)
+"""Class and distillation tokens before the patches, where it is not one class token; registers are counted besides."""
+
+REFUSED = {
+    "Swin": "attends in windows",
+    "Donut": "attends in windows",
+    "Hiera": "attends in windows",
+    "Sam": "attends in windows",
+    "VitDet": "attends in windows",
+    "MobileViT": "attends across patches",
+    "Beit": "adds relative position bias",
+    "Data2VecVision": "adds relative position bias",
+    "Pvt": "is a hierarchy of resolutions",
+    "Segformer": "is a hierarchy of resolutions",
+    "Qwen2VL": "attends in windows, and groups four patches at its end",
+    "Qwen2_5_VL": "attends in windows, and groups four patches at its end",
+    "Timesformer": "attends over space and time in turns",
+    "Yolos": "adds positions in every layer",
 }
-"""Class and distillation tokens of each tower; registers are counted from its configuration."""
+"""Models by the beginning of their names, and what they do that merged tokens cannot honour."""
 
 
 def find_tower(module: nn.Module) -> Tower | None:
-    """The tower that `module` is; ArgumentError for one that merging cannot honour."""
-    if type(module).__name__.endswith("Backbone"):
-        raise ArgumentError(
-            f"{type(module).__name__} returns grids of every layer, whose tokens merging changes in number"
-        )
-    if type(module) not in PREFIX:
+    """The tower whose layers `module` holds in a list; ArgumentError for a model that merging cannot honour.
+
+    Text towers and decoders are none.
+    """
+    name = type(module).__name__
+    for start, reason in REFUSED.items():
+        if name.startswith(start) and isinstance(module, PreTrainedModel):
+            raise ArgumentError(f"transformers' {name} {reason}, which merged tokens cannot honour")
+    if "Decoder" in name or "Predictor" in name:
         return None
-    blocks = [block for block in module.modules() if type(block) in MERGING]
-    if not blocks:
-        raise ArgumentError(
-            f"{type(module).__name__} has no layers that apply_patch knows; transformers 5 or newer is needed"
-        )
-    protected = PREFIX[type(module)] + getattr(module.config, "num_register_tokens", 0)
-    return Tower(blocks, protected, True, MERGING)
+    for child in module.children():
+        blocks = list(child) if isinstance(child, nn.ModuleList) else []
+        if not blocks or any(type(block).__name__ not in LAYOUTS for block in blocks):
+            continue
+        config = next((part.config for part in blocks[0].modules() if hasattr(part, "config")), None)
+        if config is None:
+            config = module.config
+        if "Text" in type(config).__name__:
+            continue
+        layer = type(blocks[0])
+        layout = LAYOUTS[layer.__name__]
+        prefix = PREFIX.get(layer.__name__, 1) + (getattr(config, "num_register_tokens", None) or 0)
+        return Tower(blocks, prefix, True, {layer: layout})
+    return None

@@ -1,0 +1,133 @@
+"""Where a host's block keeps its parts: all that merging has to know of it."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from alt_fast_kernels import Rotary, proportional_attention, proportional_attention_qkvpacked
+
+Attend = Callable[[nn.Module, Tensor, Tensor | None, Rotary | None], tuple[Tensor, Tensor]]
+"""(attention, x [B, N, C], size [B, N] or None, rotary or None) -> output [B, N, C], keys to match [B, N, H, D]."""
+
+
+@dataclass(frozen=True)
+class SelfAttention:
+    """Self-attention by the names of an attention module's parts; what a module lacks, it does without.
+
+    qkv: one projection of queries, keys and values side by side, or the names of three. head_dim: the attribute with
+    the width of a head. scale: that with the factor of the scores; None for 1 / sqrt(D). dropout: that with the
+    dropout of weights, a number or nn.Dropout. qk_norm: norms of queries and keys, head by head, or with
+    `norm_all_heads` all heads at once. after: what follows, in order. gate: a layer on x whose sigmoid multiplies what
+    attention returns, before the last projection.
+    """
+
+    qkv: str | tuple[str, str, str] = "qkv"
+    head_dim: str = "head_dim"
+    scale: str | None = "scale"
+    dropout: str = "attn_drop"
+    qk_norm: tuple[str, str] = ("q_norm", "k_norm")
+    norm_all_heads: bool = False
+    inner_norm: str = "norm"
+    gate: str = "gate"
+    after: tuple[str, ...] = ("proj", "proj_drop")
+
+    def __call__(
+        self, attention: nn.Module, x: Tensor, size: Tensor | None, rotary: Rotary | None
+    ) -> tuple[Tensor, Tensor]:
+        """Attend; rotary turns queries and keys, but not the keys that are matched."""
+        scale = None if self.scale is None else part(attention, self.scale)
+        dropout = part(attention, self.dropout)
+        dropout = dropout.p if isinstance(dropout, nn.Dropout) else dropout or 0.0
+        options: dict[str, Any] = {
+            "scale": scale,
+            "dropout_p": dropout if attention.training else 0.0,
+            "rotary": rotary,
+        }
+        norms = [part(attention, name) for name in self.qk_norm]
+        if isinstance(self.qkv, str) and all(norm is None or isinstance(norm, nn.Identity) for norm in norms):
+            qkv = packed_projection(attention, self.qkv, x).unflatten(-1, (3, -1, part(attention, self.head_dim)))
+            key, out = qkv[:, :, 1], proportional_attention_qkvpacked(qkv, size, **options)
+        else:
+            q, key, v = self.project(attention, x, norms)
+            out = proportional_attention(q, key, v, size, **options)
+        out = apply_parts(attention, (self.inner_norm,), out)
+        gate = part(attention, self.gate)
+        if gate is not None:
+            out = out * gate(x).sigmoid()
+        return apply_parts(attention, self.after, out), key
+
+    def project(self, attention: nn.Module, x: Tensor, norms: list[Any]) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values [B, N, H, D], queries and keys normed; fewer heads of keys are repeated."""
+        if isinstance(self.qkv, str):
+            q, k, v = packed_projection(attention, self.qkv, x).chunk(3, -1)
+        else:
+            q, k, v = (part(attention, name)(x) for name in self.qkv)
+        head_dim = part(attention, self.head_dim)
+        if self.norm_all_heads:
+            q, k = (y if norm is None else norm(y) for y, norm in zip((q, k), norms, strict=True))
+        q, k, v = (y.unflatten(-1, (-1, head_dim)) for y in (q, k, v))
+        if not self.norm_all_heads:
+            q, k = (y if norm is None else norm(y) for y, norm in zip((q, k), norms, strict=True))
+        group = q.shape[2] // k.shape[2]
+        if group > 1:
+            k, v = k.repeat_interleave(group, 2), v.repeat_interleave(group, 2)
+        return q.to(v.dtype), k.to(v.dtype), v
+
+
+def packed_projection(attention: nn.Module, name: str, x: Tensor) -> Tensor:
+    """Queries, keys and values side by side [B, N, 3 * H * D], with BEiT's separate biases where there are any."""
+    projection = part(attention, name)
+    q_bias = part(attention, "q_bias")
+    if q_bias is None:
+        return projection(x)
+    bias = torch.cat((q_bias, part(attention, "k_bias"), part(attention, "v_bias")))
+    return F.linear(x, projection.weight, bias)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A block: x + after(attention(norm1(x))), merged, plus mlp(norm2(that)), by the names of its parts.
+
+    A name may have dots. A part that is missing or None is left out; a parameter multiplies.
+
+    attention: the attention module, "" for the block itself. attend: how it attends. norm1, norm2: before attention
+    and MLP, None in blocks that norm behind them. after_attention: what follows attention. mlp: the parts of the other
+    branch in order, or a function of the block and norm2's output; empty where attention is the only branch.
+    rotary: from the block and the options it was called with, cos and sin of the unmerged tokens. per_layer_rotary:
+    these differ from block to block. returns_tuple: the host's block returns (hidden, None). sequence_first: its
+    tokens are [N, B, C].
+    """
+
+    attend: Attend = SelfAttention()
+    attention: str = "attn"
+    norm1: str | None = "norm1"
+    after_attention: tuple[str, ...] = ("ls1", "drop_path1")
+    norm2: str | None = "norm2"
+    mlp: tuple[str, ...] | Callable[[nn.Module, Tensor], Tensor] = ("mlp", "ls2", "drop_path2")
+    rotary: Callable[[nn.Module, Mapping[str, Any]], Rotary | None] | None = None
+    per_layer_rotary: bool = False
+    returns_tuple: bool = False
+    sequence_first: bool = False
+
+
+def part(module: nn.Module, name: str) -> Any:
+    """Return the part of a module at a dotted name, None where there is none."""
+    found: Any = module
+    for step in name.split(".") if name else ():
+        found = getattr(found, step, None)
+    return found
+
+
+def apply_parts(module: nn.Module, names: tuple[str, ...], x: Tensor) -> Tensor:
+    """Apply parts one after another: modules are called, parameters multiply, what is missing is skipped."""
+    for name in names:
+        found = part(module, name)
+        if isinstance(found, nn.Module):
+            x = found(x)
+        elif found is not None:
+            x = found * x
+    return x

@@ -1,0 +1,125 @@
+"""What flows between blocks that merge, and the merge itself: the step between attention and MLP."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from alt_fast.tome.rotary import RotaryRule, Turns, merge_turns
+from alt_fast_kernels import MergePlan, compose, match, max_r, merge, unmerge
+
+
+@dataclass(frozen=True, eq=False)
+class Tokens:
+    """Tokens between two blocks. To a host's own code they are its tensor [B, N, C], with no token missing.
+
+    A host that reads what a block returns (`forward_intermediates`, `output_hidden_states`, a model cut short) gets
+    `dense()`: every patch has the features of its token, where it was in the grid.
+
+    x: [B, N', C]. token_size: [B, N'] fp32, patches in each token; None before the first merge, when all are 1.
+    merges: the plan of every merge so far, and the sizes [B, N] before it. turns: rotary positions, in hosts that have
+    them. dense_taps: whether a host's own code sees all N tokens, or the N' merged ones.
+    """
+
+    x: Tensor
+    token_size: Tensor | None = None
+    merges: tuple[tuple[MergePlan, Tensor], ...] = ()
+    turns: Turns | None = None
+    dense_taps: bool = True
+
+    def source(self) -> Tensor:
+        """The token [B, N] int32 that each of the first N tokens is in now."""
+        if not self.merges:
+            return torch.arange(self.x.shape[1], dtype=torch.int32, device=self.x.device).expand(len(self.x), -1)
+        source = self.merges[0][0].slot
+        for plan, _ in self.merges[1:]:
+            source = compose(source, plan.slot)
+        return source
+
+    def sizes(self) -> Tensor:
+        """`token_size`, also before the first merge."""
+        return torch.ones(self.x.shape[:2], device=self.x.device) if self.token_size is None else self.token_size
+
+    def dense(self) -> Tensor:
+        """What a host's own code sees: [B, N, C], or x itself without `dense_taps`."""
+        return unmerge(self.x, self.source()) if self.merges and self.dense_taps else self.x
+
+    @classmethod
+    def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return function(*_dense(args), **_dense(kwargs or {}))
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # copy and pickle ask before there is an x
+            raise AttributeError(name)
+        return getattr(self.dense(), name)
+
+    def __getitem__(self, index: Any) -> Tensor:
+        return self.dense()[index]
+
+    def __add__(self, other: Any) -> Tensor:
+        return self.dense() + other
+
+    __radd__ = __add__
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+
+def dense_outputs(module: nn.Module, inputs: Any, output: Any) -> Any:
+    """Make tensors of the Tokens in what a model returns: a forward hook of every module that holds blocks."""
+    if isinstance(output, dict):  # transformers' ModelOutput
+        for name, value in output.items():
+            if _holds_tokens(value):
+                output[name] = _dense(value)
+        return output
+    return _dense(output) if _holds_tokens(output) else output
+
+
+def _holds_tokens(value: Any) -> bool:
+    return isinstance(value, Tokens) or (isinstance(value, tuple | list) and any(map(_holds_tokens, value)))
+
+
+def _dense(value: Any) -> Any:
+    """The value with every Tokens in it made a tensor."""
+    if isinstance(value, Tokens):
+        return value.dense()
+    if isinstance(value, tuple | list):
+        return type(value)(_dense(item) for item in value)
+    if isinstance(value, dict):
+        return {key: _dense(item) for key, item in value.items()}
+    return value
+
+
+def merge_step(
+    tokens: Tokens,
+    branch: Tensor,
+    key: Tensor,
+    norm: nn.Module | None,
+    r: int | float,
+    protected: int,
+    rule: RotaryRule = "mean",
+) -> tuple[Tokens, Tensor]:
+    """What stands between attention and MLP: x + branch, merged by similarity of keys, and its norm.
+
+    branch: [B, N, C], attention's output. key: [B, N, H, D]. norm: the MLP's, or None. r: tokens to remove, or a
+    fraction. protected: leading tokens that never merge. rule: what becomes of rotary positions.
+    Returns the merged tokens and norm(x'), the MLP's input.
+    """
+    num_tokens = tokens.x.shape[1]
+    if isinstance(r, float):
+        r = int(r * (num_tokens - protected))
+    if min(r, max_r(num_tokens, protected)) <= 0:
+        x = tokens.x + branch
+        return Tokens(
+            x, tokens.token_size, tokens.merges, tokens.turns, tokens.dense_taps
+        ), x if norm is None else norm(x)
+    plan = match(key, r, protected)
+    before = tokens.sizes()
+    if norm is None:
+        x, size = merge(tokens.x, before, plan, branch)
+        normed = x
+    else:
+        x, size, normed = merge(tokens.x, before, plan, branch, norm=norm)
+    turns = None if tokens.turns is None else merge_turns(tokens.turns, before, plan, rule)
+    return Tokens(x, size, (*tokens.merges, (plan, before)), turns, tokens.dense_taps), normed
