@@ -51,25 +51,24 @@ def open_keys(size, num_k, HAS_SIZE: tl.constexpr, BLOCK_N: tl.constexpr):
 
 
 @triton.jit
-def _halves(x, n, count, stride, ROTARY: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
-           MASKED: tl.constexpr):  # fmt: skip
-    """A tile as `load_rows` reads it, in halves: the first channels of all pairs, and the second."""
+def _halves(x, n, stride, ROTARY: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr):
+    """Rows n of a head in halves: the first channels of all pairs, and the second."""
     if ROTARY == "interleaved":
-        tile = load_rows(x, n, count, stride, HEAD_DIM, BLOCK_D, MASKED)
+        tile = load_rows(x, n, 0, stride, HEAD_DIM, BLOCK_D, False)
         first, second = tl.split(tl.reshape(tile, (n.shape[0], BLOCK_D // 2, 2)))
     else:
-        first = load_rows(x, n, count, stride, HEAD_DIM // 2, BLOCK_D // 2, MASKED)
-        second = load_rows(x + HEAD_DIM // 2, n, count, stride, HEAD_DIM // 2, BLOCK_D // 2, MASKED)
+        first = load_rows(x, n, 0, stride, HEAD_DIM // 2, BLOCK_D // 2, False)
+        second = load_rows(x + HEAD_DIM // 2, n, 0, stride, HEAD_DIM // 2, BLOCK_D // 2, False)
     return first, second
 
 
 @triton.jit
-def _turned(x, cos, sin, n, count, stride, table_n, ROTARY: tl.constexpr, HEAD_DIM: tl.constexpr,
-           BLOCK_D: tl.constexpr, MASKED: tl.constexpr):  # fmt: skip
-    """x cos + partner(x) sin of a tile, in halves of x's dtype."""
-    first, second = _halves(x, n, count, stride, ROTARY, HEAD_DIM, BLOCK_D, MASKED)
-    cos_1, cos_2 = _halves(cos, n, count, table_n, ROTARY, HEAD_DIM, BLOCK_D, MASKED)
-    sin_1, sin_2 = _halves(sin, n, count, table_n, ROTARY, HEAD_DIM, BLOCK_D, MASKED)
+def _turned(x, cos, sin, n, stride, table_n, ROTARY: tl.constexpr, HEAD_DIM: tl.constexpr,
+            BLOCK_D: tl.constexpr):  # fmt: skip
+    """x cos + partner(x) sin of rows n, in halves of x's dtype."""
+    first, second = _halves(x, n, stride, ROTARY, HEAD_DIM, BLOCK_D)
+    cos_1, cos_2 = _halves(cos, n, table_n, ROTARY, HEAD_DIM, BLOCK_D)
+    sin_1, sin_2 = _halves(sin, n, table_n, ROTARY, HEAD_DIM, BLOCK_D)
     a, b = first.to(tl.float32), second.to(tl.float32)
     return (a * cos_1 - b * sin_1).to(first.dtype), (b * cos_2 + a * sin_2).to(first.dtype)
 
@@ -77,11 +76,15 @@ def _turned(x, cos, sin, n, count, stride, table_n, ROTARY: tl.constexpr, HEAD_D
 @triton.jit
 def load_tokens(x, cos, sin, n, count, stride, table_n, ROTARY: tl.constexpr, HEAD_DIM: tl.constexpr,
                 BLOCK_D: tl.constexpr, MASKED: tl.constexpr):  # fmt: skip
-    """A tile of queries or keys: one part, or two halves, turned."""
+    """A tile of queries or keys: one part, or two halves, turned, of which rows beyond the last repeat it.
+
+    They need no masks: whoever reads them gives such queries and keys no weight.
+    """
     if ROTARY == "none":
         return (load_rows(x, n, count, stride, HEAD_DIM, BLOCK_D, MASKED),)
     else:  # noqa: RET505 (a branch of the compiler)
-        return _turned(x, cos, sin, n, count, stride, table_n, ROTARY, HEAD_DIM, BLOCK_D, MASKED)
+        inside = tl.minimum(n, count - 1) if MASKED else n
+        return _turned(x, cos, sin, inside, stride, table_n, ROTARY, HEAD_DIM, BLOCK_D)
 
 
 @triton.jit
@@ -119,8 +122,9 @@ def store_gradient(x, grad, factor, cos, sin, n, count, stride, table_n, ROTARY:
     if ROTARY == "none":
         store_rows(x, grad[0] * factor, n, count, stride, HEAD_DIM, BLOCK_D)
     else:
-        cos_1, cos_2 = _halves(cos, n, count, table_n, ROTARY, HEAD_DIM, BLOCK_D, True)
-        sin_1, sin_2 = _halves(sin, n, count, table_n, ROTARY, HEAD_DIM, BLOCK_D, True)
+        inside = tl.minimum(n, count - 1)
+        cos_1, cos_2 = _halves(cos, inside, table_n, ROTARY, HEAD_DIM, BLOCK_D)
+        sin_1, sin_2 = _halves(sin, inside, table_n, ROTARY, HEAD_DIM, BLOCK_D)
         a, b = grad[0] * factor, grad[1] * factor
         first, second = a * cos_1 + b * sin_2, b * cos_2 - a * sin_1
         if ROTARY == "interleaved":

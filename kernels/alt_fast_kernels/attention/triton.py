@@ -15,7 +15,7 @@ are given in units of UNIT elements: 8, a vector of 16 bytes, wherever all of th
 import math
 from functools import cache, reduce
 from operator import or_
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import triton
@@ -79,18 +79,19 @@ def _attend(
 
 @triton.jit(do_not_specialize=[
     "q_b", "q_n", "q_h", "k_b", "k_n", "k_h", "v_b", "v_n", "v_h",
-    "table_b", "table_n", "table_h", "num_heads", "num_q", "num_k",
+    "num_heads", "num_q", "num_k", "table_b", "table_n", "table_h",
 ])  # fmt: skip
 def attention_fwd_kernel(
     # reads
-    q, k, v, size, cos, sin,
+    q, k, v, size,
     # writes
     out, lse2,
     # numbers: strides over image, token and head, and extents
     scale,
     q_b, q_n, q_h, k_b, k_n, k_h, v_b, v_n, v_h,
-    table_b, table_n, table_h,
     num_heads, num_q, num_k,
+    # tables, read if ROTARY, and their strides
+    cos, sin, table_b, table_n, table_h,
     HAS_SIZE: tl.constexpr, UNIT: tl.constexpr, HEAD_DIM: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, ROTARY: tl.constexpr = "none",
 ):  # fmt: skip
@@ -157,18 +158,19 @@ def _grad_q(
 
 @triton.jit(do_not_specialize=[
     "q_b", "q_n", "q_h", "k_b", "k_n", "k_h", "v_b", "v_n", "v_h", "gq_b", "gq_n", "gq_h",
-    "table_b", "table_n", "table_h", "num_heads", "num_q", "num_k",
+    "num_heads", "num_q", "num_k", "table_b", "table_n", "table_h",
 ])  # fmt: skip
 def attention_bwd_q_kernel(
     # reads
-    q, k, v, size, cos, sin, out, lse2, grad_out,
+    q, k, v, size, out, lse2, grad_out,
     # writes
     delta, grad_q,
     # numbers: strides over image, token and head, and extents
     scale,
     q_b, q_n, q_h, k_b, k_n, k_h, v_b, v_n, v_h, gq_b, gq_n, gq_h,
-    table_b, table_n, table_h,
     num_heads, num_q, num_k,
+    # tables, read if ROTARY, and their strides
+    cos, sin, table_b, table_n, table_h,
     HAS_SIZE: tl.constexpr, UNIT: tl.constexpr, HEAD_DIM: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, ROTARY: tl.constexpr = "none",
 ):  # fmt: skip
@@ -240,18 +242,19 @@ def _grad_kv(
 
 @triton.jit(do_not_specialize=[
     "q_b", "q_n", "q_h", "k_b", "k_n", "k_h", "v_b", "v_n", "v_h", "gk_b", "gk_n", "gk_h", "gv_b", "gv_n", "gv_h",
-    "table_b", "table_n", "table_h", "num_heads", "num_q", "num_k",
+    "num_heads", "num_q", "num_k", "table_b", "table_n", "table_h",
 ])  # fmt: skip
 def attention_bwd_kv_kernel(
     # reads
-    q, k, v, size, cos, sin, lse2, grad_out, delta,
+    q, k, v, size, lse2, grad_out, delta,
     # writes
     grad_k, grad_v,
     # numbers: strides over image, token and head, and extents
     scale,
     q_b, q_n, q_h, k_b, k_n, k_h, v_b, v_n, v_h, gk_b, gk_n, gk_h, gv_b, gv_n, gv_h,
-    table_b, table_n, table_h,
     num_heads, num_q, num_k,
+    # tables, read if ROTARY, and their strides
+    cos, sin, table_b, table_n, table_h,
     HAS_SIZE: tl.constexpr, UNIT: tl.constexpr, HEAD_DIM: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, ROTARY: tl.constexpr = "none",
 ):  # fmt: skip
@@ -318,38 +321,34 @@ class Inputs(NamedTuple):
 
     @property
     def head(self) -> tuple[Tensor, ...]:
-        """The first arguments of every kernel; q stands in for what is not read."""
-        tables = (self.q, self.q) if self.rotary is None else self.rotary[:2]
-        return self.q, self.k, self.v, self.q if self.size is None else self.size, *tables
+        """The first arguments of every kernel; q stands in for a size that is not read."""
+        return self.q, self.k, self.v, self.q if self.size is None else self.size
 
     @property
-    def table_strides(self) -> tuple[int, ...]:
-        """Over images, tokens and heads: 0 where one row serves all."""
+    def tables(self) -> tuple[tuple[Tensor, Tensor], tuple[int, ...]]:
+        """The last tensors of every kernel, and their strides, 0 where one row serves all; q stands in for none."""
         if self.rotary is None:
-            return 0, 0, 0
-        cos = self.rotary.cos
-        return tuple(0 if extent == 1 else stride for extent, stride in zip(cos.shape[:3], cos.stride(), strict=False))
+            return (self.q, self.q), (0, 0, 0)
+        cos, sin, _ = self.rotary
+        return (cos, sin), tuple(0 if n == 1 else s for n, s in zip(cos.shape[:3], cos.stride()[:3], strict=True))
 
     def launch(
         self, kernel: Any, rows: Tensor, args: tuple[Tensor, ...], grads: tuple[Tensor, ...], arch: Arch | None
     ) -> Launch:
         """One program per tile of the tokens of `rows` [B, N, H, D]. grads: written views like q, k and v."""
         batch, num_rows, num_heads, dim = rows.shape
-        strides = [*(s for x in (self.q, self.k, self.v, *grads) for s in x.stride()[:3]), *self.table_strides]
-        unit = VECTOR if reduce(or_, strides, dim) % VECTOR == 0 else 1
+        strides = [s for x in (self.q, self.k, self.v, *grads) for s in x.stride()[:3]]
+        tables, table_strides = self.tables
+        unit = VECTOR if reduce(or_, (*strides, *table_strides), dim) % VECTOR == 0 else 1
         arch = arch or arch_of(rows.device)
-        is_turned = self.rotary is not None
-        options = _options(
-            kernel.__name__, arch, self.q.dtype, dim, unit, self.size is not None, is_turned,
-            is_tall(batch * num_heads, num_rows),
-        )  # fmt: skip
-        if self.rotary is not None:
-            options = {**options, "ROTARY": "interleaved" if self.rotary.interleaved else "halves"}
-        numbers = (num_heads, self.q.shape[1], self.k.shape[1])
+        rotary = None if self.rotary is None else "interleaved" if self.rotary.interleaved else "halves"
+        tall = height(batch * num_heads, num_rows, rotary is not None)
+        options = _options(kernel.__name__, arch, self.q.dtype, dim, unit, self.size is not None, rotary, tall)
+        numbers = (*(s // unit for s in strides), num_heads, self.q.shape[1], self.k.shape[1])
         return Launch(
             kernel,
             batch * num_heads * cdiv(num_rows, options["BLOCK_M"]),
-            (*self.head, *args, self.scale * LOG2_E, *(s // unit for s in strides), *numbers),
+            (*self.head, *args, self.scale * LOG2_E, *numbers, *tables, *(s // unit for s in table_strides)),
             options,
         )
 
@@ -358,25 +357,32 @@ VECTOR = 8
 """Elements that a thread loads at a time where strides are multiples of it."""
 
 
-def is_tall(num_heads: int, num_rows: int) -> bool:
-    """Return whether tiles of 128 rows beat those of 64, each in num_heads heads of all images.
+def height(num_heads: int, num_rows: int, turned: bool) -> Literal["", "_tall", "_tallest"]:
+    """Return which tiles suit num_rows in each of num_heads heads of all images: of 64, 128 or, turned, 256 rows.
 
-    They cost a program eight fifths as much, and there must be enough to fill a GPU: two for each multiprocessor.
+    Those of 128 cost a program eight fifths of those of 64, those of 256 thirteen fifths: what they stream is turned in
+    every program. There must be enough to fill a GPU: two for each multiprocessor.
     """
-    tall = cdiv(num_rows, 128)
-    return 8 * tall < 5 * cdiv(num_rows, 64) and num_heads * tall >= 264
+    best: Literal["", "_tall", "_tallest"] = ""
+    least = 5 * cdiv(num_rows, 64)
+    for name, rows, cost in (("_tall", 128, 8), ("_tallest", 256, 13))[: 1 + turned]:
+        tiles = cdiv(num_rows, rows)
+        if cost * tiles < least and num_heads * tiles >= 264:
+            best, least = name, cost * tiles
+    return best
 
 
 @cache
 def _options(
-    kernel: str, arch: Arch, dtype: torch.dtype, dim: int, unit: int, has_size: bool, turned: bool, tall: bool
+    kernel: str, arch: Arch, dtype: torch.dtype, dim: int, unit: int, has_size: bool, rotary: str | None, tall: str
 ) -> dict[str, Any]:
     """Constexpr parameters and compile options."""
     name, block_d = kernel.removesuffix("_kernel"), padded(dim)
-    if turned:
-        block_d = max(block_d, 32)  # halves of 16
-    config = config_of(f"{name}_tall" if tall else name, arch, dtype, block_d)
-    return {"HAS_SIZE": has_size, "UNIT": unit, "HEAD_DIM": dim, "BLOCK_D": block_d, **config}
+    turned = {}
+    if rotary is not None:
+        name, block_d, turned = f"{name}_rotary", max(32, block_d), {"ROTARY": rotary}  # halves of 16 at least
+    config = config_of(name + tall, arch, dtype, block_d)
+    return {"HAS_SIZE": has_size, "UNIT": unit, "HEAD_DIM": dim, "BLOCK_D": block_d, **turned, **config}
 
 
 class Saved(NamedTuple):
