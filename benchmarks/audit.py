@@ -27,6 +27,7 @@ from alt_fast_kernels.align.op import align_op
 from alt_fast_kernels.align.reference import align_reference
 from alt_fast_kernels.attention.op import attention_op, attention_packed_op
 from alt_fast_kernels.attention.reference import attention_reference
+from alt_fast_kernels.attention.rotary import Rotary, rotate
 from alt_fast_kernels.counting import FVCORE_HANDLES
 from alt_fast_kernels.match.op import match_op
 from alt_fast_kernels.match.reference import match_reference
@@ -107,13 +108,22 @@ def _merge(
     return out, new_size, normed, new_size.new_empty(0)
 
 
-def _attention(q: Tensor, k: Tensor, v: Tensor, size: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
+def _attention(
+    q: Tensor, k: Tensor, v: Tensor, size: Tensor | None, scale: float,
+    cos: Tensor | None = None, sin: Tensor | None = None, interleaved: bool = False,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    if cos is not None and sin is not None:
+        rotary = Rotary(cos, sin, interleaved)
+        q, k = rotate(q, rotary), rotate(k, rotary)
     return attention_reference(q, k, v, size, scale), q.new_empty(0)
 
 
-def _attention_packed(qkv: Tensor, size: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
+def _attention_packed(
+    qkv: Tensor, size: Tensor | None, scale: float,
+    cos: Tensor | None = None, sin: Tensor | None = None, interleaved: bool = False,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     q, k, v = qkv.unbind(2)
-    return _attention(q, k, v, size, scale)
+    return _attention(q, k, v, size, scale, cos, sin, interleaved)
 
 
 def _align(

@@ -115,6 +115,29 @@ TABLE: tuple[tuple[str, str, str, ByWidth], ...] = (
     ("attention_bwd_kv", HOPPER, "half", {64: _mn(64, 64, 4, 2), 128: _mn(64, 64, 8, 2, 255)}),
     ("attention_bwd_kv", AMD, "fp32", {128: _mn(32, 32, 4, 1)}),
     ("attention_bwd_kv", AMD, "half", {128: _mn(64, 32, 4, 1)}),
+    # the same of tokens that are turned, which takes more registers
+    ("attention_fwd_rotary", "sm_80", "fp32", {64: _mn(32, 32, 8, 2, 255), 128: _mn(32, 32, 8, 2)}),
+    ("attention_fwd_rotary", "sm_80", "half", {64: _mn(64, 64, 4, 2), 128: _mn(64, 32, 8, 2)}),
+    ("attention_fwd_rotary", HOPPER, "fp32", {64: _mn(32, 32, 8, 2), 128: _mn(32, 16, 8, 2)}),
+    ("attention_fwd_rotary", HOPPER, "half", {64: _mn(64, 64, 4, 2), 128: _mn(64, 32, 4, 2)}),
+    ("attention_fwd_rotary_tall", HOPPER, "half", {64: _mn(128, 64, 4, 2), 128: _mn(128, 64, 8, 2, 255)}),
+    ("attention_fwd_rotary_tallest", HOPPER, "half", {64: _mn(256, 64, 8, 2)}),
+    ("attention_fwd_rotary", AMD, "fp32", {128: _mn(32, 32, 4, 1)}),
+    ("attention_fwd_rotary", AMD, "half", {64: _mn(64, 64, 4, 1), 128: _mn(64, 32, 4, 1)}),
+    ("attention_bwd_q_rotary", NVIDIA, "fp32", {64: _mn(32, 32, 8, 2), 128: _mn(32, 16, 8, 2, 255)}),
+    ("attention_bwd_q_rotary", "sm_80", "half", {64: _mn(64, 32, 4, 2), 128: _mn(32, 32, 8, 2, 255)}),
+    ("attention_bwd_q_rotary", HOPPER, "half", {128: _mn(64, 32, 4, 2, 255)}),
+    ("attention_bwd_q_rotary_tall", "sm_90", "half", {64: _mn(128, 32, 8, 2), 128: _mn(128, 32, 8, 2, 255)}),
+    ("attention_bwd_q_rotary_tall", "sm_100", "half", {64: _mn(128, 32, 8, 2)}),
+    ("attention_bwd_q_rotary", AMD, "fp32", {64: _mn(32, 32, 4, 1), 128: _mn(32, 16, 4, 1)}),
+    ("attention_bwd_q_rotary", AMD, "half", {64: _mn(64, 64, 4, 1), 128: _mn(64, 32, 4, 1)}),
+    ("attention_bwd_kv_rotary", NVIDIA, "fp32", {64: _mn(32, 32, 8, 2), 128: _mn(32, 16, 8, 2)}),
+    ("attention_bwd_kv_rotary", "sm_80", "half", {64: _mn(64, 16, 8, 2, 255), 128: _mn(32, 32, 8, 2, 255)}),
+    ("attention_bwd_kv_rotary", "sm_90", "half", {64: _mn(64, 32, 4, 2), 128: _mn(64, 16, 8, 2, 255)}),
+    ("attention_bwd_kv_rotary", "sm_100", "half", {64: _mn(64, 32, 4, 2), 128: _mn(64, 32, 8, 2, 255)}),
+    ("attention_bwd_kv_rotary_tall", HOPPER, "half", {64: _mn(128, 32, 8, 2)}),
+    ("attention_bwd_kv_rotary", AMD, "fp32", {64: _mn(32, 32, 4, 1), 128: _mn(32, 16, 4, 1)}),
+    ("attention_bwd_kv_rotary", AMD, "half", {128: _mn(64, 32, 4, 1)}),
     # align, without noise and with; two blocks of sm_90's forward overlap one's matmul and the other's epilogue
     (f"{ALIGN_PLAIN} {ALIGN_NOISY}", NVIDIA, "fp32", _mnc(64, 32, 32, 8, 2, 128)),
     (f"{ALIGN_PLAIN} {ALIGN_NOISY}", AMD, "fp32", _mnc(64, 32, 32, 8, 1)),
@@ -139,8 +162,9 @@ def config_of(kernel: str, arch: Arch, dtype: torch.dtype, width: int = ANY_WIDT
         bounds = [bound for bound in by_width if bound >= width]
         if fits and bounds:
             return by_width[min(bounds)]
-    if kernel.endswith("_tall"):  # shapes that larger tiles would suit, where there are none
-        return config_of(kernel.removesuffix("_tall"), arch, dtype, width)
+    for suffix, shorter in (("_tallest", "_tall"), ("_tall", "")):  # shapes that larger tiles would suit, without any
+        if kernel.endswith(suffix):
+            return config_of(kernel.removesuffix(suffix) + shorter, arch, dtype, width)
     raise ValueError(f"configs.TABLE has no row for {kernel} on {arch} in {dtype} at width {width}")
 
 

@@ -30,10 +30,16 @@ def merge_cost(batch: int, num_tokens: int, r: int, channels: int, itemsize: int
     return Cost(tokens, (tokens * (1 + residual) + slots * (1 + norm)) * itemsize)
 
 
-def attention_cost(batch: int, num_q: int, num_k: int, num_heads: int, head_dim: int, itemsize: int) -> Cost:
-    """q k^T and the weighted sum of v; backward, not counted here, is five such matmuls where these are two."""
+def attention_cost(
+    batch: int, num_q: int, num_k: int, num_heads: int, head_dim: int, itemsize: int, table_rows: int = 0
+) -> Cost:
+    """q k^T and the weighted sum of v; backward, not counted here, is five such matmuls where these are two.
+
+    table_rows: of each rotary table [B or 1, N, H or 1, D], fp32; 0 without.
+    """
     channels = num_heads * head_dim
-    return Cost(2 * batch * num_q * num_k * channels, 2 * batch * (num_q + num_k) * channels * itemsize)
+    moved = 2 * batch * (num_q + num_k) * channels * itemsize
+    return Cost(2 * batch * num_q * num_k * channels, moved + 2 * table_rows * head_dim * 4)
 
 
 def align_cost(num_tokens: int, num_entities: int, width: int, itemsize: int) -> Cost:

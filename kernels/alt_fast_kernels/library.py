@@ -112,22 +112,28 @@ def _may_need_gradient(args: Sequence[Any]) -> bool:
     return forward_ad._current_level >= 0 or _needs_gradient(args)
 
 
-def fold_vmap(op: Callable[..., Any], per_image: int) -> VmapRule:
+def fold_vmap(op: Callable[..., Any], per_image: int, broadcast: Sequence[int] = ()) -> VmapRule:
     """A vmap rule for an op whose first `per_image` arguments are tensors [B, ...] (or None) with results [B, ...].
 
-    The mapped dimension folds into the batch; batched arguments beyond those (weights, say) are refused.
+    broadcast: positions of tensors [B or 1, ...] (or None) among the others. The mapped dimension folds into the batch;
+    all else batched (weights, say) is refused.
     """
 
     def rule(info: Any, in_dims: Sequence[int | None], *args: Any) -> tuple[Any, Any]:
-        if any(dim is not None for dim in in_dims[per_image:]):
+        if any(dim is not None and i >= per_image and i not in broadcast for i, dim in enumerate(in_dims)):
             raise NotImplementedError(f"{op} can be mapped over its {per_image} per-image tensors only")
-        folded = [
-            x
-            if x is None
-            else (x.expand(info.batch_size, *x.shape) if dim is None else x.movedim(dim, 0)).flatten(0, 1)
-            for x, dim in zip(args[:per_image], in_dims, strict=False)
-        ]
-        out = op(*folded, *args[per_image:])
+
+        def mapped(x: Tensor, dim: int | None) -> Tensor:
+            return x.expand(info.batch_size, *x.shape) if dim is None else x.movedim(dim, 0)
+
+        folded = list(args)
+        for i, (x, dim) in enumerate(zip(args, in_dims, strict=True)):
+            if x is not None and i < per_image:
+                folded[i] = mapped(x, dim).flatten(0, 1)
+            elif x is not None and i in broadcast and (dim is not None or len(x) > 1):
+                batch = len(folded[0]) // info.batch_size
+                folded[i] = mapped(x, dim).expand(-1, batch, *[-1] * (x.ndim - (1 if dim is None else 2))).flatten(0, 1)
+        out = op(*folded)
 
         def unfold(x: Tensor) -> Tensor:
             return x.unflatten(0, (info.batch_size, -1))

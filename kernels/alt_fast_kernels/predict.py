@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from alt_fast_kernels.prediction import record
-from alt_fast_kernels.prediction.cases import Case, align_case, attention_case, match_case, merge_case
+from alt_fast_kernels.prediction.cases import LAYOUTS, Case, align_case, attention_case, match_case, merge_case
 from alt_fast_kernels.prediction.compiled import TARGETS
 from alt_fast_kernels.prediction.model import Machine
 from alt_fast_kernels.prediction.towers import B16, L14, Predictor
@@ -41,7 +41,11 @@ def cases() -> Iterator[Case]:
                 yield match_case(batch, num_tokens, tower.heads, dim, 8)
                 yield attention_case(batch, num_tokens, tower.heads, dim)
                 yield merge_case(batch, num_tokens, 8, tower.width)
+        for layout in LAYOUTS:
+            yield attention_case(256, tower.tokens, tower.heads, dim, layout=layout)
         yield attention_case(256, tower.tokens, tower.heads, dim, backward=True)
+        for layout in LAYOUTS:
+            yield attention_case(256, tower.tokens, tower.heads, dim, layout=layout, backward=True)
         yield merge_case(256, tower.tokens, 8, tower.width, backward=True)
     for num_tokens in LONG:
         yield match_case(1, num_tokens, 16, 64, num_tokens // 16)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from alt_fast_kernels.attention.backends import MAX_HEAD_DIM
+from alt_fast_kernels.attention.triton import height
 from alt_fast_kernels.configs import ANY_WIDTH, TABLE, arch_of, config_of
 from alt_fast_kernels.dispatch import KERNEL_DTYPES
 from alt_fast_kernels.launch import padded
@@ -29,6 +30,9 @@ WIDTHS = {
     "attention_fwd": HEADS,
     "attention_bwd_q": HEADS,
     "attention_bwd_kv": HEADS,
+    "attention_fwd_rotary": HEADS,
+    "attention_bwd_q_rotary": HEADS,
+    "attention_bwd_kv_rotary": HEADS,
     "align_fwd": (ANY_WIDTH,),
     "align_fwd_noisy": (ANY_WIDTH,),
     "align_fwd_online": (ANY_WIDTH,),
@@ -56,7 +60,7 @@ def test_no_two_rows_are_for_the_same_kernel() -> None:
         )
     ]
     assert len(keys) == len(set(keys))
-    assert {key for key in keys if not key[0].endswith("_tall")} == set(
+    assert {key for key in keys if not key[0].endswith(("_tall", "_tallest"))} == set(
         itertools.product(WIDTHS, ARCHS, ("fp32", "half"))
     )
 
@@ -69,6 +73,21 @@ def test_tall_tiles_are_those_of_the_kernel_where_there_are_none() -> None:
         ("sm_90", torch.float16, 128),
     ):
         assert config_of("attention_fwd_tall", arch, dtype, width) == config_of("attention_fwd", arch, dtype, width)
+    kernel, of = "attention_fwd_rotary", ("sm_90", torch.bfloat16)
+    assert [config_of(kernel + name, *of, 64)["BLOCK_M"] for name in ("", "_tall", "_tallest")] == [64, 128, 256]
+    assert config_of(f"{kernel}_tallest", *of, 128) == config_of(f"{kernel}_tall", *of, 128)
+
+
+def test_tiles_are_as_tall_as_queries_fill() -> None:
+    """By tokens, in 12 heads of 256 images and of one."""
+    found = {n: (height(3072, n, False), height(3072, n, True), height(12, n, True)) for n in (64, 109, 149, 197, 257)}
+    assert found == {
+        64: ("", "", ""),
+        109: ("_tall", "_tall", ""),
+        149: ("", "_tallest", ""),
+        197: ("_tall", "_tallest", ""),
+        257: ("_tall", "_tall", ""),
+    }
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from alt_fast_kernels import align, match, merge, proportional_attention
+from alt_fast_kernels import Rotary, align, match, merge, proportional_attention
 from alt_fast_kernels.cost import align_cost, attention_cost, match_cost, merge_cost
 from alt_fast_kernels.match.plan import even_and_odd
 
@@ -49,6 +49,10 @@ def test_attention() -> None:
     cost = attention_cost(3, 5, 9, 2, 8, 4)
     assert counted_macs(lambda: proportional_attention(q, k, v, torch.ones(3, 9))) == cost.macs
     assert cost.bytes == 2 * q.nbytes + k.nbytes + v.nbytes
+    cos, sin = torch.randn(2, 3, 9, 1, 8).unbind(0)
+    turned = attention_cost(3, 9, 9, 2, 8, 4, table_rows=3 * 9)
+    assert counted_macs(lambda: proportional_attention(k, k, v, rotary=Rotary(cos, sin, True))) == turned.macs
+    assert turned.bytes == 3 * k.nbytes + v.nbytes + cos.nbytes + sin.nbytes
 
 
 def test_align() -> None:

@@ -34,6 +34,9 @@ def operators() -> dict[str, tuple[object, tuple]]:
     qkv = torch.randn(2, 9, 3, 2, 16, requires_grad=True)
     q, k, v = (t.detach().requires_grad_() for t in qkv.unbind(2))
     attended, lse2 = attention_op(q, k, v, size, 0.25)
+    turn = (*torch.randn(2, 1, 9, 1, 16).unbind(0), True)
+    turned, turned_lse2 = attention_op(q, k, v, size, 0.25, *turn)
+    saved_turned = (turned.detach(), turned.detach(), turned_lse2.detach())
     tokens, entities, seed = torch.randn(5, 8), torch.randn(7, 8), torch.tensor(3)
     aligned, index, stats = align_op(tokens, entities, 0.5, seed, 5)
     saved = (attended.detach(), attended.detach(), lse2.detach())
@@ -49,6 +52,16 @@ def operators() -> dict[str, tuple[object, tuple]]:
         "attention_backward": (attention_backward_op, (*saved, q.detach(), k.detach(), v.detach(), size, 0.25)),
         "attention_packed": (attention_packed_op, (qkv, size, 0.25)),
         "attention_packed_backward": (attention_packed_backward_op, (*saved, qkv.detach(), size, 0.25)),
+        "attention_rotary": (attention_op, (q, k, v, size, 0.25, *turn)),
+        "attention_rotary_backward": (
+            attention_backward_op,
+            (*saved_turned, q.detach(), k.detach(), v.detach(), size, 0.25, *turn),
+        ),
+        "attention_rotary_packed": (attention_packed_op, (qkv, size, 0.25, *turn)),
+        "attention_rotary_packed_backward": (
+            attention_packed_backward_op,
+            (*saved_turned, qkv.detach(), size, 0.25, *turn),
+        ),
         "align": (align_op, (tokens, entities, 0.5, seed, 5)),
         "align_backward": (align_backward_op, (aligned, index, stats, tokens, entities, 0.5, seed, 5)),
     }
@@ -56,7 +69,8 @@ def operators() -> dict[str, tuple[object, tuple]]:
 
 NAMES = [
     *("match", "merge", "merge_fused", "merge_backward", "attention", "attention_backward"),
-    *("attention_packed", "attention_packed_backward", "align", "align_backward"),
+    *("attention_packed", "attention_packed_backward", "attention_rotary", "attention_rotary_backward"),
+    *("attention_rotary_packed", "attention_rotary_packed_backward", "align", "align_backward"),
 ]
 
 
@@ -124,6 +138,22 @@ def test_compiled_kernels_equal_eager_ones(dtype: torch.dtype) -> None:
         torch.testing.assert_close(a, b)
 
 
+def test_rotary_compiles_without_graph_breaks_and_equals_eager() -> None:
+    qkv, size = torch.randn(2, 21, 3, 2, 16), torch.randint(1, 5, (2, 21)).float()
+    cos, sin = torch.randn(2, 1, 21, 1, 16).unbind(0)
+
+    def forward(qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        return ops.proportional_attention_qkvpacked(qkv, size, rotary=ops.Rotary(cos, sin, True))
+
+    def run(function: Callable) -> list[Tensor]:
+        leaf = qkv.clone().requires_grad_()
+        out = function(leaf, cos, sin)
+        return [out, *torch.autograd.grad(out.square().sum(), leaf)]
+
+    for a, b in zip(run(torch.compile(forward, fullgraph=True)), run(forward), strict=True):
+        torch.testing.assert_close(a, b)
+
+
 def test_layers_of_equal_shape_share_their_graph() -> None:
     """One compilation per distinct token count, none for a second pass over the same shapes."""
     compiles = 0
@@ -152,6 +182,9 @@ def test_autocast(dtype: torch.dtype) -> None:
         qkv = block.qkv(x).unflatten(-1, (3, 2, -1))
         q, k, v = x[:, :, None, None].expand(-1, -1, 3, 2, -1).unbind(2)
         assert ops.proportional_attention(q, k, v).dtype == dtype
+        rotary = ops.Rotary(torch.ones(1, 21, 1, 32), torch.zeros(1, 21, 1, 32), False)
+        turned = ops.proportional_attention(q, k, v, rotary=rotary)
+        torch.testing.assert_close(turned, ops.proportional_attention(q, k, v))
         assert (
             ops.proportional_attention_qkvpacked(x.unflatten(-1, (1, 2, 16)).expand(-1, -1, 3, -1, -1)).dtype == dtype
         )
@@ -181,6 +214,21 @@ def test_vmap() -> None:
     torch.testing.assert_close(
         shared[1], torch.stack([step(key, size[0], x)[1] for key, x in zip(keys, x, strict=True)])
     )
+
+
+def test_vmap_of_rotary_tables() -> None:
+    """Mapped or not, of every image or of all."""
+    qkv = torch.randn(3, 2, 7, 3, 2, 16)
+
+    def step(qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        return ops.proportional_attention_qkvpacked(qkv, rotary=ops.Rotary(cos, sin, False))
+
+    for batch in (1, 2):
+        cos, sin = torch.randn(2, 3, batch, 7, 1, 16).unbind(0)
+        mapped = torch.vmap(step)(qkv, cos, sin)
+        torch.testing.assert_close(mapped, torch.stack([step(*x) for x in zip(qkv, cos, sin, strict=True)]))
+        mapped = torch.vmap(step, in_dims=(0, None, None))(qkv, cos[0], sin[0])
+        torch.testing.assert_close(mapped, torch.stack([step(x, cos[0], sin[0]) for x in qkv]))
 
 
 @pytest.mark.kernel_only

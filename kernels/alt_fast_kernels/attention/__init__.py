@@ -3,12 +3,13 @@
 import torch
 from torch import Tensor
 
-from alt_fast_kernels.attention.backends import ATTENTION, why_not_triton
+from alt_fast_kernels.attention.backends import ATTENTION, attend_triton, why_not_triton
 from alt_fast_kernels.attention.op import attention_packed
+from alt_fast_kernels.attention.rotary import NOT_TURNED, Rotary, check_rotary, rotate
 from alt_fast_kernels.checks import check_device, check_size, may_read_values
 from alt_fast_kernels.dispatch import attention_backend, takes_kernel, to_autocast_dtype
 
-__all__ = ["proportional_attention", "proportional_attention_qkvpacked"]
+__all__ = ["Rotary", "proportional_attention", "proportional_attention_qkvpacked", "rotate"]
 
 MAX_FP16 = torch.finfo(torch.float16).max
 
@@ -31,8 +32,9 @@ def _check_size(size: Tensor | None, keys: Tensor) -> None:
 
 
 def proportional_attention(
-    q: Tensor, k: Tensor, v: Tensor, size: Tensor | None = None, scale: float | None = None, dropout_p: float = 0.0
-) -> Tensor:
+    q: Tensor, k: Tensor, v: Tensor, size: Tensor | None = None, scale: float | None = None, dropout_p: float = 0.0,
+    rotary: Rotary | None = None,
+) -> Tensor:  # fmt: skip
     """softmax(q k^T * scale + log size) v (ToMe, eq. 1).
 
     q: [B, N, H, D]. k, v: [B, M, H, D]. Any strides over B, N, H: views of a packed QKV projection are read in place.
@@ -40,9 +42,11 @@ def proportional_attention(
         zeros, and no gradient. With fp16 tokens at most 65,504.
     scale: 1 / sqrt(D) by default.
     dropout_p: drops attention weights; with p > 0, D > 128 or a scale <= 0 PyTorch's attention runs, everywhere.
+    rotary: turns q and k alike, so their N must be the same; `rotate` says how. Tables may require grad, as learnt
+        frequencies do; q and k are then turned outside of the kernels.
     Returns [B, N, H * D] in q's dtype (inside autocast, in autocast's).
     Raises ValueError on shapes, dtypes or devices that do not fit, on sizes < 0 and on a size that requires grad
-    (sizes are counts).
+    (sizes are counts); TypeError on tables that are not floating.
     """
     if q.ndim != 4 or k.ndim != 4 or q.shape[0] != k.shape[0] or q.shape[2:] != k.shape[2:] or k.shape != v.shape:
         raise ValueError(
@@ -57,19 +61,32 @@ def proportional_attention(
     _check_size(size, k)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     name = _choose(q, scale, dropout_p)
+    if rotary is not None:
+        if q.shape != k.shape:
+            raise ValueError(
+                f"rotary turns q and k alike: they must have the same N, got {q.shape[1]} and {k.shape[1]}"
+            )
+        check_rotary(rotary, q)
+        if name == "triton" and not rotary.wants_gradient:
+            return attend_triton(q, k, v, size, scale, dropout_p, rotary)
+        q, k = rotate(q, rotary), rotate(k, rotary)
     return ATTENTION[name](q, k, v, size, scale, dropout_p)
 
 
 def proportional_attention_qkvpacked(
-    qkv: Tensor, size: Tensor | None = None, scale: float | None = None, dropout_p: float = 0.0
-) -> Tensor:
+    qkv: Tensor, size: Tensor | None = None, scale: float | None = None, dropout_p: float = 0.0,
+    rotary: Rotary | None = None,
+) -> Tensor:  # fmt: skip
     """`proportional_attention` of q, k, v = qkv.unbind(2), qkv [B, N, 3, H, D]: the gradient stays packed, uncopied."""
     if qkv.ndim != 5 or qkv.shape[2] != 3:
         raise ValueError(f"qkv must be [B, N, 3, H, D], got shape {tuple(qkv.shape)}")
     scale = qkv.shape[-1] ** -0.5 if scale is None else scale
-    if _choose(qkv, scale, dropout_p) == "triton" and why_not_triton(qkv, scale, dropout_p) is None:
+    in_place = _choose(qkv, scale, dropout_p) == "triton" and why_not_triton(qkv, scale, dropout_p) is None
+    if in_place and (rotary is None or not rotary.wants_gradient):
         (qkv,) = to_autocast_dtype(qkv)
         _check_size(size, qkv)
-        return attention_packed(qkv, size, scale)[0]
+        if rotary is not None:
+            check_rotary(rotary, qkv[:, :, 0])
+        return attention_packed(qkv, size, scale, *(rotary or NOT_TURNED))[0]
     q, k, v = qkv.unbind(2)
-    return proportional_attention(q, k, v, size, scale, dropout_p)
+    return proportional_attention(q, k, v, size, scale, dropout_p, rotary)

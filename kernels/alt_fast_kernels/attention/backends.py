@@ -15,6 +15,7 @@ from torch import Tensor
 
 from alt_fast_kernels.attention.op import attention
 from alt_fast_kernels.attention.reference import attention_reference, log_size
+from alt_fast_kernels.attention.rotary import NOT_TURNED, Rotary
 from alt_fast_kernels.dispatch import HAS_TRITON, KERNEL_DTYPES
 
 MAX_HEAD_DIM = 128
@@ -36,10 +37,12 @@ def why_not_triton(x: Tensor, scale: float, dropout_p: float) -> str | None:
     return None
 
 
-def attend_triton(q: Tensor, k: Tensor, v: Tensor, size: Tensor | None, scale: float, dropout_p: float) -> Tensor:
-    """Our kernels."""
+def attend_triton(
+    q: Tensor, k: Tensor, v: Tensor, size: Tensor | None, scale: float, dropout_p: float, rotary: Rotary | None = None
+) -> Tensor:
+    """Our kernels, which alone turn q and k as they read them."""
     _refuse("triton", why_not_triton(q, scale, dropout_p))
-    out: Tensor = attention(q, k, v, size, scale)[0]
+    out: Tensor = attention(q, k, v, size, scale, *(rotary or NOT_TURNED))[0]
     return out
 
 

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from alt_fast_kernels.attention.rotary import Rotary
 from alt_fast_kernels.library import differentiable, fold_vmap, once, operator, register_vmap
 
 if TYPE_CHECKING:
@@ -13,78 +14,102 @@ if TYPE_CHECKING:
 _Pair = tuple[Tensor, Tensor]
 
 
-def _empty(q: Tensor, k: Tensor, v: Tensor, size: Tensor | None, scale: float) -> _Pair:
+def _empty(
+    q: Tensor, k: Tensor, v: Tensor, size: Tensor | None, scale: float,
+    cos: Tensor | None = None, sin: Tensor | None = None, interleaved: bool = False,
+) -> _Pair:  # fmt: skip
     batch, num_q, heads, dim = q.shape
     return q.new_empty(batch, num_q, heads * dim), q.new_empty(batch, heads, num_q, dtype=torch.float32)
 
 
-@operator("attention(Tensor q, Tensor k, Tensor v, Tensor? size, float scale) -> (Tensor, Tensor)", _empty)
-def attention_op(q: Tensor, k: Tensor, v: Tensor, size: Tensor | None, scale: float) -> _Pair:
+@operator(
+    "attention(Tensor q, Tensor k, Tensor v, Tensor? size, float scale, "
+    "Tensor? cos=None, Tensor? sin=None, bool interleaved=False) -> (Tensor, Tensor)",
+    _empty,
+)
+def attention_op(
+    q: Tensor, k: Tensor, v: Tensor, size: Tensor | None, scale: float,
+    cos: Tensor | None = None, sin: Tensor | None = None, interleaved: bool = False,
+) -> _Pair:  # fmt: skip
     """Attend: q [B, N, H, D], k, v [B, M, H, D], size [B, M] -> out [B, N, H * D], and lse2 [B, H, N] for backward.
 
-    lse2: log-sum-exp of each query's scores (scaled, and with log size) in base 2, fp32.
+    lse2: log-sum-exp of each query's scores (scaled, and with log size) in base 2, fp32. cos, sin: as in `Rotary`.
     """
     from alt_fast_kernels.attention.triton import attention_fwd_launch
 
     out, lse2 = _empty(q, k, v, size, scale)
-    attention_fwd_launch(_prepare(q, k, v, size, scale), out, lse2).run()
+    attention_fwd_launch(_prepare(q, k, v, size, scale, cos, sin, interleaved), out, lse2).run()
     return out, lse2
 
 
 def _empty_grads(
-    grad_out: Tensor, out: Tensor, lse2: Tensor, q: Tensor, k: Tensor, v: Tensor, size: Tensor | None, scale: float
-) -> tuple[Tensor, Tensor, Tensor]:
+    grad_out: Tensor, out: Tensor, lse2: Tensor, q: Tensor, k: Tensor, v: Tensor, size: Tensor | None, scale: float,
+    cos: Tensor | None = None, sin: Tensor | None = None, interleaved: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     return _contiguous_like(q), _contiguous_like(k), _contiguous_like(v)
 
 
 @operator(
     "attention_backward(Tensor grad_out, Tensor out, Tensor lse2, Tensor q, Tensor k, Tensor v, Tensor? size, "
-    "float scale) -> (Tensor, Tensor, Tensor)",
+    "float scale, Tensor? cos=None, Tensor? sin=None, bool interleaved=False) -> (Tensor, Tensor, Tensor)",
     _empty_grads,
 )
 def attention_backward_op(
-    grad_out: Tensor, out: Tensor, lse2: Tensor, q: Tensor, k: Tensor, v: Tensor, size: Tensor | None, scale: float
-) -> tuple[Tensor, Tensor, Tensor]:
+    grad_out: Tensor, out: Tensor, lse2: Tensor, q: Tensor, k: Tensor, v: Tensor, size: Tensor | None, scale: float,
+    cos: Tensor | None = None, sin: Tensor | None = None, interleaved: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Return the gradients of q, k and v, each contiguous."""
     grads = _contiguous_like(q), _contiguous_like(k), _contiguous_like(v)
-    _run_backward(grad_out, out, lse2, _prepare(q, k, v, size, scale), grads)
+    _run_backward(grad_out, out, lse2, _prepare(q, k, v, size, scale, cos, sin, interleaved), grads)
     return grads
 
 
-def _empty_packed(qkv: Tensor, size: Tensor | None, scale: float) -> _Pair:
+def _empty_packed(
+    qkv: Tensor, size: Tensor | None, scale: float,
+    cos: Tensor | None = None, sin: Tensor | None = None, interleaved: bool = False,
+) -> _Pair:  # fmt: skip
     q, k, v = qkv.unbind(2)
     return _empty(q, k, v, size, scale)
 
 
-@operator("attention_packed(Tensor qkv, Tensor? size, float scale) -> (Tensor, Tensor)", _empty_packed)
-def attention_packed_op(qkv: Tensor, size: Tensor | None, scale: float) -> _Pair:
+@operator(
+    "attention_packed(Tensor qkv, Tensor? size, float scale, "
+    "Tensor? cos=None, Tensor? sin=None, bool interleaved=False) -> (Tensor, Tensor)",
+    _empty_packed,
+)
+def attention_packed_op(
+    qkv: Tensor, size: Tensor | None, scale: float,
+    cos: Tensor | None = None, sin: Tensor | None = None, interleaved: bool = False,
+) -> _Pair:  # fmt: skip
     """Do as `attention` on a packed projection [B, N, 3, H, D], whose gradient then needs no copy either."""
     from alt_fast_kernels.attention.triton import attention_fwd_launch
 
     q, k, v = _unit_stride(qkv).unbind(2)
     out, lse2 = _empty(q, k, v, size, scale)
-    attention_fwd_launch(_prepare(q, k, v, size, scale), out, lse2).run()
+    attention_fwd_launch(_prepare(q, k, v, size, scale, cos, sin, interleaved), out, lse2).run()
     return out, lse2
 
 
 def _empty_packed_grad(
-    grad_out: Tensor, out: Tensor, lse2: Tensor, qkv: Tensor, size: Tensor | None, scale: float
-) -> Tensor:
+    grad_out: Tensor, out: Tensor, lse2: Tensor, qkv: Tensor, size: Tensor | None, scale: float,
+    cos: Tensor | None = None, sin: Tensor | None = None, interleaved: bool = False,
+) -> Tensor:  # fmt: skip
     return _contiguous_like(qkv)
 
 
 @operator(
-    "attention_packed_backward(Tensor grad_out, Tensor out, Tensor lse2, Tensor qkv, Tensor? size, float scale) "
-    "-> Tensor",
+    "attention_packed_backward(Tensor grad_out, Tensor out, Tensor lse2, Tensor qkv, Tensor? size, float scale, "
+    "Tensor? cos=None, Tensor? sin=None, bool interleaved=False) -> Tensor",
     _empty_packed_grad,
 )
 def attention_packed_backward_op(
-    grad_out: Tensor, out: Tensor, lse2: Tensor, qkv: Tensor, size: Tensor | None, scale: float
-) -> Tensor:
+    grad_out: Tensor, out: Tensor, lse2: Tensor, qkv: Tensor, size: Tensor | None, scale: float,
+    cos: Tensor | None = None, sin: Tensor | None = None, interleaved: bool = False,
+) -> Tensor:  # fmt: skip
     """Return the gradient of qkv, contiguous."""
     grad = _contiguous_like(qkv)
     q, k, v = qkv.unbind(2)
-    _run_backward(grad_out, out, lse2, _prepare(q, k, v, size, scale), grad.unbind(2))
+    _run_backward(grad_out, out, lse2, _prepare(q, k, v, size, scale, cos, sin, interleaved), grad.unbind(2))
     return grad
 
 
@@ -96,11 +121,21 @@ def _run_backward(grad_out: Tensor, out: Tensor, lse2: Tensor, inputs: "Inputs",
         launch.run()
 
 
-def _prepare(q: Tensor, k: Tensor, v: Tensor, size: Tensor | None, scale: float) -> "Inputs":
+def _prepare(
+    q: Tensor, k: Tensor, v: Tensor, size: Tensor | None, scale: float,
+    cos: Tensor | None, sin: Tensor | None, interleaved: bool,
+) -> "Inputs":  # fmt: skip
     from alt_fast_kernels.attention.triton import Inputs
 
     size = None if size is None else size.float().contiguous()
-    return Inputs(_unit_stride(q), _unit_stride(k), _unit_stride(v), size, scale)
+    rotary = None if cos is None or sin is None else Rotary(*_tables(cos, sin), interleaved)
+    return Inputs(_unit_stride(q), _unit_stride(k), _unit_stride(v), size, scale, rotary)
+
+
+def _tables(cos: Tensor, sin: Tensor) -> _Pair:
+    """Both in fp32, and of equal strides."""
+    cos, sin = _unit_stride(cos.float()), _unit_stride(sin.float())
+    return (cos, sin) if cos.stride() == sin.stride() else (cos.contiguous(), sin.contiguous())
 
 
 def _unit_stride(x: Tensor) -> Tensor:
@@ -113,24 +148,30 @@ def _contiguous_like(x: Tensor) -> Tensor:
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: _Pair) -> None:
-    *tensors, scale = inputs
-    ctx.save_for_backward(*output, *tensors)
-    ctx.scale = scale
+    *tensors, scale, cos, sin, interleaved = inputs
+    ctx.save_for_backward(*output, *tensors, cos, sin)
+    ctx.scale, ctx.interleaved = scale, interleaved
     ctx.mark_non_differentiable(output[1])
 
 
+def _saved(ctx: Any) -> tuple[Any, ...]:
+    """What the backward operators take behind grad_out."""
+    *tensors, cos, sin = ctx.saved_tensors
+    return *tensors, ctx.scale, cos, sin, ctx.interleaved
+
+
 def _backward(ctx: Any, grad_out: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
-    return (*_attention_backward(grad_out, *ctx.saved_tensors, ctx.scale), None, None)
+    return (*_attention_backward(grad_out, *_saved(ctx)), *5 * (None,))
 
 
 def _backward_packed(ctx: Any, grad_out: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
-    return _packed_backward(grad_out, *ctx.saved_tensors, ctx.scale), None, None
+    return _packed_backward(grad_out, *_saved(ctx)), *5 * (None,)
 
 
-register_vmap(attention_op, fold_vmap(attention_op, 4))
-register_vmap(attention_backward_op, fold_vmap(attention_backward_op, 7))
-register_vmap(attention_packed_op, fold_vmap(attention_packed_op, 2))
-register_vmap(attention_packed_backward_op, fold_vmap(attention_packed_backward_op, 5))
+register_vmap(attention_op, fold_vmap(attention_op, 4, (5, 6)))
+register_vmap(attention_backward_op, fold_vmap(attention_backward_op, 7, (8, 9)))
+register_vmap(attention_packed_op, fold_vmap(attention_packed_op, 2, (3, 4)))
+register_vmap(attention_packed_backward_op, fold_vmap(attention_packed_backward_op, 5, (6, 7)))
 
 _attention_backward = once(attention_backward_op)
 _packed_backward = once(attention_packed_backward_op)

@@ -1,13 +1,14 @@
 """Calls of every op by shape, and the launches that they make: what is compiled, recorded, predicted and measured."""
 
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from alt_fast_kernels import align, match, merge, proportional_attention_qkvpacked, use_backend
+from alt_fast_kernels import Rotary, align, match, merge, proportional_attention_qkvpacked, use_backend
 from alt_fast_kernels.configs import Arch
 from alt_fast_kernels.cost import Cost, align_cost, attention_cost, match_cost, merge_cost
 from alt_fast_kernels.launch import Launch, recording
@@ -74,22 +75,25 @@ def merge_case(
 
 def attention_case(
     batch: int, num_tokens: int, heads: int, dim: int, dtype: torch.dtype = torch.bfloat16, *,
-    sized: bool = True, backward: bool = False,
+    sized: bool = True, layout: Literal["halves", "interleaved"] | None = None, backward: bool = False,
 ) -> Case:  # fmt: skip
-    """Attention of a packed projection, with sizes or without."""
+    """Attention of a packed projection, with sizes or without, turned by tables of every image's or not."""
     qkv = torch.empty(batch, num_tokens, 3, heads, dim, dtype=dtype)
     size = torch.ones(batch, num_tokens) if sized else None
+    rotary = None
+    if layout is not None:
+        cos, sin = torch.ones(2, batch, num_tokens, 1, dim).unbind(0)
+        rotary = Rotary(cos, sin, layout == "interleaved")
 
     def forward(qkv: Tensor) -> tuple[Tensor]:
-        return (proportional_attention_qkvpacked(qkv, size),)
+        return (proportional_attention_qkvpacked(qkv, size, rotary=rotary),)
 
-    cost = attention_cost(batch, num_tokens, num_tokens, heads, dim, dtype.itemsize)
+    rows = 0 if layout is None else batch * num_tokens
+    cost = attention_cost(batch, num_tokens, num_tokens, heads, dim, dtype.itemsize, rows)
     if backward:  # five products for two; reads q, k, v, out and its gradient, writes three gradients
         cost = Cost(cost.macs * 5 // 2, cost.bytes * 2)
-    return _differentiated(
-        "attention", f"B={batch} N={num_tokens} H={heads} D={dim}{' sized' if sized else ''}", forward, qkv, [], cost,
-        backward,
-    )  # fmt: skip
+    shape = f"B={batch} N={num_tokens} H={heads} D={dim}{' sized' if sized else ''}{f' {layout}' if layout else ''}"
+    return _differentiated("attention", shape, forward, qkv, [], cost, backward)
 
 
 def align_case(
@@ -134,6 +138,8 @@ def _differentiated(
 
 
 HEAD_DIMS = (32, 40, 64, 72, 80, 88, 96, 104, 128)
+ROTARY_DIMS = (64, 128)
+LAYOUTS: tuple[Literal["halves", "interleaved"], ...] = ("halves", "interleaved")
 WIDTHS = (192, 384, 768, 1024, 1152, 1280, MAX_CHANNELS)  # ViT-Ti, S, B, L, So400m and H; the widest the kernels take
 KEYS = ((12, 32), (12, 64), (16, 72), (16, 88), (16, 128), (1, 768), (1, MAX_CHANNELS))  # one head: a metric
 JOINT_WIDTH = 512  # of CLIP B; the align kernels take the width as a number, not as a tile
@@ -153,5 +159,7 @@ def reachable() -> Iterator[Case]:
                 for sized in (False, True):
                     for batch in (2, 32):  # tiles of 64 and of 128 queries
                         yield attention_case(batch, 197, 12, dim, dtype, sized=sized, backward=backward)
+            for dim, layout, batch in itertools.product(ROTARY_DIMS, LAYOUTS, (2, 32)):
+                yield attention_case(batch, 197, 12, dim, dtype, layout=layout, backward=backward)
             for noise in (False, True):
                 yield align_case(101, 5000, JOINT_WIDTH, dtype, noise=noise, backward=backward)

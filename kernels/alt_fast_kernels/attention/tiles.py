@@ -1,0 +1,135 @@
+"""Tiles of tokens in registers: read, written, and turned by their positions on the way.
+
+A turned tile is kept as two halves [BLOCK, BLOCK_D / 2], the first and the second channels of all pairs, in whichever
+layout memory has them: products sum over both, so that nothing is ever put together again before it is stored.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def owned(num_rows, num_heads, BLOCK_M: tl.constexpr):
+    """The image, head and rows [BLOCK_M] that this program owns."""
+    tiles = tl.cdiv(num_rows, BLOCK_M)
+    image = (tl.program_id(0) // (tiles * num_heads)).to(tl.int64)
+    head = ((tl.program_id(0) // tiles) % num_heads).to(tl.int64)
+    return image, head, (tl.program_id(0) % tiles) * BLOCK_M + tl.arange(0, BLOCK_M)
+
+
+@triton.jit
+def load_rows(x, n, count, stride, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, MASKED: tl.constexpr):
+    """A tile [BLOCK, BLOCK_D] of one head, zero outside of it. Without MASKED all rows n are inside."""
+    d = tl.arange(0, BLOCK_D)
+    at = x + n[:, None].to(tl.int64) * stride + d[None, :]
+    if MASKED:
+        return tl.load(at, mask=(n[:, None] < count) & (d[None, :] < HEAD_DIM), other=0.0)
+    if HEAD_DIM < BLOCK_D:
+        return tl.load(at, mask=(d < HEAD_DIM)[None, :], other=0.0)
+    return tl.load(at)
+
+
+@triton.jit
+def store_rows(x, tile, n, count, stride, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr):
+    """The counterpart of `load_rows`, in the dtype of x."""
+    d = tl.arange(0, BLOCK_D)
+    at = x + n[:, None].to(tl.int64) * stride + d[None, :]
+    tl.store(at, tile.to(x.dtype.element_ty), mask=(n[:, None] < count) & (d[None, :] < HEAD_DIM))
+
+
+@triton.jit
+def open_keys(size, num_k, HAS_SIZE: tl.constexpr, BLOCK_N: tl.constexpr):
+    """How many keys lie in full tiles that need no mask: none, where any size is 0."""
+    full = num_k // BLOCK_N * BLOCK_N
+    if HAS_SIZE:
+        least = tl.full([256], 1.0, tl.float32)
+        for n0 in range(0, num_k, 256):
+            n = n0 + tl.arange(0, 256)
+            least = tl.minimum(least, tl.load(size + n, mask=n < num_k, other=1.0))
+        full = tl.where(tl.min(least, 0) > 0, full, 0)
+    return full
+
+
+@triton.jit
+def _halves(x, n, stride, ROTARY: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr):
+    """Rows n of a head in halves: the first channels of all pairs, and the second."""
+    if ROTARY == "interleaved":
+        tile = load_rows(x, n, 0, stride, HEAD_DIM, BLOCK_D, False)
+        first, second = tl.split(tl.reshape(tile, (n.shape[0], BLOCK_D // 2, 2)))
+    else:
+        first = load_rows(x, n, 0, stride, HEAD_DIM // 2, BLOCK_D // 2, False)
+        second = load_rows(x + HEAD_DIM // 2, n, 0, stride, HEAD_DIM // 2, BLOCK_D // 2, False)
+    return first, second
+
+
+@triton.jit
+def _turned(x, cos, sin, n, stride, table_n, ROTARY: tl.constexpr, HEAD_DIM: tl.constexpr,
+            BLOCK_D: tl.constexpr):  # fmt: skip
+    """x cos + partner(x) sin of rows n, in halves of x's dtype."""
+    first, second = _halves(x, n, stride, ROTARY, HEAD_DIM, BLOCK_D)
+    cos_1, cos_2 = _halves(cos, n, table_n, ROTARY, HEAD_DIM, BLOCK_D)
+    sin_1, sin_2 = _halves(sin, n, table_n, ROTARY, HEAD_DIM, BLOCK_D)
+    a, b = first.to(tl.float32), second.to(tl.float32)
+    return (a * cos_1 - b * sin_1).to(first.dtype), (b * cos_2 + a * sin_2).to(first.dtype)
+
+
+@triton.jit
+def load_tokens(x, cos, sin, n, count, stride, table_n, ROTARY: tl.constexpr, HEAD_DIM: tl.constexpr,
+                BLOCK_D: tl.constexpr, MASKED: tl.constexpr):  # fmt: skip
+    """A tile of queries or keys: one part, or two halves, turned, of which rows beyond the last repeat it.
+
+    They need no masks: whoever reads them gives such queries and keys no weight.
+    """
+    if ROTARY == "none":
+        return (load_rows(x, n, count, stride, HEAD_DIM, BLOCK_D, MASKED),)
+    else:  # noqa: RET505 (a branch of the compiler)
+        inside = tl.minimum(n, count - 1) if MASKED else n
+        return _turned(x, cos, sin, inside, stride, table_n, ROTARY, HEAD_DIM, BLOCK_D)
+
+
+@triton.jit
+def empty_sum(BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, ROTARY: tl.constexpr):
+    """Zeros of the shape of `load_tokens`' result, for the gradient of it."""
+    if ROTARY == "none":
+        return (tl.zeros([BLOCK, BLOCK_D], tl.float32),)
+    else:  # noqa: RET505
+        return tl.zeros([BLOCK, BLOCK_D // 2], tl.float32), tl.zeros([BLOCK, BLOCK_D // 2], tl.float32)
+
+
+@triton.jit
+def products(a, b, ROTARY: tl.constexpr):
+    """a b^T of tiles of tokens."""
+    sums = tl.dot(a[0], tl.trans(b[0]), input_precision="ieee")
+    if ROTARY != "none":
+        sums = tl.dot(a[1], tl.trans(b[1]), sums, input_precision="ieee")
+    return sums
+
+
+@triton.jit
+def added(weights, tokens, sums, ROTARY: tl.constexpr):
+    """sums + weights tokens, in as many parts as the tokens have."""
+    first = tl.dot(weights, tokens[0], sums[0], input_precision="ieee")
+    if ROTARY == "none":
+        return (first,)
+    else:  # noqa: RET505
+        return first, tl.dot(weights, tokens[1], sums[1], input_precision="ieee")
+
+
+@triton.jit
+def store_gradient(x, grad, factor, cos, sin, n, count, stride, table_n, ROTARY: tl.constexpr,
+                   HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr):  # fmt: skip
+    """Store the gradient of what `load_tokens` read, factor times that of what it returned being in grad, fp32."""
+    if ROTARY == "none":
+        store_rows(x, grad[0] * factor, n, count, stride, HEAD_DIM, BLOCK_D)
+    else:
+        inside = tl.minimum(n, count - 1)
+        cos_1, cos_2 = _halves(cos, inside, table_n, ROTARY, HEAD_DIM, BLOCK_D)
+        sin_1, sin_2 = _halves(sin, inside, table_n, ROTARY, HEAD_DIM, BLOCK_D)
+        a, b = grad[0] * factor, grad[1] * factor
+        first, second = a * cos_1 + b * sin_2, b * cos_2 - a * sin_1
+        if ROTARY == "interleaved":
+            tile = tl.reshape(tl.join(first, second), (n.shape[0], BLOCK_D))
+            store_rows(x, tile, n, count, stride, HEAD_DIM, BLOCK_D)
+        else:
+            store_rows(x, first, n, count, stride, HEAD_DIM // 2, BLOCK_D // 2)
+            store_rows(x + HEAD_DIM // 2, second, n, count, stride, HEAD_DIM // 2, BLOCK_D // 2)
