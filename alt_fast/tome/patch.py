@@ -99,8 +99,8 @@ def apply_patch(
                 unmerge is not False,
                 rotary,
             )
-            ours = merging_class(type(block), tower.layouts[type(block)])  # type: ignore[arg-type]
-            ours.patch(block, settings)
+            merging = merging_class(type(block), tower.layouts[type(block)])  # type: ignore[arg-type]
+            merging.patch(block, settings)
     for module in model.modules():
         if not isinstance(module, MergingBlock) and any(isinstance(part, MergingBlock) for part in module.modules()):
             module.register_forward_hook(dense_outputs)
