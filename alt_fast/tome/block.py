@@ -27,13 +27,22 @@ class BlockSettings:
     last: bool
 
 
-class MergingBlock(nn.Module):
+class Patched(nn.Module):
+    """Mixed into a host's module for as long as it is patched: it has a class made of this and its own."""
+
+    host: ClassVar[type[nn.Module]]  # the class that the module had, and gets back
+
+    def unpatch(self) -> None:
+        """Turn it back."""
+        self.__class__ = self.host  # type: ignore[assignment]
+
+
+class MergingBlock(Patched):
     """Mixed into a host's pre-norm block. The first block takes a tensor, the last returns one; `Tokens` go between.
 
     So sizes travel as arguments: activation checkpointing, compilation and threads see no hidden state.
     """
 
-    host: ClassVar[type[nn.Module]]  # the class that the block had, and gets back
     sequence_first: ClassVar[bool] = False  # the host's blocks take [N, B, C]
     tome: BlockSettings
     last_trace: tuple[Tensor, Tensor] | None
@@ -101,8 +110,7 @@ class MergingBlock(nn.Module):
         block.last_trace = None  # type: ignore[assignment]
 
     def unpatch(self) -> None:
-        """Turn it back."""
-        self.__class__ = self.host  # type: ignore[assignment]
+        super().unpatch()
         del self.tome, self.last_trace
 
 

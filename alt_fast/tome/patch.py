@@ -4,14 +4,14 @@ Only instances change: their blocks (and timm's attentions) get another class, o
 parameter is touched, added or renamed, so state_dict, deepcopy, pickle and optimizers work as before.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from importlib import import_module
 from typing import NamedTuple, TypeVar
 
 from torch import Tensor, nn
 
 from alt_fast.errors import ArgumentError
-from alt_fast.tome.block import BlockSettings, MergingBlock, Tower
+from alt_fast.tome.block import BlockSettings, MergingBlock, Patched, Tower
 from alt_fast.tome.schedule import Reduction, merge_schedule
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -62,13 +62,26 @@ def apply_patch(
     relative position bias, rotary positions, other blocks or attentions), TypeError when model is no module; then the
     model is as it was before.
     """
+    return patch_towers(model, _towers, r, prop_attn, trace_source, unmerge)
+
+
+def patch_towers(
+    model: Model,
+    find: Callable[[nn.Module], Iterable[Tower]],
+    r: Reduction,
+    prop_attn: bool,
+    trace_source: bool,
+    unmerge: bool | None,
+) -> Model:
+    """Make the towers that `find` finds in `model` merge, all of them or none; the rest is as in `apply_patch`."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     before = [(block, block.tome, block.last_trace) for block in model.modules() if isinstance(block, MergingBlock)]
     ours = [type(block) for block, _, _ in before]
-    remove_patch(model)
+    for merging, _, _ in before:
+        merging.unpatch()
     try:
-        towers = list(_towers(model))
+        towers = list(find(model))
         if not towers:
             raise ArgumentError(
                 f"{type(model).__name__} holds no vision transformer that apply_patch knows ({', '.join(HOSTS)}); "
@@ -91,7 +104,7 @@ def apply_patch(
 def remove_patch(model: Model) -> Model:
     """Undo apply_patch; a model that is not patched stays as it is. Returns the model."""
     for module in model.modules():
-        if isinstance(module, MergingBlock):
+        if isinstance(module, Patched):
             module.unpatch()
     return model
 

@@ -62,6 +62,11 @@ def find_tower(module: nn.Module) -> Tower | None:
         raise ArgumentError(
             f"{type(module).__name__} overrides forward_features; write its block with alt_fast.ToMeAttention"
         )
+    return tower_of(module)
+
+
+def tower_of(module: VisionTransformer) -> Tower:
+    """The tower of a VisionTransformer whose forward_features runs the blocks one after the other."""
     for block in module.blocks:
         if type(block) is not Block:
             raise ArgumentError(f"block of {type(module).__name__} must be timm's Block, got {type(block).__name__}")
@@ -69,6 +74,6 @@ def find_tower(module: nn.Module) -> Tower | None:
             raise ArgumentError(
                 f"attention of {type(module).__name__} must be timm's Attention, got {type(block.attn).__name__}"
             )
-    pooled = module.attn_pool is not None or module.global_pool not in ("token", "")
+    pooled = module.attn_pool is not None or (bool(module.global_pool) and module.global_pool != "token")
     pooled = pooled and not isinstance(module, VisionTransformerDistilled)
     return Tower(list(module.blocks), module.num_prefix_tokens, pooled, {Block: TimmBlock})
