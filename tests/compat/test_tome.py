@@ -181,6 +181,24 @@ def test_dtypes_stay() -> None:
         assert (x.dtype, size.dtype) == (dtype, torch.float32)
     counts = torch.arange(18).view(2, 9, 1)
     assert merge(counts, mode="sum").sum() == counts.sum()
+    assert merge(counts).dtype == torch.int64
+    x = torch.randn(2, 9, 4, dtype=torch.float64)
+    exact: dict[str, Any] = {"rtol": 0, "atol": 1e-14}
+    torch.testing.assert_close(merge(x), merge(x, "sum") / merge(torch.ones_like(x), "sum"), **exact)
+    torch.testing.assert_close(merge_wavg(merge, x)[0], merge(x), **exact)
+
+
+def test_plans_list_tokens_by_slot_and_index() -> None:
+    """As every plan does: sums then run in the same order each time."""
+    metric = torch.randn(2, 25, 4)
+    for merge, _ in (kth_bipartite_soft_matching(metric, 6), random_bipartite_soft_matching(metric, 19)):
+        slot, order, start, num_slots = merge.plan  # type: ignore[attr-defined]
+        for image in range(2):
+            slots, joined = slot[image].tolist(), order[image, num_slots:].tolist()
+            assert [slots[token] for token in order[image, :num_slots]] == list(range(num_slots))
+            assert joined == sorted(joined, key=lambda token: (slots[token], token))
+            counts = [sum(slots[token] < end for token in joined) for end in range(num_slots + 1)]
+            assert start[image].tolist() == counts
 
 
 @pytest.mark.parametrize("matching", ["bipartite", "kth", "random"])

@@ -158,6 +158,7 @@ def test_autoencoders_with_features_of_their_own(global_pool: bool) -> None:
     assert type(model) is Autoencoder
     tome.patch.mae(model, trace_source=True)
     torch.testing.assert_close(model(IMAGES), expected, rtol=1e-5, atol=1e-5)
+    assert model.blocks[-1].tome.unmerge == global_pool
     model.r = 3
     seen: list[Tensor] = []
     model.final_norm.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
