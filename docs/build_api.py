@@ -14,6 +14,7 @@ from pdoc.render_helpers import to_markdown_with_context
 MODULES = (
     "alt_fast",
     "alt_fast.errors",
+    "alt_fast.compat.tome",
     "alt_fast.data.config",
     "alt_fast.model.config",
     "alt_fast.training.config",

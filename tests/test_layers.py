@@ -10,6 +10,7 @@ ROOT = Path(__file__).parent.parent
 LEAVES = {"errors", "files", "progress", "settings", "distributed", "_torchvision"}
 MAY_IMPORT = {
     "tome": {"kernels"},
+    "compat": {"tome", "kernels"},
     "data": set(),
     "corpus": {"data"},
     "report": {"data"},

@@ -35,13 +35,22 @@ class BlockSettings:
     rotary: RotaryRule = "mean"
 
 
-class MergingBlock(nn.Module):
+class Patched(nn.Module):
+    """Mixed into a host's module for as long as it is patched: it has a class made of this and its own."""
+
+    host: ClassVar[type[nn.Module]]  # the class that the module had, and gets back
+
+    def unpatch(self) -> None:
+        """Turn it back."""
+        self.__class__ = self.host  # type: ignore[assignment]
+
+
+class MergingBlock(Patched):
     """Mixed into a host's block. The first block takes a tensor, the last returns one; `Tokens` go between.
 
     So sizes travel as arguments: activation checkpointing, compilation and threads see no hidden state.
     """
 
-    host: ClassVar[type[nn.Module]]  # the class that the block had, and gets back
     layout: ClassVar[Layout]
     arguments: ClassVar[tuple[str, ...]]  # of the host's forward, behind the tokens
     tome: BlockSettings
@@ -137,8 +146,7 @@ class MergingBlock(nn.Module):
         block.last_trace = None  # type: ignore[assignment]
 
     def unpatch(self) -> None:
-        """Turn it back."""
-        self.__class__ = self.host  # type: ignore[assignment]
+        super().unpatch()
         del self.tome, self.last_trace
 
 

@@ -1,6 +1,6 @@
 """Token merging for other people's vision transformers: apply_patch, remove_patch.
 
-Only instances change: their blocks (and timm's attentions) get another class, one that knows token sizes and merges. No
+Only instances change: their blocks get another class, one that knows token sizes and merges. No
 parameter is touched, added or renamed, so state_dict, deepcopy, pickle and optimizers work as before.
 """
 
@@ -11,7 +11,7 @@ from typing import NamedTuple, TypeVar
 from torch import Tensor, nn
 
 from alt_fast.errors import ArgumentError
-from alt_fast.tome.block import BlockSettings, MergingBlock, Tower, merging_class
+from alt_fast.tome.block import BlockSettings, MergingBlock, Patched, Tower, merging_class
 from alt_fast.tome.rotary import RotaryRule, check_rule
 from alt_fast.tome.schedule import Reduction, merge_schedule
 from alt_fast.tome.tokens import dense_outputs
@@ -20,9 +20,13 @@ Model = TypeVar("Model", bound=nn.Module)
 FindTower = Callable[[nn.Module], Tower | None]
 
 HOSTS = {
-    "timm": ("timm", "VisionTransformer, also distilled: class tokens, registers, LayerScale, qk-norm, pooled heads"),
-    "open_clip": ("open_clip", "the vision tower, alone or in the whole CLIP"),
-    "transformers": ("transformers", "ViT, DeiT, CLIP, DINOv2 with or without registers, SigLIP (transformers 5)"),
+    "timm": ("timm", "VisionTransformer with all its blocks, DeiT, Eva (EVA-02, DINOv3, PE, RoPE-ViT), NaFlexVit"),
+    "open_clip": ("open_clip", "the vision tower, alone or in the whole CLIP, timm's too"),
+    "transformers": (
+        "transformers",
+        "AIMv2, CLIP, DeiT, DINOv2, DINOv3, I-JEPA, InternVL, MLCD, MSN, Pixtral, SigLIP, SigLIP 2, V-JEPA 2, "
+        "VideoMAE, ViT, ViT-MAE, ViViT, X-CLIP, and what is composed of them (transformers 5)",
+    ),
     "torchvision": ("torchvision", "VisionTransformer"),
     "clip": ("openai_clip", "the vision tower of OpenAI's CLIP, alone or in the whole"),
 }
@@ -51,9 +55,8 @@ def apply_patch(
 ) -> Model:
     """Make every vision tower in `model` merge tokens; returns the model, patched in place.
 
-    model: of timm (VisionTransformer and its distilled form), open_clip, transformers (ViT, DeiT, CLIP, DINOv2 with or
-        without registers, SigLIP), torchvision or OpenAI's clip; or any module that contains one. Text towers stay as
-        they are.
+    model: of timm, open_clip, transformers, torchvision or OpenAI's clip (`HOSTS` says which, docs/hosts.md in full);
+        or any module that contains one. Text towers stay as they are.
     r: tokens to remove per layer: an int, one int per layer, (r, inflect), or a float, the fraction of every layer's
         tokens.
     prop_attn: a token counts in attention as often as the patches it stands for; off for models trained with merging
@@ -61,17 +64,20 @@ def apply_patch(
     trace_source: keep where tokens went, for `merge_trace`.
     unmerge: give every patch its token's features after the last block, so that pooled heads weigh patches equally and
         dense features keep their grid. None: where the model reads patch tokens (average or attention pooling, HF's
-        last_hidden_state).
+        last_hidden_state). What is read between blocks (`forward_intermediates`, `output_hidden_states`, backbones)
+        keeps its grid too, unless unmerge is False.
+    rotary: which position a merged token has in a tower with rotary positions (`tome.rotary`).
+    find_tower: for models of no library above: says of a module which `Tower` it is, or None.
 
     A model patched before gets the new settings. Raises ArgumentError naming what merging cannot honour (windows,
-    relative position bias, rotary positions, other blocks or attentions), TypeError when model is no module; then the
-    model is as it was before.
+    relative position bias, other blocks or attentions), TypeError when model is no module; then the model is as it was
+    before.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     before = [(block, block.tome, block.last_trace) for block in model.modules() if isinstance(block, MergingBlock)]
     ours = [type(block) for block, _, _ in before]
-    remove_patch(model)
+    _take_off(model, MergingBlock)
     try:
         check_rule(rotary)
         towers = list(_towers(model, find_tower))
@@ -109,13 +115,17 @@ def apply_patch(
 
 def remove_patch(model: Model) -> Model:
     """Undo apply_patch; a model that is not patched stays as it is. Returns the model."""
+    _take_off(model, Patched)
+    return model
+
+
+def _take_off(model: nn.Module, kind: type[Patched]) -> None:
     for module in model.modules():
-        if isinstance(module, MergingBlock):
+        if isinstance(module, kind):
             module.unpatch()
         for number, hook in list(module._forward_hooks.items()):
             if hook is dense_outputs:
                 del module._forward_hooks[number]
-    return model
 
 
 def merge_trace(model: nn.Module) -> MergeTrace:

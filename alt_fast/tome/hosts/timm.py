@@ -144,6 +144,12 @@ def find_tower(module: nn.Module) -> Tower | None:
         VisionTransformerDistilled.forward_features,
     ):
         raise ArgumentError(f"{name} overrides forward_features; write its block with alt_fast.ToMeAttention")
+    return tower_of(module)
+
+
+def tower_of(module: Any) -> Tower:
+    """The tower of a model whose blocks run one after the other, whatever it does before and behind them."""
+    name = type(module).__name__
     layouts = {}
     for block in module.blocks:
         kind = type(block).__name__
@@ -158,7 +164,8 @@ def find_tower(module: nn.Module) -> Tower | None:
         layouts[type(block)] = LAYOUTS[kind]
     if getattr(module, "rope_mixed", False) or getattr(module, "rope_is_mixed", False):
         layouts = {cls: replace(layout, per_layer_rotary=True) for cls, layout in layouts.items()}
-    pooled = getattr(module, "attn_pool", None) is not None or module.global_pool not in ("token", "")
+    attends = getattr(module, "attn_pool", None) is not None
+    pooled = attends or (bool(module.global_pool) and module.global_pool != "token")
     pooled = pooled and not isinstance(module, VisionTransformerDistilled)
     return Tower(list(module.blocks), module.num_prefix_tokens, pooled, layouts)
 

@@ -1,0 +1,1 @@
+"""The names of other packages on our operations, for code that already uses them: `tome`."""
