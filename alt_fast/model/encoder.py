@@ -144,7 +144,7 @@ def check_tower(visual: nn.Module) -> None:
         raise ArgumentError(f"the image tower must be open_clip's VisionTransformer, got {type(visual).__name__}")
     reasons = {
         "attentional pooling": visual.attn_pool is not None,
-        "pooling other than the class token": tower.reads_patches,
+        "pooling other than the class token": visual.pool_type != "tok" or visual.output_tokens,
         "a final norm after pooling": visual.final_ln_after_pool,
         "patch dropout": not isinstance(visual.patch_dropout, nn.Identity),
         "no projection": visual.proj is None,

@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, ClassVar
 
@@ -13,7 +13,7 @@ from alt_fast.errors import ArgumentError
 from alt_fast.tome.layout import Layout, apply_parts, part
 from alt_fast.tome.rotary import RotaryRule, Turns, begin, merge_turns, rotation
 from alt_fast.tome.tokens import Tokens, merge_step
-from alt_fast_kernels import Rotary, unmerge
+from alt_fast_kernels import Rotary
 
 
 @dataclass(frozen=True)
@@ -21,8 +21,8 @@ class BlockSettings:
     """What apply_patch decided for one block.
 
     r: tokens to remove, or a fraction. protected: leading tokens that never merge. prop_attn: attention uses sizes.
-    trace: keep where tokens went. unmerge: the last block gives every patch its token's features. last: of its tower.
-    dense_taps: so does every block for a host that reads what it returns. rotary: what becomes of rotary positions.
+    trace: keep where tokens went. unmerge: every patch has its token's features in what the host reads. last: of its
+    tower. rotary: what becomes of rotary positions.
     """
 
     r: int | float
@@ -31,7 +31,6 @@ class BlockSettings:
     trace: bool
     unmerge: bool
     last: bool
-    dense_taps: bool = True
     rotary: RotaryRule = "mean"
 
 
@@ -67,8 +66,9 @@ class MergingBlock(Patched):
                     "reentrant activation checkpointing loses the gradient of merged tokens: pass use_reentrant=False"
                 )
         else:
-            x = hidden.transpose(0, 1) if self.layout.sequence_first else hidden
-            tokens = Tokens(x, dense_taps=self.tome.dense_taps)
+            first = self.layout.sequence_first
+            x = hidden.transpose(0, 1) if first else hidden
+            tokens = Tokens(x, unmerges=self.tome.unmerge, sequence_first=first)
         tokens = self.run(tokens, self.tome.r, options=options)
         result = self._finish(tokens) if self.tome.last else tokens
         return (result, None) if self.layout.returns_tuple else result
@@ -104,7 +104,7 @@ class MergingBlock(Patched):
             x = tokens.x
         if "mlp" in at:
             x = x + at["mlp"](normed)
-        return Tokens(x, tokens.token_size, tokens.merges, tokens.turns, tokens.dense_taps)
+        return replace(tokens, x=x)
 
     def _rotary(self, tokens: Tokens, options: Mapping[str, Any]) -> tuple[Tokens, Rotary | None]:
         """The tokens with their turns, and what attention turns by."""
@@ -118,7 +118,7 @@ class MergingBlock(Patched):
                 return tokens, None
             turns = self._turns(given, tokens)
         if not layout.per_layer_rotary:
-            tokens = Tokens(tokens.x, tokens.token_size, tokens.merges, turns, tokens.dense_taps)
+            tokens = replace(tokens, turns=turns)
         return tokens, rotation(turns, rule)
 
     def _turns(self, given: Rotary, tokens: Tokens) -> Turns:
@@ -133,10 +133,7 @@ class MergingBlock(Patched):
     def _finish(self, tokens: Tokens) -> Tensor:
         if self.tome.trace:
             self.last_trace = (tokens.source(), tokens.sizes())
-        x = tokens.x
-        if self.tome.unmerge and tokens.merges:
-            x = unmerge(x, tokens.source())
-        return x.transpose(0, 1) if self.layout.sequence_first else x
+        return tokens.dense()
 
     @classmethod
     def patch(cls, block: nn.Module, settings: BlockSettings) -> None:
@@ -197,11 +194,9 @@ ROTARY = ("rope", "position_embeddings")
 class Tower:
     """What a host's adapter finds in a model.
 
-    blocks: in order. protected: leading tokens that never merge. reads_patches: patches are read after the last block
-    (pooling, dense features), so that they must be unmerged there. layouts: by the class of a block.
+    blocks: in order. protected: leading tokens that never merge. layouts: by the class of a block.
     """
 
     blocks: list[nn.Module]
     protected: int
-    reads_patches: bool
     layouts: Mapping[type[nn.Module], Layout]

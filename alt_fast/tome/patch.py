@@ -49,7 +49,7 @@ def apply_patch(
     r: Reduction = 8,
     prop_attn: bool = True,
     trace_source: bool = False,
-    unmerge: bool | None = None,
+    unmerge: bool = True,
     rotary: RotaryRule = "mean",
     find_tower: FindTower | None = None,
 ) -> Model:
@@ -62,10 +62,9 @@ def apply_patch(
     prop_attn: a token counts in attention as often as the patches it stands for; off for models trained with merging
         and without it.
     trace_source: keep where tokens went, for `merge_trace`.
-    unmerge: give every patch its token's features after the last block, so that pooled heads weigh patches equally and
-        dense features keep their grid. None: where the model reads patch tokens (average or attention pooling, HF's
-        last_hidden_state). What is read between blocks (`forward_intermediates`, `output_hidden_states`, backbones)
-        keeps its grid too, unless unmerge is False.
+    unmerge: give every patch its token's features wherever the model reads patches: after the last block, so that
+        pooled heads weigh them equally, and between blocks (`forward_intermediates`, `output_hidden_states`,
+        backbones), where dense features keep their grid. False: the merged tokens.
     rotary: which position a merged token has in a tower with rotary positions (`tome.rotary`).
     find_tower: for models of no library above: says of a module which `Tower` it is, or None.
 
@@ -93,17 +92,9 @@ def apply_patch(
             patched.last_trace = trace
         raise
     for tower, schedule in zip(towers, schedules, strict=True):
-        dense = tower.reads_patches if unmerge is None else unmerge
         for i, (block, r_block) in enumerate(zip(tower.blocks, schedule, strict=True)):
             settings = BlockSettings(
-                r_block,
-                tower.protected,
-                prop_attn,
-                trace_source,
-                dense,
-                i == len(schedule) - 1,
-                unmerge is not False,
-                rotary,
+                r_block, tower.protected, prop_attn, trace_source, unmerge, i == len(schedule) - 1, rotary
             )
             merging = merging_class(type(block), tower.layouts[type(block)])  # type: ignore[arg-type]
             merging.patch(block, settings)

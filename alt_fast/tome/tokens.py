@@ -1,6 +1,6 @@
 """What flows between blocks that merge, and the merge itself: the step between attention and MLP."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,14 +19,16 @@ class Tokens:
 
     x: [B, N', C]. token_size: [B, N'] fp32, patches in each token; None before the first merge, when all are 1.
     merges: the plan of every merge so far, and the sizes [B, N] before it. turns: rotary positions, in hosts that have
-    them. dense_taps: whether a host's own code sees all N tokens, or the N' merged ones.
+    them. unmerges: whether a host's own code sees all N tokens, or the N' merged ones. sequence_first: it sees
+    [N, B, C].
     """
 
     x: Tensor
     token_size: Tensor | None = None
     merges: tuple[tuple[MergePlan, Tensor], ...] = ()
     turns: Turns | None = None
-    dense_taps: bool = True
+    unmerges: bool = True
+    sequence_first: bool = False
 
     def source(self) -> Tensor:
         """The token [B, N] int32 that each of the first N tokens is in now."""
@@ -42,8 +44,9 @@ class Tokens:
         return torch.ones(self.x.shape[:2], device=self.x.device) if self.token_size is None else self.token_size
 
     def dense(self) -> Tensor:
-        """What a host's own code sees: [B, N, C], or x itself without `dense_taps`."""
-        return unmerge(self.x, self.source()) if self.merges and self.dense_taps else self.x
+        """What a host's own code sees: [B, N, C], or x itself without `unmerges`."""
+        x = unmerge(self.x, self.source()) if self.merges and self.unmerges else self.x
+        return x.transpose(0, 1) if self.sequence_first else x
 
     @classmethod
     def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -111,9 +114,7 @@ def merge_step(
         r = int(r * (num_tokens - protected))
     if min(r, max_r(num_tokens, protected)) <= 0:
         x = tokens.x + branch
-        return Tokens(
-            x, tokens.token_size, tokens.merges, tokens.turns, tokens.dense_taps
-        ), x if norm is None else norm(x)
+        return replace(tokens, x=x), x if norm is None else norm(x)
     plan = match(key, r, protected)
     before = tokens.sizes()
     if norm is None:
@@ -122,4 +123,5 @@ def merge_step(
     else:
         x, size, normed = merge(tokens.x, before, plan, branch, norm=norm)
     turns = None if tokens.turns is None else merge_turns(tokens.turns, before, plan, rule)
-    return Tokens(x, size, (*tokens.merges, (plan, before)), turns, tokens.dense_taps), normed
+    merges = (*tokens.merges, (plan, before))
+    return replace(tokens, x=x, token_size=size, merges=merges, turns=turns), normed

@@ -280,7 +280,7 @@ def test_dense_features_keep_their_grid() -> None:
 
 @pytest.mark.parametrize(("r", "tokens"), [([1, 0, 4], 12), ((2, -1.0), 11), (0.25, 8), (0, 17), (100, 3)])
 def test_forms_of_r(r: Any, tokens: int) -> None:
-    model = alt_fast.apply_patch(timm_vit().eval(), r=r)
+    model = alt_fast.apply_patch(timm_vit().eval(), r=r, unmerge=False)
     assert model.forward_features(images()).shape[1] == tokens
 
 
@@ -292,7 +292,7 @@ def test_prop_attn_off() -> None:
 
 
 def test_dynamic_image_size() -> None:
-    model = alt_fast.apply_patch(timm_vit(dynamic_img_size=True).eval(), r=3)
+    model = alt_fast.apply_patch(timm_vit(dynamic_img_size=True).eval(), r=3, unmerge=False)
     assert model.forward_features(torch.randn(1, 3, 48, 40)).shape[1] == 31 - 9
 
 

@@ -26,6 +26,5 @@ def find_tower(module: nn.Module) -> Tower | None:
                 f"block of open_clip's tower must be ResidualAttentionBlock, got {type(block).__name__}"
             )
         check_multihead(block.attn)
-    reads_patches = module.attn_pool is not None or module.pool_type != "tok" or module.output_tokens
     layout = replace(LAYOUT, sequence_first=not module.transformer.batch_first)
-    return Tower(blocks, 1, reads_patches, {ResidualAttentionBlock: layout})
+    return Tower(blocks, 1, {ResidualAttentionBlock: layout})

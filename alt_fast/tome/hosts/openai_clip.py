@@ -18,4 +18,4 @@ def find_tower(module: nn.Module) -> Tower | None:
     blocks = list(module.transformer.resblocks)
     if any(block.attn_mask is not None for block in blocks):
         raise ArgumentError("clip's VisionTransformer has an attention mask, which merged tokens cannot honour")
-    return Tower(blocks, 1, False, {ResidualAttentionBlock: LAYOUT})
+    return Tower(blocks, 1, {ResidualAttentionBlock: LAYOUT})

@@ -164,10 +164,7 @@ def tower_of(module: Any) -> Tower:
         layouts[type(block)] = LAYOUTS[kind]
     if getattr(module, "rope_mixed", False) or getattr(module, "rope_is_mixed", False):
         layouts = {cls: replace(layout, per_layer_rotary=True) for cls, layout in layouts.items()}
-    attends = getattr(module, "attn_pool", None) is not None
-    pooled = attends or (bool(module.global_pool) and module.global_pool != "token")
-    pooled = pooled and not isinstance(module, VisionTransformerDistilled)
-    return Tower(list(module.blocks), module.num_prefix_tokens, pooled, layouts)
+    return Tower(list(module.blocks), module.num_prefix_tokens, layouts)
 
 
 def _is_timms(module: nn.Module) -> bool:

@@ -29,4 +29,4 @@ def find_tower(module: nn.Module) -> Tower | None:
         if type(block) is not EncoderBlock:
             raise ArgumentError(f"block of torchvision's ViT must be EncoderBlock, got {type(block).__name__}")
         check_multihead(block.self_attention)
-    return Tower(blocks, 1, False, {EncoderBlock: LAYOUT})
+    return Tower(blocks, 1, {EncoderBlock: LAYOUT})

@@ -183,5 +183,5 @@ def find_tower(module: nn.Module) -> Tower | None:
         layer = type(blocks[0])
         layout = LAYOUTS[layer.__name__]
         prefix = PREFIX.get(layer.__name__, 1) + (getattr(config, "num_register_tokens", None) or 0)
-        return Tower(blocks, prefix, True, {layer: layout})
+        return Tower(blocks, prefix, {layer: layout})
     return None

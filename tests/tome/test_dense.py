@@ -1,0 +1,168 @@
+"""What a host reads between its blocks keeps its grid, as if nothing had merged."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+
+import alt_fast
+from tests.tome.test_patch import build, images, open_clip_tower, timm_vit
+from tests.tome.test_rotary import dinov3
+
+R = [3, 2, 4]
+
+
+def timm_naflex() -> nn.Module:
+    model: nn.Module = timm.create_model(
+        "naflexvit_base_patch16_gap", embed_dim=32, depth=3, num_heads=2, num_classes=5, img_size=64
+    )
+    return model
+
+
+TIMM: dict[str, Callable[[], nn.Module]] = {
+    "VisionTransformer": timm_vit,
+    "registers": lambda: timm_vit(reg_tokens=4, no_embed_class=True),
+    "parallel": lambda: timm_vit(block_fn=timm.models.vision_transformer.ParallelScalingBlock),
+    "Eva": lambda: dinov3(img_size=32, patch_size=8, dynamic_img_size=False),
+    "NaFlexVit": timm_naflex,
+}
+
+
+@pytest.fixture(params=TIMM)
+def model(request: pytest.FixtureRequest) -> Any:
+    torch.manual_seed(0)
+    return TIMM[request.param]().eval()
+
+
+def size_of(model: nn.Module) -> Tensor:
+    return torch.randn(2, 3, 64, 64) if type(model).__name__ == "NaFlexVit" else images()
+
+
+def test_every_tap_of_timm_is_the_output_of_a_model_that_ends_there(model: Any) -> None:
+    x = size_of(model)
+    plain = model.forward_intermediates(x, intermediates_only=True)
+    alt_fast.apply_patch(model, r=0)
+    for tap, expected in zip(model.forward_intermediates(x, intermediates_only=True), plain, strict=True):
+        torch.testing.assert_close(tap, expected, rtol=1e-4, atol=1e-5)
+    alt_fast.apply_patch(model, r=R)
+    final, taps = model.forward_intermediates(x, return_prefix_tokens=True)
+    assert type(final) is Tensor
+    for layer, (tap, prefix) in enumerate(taps):
+        assert tap.shape == plain[layer].shape
+        cut = alt_fast.remove_patch(copy.deepcopy(model))
+        cut.blocks, cut.norm = cut.blocks[: layer + 1], nn.Identity()
+        tokens = alt_fast.apply_patch(cut, r=R[: layer + 1], unmerge=True).forward_features(x)
+        tokens = tokens["patches"] if isinstance(tokens, dict) else tokens
+        torch.testing.assert_close(torch.cat((prefix, tap.flatten(2).mT), 1), tokens, rtol=1e-4, atol=1e-5)
+
+
+def test_features_only() -> None:
+    """timm's wrapper for dense tasks, built around a model: four taps, the strides of a plain ViT."""
+    model = timm.create_model(
+        "vit_tiny_patch16_224",
+        features_only=True,
+        out_indices=(0, 1, 2),
+        depth=3,
+        embed_dim=32,
+        num_heads=2,
+        img_size=64,
+    ).eval()
+    x = torch.randn(2, 3, 64, 64)
+    plain = model(x)
+    found = alt_fast.apply_patch(model, r=R)(x)
+    assert [tap.shape for tap in found] == [tap.shape for tap in plain]
+    assert all(type(tap) is Tensor for tap in found)
+    torch.testing.assert_close(alt_fast.remove_patch(model)(x), plain)
+
+
+def test_models_pruned_after_they_were_patched(model: Any) -> None:
+    x = size_of(model)
+    alt_fast.apply_patch(model, r=R)
+    expected = model.forward_intermediates(x, indices=[1], intermediates_only=True)
+    model.prune_intermediate_layers([1], prune_norm=True, prune_head=True)
+    assert len(model.blocks) == 2
+    torch.testing.assert_close(model.forward_intermediates(x, indices=[1], intermediates_only=True), expected)
+    out = model(x)  # its last block did not know that it would be
+    assert type(out) is Tensor
+    assert out.shape[-1] == 32
+
+
+def test_taps_may_stay_merged() -> None:
+    model: Any = alt_fast.apply_patch(timm_vit().eval(), r=R, unmerge=False)
+    taps = model.forward_intermediates(images(), output_fmt="NLC", intermediates_only=True)
+    assert [tap.shape[1] for tap in taps] == [13, 11, 7]
+
+
+def test_open_clip() -> None:
+    from open_clip.transformer import Transformer
+
+    for batch_first in (True, False):
+        model = open_clip_tower()
+        model.transformer = Transformer(32, 3, 2, 2.0, batch_first=batch_first)
+        plain = model.eval().forward_intermediates(images())["image_intermediates"]
+        alt_fast.apply_patch(model, r=R)
+        taps = model.forward_intermediates(images())["image_intermediates"]
+        assert [tap.shape for tap in taps] == [tap.shape for tap in plain]
+
+
+@pytest.mark.parametrize("host", ["ViTModel", "CLIPVisionModel", "Dinov2WithRegistersModel"])
+def test_hidden_states_of_transformers(host: str) -> None:
+    model: Any = build(host)
+    plain = model(images(), output_hidden_states=True).hidden_states
+    alt_fast.apply_patch(model, r=0)
+    for state, expected in zip(model(images(), output_hidden_states=True).hidden_states, plain, strict=True):
+        torch.testing.assert_close(state, expected, rtol=1e-4, atol=1e-5)
+    alt_fast.apply_patch(model, r=R)
+    states = model(images(), output_hidden_states=True).hidden_states
+    assert [state.shape for state in states] == [state.shape for state in plain]
+    assert all(type(state) is Tensor for state in states)
+    assert all(type(state) is Tensor for state in model(images(), output_hidden_states=True, return_dict=False)[-1])
+    with pytest.raises(ValueError, match="output_attentions"):
+        model(images(), output_attentions=True)
+
+
+def test_a_dense_model_of_transformers_on_a_backbone() -> None:
+    """DPT reads four layers of DINOv2."""
+    import transformers
+
+    backbone = transformers.Dinov2Config(
+        hidden_size=32,
+        num_hidden_layers=4,
+        num_attention_heads=2,
+        image_size=32,
+        patch_size=8,
+        out_indices=[1, 2, 3, 4],
+        reshape_hidden_states=False,
+    )
+    config = transformers.DPTConfig(
+        backbone_config=backbone, neck_hidden_sizes=[8, 8, 8, 8], fusion_hidden_size=8, reassemble_factors=[1, 1, 1, 1]
+    )
+    torch.manual_seed(0)
+    model = transformers.DPTForDepthEstimation(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.2)
+    plain = model(images()).predicted_depth
+    alt_fast.apply_patch(model, r=0)
+    torch.testing.assert_close(model(images()).predicted_depth, plain, rtol=1e-4, atol=1e-5)
+    alt_fast.apply_patch(model, r=3)
+    merged = model(images()).predicted_depth
+    assert merged.shape == plain.shape
+    assert not torch.allclose(merged, plain, atol=1e-4)
+    alt_fast.remove_patch(model)
+    assert torch.equal(model(images()).predicted_depth, plain)
+
+
+def test_taps_compile() -> None:
+    torch.compiler.reset()
+    model: Any = alt_fast.apply_patch(timm_vit().eval(), r=R)
+
+    def taps(x: Tensor) -> Any:
+        return model.forward_intermediates(x, intermediates_only=True)
+
+    compiled = torch.compile(taps, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(images()), taps(images()), rtol=1e-4, atol=1e-5)
