@@ -188,15 +188,3 @@ REFUSED = (
 )
 ROTARY = ("rope", "position_embeddings")
 """Options of host blocks that depend on which token is which."""
-
-
-@dataclass(frozen=True)
-class Tower:
-    """What a host's adapter finds in a model.
-
-    blocks: in order. protected: leading tokens that never merge. layouts: by the class of a block.
-    """
-
-    blocks: list[nn.Module]
-    protected: int
-    layouts: Mapping[type[nn.Module], Layout]

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from alt_fast.errors import ArgumentError
 from alt_fast_kernels import Rotary, proportional_attention, proportional_attention_qkvpacked
 
 Attend = Callable[[nn.Module, Tensor, Tensor | None, Rotary | None], tuple[Tensor, Tensor]]
@@ -113,6 +114,19 @@ class Layout:
     returns_tuple: bool = False
     sequence_first: bool = False
 
+    def check(self, block: nn.Module) -> None:
+        """Raise ArgumentError when a block has no part of a name that it cannot do without."""
+        attention = part(block, self.attention)
+        needed = {name: block for name in (self.norm1, self.attention, self.norm2) if name}
+        if isinstance(self.mlp, tuple):
+            needed |= dict.fromkeys(self.mlp[:1], block)
+        if isinstance(self.attend, SelfAttention) and attention is not None:
+            projections = (self.attend.qkv,) if isinstance(self.attend.qkv, str) else self.attend.qkv
+            needed |= dict.fromkeys((*projections, self.attend.head_dim), attention)
+        for name, owner in needed.items():
+            if part(owner, name) is None:
+                raise ArgumentError(f"{type(owner).__name__} has no {name}, which the layout of its block names")
+
 
 def part(module: nn.Module, name: str) -> Any:
     """Return the part of a module at a dotted name, None where there is none."""
@@ -131,3 +145,15 @@ def apply_parts(module: nn.Module, names: tuple[str, ...], x: Tensor) -> Tensor:
         elif found is not None:
             x = found * x
     return x
+
+
+@dataclass(frozen=True)
+class Tower:
+    """What a host's adapter finds in a model.
+
+    blocks: in order. protected: leading tokens that never merge. layouts: by the class of a block.
+    """
+
+    blocks: list[nn.Module]
+    protected: int
+    layouts: Mapping[type[nn.Module], Layout]

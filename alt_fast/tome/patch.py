@@ -11,7 +11,8 @@ from typing import NamedTuple, TypeVar
 from torch import Tensor, nn
 
 from alt_fast.errors import ArgumentError
-from alt_fast.tome.block import BlockSettings, MergingBlock, Patched, Tower, merging_class
+from alt_fast.tome.block import BlockSettings, MergingBlock, Patched, merging_class
+from alt_fast.tome.layout import Tower
 from alt_fast.tome.rotary import RotaryRule, check_rule
 from alt_fast.tome.schedule import Reduction, merge_schedule
 from alt_fast.tome.tokens import dense_outputs
@@ -85,6 +86,9 @@ def apply_patch(
                 f"{type(model).__name__} holds no vision transformer that apply_patch knows ({', '.join(HOSTS)}); "
                 "write its block with alt_fast.ToMeAttention instead"
             )
+        for tower in towers:
+            for block in tower.blocks:
+                tower.layouts[type(block)].check(block)
         schedules = [merge_schedule(r, len(tower.blocks)) for tower in towers]
     except BaseException:  # the model is left as it was
         for cls, (patched, settings, trace) in zip(ours, before, strict=True):

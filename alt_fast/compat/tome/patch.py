@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from alt_fast.compat.tome.utils import parse_r
 from alt_fast.errors import ArgumentError
-from alt_fast.tome.block import MergingBlock, Patched, Tower
+from alt_fast.tome.block import MergingBlock, Patched
+from alt_fast.tome.layout import Tower
 from alt_fast.tome.patch import FindTower, apply_patch, merge_trace
 
 R = int | list[int] | tuple[int, float]

@@ -7,8 +7,8 @@ from torch import nn
 
 from alt_fast.errors import ArgumentError
 from alt_fast.tome.attention import attend_multihead, check_multihead
-from alt_fast.tome.block import MergingBlock, Tower
-from alt_fast.tome.layout import Layout
+from alt_fast.tome.block import MergingBlock
+from alt_fast.tome.layout import Layout, Tower
 
 LAYOUT = Layout(attend_multihead, norm1="ln_1", after_attention=("ls_1",), norm2="ln_2", mlp=("mlp", "ls_2"))
 

@@ -5,8 +5,7 @@ from torch import nn
 
 from alt_fast.errors import ArgumentError
 from alt_fast.tome.attention import attend_multihead
-from alt_fast.tome.block import Tower
-from alt_fast.tome.layout import Layout
+from alt_fast.tome.layout import Layout, Tower
 
 LAYOUT = Layout(attend_multihead, norm1="ln_1", after_attention=(), norm2="ln_2", mlp=("mlp",), sequence_first=True)
 

@@ -10,8 +10,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from alt_fast.errors import ArgumentError
-from alt_fast.tome.block import Tower
-from alt_fast.tome.layout import Layout, SelfAttention
+from alt_fast.tome.layout import Layout, SelfAttention, Tower
 from alt_fast_kernels import Rotary, proportional_attention
 
 REFUSED = (

@@ -5,8 +5,7 @@ from torchvision.models.vision_transformer import EncoderBlock, VisionTransforme
 
 from alt_fast.errors import ArgumentError
 from alt_fast.tome.attention import attend_multihead, check_multihead
-from alt_fast.tome.block import Tower
-from alt_fast.tome.layout import Layout
+from alt_fast.tome.layout import Layout, Tower
 
 LAYOUT = Layout(
     attend_multihead,

@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from alt_fast.errors import ArgumentError
-from alt_fast.tome.block import Tower
-from alt_fast.tome.layout import Layout, SelfAttention
+from alt_fast.tome.layout import Layout, SelfAttention, Tower
 from alt_fast_kernels import Rotary
 
 
