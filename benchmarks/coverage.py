@@ -223,7 +223,7 @@ def run_compiled(model: nn.Module, x: Tensor) -> Tensor | None:
 
 def run(model: nn.Module, x: Tensor, call: Callable[..., Any] | None = None) -> Tensor:
     """All that a model returns about its tokens, side by side. call: the model, if it is not to be called itself."""
-    call = call or model
+    call = model if call is None else call
     torch.manual_seed(0)  # ViT-MAE drops patches
     if type(model).__name__.startswith("Siglip2"):
         patches = x.unfold(2, 16, 16).unfold(3, 16, 16).permute(0, 2, 3, 4, 5, 1).flatten(3).flatten(1, 2)
@@ -332,8 +332,8 @@ def page(verdicts: list[Verdict]) -> str:
         "It builds every block structure of timm's vision transformers and the vision towers of transformers small,",
         "with random weights. Those taken are right: nothing changes at r = 0, merging equal tokens changes nothing,",
         "what merges changes the output but not its shape, the model compiled as one graph returns the same (where the",
-        "plain one compiles so), and taking the patch off restores it bit for bit. A structure stands for all published",
-        "models that differ in size only, and has the name of one of them.",
+        "plain one compiles so), and taking the patch off restores it bit for bit. A structure stands for all models",
+        "that differ in size only, and has the name of one of them.",
         "",
         *(summary(verdicts, library) for library in ("timm", "transformers")),
         "",
