@@ -8,6 +8,8 @@ A key's weight is multiplied by its size, which costs less than adding the logar
 all. Only the tile behind the last full one, and every tile where a size is 0, must mask keys: `open_keys` says which
 need not.
 
+Rotary tables turn queries and keys as they are loaded, and gradients back before they are stored; see `tiles`.
+
 A grid is flat: tiles of BLOCK_M rows (queries, or keys) of a head lie side by side, then heads, then images. Strides
 are given in units of UNIT elements: 8, a vector of 16 bytes, wherever all of them allow it.
 """
