@@ -48,8 +48,8 @@ def cases() -> Iterator[Case]:
         for layout in LAYOUTS:
             yield attention_case(256, tower.tokens, tower.heads, dim, layout=layout, backward=True)
         yield merge_case(256, tower.tokens, 8, tower.width, backward=True)
-    for backward, layout in itertools.product((False, True), (None, *LAYOUTS)):  # DINOv3 7B/16
-        yield attention_case(32, 201, 32, 128, layout=layout, backward=backward)
+    for backward, positions in itertools.product((False, True), (None, *LAYOUTS)):  # DINOv3 7B/16
+        yield attention_case(32, 201, 32, 128, layout=positions, backward=backward)
     for num_tokens in LONG:
         yield match_case(1, num_tokens, 16, 64, num_tokens // 16)
     for noise in (False, True):
