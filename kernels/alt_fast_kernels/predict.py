@@ -13,6 +13,7 @@ does not fit, loads or stores its tokens two bytes at a time, is worse than reco
 
 import argparse
 import dataclasses
+import itertools
 import os
 import random
 import sys
@@ -47,6 +48,8 @@ def cases() -> Iterator[Case]:
         for layout in LAYOUTS:
             yield attention_case(256, tower.tokens, tower.heads, dim, layout=layout, backward=True)
         yield merge_case(256, tower.tokens, 8, tower.width, backward=True)
+    for backward, positions in itertools.product((False, True), (None, *LAYOUTS)):  # DINOv3 7B/16
+        yield attention_case(32, 201, 32, 128, layout=positions, backward=backward)
     for num_tokens in LONG:
         yield match_case(1, num_tokens, 16, 64, num_tokens // 16)
     for noise in (False, True):
@@ -94,9 +97,11 @@ def print_blocks(predictor: Predictor) -> None:
     for tower, lengths in LENGTHS.items():
         for batch in BATCHES:
             for num_tokens in lengths:
-                block = predictor.block(tower, batch, num_tokens, 8)
-                parts = " | ".join(map(_us, (block.attention, block.matching, block.merging, block.rest)))
-                print(f"| {tower.name} | {batch} | {num_tokens} | {parts} | {block.overhead:.1%} |")
+                for layout in (None, *LAYOUTS) if num_tokens == tower.tokens else (None,):
+                    block = predictor.block(tower, batch, num_tokens, 8, layout)
+                    parts = " | ".join(map(_us, (block.attention, block.matching, block.merging, block.rest)))
+                    name = f"{tower.name}, rotary {layout}" if layout else tower.name
+                    print(f"| {name} | {batch} | {num_tokens} | {parts} | {block.overhead:.1%} |")
 
 
 def print_towers(predictor: Predictor) -> None:

@@ -73,13 +73,11 @@ def test_rotate_equals_the_formula(interleaved: bool) -> None:
     ("num_tokens", "dim", "interleaved", "per_image", "per_head"),
     [
         (17, 16, True, True, True),
-        (3, 40, False, True, False),
         (17, 40, True, False, True),
         (2, 64, True, True, False),
         (67, 64, False, False, True),
-        (67, 64, True, False, False),
-        (17, 72, False, False, True),
-        (3, 72, True, True, False),
+        (17, 72, False, True, False),
+        (3, 72, True, True, True),
         (2, 128, False, True, True),
         (17, 128, True, False, False),
     ],
@@ -88,7 +86,7 @@ def test_kernel_is_as_accurate_as_pytorch(
     num_tokens: int, dim: int, interleaved: bool, per_image: bool, per_head: bool, dtype: torch.dtype, interpreted: bool
 ) -> None:
     """Against the formula in fp64, in both forms, forward and backward."""
-    batch = 1 if num_tokens > 3 else 4  # enough rows for a largest error to be no luck
+    batch = 1 if num_tokens > 3 else 2  # enough rows for a largest error to be no luck
     if not interpreted:
         batch = 140 if num_tokens == 67 else 4  # enough programs for tall tiles
 

@@ -1,4 +1,7 @@
-"""Proportional attention: softmax attention in which a token counts as often as the patches it stands for."""
+"""Proportional attention: softmax attention in which a token counts as often as the patches it stands for.
+
+Queries and keys may be turned by rotary positions (`Rotary`) on the way.
+"""
 
 import torch
 from torch import Tensor

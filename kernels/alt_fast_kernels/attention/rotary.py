@@ -39,7 +39,7 @@ def rotate(x: Tensor, rotary: Rotary) -> Tensor:
     dtype = torch.promote_types(torch.promote_types(x.dtype, cos.dtype), torch.float32)
     wide = x.to(dtype)
     if interleaved:
-        first, second = wide.unflatten(-1, (-1, 2)).unbind(-1)
+        first, second = wide[..., ::2], wide[..., 1::2]
         partner = torch.stack((-second, first), -1).flatten(-2)
     else:
         first, second = wide.chunk(2, -1)

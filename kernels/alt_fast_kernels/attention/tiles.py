@@ -118,7 +118,7 @@ def added(weights, tokens, sums, ROTARY: tl.constexpr):
 @triton.jit
 def store_gradient(x, grad, factor, cos, sin, n, count, stride, table_n, ROTARY: tl.constexpr,
                    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr):  # fmt: skip
-    """Store the gradient of what `load_tokens` read, factor times that of what it returned being in grad, fp32."""
+    """Store the gradient of what `load_tokens` read: factor * grad, which is of what it returned, turned back."""
     if ROTARY == "none":
         store_rows(x, grad[0] * factor, n, count, stride, HEAD_DIM, BLOCK_D)
     else:

@@ -8,6 +8,8 @@ A key's weight is multiplied by its size, which costs less than adding the logar
 all. Only the tile behind the last full one, and every tile where a size is 0, must mask keys: `open_keys` says which
 need not.
 
+Rotary tables turn queries and keys as they are loaded, and gradients back before they are stored; see `tiles`.
+
 A grid is flat: tiles of BLOCK_M rows (queries, or keys) of a head lie side by side, then heads, then images. Strides
 are given in units of UNIT elements: 8, a vector of 16 bytes, wherever all of them allow it.
 """
@@ -15,7 +17,7 @@ are given in units of UNIT elements: 8, a vector of 16 bytes, wherever all of th
 import math
 from functools import cache, reduce
 from operator import or_
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -357,14 +359,13 @@ VECTOR = 8
 """Elements that a thread loads at a time where strides are multiples of it."""
 
 
-def height(num_heads: int, num_rows: int, turned: bool) -> Literal["", "_tall", "_tallest"]:
-    """Return which tiles suit num_rows in each of num_heads heads of all images: of 64, 128 or, turned, 256 rows.
+def height(num_heads: int, num_rows: int, turned: bool) -> str:
+    """Name the tiles ("", "_tall", "_tallest") that suit num_rows in num_heads heads of all images: 64, 128, 256 rows.
 
-    Those of 128 cost a program eight fifths of those of 64, those of 256 thirteen fifths: what they stream is turned in
-    every program. There must be enough to fill a GPU: two for each multiprocessor.
+    Those of 128 cost a program eight fifths of those of 64. Those of 256 cost thirteen fifths, where tokens are turned:
+    whatever is streamed is turned anew by every program. There must be two for each multiprocessor, to fill a GPU.
     """
-    best: Literal["", "_tall", "_tallest"] = ""
-    least = 5 * cdiv(num_rows, 64)
+    best, least = "", 5 * cdiv(num_rows, 64)
     for name, rows, cost in (("_tall", 128, 8), ("_tallest", 256, 13))[: 1 + turned]:
         tiles = cdiv(num_rows, rows)
         if cost * tiles < least and num_heads * tiles >= 264:

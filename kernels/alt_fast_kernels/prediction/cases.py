@@ -14,6 +14,7 @@ from alt_fast_kernels.cost import Cost, align_cost, attention_cost, match_cost, 
 from alt_fast_kernels.launch import Launch, recording
 from alt_fast_kernels.match import MAX_CHANNELS, MergePlan
 
+Layout = Literal["halves", "interleaved"]
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -75,7 +76,7 @@ def merge_case(
 
 def attention_case(
     batch: int, num_tokens: int, heads: int, dim: int, dtype: torch.dtype = torch.bfloat16, *,
-    sized: bool = True, layout: Literal["halves", "interleaved"] | None = None, backward: bool = False,
+    sized: bool = True, layout: Layout | None = None, backward: bool = False,
 ) -> Case:  # fmt: skip
     """Attention of a packed projection, with sizes or without, turned by tables of every image's or not."""
     qkv = torch.empty(batch, num_tokens, 3, heads, dim, dtype=dtype)
@@ -139,7 +140,7 @@ def _differentiated(
 
 HEAD_DIMS = (32, 40, 64, 72, 80, 88, 96, 104, 128)
 ROTARY_DIMS = (64, 128)
-LAYOUTS: tuple[Literal["halves", "interleaved"], ...] = ("halves", "interleaved")
+LAYOUTS: tuple[Layout, ...] = ("halves", "interleaved")
 WIDTHS = (192, 384, 768, 1024, 1152, 1280, MAX_CHANNELS)  # ViT-Ti, S, B, L, So400m and H; the widest the kernels take
 KEYS = ((12, 32), (12, 64), (16, 72), (16, 88), (16, 128), (1, 768), (1, MAX_CHANNELS))  # one head: a metric
 JOINT_WIDTH = 512  # of CLIP B; the align kernels take the width as a number, not as a tile

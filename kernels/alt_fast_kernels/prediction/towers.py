@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from alt_fast_kernels.launch import Launch, cdiv
-from alt_fast_kernels.prediction.cases import Case, attention_case, match_case, merge_case
+from alt_fast_kernels.prediction.cases import Case, Layout, attention_case, match_case, merge_case
 from alt_fast_kernels.prediction.compiled import Code, Compiler
 from alt_fast_kernels.prediction.model import Machine, Time, predict
 
@@ -37,10 +37,13 @@ class Predictor:
         floor = max(case.cost.bytes / self.machine.bandwidth, 2 * case.cost.macs / self.machine.throughput)
         return Prediction(case, tuple(kernels), floor)
 
-    def block(self, tower: "Tower", batch: int, num_tokens: int, r: int) -> "Block":
-        """One transformer block in bf16, compiled around our kernels, which merges r tokens between its branches."""
+    def block(self, tower: "Tower", batch: int, num_tokens: int, r: int, layout: Layout | None = None) -> "Block":
+        """One transformer block in bf16, compiled around our kernels, which merges r tokens between its branches.
+
+        layout: of its rotary positions, if it has any.
+        """
         c, num_slots = tower.width, num_tokens - r
-        attention = self.op(attention_case(batch, num_tokens, tower.heads, c // tower.heads)).time
+        attention = self.op(attention_case(batch, num_tokens, tower.heads, c // tower.heads, layout=layout)).time
         matching = self.op(match_case(batch, num_tokens, tower.heads, c // tower.heads, r)).time if r else 0.0
         merging = self.op(merge_case(batch, num_tokens, r, c)).time if r else self._pass(batch, num_tokens, c)
         gemms = self._gemms(batch * num_tokens * 4 * c * c) + self._gemms(batch * num_slots * 8 * c * c)
