@@ -13,14 +13,27 @@ from alt_fast.errors import ArgumentError
 from alt_fast.tome.layout import Layout, SelfAttention, Tower
 from alt_fast_kernels import Rotary, proportional_attention
 
-REFUSED = (
-    "timm.models.beit",
-    "timm.models.swin",
-    "timm.models.swin_transformer",
-    "timm.models.vision_transformer_relpos",
-    "timm.models.vision_transformer_sam",
-)
-"""Relatives whose attention uses windows or relative position bias."""
+REFUSED = {
+    "Beit": "adds relative position bias",
+    "VisionTransformerRelPos": "adds relative position bias",
+    "VisionTransformerSAM": "attends in windows",
+    "SwinTransformer": "attends in windows",
+    "SwinTransformerV2": "attends in windows",
+    "SwinTransformerV2Cr": "attends in windows",
+    "VOLO": "attends in windows",
+    "Hiera": "pools its tokens from stage to stage",
+    "HieraDet": "pools its tokens from stage to stage",
+    "PoolingVisionTransformer": "pools its tokens from stage to stage",
+    "Cait": "mixes its heads' scores",
+    "ConVit": "adds scores by position",
+    "CrossVit": "has two streams of tokens",
+    "TNT": "attends inside of patches, too",
+    "Xcit": "attends between channels",
+    "DeepseekVitEncoder": "has blocks that no layout describes",
+    "Gemma4VitEncoder": "has blocks that no layout describes",
+    "Qwen3VitEncoder": "has blocks that no layout describes",
+}
+"""Relatives by the names of their classes, and what they do that merged tokens cannot honour."""
 
 FUSED = SelfAttention()
 SEPARATE = SelfAttention(qkv=("q_proj", "k_proj", "v_proj"))
@@ -134,8 +147,8 @@ TOWERS = ("Eva", "NaFlexVit")
 def find_tower(module: nn.Module) -> Tower | None:
     """The tower that `module` is; ArgumentError for one that merging cannot honour."""
     name = type(module).__name__
-    if type(module).__module__ in REFUSED and hasattr(module, "patch_embed"):
-        raise ArgumentError(f"timm's {name} attends in windows or by relative positions, which merged tokens lose")
+    if name in REFUSED and _is_timms(module):
+        raise ArgumentError(f"timm's {name} is not taken: it {REFUSED[name]}")
     if not isinstance(module, VisionTransformer) and not (_is_timms(module) and name in TOWERS):
         return None
     if isinstance(module, VisionTransformer) and type(module).forward_features not in (

@@ -167,7 +167,7 @@ def find_tower(module: nn.Module) -> Tower | None:
     name = type(module).__name__
     for start, reason in REFUSED.items():
         if name.startswith(start) and isinstance(module, PreTrainedModel):
-            raise ArgumentError(f"transformers' {name} {reason}, which merged tokens cannot honour")
+            raise ArgumentError(f"transformers' {name} is not taken: it {reason}")
     if "Decoder" in name or "Predictor" in name:
         return None
     for child in module.children():

@@ -1,0 +1,165 @@
+"""Towers at their real size, merged beside dropped: how much of what removing tokens can gain, merging gains.
+
+    python -m benchmarks.towers [NAME ...] [--share 0.1] [--batch 1] [--rounds 5] [--results FILE.jsonl]
+
+Weights are random. "dropped" removes as many tokens, the last ones, at the same places, and neither chooses nor merges
+any: the ceiling of the machine. Contestants run in turn, round by round; ratios are medians of rounds.
+"""
+
+import argparse
+import copy
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import alt_fast
+from alt_fast.tome.tokens import Tokens
+from alt_fast_kernels import max_r
+from benchmarks.provenance import provenance
+from benchmarks.timing import Race
+
+PLAIN, MERGED, DROPPED = "un-merged", "merged", "dropped"
+
+
+@dataclass(frozen=True)
+class Case:
+    """A tower and what it reads. shape: of one input. tokens: before the first layer. call: what is timed."""
+
+    build: Callable[[], nn.Module]
+    shape: tuple[int, ...]
+    tokens: int
+    call: Callable[[Any, Tensor], object]
+
+
+def _dense() -> nn.Module:
+    import timm
+
+    model: nn.Module = timm.create_model("vit_small_patch14_reg4_dinov2", img_size=448)
+    return model
+
+
+def _taps(model: Any, images: Tensor) -> object:
+    return model.forward_intermediates(images, indices=[2, 5, 8, 11], output_fmt="NLC", intermediates_only=True)
+
+
+def _dinov3() -> nn.Module:
+    import timm
+
+    model: nn.Module = timm.create_model("vit_base_patch16_dinov3", img_size=1024)
+    return model
+
+
+def _videomae() -> nn.Module:
+    from transformers import VideoMAEConfig, VideoMAEModel
+
+    return VideoMAEModel(VideoMAEConfig())
+
+
+def _vjepa2() -> nn.Module:
+    from transformers import VJEPA2Config, VJEPA2Model
+
+    return VJEPA2Model(VJEPA2Config())
+
+
+CASES = {
+    "dense": Case(_dense, (3, 448, 448), 1029, _taps),
+    "videomae": Case(_videomae, (16, 3, 224, 224), 1568, lambda model, x: model(x)),
+    "dinov3": Case(_dinov3, (3, 1024, 1024), 4101, lambda model, x: model(x)),
+    "vjepa2": Case(_vjepa2, (64, 3, 256, 256), 8192, lambda model, x: model(x, skip_predictor=True)),
+}
+"""dense: DINOv2 S with registers, four layers read as grids. VideoMAE B. DINOv3 B at 1,024 pixels. V-JEPA 2 L, 64
+frames."""
+
+
+def drop_step(
+    tokens: Tokens, branch: Tensor, key: Tensor, norm: nn.Module | None, r: int | float, protected: int, rule: object
+) -> tuple[Tokens, Tensor]:
+    """`merge_step` that drops the last r tokens."""
+    num_tokens = tokens.x.shape[1]
+    r = int(r * (num_tokens - protected)) if isinstance(r, float) else r
+    kept = num_tokens - min(r, max_r(num_tokens, protected))
+    x = (tokens.x + branch)[:, :kept]
+    turns = None if tokens.turns is None else tokens.turns._replace(table=tokens.turns.table[:, :kept])
+    return replace(tokens, x=x, turns=turns), x if norm is None else norm(x)
+
+
+def measure(name: str, share: float, batch: int, rounds: int, device: str) -> dict[str, Any]:
+    """Time one tower un-merged, merged and dropped; FLOPs by PyTorch's counter."""
+    case = CASES[name]
+    torch.manual_seed(0)
+    plain = case.build().eval().to(device)
+    x = torch.randn(batch, *case.shape, device=device)
+    merging = alt_fast.apply_patch(copy.deepcopy(plain), r=share)
+
+    def dropped() -> object:
+        with patch("alt_fast.tome.block.merge_step", drop_step):
+            return case.call(merging, x)
+
+    race = Race()
+    with torch.inference_mode():
+        flops = []
+        for step in (lambda: case.call(plain, x), dropped):
+            with FlopCounterMode(display=False) as counter:
+                step()
+            flops.append(counter.get_total_flops())
+        race.add(PLAIN, lambda: case.call(plain, x), device, graph=False)
+        race.add(MERGED, lambda: case.call(merging, x), device, graph=False)
+        race.add(DROPPED, dropped, device, graph=False)
+        if race.skipped:
+            raise RuntimeError(f"{name}: {race.skipped}")
+        for _ in range(rounds):
+            for contestant in (PLAIN, MERGED, DROPPED):
+                race.run(contestant)
+    return {
+        "tower": name,
+        "tokens": case.tokens,
+        "batch": batch,
+        "share": share,
+        "flop_ratio": round(flops[0] / flops[1], 3),
+        "speedup": [round(ratio, 3) for ratio in race.ratio(PLAIN, MERGED)],
+        "ceiling": [round(ratio, 3) for ratio in race.ratio(PLAIN, DROPPED)],
+        "share_of_ceiling": [round(1 / ratio, 3) for ratio in reversed(race.ratio(MERGED, DROPPED))],
+        "seconds": race.seconds,
+    }
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measure towers, print a line each, and write them with the machine they were measured on."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.towers", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("towers", nargs="*", metavar="NAME", help=f"of {', '.join(CASES)}; all by default")
+    parser.add_argument("--share", type=float, default=0.1, help="of the tokens merge in every layer")
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=5, help="at least 2")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--results", type=Path, metavar="FILE", help="also write JSON lines")
+    options = parser.parse_args(arguments)
+    unknown = sorted(set(options.towers) - set(CASES))
+    if unknown:
+        parser.error(f"towers are {', '.join(CASES)}, got {', '.join(unknown)}")
+    if options.rounds < 2:
+        parser.error(f"--rounds must be at least 2, got {options.rounds}")
+    rows = []
+    for name in options.towers or CASES:
+        row = measure(name, options.share, options.batch, options.rounds, options.device)
+        rows.append(row)
+        print(
+            f"{name}: {row['tokens']} tokens, FLOP ratio {row['flop_ratio']}, merged {row['speedup'][1]} x, dropped "
+            f"{row['ceiling'][1]} x, {row['share_of_ceiling'][1]:.0%} of it",
+            flush=True,
+        )
+    if options.results is not None:
+        lines = [{"provenance": provenance()}, *rows]
+        options.results.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
