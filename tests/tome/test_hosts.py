@@ -112,7 +112,10 @@ def test_a_host_of_ones_own_as_documented() -> None:
     ("layout", "message"),
     [
         (Layout(norm1="before", attention="attention"), "MyBlock has no before"),
-        (Layout(SelfAttention("qkv"), "attention", "norm_before"), "MyAttention has no qkv"),
+        (
+            Layout(SelfAttention("qkv"), "attention", "norm_before", (), "norm_after", ("feed_forward",)),
+            "MyAttention has no qkv",
+        ),
         (Layout(SelfAttention("to_qkv", "dim_head"), "attention", "norm_before"), "MyBlock has no norm2"),
         (
             Layout(SelfAttention("to_qkv", "dim_head"), "attention", "norm_before", (), "norm_after"),
