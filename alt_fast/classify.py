@@ -28,6 +28,7 @@ def make_parser() -> argparse.ArgumentParser:
     cli.add_labels(parser)
     cli.add_corpus(parser)
     cli.add_r(parser)
+    cli.add_rotary(parser)
     parser.add_argument("--top-k", type=int, metavar="K", help="labels to print (default: 5, all with --json)")
     parser.add_argument(
         "--head", choices=("alt", "clip"), default="alt", help="ALT, or zero-shot CLIP on merged tokens"
@@ -63,7 +64,10 @@ def open_model(arguments: argparse.Namespace) -> "TrainedModel":
         raise ArgumentError("--head clip without a checkpoint needs --labels")
     r = 8 if arguments.r is None else arguments.r
     device = pick_device(arguments.device)
-    return load_clip(arguments.backbone or BACKBONE, arguments.pretrained or PRETRAINED, r).to(device)
+    clip = load_clip(arguments.backbone or BACKBONE, arguments.pretrained or PRETRAINED, r).to(device)
+    if arguments.rotary is not None:
+        clip.set_rotary(arguments.rotary)
+    return clip
 
 
 def print_prediction(prediction: "Prediction") -> None:

@@ -137,6 +137,12 @@ def add_r(parser: Any, default: int | None = None) -> None:
     )
 
 
+def add_rotary(parser: Any) -> None:
+    """Add --rotary, which `tome.rules` checks."""
+    what = "what turns merged tokens of a backbone with rotary positions: mean, unit, centroid or survivor"
+    parser.add_argument("--rotary", metavar="RULE", help=f"{what} (default: as trained)")
+
+
 def add_also_r(parser: Any, what: str, *old_names: str) -> None:
     """Add --also-r: further r to look at."""
     parser.add_argument("--also-r", *old_names, type=int, nargs="*", metavar="R", help=what)
@@ -183,6 +189,7 @@ def add_testing(parser: Any) -> None:
     add_checkpoint(parser)
     add_corpus(parser)
     add_r(parser)
+    add_rotary(parser)
     parser.add_argument("--batch-size", type=int, default=32, metavar="B", help="clips per batch (default 32)")
     parser.add_argument("--crops", type=int, default=1, metavar="N", help="spatial crops per clip (default 1)")
     parser.add_argument("--clips", type=int, default=1, metavar="N", help="temporal clips per video (default 1)")
@@ -192,7 +199,7 @@ def add_testing(parser: Any) -> None:
 
 
 def load_model(arguments: argparse.Namespace) -> "TrainedModel":
-    """Do what --checkpoint, --device, --r, --corpus and --categories ask for.
+    """Do what --checkpoint, --device, --r, --rotary, --corpus and --categories ask for.
 
     Raises CheckpointError, ArgumentError or CorpusError.
     """
@@ -202,6 +209,8 @@ def load_model(arguments: argparse.Namespace) -> "TrainedModel":
     trained = load(arguments.checkpoint).to(pick_device(arguments.device))
     if arguments.r is not None:
         trained.set_r(arguments.r)
+    if arguments.rotary is not None:
+        trained.set_rotary(arguments.rotary)
     trained.use_corpus(arguments.corpus, arguments.categories)
     return trained
 

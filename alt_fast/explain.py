@@ -23,6 +23,7 @@ def make_parser() -> argparse.ArgumentParser:
     cli.add_out(parser, "FILE", "page to write (.html), picture (.png) or video (.webm)")
     cli.add_labels(parser)
     cli.add_r(parser)
+    cli.add_rotary(parser)
     cli.add_also_r(parser, "what a page's slider has besides that r; default: 0, half and one and a half of it")
     cli.add_corpus(parser)
     cli.add_device(parser)

@@ -12,7 +12,10 @@ from contextlib import nullcontext
 from alt_fast import cli
 from alt_fast.errors import ArgumentError
 
-SETTINGS = ("checkpoint", "list", "classes", "root", "corpus", "categories", "r", "crops", "clips", "per_file")
+SETTINGS = (
+    *("checkpoint", "list", "classes", "root", "corpus", "categories", "r", "rotary", "crops", "clips"),
+    "per_file",
+)
 """Options that the vectors and their files depend on."""
 
 

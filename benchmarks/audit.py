@@ -44,11 +44,12 @@ CLASSES = 400
 
 UNCOUNTED = {
     "shapes and types, moves at most": """Int ScalarImplicit size view reshape flatten unflatten expand expand_as
-        permute transpose numpy_T select slice unbind squeeze unsqueeze contiguous to""",
-    "fills and copies": "empty ones zeros_like arange cat embedding gather index",
+        permute transpose numpy_T select slice unbind chunk squeeze unsqueeze contiguous to""",
+    "fills and copies": "empty ones zeros_like arange cat stack embedding gather index",
     "choices and plans of matching, no products": "argmax argsort sort max scatter split isnan eq masked_fill round",
     "integers": "floor_divide remainder",
     "elementwise: residuals, biases, scales, sizes": "add sub mul div exp log clamp_min",
+    "rotary positions: turns of queries and keys": "neg cos sin hypot clamp",
     "merging: r weighted rows per image and layer, 0.001 % of a block": "scatter_add scatter_add_",
     "activations": "gelu sigmoid softmax dropout",
     "means and unit lengths": "mean linalg_vector_norm",

@@ -2,14 +2,15 @@
 
 python -m benchmarks.quality timm:vit_base_patch16_224 --images FOLDER
 python -m benchmarks.quality open_clip:ViT-B-16 --weights FILE_OR_TAG --images FOLDER --results FILE.jsonl
+python -m benchmarks.quality timm:vit_base_patch16_dinov3 --images FOLDER --rope mean unit centroid survivor
 """
 
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 from unittest.mock import patch
 
 import torch
@@ -17,13 +18,16 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor, nn
 
 import alt_fast
-from alt_fast.errors import AltFastError
+from alt_fast.errors import AltFastError, ArgumentError
 from alt_fast.model.image_models import load_image_model
+from alt_fast.tome.rotary import begin
+from alt_fast.tome.rules import RotaryRule, check_rule
 from alt_fast_kernels import MergePlan, match
 from benchmarks.provenance import provenance
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 BATCH = 16
+RULES: tuple[RotaryRule, ...] = get_args(RotaryRule)
 
 
 def read_images(folder: Path, transform: Callable[[Image.Image], Tensor]) -> Tensor:
@@ -45,8 +49,27 @@ def at_random(key: Tensor, r: int, protected: int = 0) -> MergePlan:
     return match(torch.randn_like(key), r, protected)
 
 
-def quality(model: nn.Module, images: Tensor, reductions: list[int]) -> Iterator[dict[str, Any]]:
-    """Per r: quartiles over the images of the cosine of merged to un-merged embeddings, by similarity and at random."""
+def check_rope(model: nn.Module, image: Tensor, rules: Sequence[str]) -> None:
+    """Raise ArgumentError for a rule that is none, and for a model whose positions are not rotary."""
+    for rule in rules:
+        check_rule(rule)
+    alt_fast.apply_patch(model, r=0)
+    with torch.inference_mode(), patch("alt_fast.tome.block.begin", wraps=begin) as seen:
+        model(image[None])
+    alt_fast.remove_patch(model)
+    if not seen.called:
+        raise ArgumentError(
+            f"--rope {' '.join(rules)} is for towers with rotary positions, and this {type(model).__name__} has none"
+        )
+
+
+def quality(
+    model: nn.Module, images: Tensor, reductions: list[int], rotary: RotaryRule = "mean"
+) -> Iterator[dict[str, Any]]:
+    """Per r: quartiles over the images of the cosine of merged to un-merged embeddings, by similarity and at random.
+
+    rotary: what turns merged tokens of towers with rotary positions.
+    """
 
     def embed() -> Tensor:
         with torch.inference_mode():
@@ -54,7 +77,7 @@ def quality(model: nn.Module, images: Tensor, reductions: list[int]) -> Iterator
 
     expected = embed()
     for r in reductions:
-        alt_fast.apply_patch(model, r=r)
+        alt_fast.apply_patch(model, r=r, rotary=rotary)
         found = {"merged": embed()}
         torch.manual_seed(0)
         with patch("alt_fast.tome.tokens.match", at_random):
@@ -72,21 +95,31 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--weights", metavar="FILE", help="checkpoint file, or open_clip's tag; by default timm's own")
     parser.add_argument("--image-size", type=int, metavar="N", help="pixels; by default the architecture's own")
     parser.add_argument("--r", type=int, nargs="+", default=[4, 8, 13, 16], help="tokens to merge per layer")
+    parser.add_argument(
+        "--rope", nargs="+", metavar="RULE", help="rules for rotary positions, one table each: " + ", ".join(RULES)
+    )
     parser.add_argument("--results", type=Path, help="also write JSON lines")
     options = parser.parse_args(arguments)
     try:
         loaded = load_image_model(options.model, options.weights, options.image_size)
         images = read_images(options.images, loaded.transform)
+        if options.rope:
+            check_rope(loaded.model, images[0], options.rope)
     except (AltFastError, ValueError) as e:
         parser.error(str(e))
     print(f"{options.model}, {len(images)} images: median cosine to the un-merged embedding (quartiles)")
     rows = []
-    for row in quality(loaded.model, images, options.r):
-        rows.append({"quality": options.model, "images": len(images), **row})
-        line = "   ".join(
-            f"{how} {row[how][1]:.4f} ({row[how][0]:.4f} to {row[how][2]:.4f})" for how in ("merged", "random")
-        )
-        print(f"  r = {row['r']:<3} {line}", flush=True)
+    rules: Sequence[RotaryRule] = options.rope or ("mean",)
+    for rule in rules:
+        asked = {"rotary": rule} if options.rope else {}
+        if asked:
+            print(f"rotary positions by the rule {rule}:")
+        for row in quality(loaded.model, images, options.r, rule):
+            rows.append({"quality": options.model, "images": len(images), **asked, **row})
+            line = "   ".join(
+                f"{how} {row[how][1]:.4f} ({row[how][0]:.4f} to {row[how][2]:.4f})" for how in ("merged", "random")
+            )
+            print(f"  r = {row['r']:<3} {line}", flush=True)
     if options.results:
         lines = [{"provenance": provenance()}, *rows]
         options.results.write_text("".join(json.dumps(line) + "\n" for line in lines))

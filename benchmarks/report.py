@@ -132,7 +132,8 @@ def quality_table(rows: Iterable[Row]) -> str:
     lines = ["| | r | merged | merged at random |", "|---|--:|--:|--:|"]
     for row in rows:
         if "quality" in row:
-            lines.append(f"| {row['quality']} | {row['r']} | {row['merged'][1]:.4f} | {row['random'][1]:.3f} |")
+            name = row["quality"] + (f", {row['rotary']}" if "rotary" in row else "")
+            lines.append(f"| {name} | {row['r']} | {row['merged'][1]:.4f} | {row['random'][1]:.3f} |")
     return "\n".join(lines)
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from alt_fast.files import CONFIG, ENVIRONMENT, METRICS, read_json, read_yaml
 from alt_fast.inference.trained import TrainedModel
+from alt_fast.model.config import TINY_ROPE, ModelConfig
 
 _SCORES = {
     "top1": ("Top-1, test videos", "chance", "test_videos"),
@@ -52,7 +53,7 @@ def model_card(trained: TrainedModel, run: Path | None) -> str:
         frames=config.frames,
         height=model.image_size[0],
         width=model.image_size[1],
-        merged=f"r = {config.r} tokens merged per layer" if config.r else "no tokens merged",
+        merged=_merged(config),
         depth=config.depth,
         query=config.query,
         corpus="no corpus" if model.corpus is None else f"a corpus of {len(model.corpus):,} entities",
@@ -62,6 +63,13 @@ def model_card(trained: TrainedModel, run: Path | None) -> str:
         measured="\n".join(_measured(run)),
         training="\n".join(_training(run)),
     )
+
+
+def _merged(config: ModelConfig) -> str:
+    rotary = ", rotary positions" if config.backbone == TINY_ROPE else ""
+    if not config.r:
+        return f"no tokens merged{rotary}"
+    return f"r = {config.r} tokens merged per layer{rotary and f'{rotary} by the rule `{config.rotary}`'}"
 
 
 def _measured(run: Path | None) -> list[str]:

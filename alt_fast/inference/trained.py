@@ -31,6 +31,7 @@ from alt_fast.model.config import ModelConfig
 from alt_fast.model.text import TEMPLATES
 from alt_fast.progress import Progress
 from alt_fast.report.explanation import Explanation
+from alt_fast.tome.rules import RotaryRule
 from alt_fast.tome.schedule import Reduction
 
 FORMAT_VERSION = 1
@@ -81,6 +82,13 @@ class TrainedModel:
     def set_r(self, r: Reduction) -> None:
         """Merge r tokens away per layer from now on (`tome.schedule.merge_schedule`); no weight depends on it."""
         self.model.encoder.set_r(r)
+
+    def set_rotary(self, rule: RotaryRule) -> None:
+        """Turn merged tokens by this rule from now on (`tome.rules`); no weight depends on it.
+
+        Raises ArgumentError for a rule that is none, and for a backbone without rotary positions.
+        """
+        self.model.encoder.set_rotary(rule)
 
     def _check_trained(self) -> None:
         if self.head != "alt":
@@ -264,7 +272,15 @@ def load(path: str | Path) -> TrainedModel:
         raise CheckpointError(f"{path} does not fit the model it names: {e}") from e
 
 
-_FREE = ("pretrained", "frames", "r", "tau", "noise", "categories")  # settings of a model that its weights do not know
+_FREE = (
+    "pretrained",
+    "frames",
+    "r",
+    "rotary",
+    "tau",
+    "noise",
+    "categories",
+)  # settings of a model that its weights do not know
 
 
 def load_weights(model: ALT, path: str | Path) -> None:

@@ -13,7 +13,7 @@ from alt_fast.errors import ArgumentError
 from alt_fast.files import cache_folder
 from alt_fast.model.alignment import Alignment
 from alt_fast.model.clip_weights import build_clip
-from alt_fast.model.config import PRESETS, TINY, ModelConfig
+from alt_fast.model.config import PRESETS, TINY, TINY_ROPE, ModelConfig
 from alt_fast.model.decoder import VideoDecoder
 from alt_fast.model.encoder import MergeSchedule, RegionEncoder, check_tower
 from alt_fast.model.text import TextTower
@@ -43,6 +43,8 @@ class ALT(nn.Module):
         width = visual.proj.shape[1]
         self.text = TextTower(clip)
         self.encoder = RegionEncoder(visual, config.r, config.tuning, config.frames, activation_checkpointing)
+        if config.backbone == TINY_ROPE:
+            self.encoder.set_rotary(config.rotary)
         entities = torch.zeros(len(self.corpus or ()), width)  # filled by embed_corpus, or from a checkpoint
         self.alignment = Alignment(entities, config.query, config.frames, config.regions, config.tau)
         self.decoder = VideoDecoder(width, config.depth, config.self_attention, config.conv)
@@ -90,7 +92,7 @@ class ALT(nn.Module):
         if self.corpus is None:
             return
         texts = [entity.text for entity in self.corpus.entities]
-        if self.config.backbone == TINY:  # cheap, and its weights are made anew by every run
+        if self.config.backbone in (TINY, TINY_ROPE):  # cheap, and its weights are made anew by every run
             self.alignment.entities = self.text(texts)
         else:
             self.alignment.entities = self.text.cached(texts, cache_folder("embeddings"))

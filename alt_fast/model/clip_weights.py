@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from alt_fast.errors import AltFastError, ArgumentError
-from alt_fast.model.config import TINY
+from alt_fast.model.config import TINY, TINY_ROPE
+from alt_fast.model.rotary_tower import RotaryTower
 
 TINY_CONFIG: dict[str, Any] = {
     "embed_dim": 64,
@@ -38,7 +39,7 @@ class WeightsError(AltFastError, RuntimeError):
 def build_clip(backbone: str, pretrained: str | None = None, image_size: int | None = None) -> open_clip.CLIP:
     """An open_clip CLIP in fp32, eval mode.
 
-    backbone: an open_clip model name such as "ViT-B-16", or "tiny".
+    backbone: an open_clip model name such as "ViT-B-16", "tiny", or "tiny_rope", the same with rotary positions.
     pretrained: None for random weights, one of open_clip's tags ("openai"), or a checkpoint file in OpenAI's format
         (TorchScript archive or state dict) or open_clip's (.pt, .bin, .safetensors).
     image_size: pixels; other than the pretrained size, position embeddings are interpolated.
@@ -47,13 +48,14 @@ def build_clip(backbone: str, pretrained: str | None = None, image_size: int | N
     in OpenAI's format takes QuickGELU, any other file the backbone's (append "-quickgelu" to its name for the other).
     Raises WeightsError, or ArgumentError for an unknown backbone.
     """
-    if backbone == TINY:
+    if backbone in (TINY, TINY_ROPE):
         config = TINY_CONFIG
     else:
         found = open_clip.get_model_config(backbone)
         if found is None:
             raise ArgumentError(
-                f"backbone {backbone!r} is neither {TINY!r} nor a model name of open_clip, such as 'ViT-B-16'"
+                f"backbone {backbone!r} is none of {TINY!r}, {TINY_ROPE!r} and the model names of open_clip, such as "
+                "'ViT-B-16'"
             )
         config = found
     config = {**config, "vision_cfg": dict(config["vision_cfg"])}
@@ -72,6 +74,8 @@ def build_clip(backbone: str, pretrained: str | None = None, image_size: int | N
         if quick_gelu is not None:
             config["quick_gelu"] = quick_gelu
     model = open_clip.CLIP(**config)
+    if backbone == TINY_ROPE:
+        RotaryTower.take_over(model.visual)
     if weights is not None:
         _load_weights(model, weights, f"{backbone!r} from {pretrained!r}")
     return model.eval()
@@ -133,13 +137,13 @@ def _is_torchscript(path: str | Path) -> bool:
 
 
 def backbones() -> list[str]:
-    """Return the backbones that `build_clip` takes: "tiny", and open_clip's CLIPs with a vision transformer."""
+    """Return the backbones that `build_clip` takes: two tiny ones, and open_clip's CLIPs with a vision transformer."""
     known = []
     for name in open_clip.list_models():
         config = open_clip.get_model_config(name)
         if isinstance(config["vision_cfg"].get("layers"), int) and not _foreign_text(config) and _plain_tower(config):
             known.append(name)
-    return [TINY, *known]
+    return [TINY, TINY_ROPE, *known]
 
 
 def _foreign_text(config: dict[str, Any]) -> bool:

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from alt_fast.errors import ArgumentError, check_at_least
+from alt_fast.tome.rules import RotaryRule, check_rule
 
-TINY = "tiny"
-"""The backbone that the default job trains from scratch."""
+TINY, TINY_ROPE = "tiny", "tiny_rope"
+"""Backbones that the default job trains from scratch: the first one by default, the other with rotary positions."""
 
 QuerySource = Literal["entities", "learned", "frame"]
 """What queries the video: aligned entities (the paper), learned vectors (Table C3's empty corpus), or the frame tokens
@@ -22,7 +23,7 @@ class ModelConfig:
     """What the model is; defaults are the paper's ALT-B/16 with 8 frames.
 
     Args:
-        backbone: open_clip model name, or "tiny".
+        backbone: open_clip model name, "tiny", or "tiny_rope".
         pretrained: CLIP weights: None for random ones, a tag of open_clip ("openai"), or a checkpoint file.
         image_size: pixels; None for the backbone's own.
         frames: frames per clip.
@@ -37,6 +38,7 @@ class ModelConfig:
         conv: 1-D convolution over the decoder's frames (Table C4).
         tuning: how the backbone trains: all of it, not at all, or with AIM's adapters (Table 7).
         cosine: eq. 10 on unit vectors with CLIP's learned scale; false: its literal dot products.
+        rotary: what turns a merged token of "tiny_rope", the backbone with rotary positions (`tome.rules`).
     """
 
     backbone: str = "ViT-B-16"
@@ -54,6 +56,7 @@ class ModelConfig:
     conv: bool = True
     tuning: Tuning = "finetune"
     cosine: bool = True
+    rotary: RotaryRule = "mean"
 
     def __post_init__(self) -> None:
         if hasattr(self.r, "__index__") and not isinstance(self.r, bool):  # NumPy's ints are no JSON
@@ -63,6 +66,11 @@ class ModelConfig:
             check_at_least(self, image_size=16)
         if not self.tau > 0:
             raise ArgumentError(f"tau must be > 0, got {self.tau}")
+        check_rule(self.rotary)
+        if self.rotary != "mean" and self.backbone != TINY_ROPE:
+            raise ArgumentError(
+                f"rotary {self.rotary!r} is for {TINY_ROPE!r}: backbone {self.backbone!r} has no rotary positions"
+            )
 
 
 PRESETS = {

@@ -12,9 +12,12 @@ from torch.utils.checkpoint import checkpoint
 from alt_fast.errors import ArgumentError
 from alt_fast.model.adapters import make_adapters
 from alt_fast.model.config import Tuning
+from alt_fast.model.rotary_tower import RotaryTower
 from alt_fast.tome.attention import attend_multihead
 from alt_fast.tome.block import BlockSettings, MergingBlock
 from alt_fast.tome.hosts import open_clip as host_library
+from alt_fast.tome.rotary import Turns, begin
+from alt_fast.tome.rules import RotaryRule, check_rule
 from alt_fast.tome.schedule import Reduction, merge_schedule
 from alt_fast.tome.tokens import Tokens
 
@@ -41,6 +44,7 @@ class RegionBlock(MergingBlock, ResidualAttentionBlock):
 
     host = ResidualAttentionBlock
     layout = host_library.LAYOUT
+    arguments = ("k_x", "v_x", "attn_mask")
 
     def unpatch(self) -> None:
         """Stay: ALT is made of it."""
@@ -53,6 +57,7 @@ class RegionEncoder(nn.Module):
     class token equals open_clip's image feature. Raises ArgumentError for towers this order of operations cannot
     honour.
 
+    turn_table: of a tower with rotary positions, what turns its tokens before any has merged (`Turns.table`).
     activation_checkpointing: keep only what lies between blocks for the backward pass, and compute the rest anew: less
     memory, more time.
     """
@@ -74,6 +79,9 @@ class RegionEncoder(nn.Module):
             settings = BlockSettings(0, CLASS_TOKENS, prop_attn=True, trace=True, unmerge=False, last=last)
             RegionBlock.patch(block, settings)
         self.set_r(r)
+        self.register_buffer("turn_table", None, persistent=False)
+        if isinstance(visual, RotaryTower):
+            self.set_rotary("mean")
         self.num_frames = num_frames
         self.activation_checkpointing = activation_checkpointing
         self.adapters = nn.ModuleList(make_adapters(tuning, visual.conv1.out_channels) for _ in blocks)
@@ -82,6 +90,20 @@ class RegionEncoder(nn.Module):
     def set_r(self, r: Reduction) -> None:
         """Change the merge schedule; no weight depends on it."""
         self.schedule = merge_schedule(r, len(self.visual.transformer.resblocks))
+
+    def set_rotary(self, rule: RotaryRule) -> None:
+        """Change the rule for rotary positions of merged tokens; no weight depends on it.
+
+        Raises ArgumentError for a rule that is none, and for a tower without rotary positions.
+        """
+        check_rule(rule)
+        if not isinstance(self.visual, RotaryTower):
+            raise ArgumentError(f"rotary {rule!r} is for image towers with rotary positions, and this one has none")
+        for block in self.visual.transformer.resblocks:
+            block.tome = replace(block.tome, rotary=rule)
+        height, width = self.visual.grid_size
+        rotary = self.visual.rope.rotary
+        self.turn_table = begin(rotary, CLASS_TOKENS + height * width, rotary.cos.dtype, rule).table
 
     def forward(self, frames: Tensor, schedule: MergeSchedule | None = None) -> Regions:
         """Turn the frames of clips into region tokens.
@@ -99,7 +121,11 @@ class RegionEncoder(nn.Module):
 
     def start(self, frames: Tensor) -> Tokens:
         """Return the tokens before the first layer."""
-        return Tokens(self.embed(frames))
+        x = self.embed(frames)
+        if self.turn_table is None:
+            return Tokens(x)
+        table = self.turn_table.to(torch.promote_types(x.dtype, torch.float32))
+        return Tokens(x, turns=Turns(table, self.visual.rope.rotary.interleaved))
 
     def finish(self, tokens: Tokens) -> Regions:
         """Return the tokens after the last layer, in the joint space."""
@@ -117,20 +143,23 @@ class RegionEncoder(nn.Module):
         return zip(self.visual.transformer.resblocks, self.adapters, schedule, strict=True)  # type: ignore[arg-type]
 
     def embed(self, frames: Tensor) -> Tensor:
-        """Make patches, class token and positions: [F, 3, H, W] -> [F, N, width] (eq. 1)."""
+        """Make patches, class token and positions, unless they are rotary: [F, 3, H, W] -> [F, N, width] (eq. 1)."""
         visual = self.visual
         height, width = visual.image_size
         if frames.ndim != 4 or tuple(frames.shape[1:]) != (3, height, width):
             raise ArgumentError(f"frames must be [F, 3, {height}, {width}], got shape {tuple(frames.shape)}")
         x = visual.conv1(frames).flatten(2).transpose(1, 2)
         class_token = visual.class_embedding.to(x.dtype).expand(x.shape[0], 1, -1)
-        x = torch.cat([class_token, x], dim=1) + visual.positional_embedding.to(x.dtype)
+        x = torch.cat([class_token, x], dim=1)
+        if visual.positional_embedding is not None:
+            x = x + visual.positional_embedding.to(x.dtype)
         return visual.ln_pre(x)
 
     def _attend_over_time(self, block: RegionBlock, x: Tensor) -> Tensor:
         """Apply the block's own attention along the frames, slot by slot, as AIM does.
 
         After merging, a slot need not show the same place in every frame; only the class token surely corresponds.
+        Rotary positions do not turn here: the same place turns queries and keys alike, which changes no score.
         """
         clips = x.unflatten(0, (-1, self.num_frames)).transpose(1, 2)  # [B, N, T, width]
         out, _ = attend_multihead(block.attn, block.ln_1(clips.flatten(0, 1)), None)  # type: ignore[arg-type, operator]

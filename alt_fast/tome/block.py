@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from alt_fast.errors import ArgumentError
 from alt_fast.tome.layout import Layout, apply_parts, part
-from alt_fast.tome.rotary import RotaryRule, Turns, begin, merge_turns, rotation
+from alt_fast.tome.rotary import Turns, begin, merge_turns, rotation
+from alt_fast.tome.rules import RotaryRule
 from alt_fast.tome.tokens import Tokens, merge_step
 from alt_fast_kernels import Rotary
 
@@ -109,11 +110,9 @@ class MergingBlock(Patched):
     def _rotary(self, tokens: Tokens, options: Mapping[str, Any]) -> tuple[Tokens, Rotary | None]:
         """The tokens with their turns, and what attention turns by."""
         layout, rule = self.layout, self.tome.rotary
-        if layout.rotary is None:
-            return tokens, None
         turns = tokens.turns
         if turns is None:
-            given = layout.rotary(self, options)
+            given = None if layout.rotary is None else layout.rotary(self, options)
             if given is None:
                 return tokens, None
             turns = self._turns(given, tokens)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from alt_fast.errors import ArgumentError
 from alt_fast.tome.block import BlockSettings, MergingBlock, Patched, merging_class
 from alt_fast.tome.layout import Tower
-from alt_fast.tome.rotary import RotaryRule, check_rule
+from alt_fast.tome.rules import RotaryRule, check_rule
 from alt_fast.tome.schedule import Reduction, merge_schedule
 from alt_fast.tome.tokens import dense_outputs
 

@@ -5,17 +5,14 @@ The true sum of their weights is, to first order in how far they lie apart, n ex
 `mean`, which is a turn by the mean angle that also shrinks where the angles disagree, with log n as the bias.
 """
 
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from alt_fast.errors import ArgumentError
+from alt_fast.tome.rules import RotaryRule
 from alt_fast_kernels import MergePlan, Rotary, merge
-
-RotaryRule = Literal["mean", "unit", "centroid", "survivor"]
-"""mean: the size-weighted mean of cos and sin. unit: that, made a turn again (cos^2 + sin^2 = 1). centroid: the turn
-of the mean position. survivor: the turn of the token that keeps the slot."""
 
 
 class Turns(NamedTuple):
@@ -26,12 +23,6 @@ class Turns(NamedTuple):
 
     table: Tensor
     interleaved: bool
-
-
-def check_rule(rule: str) -> None:
-    """Raise ArgumentError for a rule that is none."""
-    if rule not in get_args(RotaryRule):
-        raise ArgumentError(f"rotary must be one of {', '.join(get_args(RotaryRule))}, got {rule!r}")
 
 
 def begin(rotary: Rotary, num_tokens: int, dtype: torch.dtype, rule: RotaryRule) -> Turns:
@@ -67,7 +58,7 @@ def rotation(turns: Turns, rule: RotaryRule) -> Rotary:
 
 def merge_turns(turns: Turns, size: Tensor, plan: MergePlan, rule: RotaryRule) -> Turns:
     """Merge turns as the tokens, whose sizes [B, N] are those before the merge."""
-    table = turns.table.expand(len(size), *turns.table.shape[1:])
+    table = turns.table.expand(size.shape[0], *turns.table.shape[1:])
     if rule == "survivor":
         kept = plan.order[:, : plan.num_slots].long()
         table = table.gather(1, kept[:, :, None, None].expand(-1, -1, *table.shape[2:]))

@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from alt_fast.tome.rotary import RotaryRule, Turns, merge_turns
+from alt_fast.tome.rotary import Turns, merge_turns
+from alt_fast.tome.rules import RotaryRule
 from alt_fast_kernels import MergePlan, compose, match, max_r, merge, unmerge
 
 

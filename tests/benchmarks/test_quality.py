@@ -8,7 +8,9 @@ import timm
 import torch
 from PIL import Image
 
+from alt_fast.model.clip_weights import build_clip
 from benchmarks.quality import main, quality
+from benchmarks.report import quality_table
 
 
 def folder_of_images(folder: Path) -> Path:
@@ -46,6 +48,33 @@ def test_the_command_reports_and_writes(tmp_path: Path, capsys: pytest.CaptureFi
         ("timm:test_vit", 2, 4),
         ("timm:test_vit", 4, 4),
     ]
+
+
+def test_rules_for_rotary_positions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A table each, the same where nothing merges; of towers with rotary positions only."""
+    torch.manual_seed(0)
+    for name in ("tiny", "tiny_rope"):
+        torch.save(build_clip(name).state_dict(), tmp_path / f"{name}.pt")
+
+    def command(name: str, *rules: str) -> list[str]:
+        weights = ["--weights", str(tmp_path / f"{name}.pt"), "--results", str(tmp_path / "results.jsonl")]
+        return [f"open_clip:{name}", *weights, "--images", str(images), "--r", "0", "8", "--rope", *rules]
+
+    images = folder_of_images(tmp_path / "images")
+    assert main(command("tiny_rope", "mean", "survivor")) == 0
+    assert "by the rule survivor:" in capsys.readouterr().out
+    _, *rows = map(json.loads, (tmp_path / "results.jsonl").read_text().splitlines())
+    assert [(row["rotary"], row["r"]) for row in rows] == [("mean", 0), ("mean", 8), ("survivor", 0), ("survivor", 8)]
+    assert rows[0]["merged"] == rows[2]["merged"] == [1.0, 1.0, 1.0]
+    assert rows[1]["merged"] != rows[3]["merged"]
+    assert "| open_clip:tiny_rope, survivor | 8 |" in quality_table(rows)
+    for name, rule, message in (
+        ("tiny", "mean", "--rope mean is for towers with rotary positions, and this VisionTransformer has none"),
+        ("tiny_rope", "median", "rotary must be one of mean, unit, centroid, survivor, got 'median'"),
+    ):
+        with pytest.raises(SystemExit):
+            main(command(name, rule))
+        assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,8 @@ from torch import Tensor
 
 import alt_fast
 from alt_fast.errors import ArgumentError
-from alt_fast.tome.rotary import RotaryRule, begin, merge_turns, rotation
+from alt_fast.tome.rotary import begin, merge_turns, rotation
+from alt_fast.tome.rules import RotaryRule
 from alt_fast_kernels import MergePlan, Rotary, match, proportional_attention
 
 RULES: tuple[RotaryRule, ...] = get_args(RotaryRule)

@@ -1,6 +1,8 @@
 """open_clip: the VisionTransformer of its CLIP and CoCa models; towers of timm are timm's."""
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from torch import nn
@@ -8,9 +10,18 @@ from torch import nn
 from alt_fast.errors import ArgumentError
 from alt_fast.tome.attention import attend_multihead, check_multihead
 from alt_fast.tome.block import MergingBlock
-from alt_fast.tome.layout import Layout, Tower
+from alt_fast.tome.layout import Layout, Tower, part
+from alt_fast_kernels import Rotary
 
-LAYOUT = Layout(attend_multihead, norm1="ln_1", after_attention=("ls_1",), norm2="ln_2", mlp=("mlp", "ls_2"))
+
+def rotary_of(block: nn.Module, options: Mapping[str, Any]) -> Rotary | None:
+    """Of a tower that ALT gave rotary positions; open_clip's own have none."""
+    return part(block, "attn.rope.rotary")
+
+
+LAYOUT = Layout(
+    attend_multihead, norm1="ln_1", after_attention=("ls_1",), norm2="ln_2", mlp=("mlp", "ls_2"), rotary=rotary_of
+)
 
 
 def find_tower(module: nn.Module) -> Tower | None:
