@@ -75,7 +75,9 @@ def audit_control(row: Published) -> Audit:
         model: nn.Module = XCLIPVideo(14 if row.model == "xclip_l14" else 16, frames)
         classes = (torch.randn(1, CLASSES, 768 if row.model == "xclip_l14" else 512),)
     elif row.model.startswith("vit"):
-        model = getattr(torchvision.models, row.model)()
+        with torch.device("meta"):  # drawing weights takes longer than counting, and they change no count
+            model = getattr(torchvision.models, row.model)()
+        model.to_empty(device="cpu")
         name = "vit_base_patch16_224" if row.model == "vit_b_16" else "vit_large_patch16_224"
         parts = encoder_macs(VITS[name], 0) | {"head": VITS[name].width * 1000}
     else:

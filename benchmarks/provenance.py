@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 PACKAGES = (
-    *("torch", "triton", "timm", "open_clip_torch", "transformers", "torchvision", "fvcore", "xformers", "numpy"),
+    *("triton", "timm", "open_clip_torch", "transformers", "torchvision", "fvcore", "xformers", "numpy"),
     *("av", "nvidia-dali-cuda120", "decord", "torchcodec"),
 )
 
@@ -22,7 +22,8 @@ def provenance() -> dict[str, object]:
         "commit": _output("git", "rev-parse", "HEAD", cwd=Path(__file__).parent) or "unknown",
         "uncommitted_changes": bool(_output("git", "status", "--porcelain", "-uno", cwd=Path(__file__).parent)),
         "python": platform.python_version(),
-        "packages": {name: found for name in PACKAGES if (found := _version(name))},
+        # of torch the build too, which a package's version leaves out where it comes from PyPI
+        "packages": {"torch": torch.__version__} | {name: found for name in PACKAGES if (found := _version(name))},
         **(_gpu() if torch.cuda.is_available() else _cpu()),
     }
 

@@ -2,12 +2,16 @@
 
 import os
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("TRITON_INTERPRET", "1")
 if "PYTEST_XDIST_WORKER" in os.environ:  # the workers share the cores; OpenMP reads this when PyTorch is imported
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Inductor generates scalar code here, without trying out instruction sets and without processes of its own.
+os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "0")
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 
 import av
 import numpy as np
@@ -17,7 +21,6 @@ from filelock import FileLock
 
 from alt_fast.corpus import Corpus, Entity
 from alt_fast.data.config import MotionShapesConfig
-from alt_fast.data.motion_shapes.generate import generate
 from alt_fast.train import main
 
 
@@ -53,9 +56,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Nothing is read from the user's cache, nor left in it."""
+    """Nothing is read from the user's cache, nor left in it. What Inductor compiles, its headers too, all share."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("TORCHINDUCTOR_CACHE_DIR", str(shared(tmp_path_factory) / "inductor"))
         yield
 
 
@@ -73,10 +77,15 @@ def corpus() -> Corpus:
     )
 
 
+def shared(factory: pytest.TempPathFactory) -> Path:
+    """A folder of the session, the same for xdist's workers."""
+    base = factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
 def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
     """A folder that `make` fills once in the session; of xdist's workers the first to ask does it, the others wait."""
-    base = factory.getbasetemp()
-    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    folder = shared(factory) / name
     made = folder.with_suffix(".made")
     with FileLock(folder.with_suffix(".lock")):
         if not made.exists():
@@ -89,6 +98,8 @@ def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], obje
 @pytest.fixture(scope="session")
 def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small Motion Shapes: 72 training, 36 test and 12 unseen videos."""
+    from alt_fast.data.motion_shapes.generate import generate  # with PyTorch, which xdist's own process never needs
+
     config = MotionShapesConfig(train_per_class=2, test_per_class=1, frames=10, size=48)
     return once(tmp_path_factory, "shapes", lambda root: generate(root, config))
 
@@ -129,34 +140,36 @@ NoiseWriter = Callable[..., Path]
 
 @pytest.fixture
 def write_noise(tmp_path: Path) -> NoiseWriter:
-    """Writes a video of moving coloured blobs, whose frames, places and colours all differ."""
+    """`noise_video` in the test's folder."""
+    return partial(noise_video, tmp_path)
 
-    def write(
-        name: str,
-        codec: str,
-        frames: int = 20,
-        width: int = 64,
-        height: int = 48,
-        pix_fmt: str = "yuv420p",
-        options: dict[str, str] | None = None,
-    ) -> Path:
-        rng = np.random.default_rng(0)
-        y, x = np.mgrid[:height, :width]
-        waves = rng.uniform(0.05, 0.3, (3, 2))
-        with av.open(str(tmp_path / name), "w") as container:
-            stream = container.add_stream(codec, rate=10, options=options or {})
-            assert isinstance(stream, VideoStream)
-            stream.width, stream.height, stream.pix_fmt = width, height, pix_fmt
-            if codec != "libsvtav1":  # it refuses one for small pictures
-                stream.bit_rate = 1_000_000
-            for i in range(frames):
-                planes = [np.sin(a * x + b * y + 0.4 * i + k) for k, (a, b) in enumerate(waves)]
-                image = (128 + 100 * np.stack(planes, -1) + rng.normal(0, 5, (height, width, 3))).clip(0, 255)
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(image.astype(np.uint8), format="rgb24")))
-            container.mux(stream.encode(None))
-        return tmp_path / name
 
-    return write
+def noise_video(
+    folder: Path,
+    name: str,
+    codec: str,
+    frames: int = 20,
+    width: int = 64,
+    height: int = 48,
+    pix_fmt: str = "yuv420p",
+    options: dict[str, str] | None = None,
+) -> Path:
+    """Write a video of moving coloured blobs, whose frames, places and colours all differ."""
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[:height, :width]
+    waves = rng.uniform(0.05, 0.3, (3, 2))
+    with av.open(str(folder / name), "w") as container:
+        stream = container.add_stream(codec, rate=10, options=options or {})
+        assert isinstance(stream, VideoStream)
+        stream.width, stream.height, stream.pix_fmt = width, height, pix_fmt
+        if codec != "libsvtav1":  # it refuses one for small pictures
+            stream.bit_rate = 1_000_000
+        for i in range(frames):
+            planes = [np.sin(a * x + b * y + 0.4 * i + k) for k, (a, b) in enumerate(waves)]
+            image = (128 + 100 * np.stack(planes, -1) + rng.normal(0, 5, (height, width, 3))).clip(0, 255)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image.astype(np.uint8), format="rgb24")))
+        container.mux(stream.encode(None))
+    return folder / name
 
 
 SMALL_JOB = [

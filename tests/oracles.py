@@ -14,9 +14,9 @@ def match_by_loops(metric: Tensor, r: int, protected: int) -> list[list[int]]:
         even, odd = range(protected + protected % 2, num, 2), range(protected + 1 - protected % 2, num, 2)
         proposals = []
         for i in even:
-            scores = [(-(tokens[i] @ tokens[j]).item(), j) for j in odd]
-            if scores:
-                score, partner = min(scores)  # highest similarity, then lowest index
+            if odd:
+                scores = (-(tokens[i] * tokens[odd.start :: 2]).sum(-1)).tolist()  # all summed alike, so that ties stay
+                score, partner = min(zip(scores, odd, strict=True))  # highest similarity, then lowest index
                 proposals.append((score, i, partner))
         proposals.sort(key=lambda proposal: proposal[:2])
         merged = {i: partner for _, i, partner in proposals[: min(r, max_r(num, protected))]}

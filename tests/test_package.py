@@ -210,7 +210,7 @@ def copy_of_the_repository(folder: Path) -> Path:
     subprocess.run(["git", "clone", "-q", str(ROOT), str(folder)], check=True)
     git = ["git", "-C", str(ROOT)]
     for name in subprocess.check_output([*git, "ls-files", "-dom", "--exclude-standard"], text=True).splitlines():
-        if (ROOT / name).exists():
+        if (ROOT / name).is_file():  # among what git does not know, links to folders may be
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes((ROOT / name).read_bytes())
         else:

@@ -77,14 +77,14 @@ def _deciding(settings: dict[str, Any]) -> dict[str, Any]:
 
 def describe_environment() -> dict[str, Any]:
     """Return what a result depends on besides the configuration."""
-    packages = ("torch", "open-clip-torch", "timm", "av", "numpy")
+    packages = ("open-clip-torch", "timm", "av", "numpy")
     return {
         "command": sys.argv,
         "launch": os.environ.get("TORCHELASTIC_RUN_ID"),
         "alt_fast": alt_fast.__version__,
         "commit": _commit(),
         "python": platform.python_version(),
-        "packages": {name: version(name) for name in packages},
+        "packages": {"torch": torch.__version__} | {name: version(name) for name in packages},  # torch names its build
         "machine": platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),

@@ -45,6 +45,7 @@ def mend() -> None:
     _reduce_xor_in_one_step()
     _offer_the_arithmetic_of_a_gpu()
     _patch_the_language_once()
+    _describe_tiles_once()
 
 
 def _widen(x: Any) -> Any:
@@ -199,3 +200,34 @@ def _patch_the_language_once() -> None:
         return call(self, *args, **kwargs)
 
     InterpretedFunction.run, InterpretedFunction.__call__ = run, call_helper
+
+
+def _describe_tiles_once() -> None:
+    """Every tile of the interpreter describes its type, shape and numbers anew, a third of the rest of the time."""
+    import triton.language as tl
+    from triton.runtime import interpreter
+
+    describe_type, describe_tile, numpy_type = tl.block_type.__init__, tl.tensor.__init__, interpreter._get_np_dtype
+    types: dict[tuple[Any, ...], dict[str, Any]] = {}
+    tiles: dict[str, dict[str, Any]] = {}
+    numbers: dict[str, np.dtype[Any]] = {}
+
+    def block_type(self: Any, element_ty: Any, shape: Any) -> None:
+        key = (element_ty.name, *(getattr(size, "value", size) for size in shape))
+        if key not in types:
+            describe_type(self, element_ty, shape)
+            types[key] = vars(self).copy()
+        vars(self).update(types[key])
+
+    def tensor(self: Any, handle: Any, type: Any) -> None:
+        if type.name not in tiles:
+            describe_tile(self, handle, type)
+            tiles[type.name] = vars(self).copy()
+        vars(self).update(tiles[type.name], handle=handle)
+
+    def get_np_dtype(tt_dtype: Any) -> np.dtype[Any]:
+        if tt_dtype.name not in numbers:
+            numbers[tt_dtype.name] = numpy_type(tt_dtype)
+        return numbers[tt_dtype.name]
+
+    tl.block_type.__init__, tl.tensor.__init__, interpreter._get_np_dtype = block_type, tensor, get_np_dtype

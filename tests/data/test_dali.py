@@ -21,7 +21,7 @@ from alt_fast.data.dataset import NO_LABEL, EpochSampler, EvalClips, TrainClips,
 from alt_fast.data.decode import decode_frames, index_video
 from alt_fast.data.loader import Loader, open_backend
 from alt_fast.train import main
-from tests.conftest import SMALL_JOB, NoiseWriter
+from tests.conftest import SMALL_JOB, NoiseWriter, noise_video, once
 
 pytest.importorskip("nvidia.dali")
 from alt_fast.data import dali
@@ -41,9 +41,14 @@ FILES: list[tuple[str, str, dict[str, Any]]] = [
 ]
 
 
-@pytest.fixture
-def videos(write_noise: NoiseWriter) -> list[Video]:
-    return [Video(write_noise(name, codec, **options), i) for i, (name, codec, options) in enumerate(FILES)]
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory: pytest.TempPathFactory) -> list[Video]:
+    def write(folder: Path) -> None:
+        for name, codec, options in FILES:
+            noise_video(folder, name, codec, **options)
+
+    folder = once(tmp_path_factory, "codecs", write)
+    return [Video(folder / name, i) for i, (name, _, _) in enumerate(FILES)]
 
 
 def load(
@@ -235,8 +240,8 @@ def test_dali_s_frames_are_pyav_s(write_noise: NoiseWriter) -> None:
         assert (found - resized).abs().max() <= 0.51  # one rounding
 
 
-def test_training_with_dali(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = [*SMALL_JOB, "--out", str(tmp_path / "run"), "--data.root", str(tmp_path / "data")]
+def test_training_with_dali(trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = [*SMALL_JOB, "--out", str(tmp_path / "run"), "--data.root", str(trained_run.parent / "data")]
     assert main([*arguments, "--data.loader", "dali", "--frame_only", "false"]) == 0
     out = capsys.readouterr().out
     assert "alt: loader dali, as asked for" in out

@@ -18,10 +18,8 @@ from alt_fast_kernels.prediction.model import Machine, Trips, executed, predict
 pytestmark = pytest.mark.kernel_only
 
 
-def command(*options: str, interpret: str | None = None) -> subprocess.CompletedProcess[str]:
+def command(*options: str) -> subprocess.CompletedProcess[str]:
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    if interpret is not None:
-        environment["TRITON_INTERPRET"] = interpret
     arguments = [sys.executable, "-m", "alt_fast_kernels.predict", *options]
     return subprocess.run(arguments, capture_output=True, text=True, env=environment)
 
@@ -175,10 +173,12 @@ def test_bad_options_are_named(capsys: pytest.CaptureFixture[str], monkeypatch: 
         assert said in capsys.readouterr().err
 
 
-def test_says_when_it_cannot_compile() -> None:
-    found = command(interpret="1")
-    assert found.returncode == 2
-    assert "unset TRITON_INTERPRET" in found.stderr
+def test_says_when_it_cannot_compile(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    with pytest.raises(SystemExit) as error:
+        main([])
+    assert error.value.code == 2
+    assert "unset TRITON_INTERPRET" in capsys.readouterr().err
 
 
 def test_times_of_an_op() -> None:

@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,9 +22,10 @@ from tests.processes import Command, children, start, start_torchrun, start_torc
 JOB = [
     *SMALL_JOB,
     *("--frame_only", "false", "--optim.mixup", "0.8", "--optim.cutmix", "1.0", "--data.workers", "0"),
-    *("--pretrain.steps", "1", "--model.depth", "1", "--optim.epochs", "3", "--device", "cpu"),
+    *("--pretrain.steps", "1", "--model.depth", "1", "--optim.epochs", "2", "--device", "cpu"),
+    *("--checkpoint_every", "4"),
 ]
-"""Nine steps."""
+"""Six steps."""
 
 
 def finish(process: Command) -> str:
@@ -37,6 +39,15 @@ def losses(run: Path) -> list[float]:
     events = EventAccumulator(str(run / "tensorboard"))
     events.Reload()
     return [event.value for event in events.Scalars("alt/loss")]
+
+
+def near(value: Any) -> Any:
+    """What equals the value up to fp32's rounding, which depends on how many videos are computed at once."""
+    if isinstance(value, dict):
+        return {name: near(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [near(part) for part in value]
+    return pytest.approx(value, rel=1e-6) if isinstance(value, float) else value
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +71,7 @@ def two(data: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_two_processes_train_as_one(two: Path, data: list[str], tmp_path: Path) -> None:
     assert main([*JOB, *data, "--out", str(tmp_path / "one"), "--optim.accumulate", "2"]) == 0
     one, both = losses(tmp_path / "one"), losses(two)
-    assert len(one) == 9
+    assert len(one) == 6
     assert both == pytest.approx(one, rel=1e-4)
     scores = [json.loads((run / "metrics.json").read_text()) for run in (tmp_path / "one", two)]
     assert scores[0]["test_videos"] == scores[1]["test_videos"] == 36
@@ -89,7 +100,7 @@ def test_two_processes_test_as_one(two: Path, data: list[str], tmp_path: Path) -
         shown = [data_of(report)["lists"][0] for report in reports]
         for row in (row for data in shown for row in data["ladder"]):
             assert row.pop("ms") > 0
-        assert shown[1] == shown[0]
+        assert shown[1] == near(shown[0])
         (own,) = (row for row in shown[1]["ladder"] if row["own"])
         pages = shown[1]["pages"]
         assert pages.keys() == {mistake["path"] for mistake in own["mistakes"][:5]}
@@ -142,7 +153,7 @@ def test_sigterm_writes_a_checkpoint_to_go_on_from(two: Path, data: list[str], t
     run = tmp_path / "run"
     arguments = [*JOB, *data, "--out", str(run), "--checkpoint_every", "100"]
     with start_torchrun("alt_fast.train", *arguments) as process:
-        process.wait_until(lambda: "alt: step 3 of 9" in process.output)
+        process.wait_until(lambda: "alt: step 3 of 6" in process.output)
         process.kill(signal.SIGTERM)
         assert process.wait() != 0
         assert "asked to end" in process.errors, process.errors
@@ -163,7 +174,7 @@ def sharded(data: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     return once(tmp_path_factory, "sharded", train) / "run"
 
 
-SHARDED = ["--optim.sharded", "true", "--optim.ema", "0.9", "--checkpoint_every", "6"]
+SHARDED = ["--optim.sharded", "true", "--optim.ema", "0.9", "--checkpoint_every", "3"]
 
 
 def test_parts_train_as_the_whole(sharded: Path, two: Path, data: list[str], tmp_path: Path) -> None:
@@ -193,12 +204,12 @@ def test_parts_go_on_with_another_number_of_processes(
         shutil.copytree(sharded, run)  # what two processes leave is there
     else:
         finish(start_torchrun(*arguments, *counts[first], "--keep", "9", processes=first))
-    shutil.rmtree(run / "alt-00000009.state")
+    shutil.rmtree(run / "alt-00000006.state")
     for name in ("model.safetensors", "metrics.json"):
         (run / name).unlink()
     finish(start_torchrun(*arguments, *counts[3 - first], processes=3 - first))
     assert losses(run)[-3:] == pytest.approx(losses(sharded)[-3:], rel=1e-4)
-    assert len(losses(run)) == 9 + 3
+    assert len(losses(run)) == 6 + 3
     expected, found = load_file(sharded / "model.safetensors"), load_file(run / "model.safetensors")
     for name, weight in expected.items():
         torch.testing.assert_close(found[name], weight, rtol=1e-3, atol=1e-4)
