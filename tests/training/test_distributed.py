@@ -22,10 +22,9 @@ from tests.processes import Command, children, start, start_torchrun, start_torc
 JOB = [
     *SMALL_JOB,
     *("--frame_only", "false", "--optim.mixup", "0.8", "--optim.cutmix", "1.0", "--data.workers", "0"),
-    *("--pretrain.steps", "1", "--model.depth", "1", "--optim.epochs", "2", "--device", "cpu"),
-    *("--checkpoint_every", "4"),
+    *("--pretrain.steps", "1", "--model.depth", "1", "--optim.epochs", "3", "--device", "cpu"),
 ]
-"""Six steps."""
+"""Nine steps."""
 
 
 def finish(process: Command) -> str:
@@ -71,7 +70,7 @@ def two(data: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_two_processes_train_as_one(two: Path, data: list[str], tmp_path: Path) -> None:
     assert main([*JOB, *data, "--out", str(tmp_path / "one"), "--optim.accumulate", "2"]) == 0
     one, both = losses(tmp_path / "one"), losses(two)
-    assert len(one) == 6
+    assert len(one) == 9
     assert both == pytest.approx(one, rel=1e-4)
     scores = [json.loads((run / "metrics.json").read_text()) for run in (tmp_path / "one", two)]
     assert scores[0]["test_videos"] == scores[1]["test_videos"] == 36
@@ -153,7 +152,7 @@ def test_sigterm_writes_a_checkpoint_to_go_on_from(two: Path, data: list[str], t
     run = tmp_path / "run"
     arguments = [*JOB, *data, "--out", str(run), "--checkpoint_every", "100"]
     with start_torchrun("alt_fast.train", *arguments) as process:
-        process.wait_until(lambda: "alt: step 3 of 6" in process.output)
+        process.wait_until(lambda: "alt: step 3 of 9" in process.output)
         process.kill(signal.SIGTERM)
         assert process.wait() != 0
         assert "asked to end" in process.errors, process.errors
@@ -174,7 +173,7 @@ def sharded(data: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     return once(tmp_path_factory, "sharded", train) / "run"
 
 
-SHARDED = ["--optim.sharded", "true", "--optim.ema", "0.9", "--checkpoint_every", "3"]
+SHARDED = ["--optim.sharded", "true", "--optim.ema", "0.9", "--checkpoint_every", "6"]
 
 
 def test_parts_train_as_the_whole(sharded: Path, two: Path, data: list[str], tmp_path: Path) -> None:
@@ -204,12 +203,12 @@ def test_parts_go_on_with_another_number_of_processes(
         shutil.copytree(sharded, run)  # what two processes leave is there
     else:
         finish(start_torchrun(*arguments, *counts[first], "--keep", "9", processes=first))
-    shutil.rmtree(run / "alt-00000006.state")
+    shutil.rmtree(run / "alt-00000009.state")
     for name in ("model.safetensors", "metrics.json"):
         (run / name).unlink()
     finish(start_torchrun(*arguments, *counts[3 - first], processes=3 - first))
     assert losses(run)[-3:] == pytest.approx(losses(sharded)[-3:], rel=1e-4)
-    assert len(losses(run)) == 6 + 3
+    assert len(losses(run)) == 9 + 3
     expected, found = load_file(sharded / "model.safetensors"), load_file(run / "model.safetensors")
     for name, weight in expected.items():
         torch.testing.assert_close(found[name], weight, rtol=1e-3, atol=1e-4)
