@@ -4,7 +4,7 @@ PYTHON ?= .venv/bin/python
 .PHONY: bench bench-gpu ci demo docs format lint report test test-gpu
 
 test:
-	$(PYTHON) -m pytest -n 2
+	$(PYTHON) -m pytest -n 3
 
 # Every kernel compiled on a GPU, against its reference; DALI's clips from NVDEC, against PyAV's.
 test-gpu:
