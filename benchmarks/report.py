@@ -137,6 +137,19 @@ def quality_table(rows: Iterable[Row]) -> str:
     return "\n".join(lines)
 
 
+def towers_table(rows: Iterable[Row]) -> str:
+    """Markdown: towers at their real size, merged and dropped: medians and quartiles of rounds."""
+    lines = ["| | tokens | FLOP ratio | merged | dropped, not merged | of that |", "|---|--:|--:|--:|--:|--:|"]
+    for row in rows:
+        if "tower" in row:
+            merged, ceiling = (f"{x[1]:.2f} ({x[0]:.2f} to {x[2]:.2f})" for x in (row["speedup"], row["ceiling"]))
+            share = f"{row['share_of_ceiling'][1]:.0%}"
+            lines.append(
+                f"| {row['tower']} | {row['tokens']:,} | {row['flop_ratio']:.2f} | {merged} | {ceiling} | {share} |"
+            )
+    return "\n".join(lines)
+
+
 def loader_table(rows: Iterable[Row]) -> str:
     """Markdown: clips per second of every race between decoders or loaders, and speed-ups over its baseline."""
     lines = ["| | | clips/s | speed-up | over |", "|---|---|--:|--:|---|"]
@@ -173,6 +186,7 @@ TABLES = {
     "speed": speed_table,
     "training": training_table,
     "quality": quality_table,
+    "towers": towers_table,
     "loader": loader_table,
     "corpus": corpus_table,
     "senses": senses_table,

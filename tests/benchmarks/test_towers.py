@@ -1,0 +1,37 @@
+"""The race of towers at their real size, on a small one."""
+
+import json
+from pathlib import Path
+
+import pytest
+import timm
+from torch import nn
+
+from benchmarks import towers
+
+
+def small() -> nn.Module:
+    model: nn.Module = timm.create_model(
+        "vit_base_patch16_dinov3", img_size=64, embed_dim=64, depth=3, num_heads=2, num_classes=5
+    )
+    return model
+
+
+def test_merged_and_dropped_beside_the_tower(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    case = towers.Case(small, (3, 64, 64), 21, lambda model, x: model(x))
+    monkeypatch.setattr(towers, "CASES", {"small": case})
+    arguments = ["small", "--share", "0.25", "--rounds", "2", "--results", str(tmp_path / "rows.jsonl")]
+    assert towers.main(arguments) == 0
+    assert capsys.readouterr().out.startswith("small: 21 tokens, FLOP ratio ")
+    head, row = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    assert head["provenance"]["commit"]
+    assert row["flop_ratio"] > 1.1
+    assert all(len(seconds) == 2 for seconds in row["seconds"].values())
+    with pytest.raises(SystemExit):
+        towers.main(["large"])
+    assert "towers are small, got large" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        towers.main(["--rounds", "1"])
+    assert "--rounds must be at least 2, got 1" in capsys.readouterr().err
