@@ -272,15 +272,8 @@ def load(path: str | Path) -> TrainedModel:
         raise CheckpointError(f"{path} does not fit the model it names: {e}") from e
 
 
-_FREE = (
-    "pretrained",
-    "frames",
-    "r",
-    "rotary",
-    "tau",
-    "noise",
-    "categories",
-)  # settings of a model that its weights do not know
+_FREE = ("pretrained", "frames", "r", "rotary", "tau", "noise", "categories")
+"""Settings of a model that its weights do not know."""
 
 
 def load_weights(model: ALT, path: str | Path) -> None:

@@ -77,6 +77,7 @@ def apply_patch(
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     before = [(block, block.tome, block.last_trace) for block in model.modules() if isinstance(block, MergingBlock)]
     ours = [type(block) for block, _, _ in before]
+    hooked = [module for module in model.modules() if dense_outputs in module._forward_hooks.values()]
     _take_off(model, MergingBlock)
     try:
         check_rule(rotary)
@@ -94,6 +95,8 @@ def apply_patch(
         for cls, (patched, settings, trace) in zip(ours, before, strict=True):
             cls.patch(patched, settings)
             patched.last_trace = trace
+        for module in hooked:
+            module.register_forward_hook(dense_outputs)
         raise
     for tower, schedule in zip(towers, schedules, strict=True):
         for i, (block, r_block) in enumerate(zip(tower.blocks, schedule, strict=True)):

@@ -121,6 +121,9 @@ def test_hidden_states_of_transformers(host: str) -> None:
     assert [state.shape for state in states] == [state.shape for state in plain]
     assert all(type(state) is Tensor for state in states)
     assert all(type(state) is Tensor for state in model(images(), output_hidden_states=True, return_dict=False)[-1])
+    with pytest.raises(ValueError, match="r must be >= 0"):
+        alt_fast.apply_patch(model, r=-1)  # leaves the model as it was
+    assert all(type(state) is Tensor for state in model(images(), output_hidden_states=True).hidden_states)
     with pytest.raises(ValueError, match="output_attentions"):
         model(images(), output_attentions=True)
 
