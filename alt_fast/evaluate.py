@@ -25,6 +25,12 @@ def make_parser() -> argparse.ArgumentParser:
     cli.add_testing(parser)
     cli.add_list(parser, False, "videos to test on; default: the lists of the run", "the classes trained on")
     cli.add_json(parser)
+    parser.add_argument(
+        "--probe-alignment",
+        action="store_true",
+        help="also say whether the model uses its queries: top-1 with those of other videos, with entities at random; "
+        "and, on Motion Shapes, whether regions align to what they show",
+    )
     parser.add_argument("--report", type=Path, metavar="FILE", help="also write a page (.html) of the results")
     cli.add_also_r(parser, "with these r tested too", "--report-r")
     parser.add_argument(
@@ -58,6 +64,18 @@ def print_rows(rows: Sequence[dict[str, Any]]) -> None:
         print(f"{row['list']:40} {row['videos']:7} {row['classes']:8} {scores}")
     for way, clips in (pair for row in rows for pair in row["ways"].items()):
         print(f"{clips} clips {way}")
+    for row in rows:
+        if "alignment" in row:
+            print(f"alignment, {row['list']}:")
+            for name, value in row["alignment"].items():
+                print(f"  {name.replace('_', ' '):24} {_value_text(value)}")
+
+
+def _value_text(value: Any) -> str:
+    """Return a value of the probe: shares of 1 in per cent, others as they are."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_value_text(part)}" for name, part in value.items())
+    return f"{value:.1%}" if isinstance(value, float) else str(value)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -80,7 +98,11 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.report:
             rows = report(arguments, trained, testing, lists, world)
         else:
-            rows = [trained.score(name, videos, names, testing, world) for name, videos, names in lists]
+            rows = []
+            for name, videos, names in lists:
+                rows.append(trained.score(name, videos, names, testing, world))
+                if arguments.probe_alignment and world.main:
+                    rows[-1]["alignment"] = trained.probe_alignment(videos, names, testing)
     if not world.main:
         return 0
     if arguments.json:
@@ -106,6 +128,8 @@ def report(arguments: argparse.Namespace, trained: Any, testing: Any, lists: Any
         classes = trained.embed(names)
         result = evaluate(trained.model, videos, trained.spec, classes, testing, Path(name).name, world)
         rows.append(summarize(name, result, len(names), testing))
+        if arguments.probe_alignment and world.main:
+            rows[-1]["alignment"] = trained.probe_alignment(videos, names, testing)
         pages = arguments.report.with_name(f"{arguments.report.stem}-explain") / f"{number}-{Path(name).stem}"
         options = AssessmentOptions(testing, arguments.also_r or (), arguments.explain, pages, world)
         parts.append(assess(rows[-1], TestedList(videos, names, classes, result), trained, options))

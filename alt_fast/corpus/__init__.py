@@ -13,7 +13,7 @@ ENTITY_TEMPLATE = "{unit}: {description}"
 """What the text tower reads of an entity."""
 
 CATEGORIES = ("object", "body", "scene", "motion")
-PACKAGED = ("motion_shapes",)
+PACKAGED = ("motion_shapes", "motion_shapes_2")
 """Corpora that come along, by name."""
 
 FORMAT_VERSION = 1

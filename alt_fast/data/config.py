@@ -74,14 +74,16 @@ class MotionShapesConfig:
     """Size of the dataset.
 
     Args:
+        level: 1, an object that moves (36 trained classes, 12 unseen); 2, an actor with a tool (40 and 40).
         seed: draws every video.
-        train_per_class: training videos for each of the 36 trained (object, motion) pairs.
-        test_per_class: test videos for each trained pair, and for each of the 12 unseen pairs.
-        few_shot_per_class: further videos of each unseen pair, to draw a few from and train on.
+        train_per_class: training videos for each of the trained classes.
+        test_per_class: test videos for each trained class, and for each of the unseen ones.
+        few_shot_per_class: further videos of each unseen class, to draw a few from and train on.
         frames: frames per video.
         size: width and height in pixels.
     """
 
+    level: int = 1
     seed: int = 0
     train_per_class: int = 24
     test_per_class: int = 8
@@ -90,4 +92,6 @@ class MotionShapesConfig:
     size: int = 56
 
     def __post_init__(self) -> None:
+        if self.level not in (1, 2):
+            raise ArgumentError(f"level must be 1 or 2, got {self.level}")
         check_at_least(self, seed=0, train_per_class=1, test_per_class=1, few_shot_per_class=0, frames=2, size=32)

@@ -18,6 +18,7 @@ from alt_fast.report.seen import FrameView, RegionInfo, View
 from alt_fast.tome.schedule import merge_schedule
 
 ENTITIES_PER_TOKEN = 5
+DRAWS = 16  # of entities at random
 PERSISTS = 0.3  # intersection over union from which a region is the same one in the next frame
 
 
@@ -54,10 +55,11 @@ def explain(
 def view_at(model: ALT, video: Tensor, classes: Tensor, labels: Sequence[str], schedule: MergeSchedule) -> View:
     """Return what the model, merging by `schedule`, sees in a video [1, T, 3, H, W]. classes: [I, d], of the labels."""
     seen, regions = trace_layers(model.encoder, video[0], schedule)
-    queries, entity = model.alignment(seen.tokens[None], None)
+    pooled, entity = model.alignment(seen.tokens[None], seen.size[None], None)
     frame_tokens = seen.tokens[None, :, 0]
-    logits = model.logits(model.decoder(queries, frame_tokens), classes)
-    attention = model.decoder.frame_weights(queries, frame_tokens)[0].tolist()
+    logits = model.logits(model.answer(pooled, frame_tokens), classes)
+    labelled = rank(labels, logits[0])
+    attention = model.decoder.frame_weights(model.alignment.queries(pooled), frame_tokens)[0].tolist()
     entities = token_entities(model, seen.tokens)
     colors = region_colors(regions[:, -1])
     frames = [
@@ -69,7 +71,14 @@ def view_at(model: ALT, video: Tensor, classes: Tensor, labels: Sequence[str], s
         )
         for t in range(len(regions))
     ]
-    return View(list(schedule), rank(labels, logits[0]), frames, attention)
+    unaligned = None
+    if model.corpus is not None:
+        drawn = torch.randint(len(model.corpus), (DRAWS, *entity.shape[1:]), generator=torch.Generator().manual_seed(0))
+        drawn, size = drawn.to(entity.device), seen.size[None, :, : entity.shape[2]]
+        pooled = model.alignment.pool(model.alignment.entities[drawn], drawn, size)
+        logits = model.logits(model.answer(pooled, frame_tokens.expand(DRAWS, -1, -1)), classes)
+        unaligned = logits.softmax(-1)[:, labels.index(labelled[0][0])].mean().item()
+    return View(list(schedule), labelled, unaligned, frames, attention)
 
 
 def _scaled(schedule: Sequence[int | float]) -> list[list[int | float]]:

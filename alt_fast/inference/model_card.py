@@ -1,6 +1,8 @@
 """A model card, written from what a run recorded and measured; what was not measured is called so."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from alt_fast.files import CONFIG, ENVIRONMENT, METRICS, read_json, read_yaml
 from alt_fast.inference.trained import TrainedModel
@@ -81,10 +83,34 @@ def _measured(run: Path | None) -> list[str]:
         if key in metrics:
             by_chance = f"{100 * metrics[chance]:.1f}" if chance else ""
             lines.append(f"| {name} | {100 * metrics[key]:.1f} | {by_chance} | {metrics[videos]} |")
+    lines += ["", *_alignment(metrics.get("alignment"))]
     missing = len(metrics["unreadable"])
     views = "One view of every video"
     views += f"; {missing} could not be read and count as wrong." if missing else "."
     return [*lines, "", f"{views} One run with one seed: a deviation was not measured, nor speed."]
+
+
+def _alignment(found: Mapping[str, Any] | None) -> list[str]:
+    """Say what the queries are worth, and how right they are."""
+    if found is None:
+        return []
+    percent = {name: f"{100 * value:.1f} %" for name, value in found.items() if name.endswith("top1")}
+    uses = "uses" if found["used"] else "does **not** use"
+    lines = [
+        f"The model {uses} its queries: on {found['videos']} test videos its top-1 is {percent['top1']}, with the "
+        f"queries of other videos {percent['shuffled_top1']}, with those of the mean {percent['mean_query_top1']}."
+    ]
+    if "entities" in found:
+        lines.append(
+            f"With entities that changed places it is {percent['permuted_entities_top1']}, with entities at random "
+            f"{percent['random_entities_top1']}. In use are {found['entities_used']:,} of {found['entities']:,} entities."
+        )
+    for kind in ("frame", "region"):
+        shares = found.get(f"{kind}_accuracy")
+        if shares:
+            named = ", ".join(f"{name} {100 * share:.1f} %" for name, share in shares.items())
+            lines.append(f"What {kind}s align to is true of what they show, by category of entity: {named}.")
+    return lines
 
 
 def _training(run: Path | None) -> list[str]:

@@ -22,6 +22,7 @@ from alt_fast.data.decode import VideoError
 from alt_fast.distributed import World
 from alt_fast.errors import ArgumentError, CheckpointError
 from alt_fast.files import WEIGHTS, write_atomically
+from alt_fast.inference.alignment import probe_alignment
 from alt_fast.inference.explain import explain
 from alt_fast.inference.features import features
 from alt_fast.inference.predict import Head, Prediction, predict
@@ -194,6 +195,14 @@ class TrainedModel:
         self._check_trained()
         result = evaluate(self.model, videos, self.spec, self.embed(names), testing, Path(name).name, world)
         return summarize(name, result, len(names), testing)
+
+    def probe_alignment(self, videos: Sequence[Video], names: Sequence[str], testing: EvalConfig) -> dict[str, Any]:
+        """Say whether the model uses its queries, and whether they are right (`inference.alignment`).
+
+        videos: their labels index `names`.
+        """
+        self._check_trained()
+        return probe_alignment(self.model, self.spec, videos, self.embed(names), testing, "alignment")
 
     def explain(
         self, video: PathLike, labels: Sequence[str] | None = None, also_r: Sequence[int] | None = None

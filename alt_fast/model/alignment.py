@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from alt_fast.model.config import QuerySource
+from alt_fast.model.config import ModelConfig
 from alt_fast_kernels import align
 
 
@@ -19,24 +19,46 @@ class Alignment(nn.Module):
 
     entities: Tensor
 
-    def __init__(self, entities: Tensor, source: QuerySource, num_frames: int, regions: bool, tau: float) -> None:
+    def __init__(self, entities: Tensor, config: ModelConfig) -> None:
         super().__init__()
         width = entities.shape[1]
-        self.source, self.regions, self.tau = source, regions, tau
+        self.source, self.regions, self.tau, self.pooling = config.query, config.regions, config.tau, config.pool
         self.register_buffer("entities", entities)
+        self.norm = nn.LayerNorm(width) if config.query_norm else nn.Identity()
         self.mlp = MLP(width)
-        if source == "learned":
-            self.learned = nn.Parameter(torch.randn(num_frames, width) * width**-0.5)
+        if self.source == "learned":
+            self.learned = nn.Parameter(torch.randn(config.frames, width) * width**-0.5)
+        if self.pooling == "attention":
+            self.attention = nn.Linear(width, 1)
 
-    def forward(self, tokens: Tensor, seed: Tensor | None) -> tuple[Tensor, Tensor]:
-        """tokens: [B, T, N', d], class token first. seed: draws eq. 4's noise, None for none.
+    def forward(self, tokens: Tensor, size: Tensor, seed: Tensor | None) -> tuple[Tensor, Tensor]:
+        """tokens: [B, T, N', d], class token first. size: [B, T, N']. seed: draws eq. 4's noise, None for none.
 
-        Returns queries [B, T, d] (eq. 6) and the entity index of every aligned token, [B, T, N'] int64 ([B, T, 1] when
-        only frame tokens align, [B, T, 0] when the queries come from elsewhere).
+        Returns what the queries are made of, [B, T, d], and the entity index of every aligned token, [B, T, N'] int64
+        ([B, T, 1] when only frame tokens align, [B, T, 0] when the queries come from elsewhere).
         """
         batch, num_frames = tokens.shape[:2]
         if self.source == "entities":
-            index, aligned = align(tokens if self.regions else tokens[:, :, :1], self.entities, self.tau, seed)
-            return self.mlp(aligned.mean(2)), index
+            if not self.regions:
+                tokens, size = tokens[:, :, :1], size[:, :, :1]
+            index, aligned = align(tokens, self.entities, self.tau, seed)
+            return self.pool(aligned, index, size), index
         queries = self.learned.expand(batch, -1, -1) if self.source == "learned" else tokens[:, :, 0]
-        return self.mlp(queries), torch.empty(batch, num_frames, 0, dtype=torch.int64, device=tokens.device)
+        return queries, torch.empty(batch, num_frames, 0, dtype=torch.int64, device=tokens.device)
+
+    def pool(self, aligned: Tensor, index: Tensor, size: Tensor) -> Tensor:
+        """Pool the entities [B, T, N', d] that tokens chose, with their index and the tokens' size [B, T, N']."""
+        if self.pooling == "mean":
+            return aligned.mean(2)
+        if self.pooling == "size":
+            weight = size
+        elif self.pooling == "distinct":  # every entity once, however many tokens chose it
+            weight = 1 / (index[..., None] == index[..., None, :]).sum(-1)
+        else:
+            weight = self.attention(aligned).squeeze(-1).softmax(-1)
+        weight = (weight / weight.sum(-1, keepdim=True)).to(aligned.dtype)
+        return (weight[..., None, :] @ aligned).squeeze(-2)
+
+    def queries(self, pooled: Tensor) -> Tensor:
+        """Return the decoder's queries of what `forward` gave, [B, T, d] (eq. 6)."""
+        return self.mlp(self.norm(pooled))

@@ -15,7 +15,7 @@ from alt_fast.model.alignment import Alignment
 from alt_fast.model.clip_weights import build_clip
 from alt_fast.model.config import PRESETS, TINY, TINY_ROPE, ModelConfig
 from alt_fast.model.decoder import VideoDecoder
-from alt_fast.model.encoder import MergeSchedule, RegionEncoder, check_tower
+from alt_fast.model.encoder import MergeSchedule, RegionEncoder, Regions, check_tower
 from alt_fast.model.text import TextTower
 
 
@@ -46,9 +46,10 @@ class ALT(nn.Module):
         if config.backbone == TINY_ROPE:
             self.encoder.set_rotary(config.rotary)
         entities = torch.zeros(len(self.corpus or ()), width)  # filled by embed_corpus, or from a checkpoint
-        self.alignment = Alignment(entities, config.query, config.frames, config.regions, config.tau)
+        self.alignment = Alignment(entities, config)
         self.decoder = VideoDecoder(width, config.depth, config.self_attention, config.conv)
         scale = clip.logit_scale.detach().clone().view(1)  # one dimension: FSDP splits no scalars
+        self.shortcut = nn.Parameter(torch.ones(1)) if config.shortcut else None
         self.logit_scale = nn.Parameter(scale, requires_grad=config.cosine)
 
     def forward(
@@ -66,15 +67,22 @@ class ALT(nn.Module):
         self, video: Tensor, seed: Tensor | None = None, schedule: MergeSchedule | None = None
     ) -> tuple[Tensor, Tensor]:
         """Do all of `forward` that needs no class names: return video vectors z [B, d] and entities [B, T, n]."""
-        tokens = self.encode(video, schedule)
-        queries, entity = self.alignment(tokens, seed if self.training and self.config.noise else None)
-        return self.decoder(queries, tokens[:, :, 0]), entity
+        tokens, size, _ = self.encode(video, schedule)
+        pooled, entity = self.alignment(tokens, size, seed if self.training and self.config.noise else None)
+        return self.answer(pooled, tokens[:, :, 0]), entity
 
-    def encode(self, video: Tensor, schedule: MergeSchedule | None = None) -> Tensor:
-        """Return class and region tokens of every frame in the joint space, [B, T, N', d]."""
+    def answer(self, pooled: Tensor, frames: Tensor) -> Tensor:
+        """Return video vectors z [B, d] of what the alignment gave and of the frame tokens, both [B, T, d]."""
+        z = self.decoder(self.alignment.queries(pooled), frames)
+        if self.shortcut is None:
+            return z
+        return F.normalize(z, dim=-1) + self.shortcut * F.normalize(pooled.mean(1), dim=-1)
+
+    def encode(self, video: Tensor, schedule: MergeSchedule | None = None) -> Regions:
+        """Return class and region tokens of every frame in the joint space: `Regions`, with [B, T] in place of [F]."""
         if video.ndim != 5 or video.shape[1] != self.config.frames:
             raise ArgumentError(f"video must be [B, {self.config.frames}, 3, H, W], got shape {tuple(video.shape)}")
-        return self.encoder(video.flatten(0, 1), schedule).tokens.unflatten(0, video.shape[:2])
+        return Regions(*(part.unflatten(0, video.shape[:2]) for part in self.encoder(video.flatten(0, 1), schedule)))
 
     def logits(self, z: Tensor, classes: Tensor) -> Tensor:
         """Return the similarity of video vectors [B, d] to classes [I, d] (eq. 10)."""
@@ -84,7 +92,7 @@ class ALT(nn.Module):
 
     def clip_logits(self, video: Tensor, classes: Tensor) -> Tensor:
         """Return CLIP's own zero-shot scores [B, I], the mean frame token against the classes: no training needed."""
-        frames = F.normalize(self.encode(video)[:, :, 0].float(), dim=-1)
+        frames = F.normalize(self.encode(video).tokens[:, :, 0].float(), dim=-1)
         return self.logit_scale.exp() * F.normalize(frames.mean(1), dim=-1) @ classes.T
 
     def embed_corpus(self) -> None:
@@ -92,10 +100,11 @@ class ALT(nn.Module):
         if self.corpus is None:
             return
         texts = [entity.text for entity in self.corpus.entities]
+        unit = self.config.unit_entities
         if self.config.backbone in (TINY, TINY_ROPE):  # cheap, and its weights are made anew by every run
-            self.alignment.entities = self.text(texts)
+            self.alignment.entities = self.text(texts, unit)
         else:
-            self.alignment.entities = self.text.cached(texts, cache_folder("embeddings"))
+            self.alignment.entities = self.text.cached(texts, cache_folder("embeddings"), unit)
 
     def use_corpus(self, corpus: Corpus | None, categories: Sequence[str] | None = None) -> None:
         """Align to another corpus from now on, of any size: no weight depends on it. None keeps the present one.

@@ -14,6 +14,10 @@ QuerySource = Literal["entities", "learned", "frame"]
 """What queries the video: aligned entities (the paper), learned vectors (Table C3's empty corpus), or the frame tokens
 themselves, without any alignment (Table 5)."""
 
+Pooling = Literal["mean", "size", "attention", "distinct"]
+"""How the entities that a frame's tokens chose become one: every token alike (the paper), by the patches it stands for,
+by learned attention, or every entity once."""
+
 Tuning = Literal["finetune", "frozen", "s", "sm", "stm"]
 """What of the backbone trains: all of it, nothing, or adapters (spatial; + MLP; + temporal) on a frozen one."""
 
@@ -34,6 +38,11 @@ class ModelConfig:
         categories: corpus categories to use (Table C3); None for all.
         tau: softmax temperature of eq. 4; the paper says 1.
         noise: Gumbel noise of eq. 4 while training.
+        pool: how the entities that a frame's tokens chose become one.
+        query_norm: LayerNorm before eq. 6's MLP, which the paper has not.
+        unit_entities: text embeddings of unit length; false: as the text tower gives them, which the paper seems to.
+        shortcut: add what the queries are made of to the video vector, which the paper does not: what is in the
+            corpus and was never trained on then reaches the class names.
         self_attention: self-attention among the decoder's queries (Table C4).
         conv: 1-D convolution over the decoder's frames (Table C4).
         tuning: how the backbone trains: all of it, not at all, or with AIM's adapters (Table 7).
@@ -52,6 +61,10 @@ class ModelConfig:
     categories: list[Literal["object", "body", "scene", "motion"]] | None = None
     tau: float = 1.0
     noise: bool = True
+    pool: Pooling = "mean"
+    query_norm: bool = False
+    unit_entities: bool = True
+    shortcut: bool = False
     self_attention: bool = True
     conv: bool = True
     tuning: Tuning = "finetune"

@@ -61,29 +61,29 @@ class TextTower(nn.Module):
         return clip_tokenizer(self.clip.context_length)
 
     @torch.no_grad()
-    def forward(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
-        """Unit-length embeddings [len(texts), d], fp32. Texts past the context length are cut."""
+    def forward(self, texts: Sequence[str], unit: bool = True, batch_size: int = 256) -> Tensor:
+        """Embeddings [len(texts), d], fp32, of unit length or as they are. Texts past the context length are cut."""
         if not texts:
             raise ArgumentError("texts must not be empty")
         device = self.clip.positional_embedding.device
         parts = self.tokenizer(list(texts)).split(batch_size)
         shown = Progress(parts, "text embeddings", "batch", shown=len(parts) > 3)
-        return torch.cat([self.clip.encode_text(part.to(device), normalize=True).float() for part in shown])
+        return torch.cat([self.clip.encode_text(part.to(device), normalize=unit).float() for part in shown])
 
-    def cached(self, texts: Sequence[str], folder: Path) -> Tensor:
+    def cached(self, texts: Sequence[str], folder: Path, unit: bool = True) -> Tensor:
         """Embed the texts as calling it does, with the result kept in `folder` as a safetensors file.
 
-        The file is named by a hash of the texts, the tower's weights and the arithmetic (dtype, kind of device), so
-        what it holds is never out of date; a file that cannot be read is made again.
+        The file is named by a hash of the texts, the tower's weights and the arithmetic (dtype, kind of device, unit
+        length or not), so what it holds is never out of date; a file that cannot be read is made again.
         """
-        key = self._hash(texts)
+        key = self._hash(texts if unit else ["as they are", *texts])
         path = folder / f"{key}.safetensors"
         device = self.clip.positional_embedding.device
         try:
             with safe_open(path, framework="pt", device=str(device)) as file:
                 return file.get_tensor("embeddings")
         except (OSError, SafetensorError):
-            embeddings = self(texts)
+            embeddings = self(texts, unit)
         make_folder(folder)
         write_atomically(path, lambda partial: save_file({"embeddings": embeddings.cpu()}, partial))
         return embeddings

@@ -44,6 +44,7 @@ def page_data(seen: Seen) -> dict[str, Any]:
                 "r": r_text(view.r),
                 "layers": len(view.r),
                 "labels": view.labels,
+                "unaligned": view.unaligned,
                 "attention": view.attention,
                 "timeline": timeline(view),
                 "frames": [

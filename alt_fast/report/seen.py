@@ -31,11 +31,13 @@ class FrameView:
 class View:
     """What the model sees at one r. r: of every layer. labels: by falling probability.
 
-    attention: of the decoder's queries to each frame, summing to 1.
+    unaligned: the first label's probability with entities drawn at random, the mean of some draws; None where nothing
+    aligns. attention: of the decoder's queries to each frame, summing to 1.
     """
 
     r: list[int | float]
     labels: list[tuple[str, float]]
+    unaligned: float | None
     frames: list[FrameView]
     attention: list[float]
 

@@ -1,9 +1,13 @@
-"""Contrastive training of the tiny CLIP on captioned single frames (Radford et al., 2021), the default job's start.
+"""Contrastive training of the tiny CLIP on captioned single frames (Radford et al., 2021), where a default job starts.
 
-ALT presumes a vision-language model; where none can be downloaded, this makes a small one that knows Motion Shapes'
-objects, colours, sizes, places and backgrounds, and has never seen a motion. Captions never name one either, so that
-image and text alone would leave the text tower deaf to motions, and all labels of an object the same. Real text towers
-have read about motions; here a text-to-text term stands in for that: labels must match their rewordings, no images.
+ALT presumes a vision-language model; where none can be downloaded, this makes a small one that knows what is in Motion
+Shapes' frames and has never seen a motion. It stands in for 400 million pairs of image and text, and what those teach
+by their number is told here:
+
+- No image shows a motion, so that image and text alone would leave the text tower deaf to motions, and all labels of an
+  object the same. Real text towers have read about motions: a text-to-text term has labels match their rewordings.
+- From many captions each, CLIP's image tokens come to mean what they show. Here the generator knows what is where: a
+  grounding term has every patch match the corpus's texts of what it shows, and the class token those of the frame.
 """
 
 from collections.abc import Sequence
@@ -16,25 +20,54 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from alt_fast.corpus import Corpus
 from alt_fast.data.augment import MEAN_STD
-from alt_fast.data.motion_shapes.captions import captioned_frame, reworded_labels
+from alt_fast.data.motion_shapes import ALIGNED, Level
+from alt_fast.data.motion_shapes.drawing import owners
+from alt_fast.data.rng import Stream, generator
 from alt_fast.model.text import clip_tokenizer
 from alt_fast.training.config import PretrainConfig
 from alt_fast.training.loop import StageSettings
 from alt_fast.training.schedule import Schedule
 
+CORPUS_CAPTIONS = 0.25
+"""Share of captions that are the corpus's own texts."""
 
-class CaptionedFrames(Dataset[tuple[Tensor, str]]):
-    """Frame [3, size, size] fp32 normalised and its caption, by index; endless."""
+TEXT_WEIGHT, BACKGROUND_WEIGHT = 0.25, 0.25
+"""Of the text-to-text term, and of patches of background in the grounding term."""
 
-    def __init__(self, seed: int, size: int, normalize: str) -> None:
-        self.seed, self.size = seed, size
+
+class CaptionedFrames(Dataset[tuple[Tensor, str, Tensor, Tensor]]):
+    """By index, endless: a frame [3, size, size] fp32 normalised, its caption, what the frame and its patches show.
+
+    The latter are [K] and [P, K] fp32, distributions over the texts of `corpus`; zeros where a patch shows nothing for
+    sure.
+    """
+
+    def __init__(
+        self, level: Level, corpus: Corpus, seed: int, size: int, grid: tuple[int, int], normalize: str
+    ) -> None:
+        self.level, self.seed, self.size, self.grid = level, seed, size, grid
+        self.texts = {entity.unit: entity.text for entity in corpus.entities}
+        self.place = {unit: place for place, unit in enumerate(self.texts)}
         self.mean, self.std = (torch.tensor(values).view(3, 1, 1) for values in MEAN_STD[normalize])
 
-    def __getitem__(self, index: int) -> tuple[Tensor, str]:
-        image, caption = captioned_frame(self.seed, index, self.size)
+    def __getitem__(self, index: int) -> tuple[Tensor, str, Tensor, Tensor]:
+        image, caption, about, things = self.level.captioned_frame(self.seed, index, self.size)
+        rng = generator(self.seed, Stream.CAPTION, 1, index)
+        if rng.random() < CORPUS_CAPTIONS:
+            caption = self.texts[about[int(rng.integers(len(about)))]]
+        names = [[name for names in thing.names.values() for name in names] for thing in things]
+        frame, *shown = (self._evenly(units) for units in (about, *names, []))  # the last one: nothing for sure
         pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1).float() / 255
-        return (pixels - self.mean) / self.std, caption
+        patches = torch.stack(shown)[owners(things, *self.grid).ravel()]
+        return (pixels - self.mean) / self.std, caption, frame, patches
+
+    def _evenly(self, units: Sequence[str]) -> Tensor:
+        """The distribution over the corpus that gives the same to each of these units."""
+        weight = torch.zeros(len(self.texts))
+        weight[[self.place[unit] for unit in units]] = 1 / max(1, len(set(units)))
+        return weight
 
 
 def contrastive_loss(image: Tensor, text: Tensor, captions: Sequence[str], scale: Tensor) -> Tensor:
@@ -47,8 +80,33 @@ def contrastive_loss(image: Tensor, text: Tensor, captions: Sequence[str], scale
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
 
+def frame_loss(image: Tensor, texts: Tensor, shown: Tensor, scale: Tensor, members: Tensor) -> Tensor:
+    """Cross-entropy of unit class tokens [B, d] and unit texts [K, d] against what frames show, [B, K].
+
+    members: [C, K] bool, the texts of each category, among which alone a category's are told apart.
+    """
+    logits = (scale * image @ texts.T)[:, None].masked_fill(~members, -torch.inf).log_softmax(-1)
+    of_category = shown[:, None] * members
+    return -(of_category * logits.masked_fill(~members, 0.0)).sum() / len(image)
+
+
+def patch_loss(patches: Tensor, texts: Tensor, shown: Tensor, scale: Tensor, scene: Tensor) -> Tensor:
+    """Cross-entropy of unit patch tokens [B, P, d] and unit texts [K, d] against what the patches show, [B, P, K].
+
+    scene: [K] bool, which texts are of backgrounds, most patches: theirs count BACKGROUND_WEIGHT in all.
+    """
+    loss = -(shown * (scale * patches @ texts.T).log_softmax(-1)).sum(-1)
+    behind = shown @ scene.float()
+    thing = shown.sum(-1) - behind
+
+    def mean(weight: Tensor) -> Tensor:
+        return (loss * weight).sum() / weight.sum().clamp(min=1)
+
+    return mean(thing) + BACKGROUND_WEIGHT * mean(behind)
+
+
 class ClipStage:
-    """Trains `clip` in place (see `loop.Stage`)."""
+    """Trains `clip` in place on a level of Motion Shapes (see `loop.Stage`)."""
 
     name = "clip"
     tested = None
@@ -57,18 +115,24 @@ class ClipStage:
         self,
         clip: open_clip.CLIP,
         config: PretrainConfig,
+        level: Level,
         seed: int,
         normalize: str,
         workers: int,
         device: torch.device,
     ) -> None:
-        self.module, self.config, self.workers, self.device = clip, config, workers, device
+        self.module, self.config, self.level, self.seed = clip, config, level, seed
+        self.workers, self.device = workers, device
         self.tokenizer = clip_tokenizer(clip.context_length)
         # Wider than CLIP's 0.02, which needs far longer training to tell words apart.
         torch.nn.init.normal_(clip.token_embedding.weight, std=0.3)
-        self.labels, rewordings = reworded_labels()
-        self.sentences = self.tokenizer(self.labels + rewordings).to(device)
-        self.frames = CaptionedFrames(seed, clip.visual.image_size[0], normalize)
+        clip.visual.output_tokens = True
+        corpus = Corpus.load(level.CORPUS).select(ALIGNED)
+        size, grid = clip.visual.image_size[0], clip.visual.grid_size
+        self.frames = CaptionedFrames(level, corpus, seed, size, grid, normalize)
+        self.entities = self.tokenizer([entity.text for entity in corpus.entities]).to(device)
+        categories = [[entity.category == name for entity in corpus.entities] for name in ALIGNED]
+        self.members = torch.tensor(categories, device=device)
         self.settings = StageSettings(
             schedule=Schedule(config.steps, warmup=min(50, config.steps // 4)),
             steps_per_epoch=config.steps,
@@ -82,19 +146,29 @@ class ClipStage:
         return self.config.lr
 
     def batches(self, step: int) -> "DataLoader[Any]":
-        """Return batches of frames and their captions from a step and on."""
+        """Return batches of frames, their captions and what they show, from a step and on."""
         size = self.config.batch_size
         indices = [list(range(s * size, (s + 1) * size)) for s in range(step, self.config.steps)]
         return DataLoader(self.frames, batch_sampler=indices, num_workers=self.workers)
 
-    def loss(self, batch: tuple[Tensor, list[str]], number: int) -> Tensor:
-        """Return CLIP's loss of frames against captions, and of labels against their rewordings."""
-        clip, (images, captions) = self.module, batch
-        image = clip.encode_image(images.to(self.device), normalize=True)
-        text = clip.encode_text(self.tokenizer(captions).to(self.device), normalize=True)
-        label, reworded = clip.encode_text(self.sentences, normalize=True).chunk(2)
+    def loss(self, batch: tuple[Tensor, list[str], Tensor, Tensor], number: int) -> Tensor:
+        """Return CLIP's loss of frames against captions, of labels against rewordings, and the grounding term."""
+        clip, (images, captions, *shown) = self.module, batch
+        labels, rewordings = self.level.reworded_labels(generator(self.seed, Stream.CAPTION, 2, number))
+        tokens = torch.cat([self.tokenizer([*captions, *labels, *rewordings]).to(self.device), self.entities])
+        parts = (len(captions), len(labels), len(labels), len(self.entities))
+        caption, label, reworded, entity = clip.encode_text(tokens, normalize=True).split(parts)
+        image, patches = clip.visual(images.to(self.device))
+        image, patches = F.normalize(image, dim=-1), F.normalize(patches @ clip.visual.proj, dim=-1)
         scale = clip.logit_scale.exp().clamp(max=100)
-        return contrastive_loss(image, text, captions, scale) + contrastive_loss(label, reworded, self.labels, scale)
+        loss = contrastive_loss(image, caption, captions, scale)
+        loss = loss + TEXT_WEIGHT * contrastive_loss(label, reworded, labels, scale)
+        if self.config.grounding:
+            of_frame, of_patches = (part.to(self.device) for part in shown)
+            grounding = frame_loss(image, entity, of_frame, scale, self.members)
+            grounding = grounding + patch_loss(patches, entity, of_patches, scale, self.members[ALIGNED.index("scene")])
+            loss = loss + self.config.grounding * grounding
+        return loss
 
     def samples(self, step: int) -> list[str]:
         """Return the numbers of the generated frames."""

@@ -128,14 +128,16 @@ class PretrainConfig:
         steps: batches.
         batch_size: frames per batch.
         lr: peak learning rate.
+        grounding: weight of the term that has image tokens match the corpus's texts of what they show; 0 for none.
     """
 
     steps: int = 500
     batch_size: int = 128
     lr: float = 1e-3
+    grounding: float = 1.0
 
     def __post_init__(self) -> None:
-        check_at_least(self, steps=1, batch_size=1, lr=0)
+        check_at_least(self, steps=1, batch_size=1, lr=0, grounding=0)
 
 
 @dataclass(frozen=True)

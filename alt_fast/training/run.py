@@ -16,7 +16,7 @@ from alt_fast.corpus import Corpus
 from alt_fast.data.annotations import Video, read_list
 from alt_fast.data.dataset import TrainClips
 from alt_fast.data.loader import open_backend
-from alt_fast.data.motion_shapes import DEFAULT_ROOT, list_files
+from alt_fast.data.motion_shapes import DEFAULT_ROOT, LEVELS, list_files
 from alt_fast.data.motion_shapes.generate import generate
 from alt_fast.data.rng import Stream, integer
 from alt_fast.distributed import World, pick_device
@@ -83,6 +83,9 @@ def run_stages(job: Job, data_seconds: float) -> dict[str, Any]:
         frame_model, seconds["frame_only"] = train_model(job, "frame_only", replace(model_config, frames=1))
     trained_at = time.monotonic()
     metrics = measure(job, trained)
+    if job.world.main:
+        testing = EvalConfig(config.optim.batch_size // config.optim.accumulate, loading=config.data.loading)
+        metrics["alignment"] = trained.probe_alignment(lists.test, lists.classes, testing)
     if config.eval_every and job.world.main:
         keep_best(folder, trained, config.optim.epochs, metrics["top1"])
     if frame_model is not None:
@@ -153,7 +156,8 @@ def _pretrain(job: Job, path: Path) -> float:
     assert config.pretrain is not None
     torch.manual_seed(integer(config.seed, Stream.INIT, sample=0))
     clip = build_clip(config.model.backbone, None, config.model.image_size).to(job.device)
-    stage = ClipStage(clip, config.pretrain, config.seed, config.augment.normalize, config.data.workers, job.device)
+    level, normalize = LEVELS[config.data.shapes.level], config.augment.normalize
+    stage = ClipStage(clip, config.pretrain, level, config.seed, normalize, config.data.workers, job.device)
     seconds = fit(stage, job.folder, job.saving, job.log)
     save_module(path, clip)
     return seconds

@@ -7,24 +7,27 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from alt_fast.corpus import Corpus
 from alt_fast.data.__main__ import main
 from alt_fast.data.annotations import read_classes, read_list
-from alt_fast.data.config import MotionShapesConfig
+from alt_fast.data.augment import cut, view_record
+from alt_fast.data.config import AugmentConfig, MotionShapesConfig
 from alt_fast.data.decode import decode_clip
-from alt_fast.data.motion_shapes import draw
-from alt_fast.data.motion_shapes.captions import captioned_frame
-from alt_fast.data.motion_shapes.draw import (
-    MOTIONS,
+from alt_fast.data.motion_shapes import LEVELS, Level, level2
+from alt_fast.data.motion_shapes.drawing import MOTIONS, OPPOSITE
+from alt_fast.data.motion_shapes.generate import generate
+from alt_fast.data.motion_shapes.level1 import (
     OBJECTS,
-    OPPOSITE,
-    PAIRS,
-    UNSEEN_PAIRS,
+    TRAINED,
+    UNSEEN,
     Clip,
+    background_of,
+    captioned_frame,
     draw_clip,
     pose,
     render,
 )
-from alt_fast.data.motion_shapes.generate import generate
+from alt_fast.data.motion_shapes.truth import read_dataset, things_in
 
 TIMES = np.linspace(0, 1, 21).tolist()
 
@@ -34,10 +37,10 @@ def path_of(clip: Clip) -> np.ndarray:
 
 
 def test_pairs_cover_everything_and_never_overlap() -> None:
-    assert not set(PAIRS) & set(UNSEEN_PAIRS)
-    assert set(PAIRS) | set(UNSEEN_PAIRS) == {(o, m) for o in OBJECTS for m in MOTIONS}
-    assert {o for o, _ in UNSEEN_PAIRS} == {o for o, _ in PAIRS} == set(OBJECTS)
-    assert {m for _, m in UNSEEN_PAIRS} == {m for _, m in PAIRS} == set(MOTIONS)
+    assert not set(TRAINED) & set(UNSEEN)
+    assert set(TRAINED) | set(UNSEEN) == {(o, m) for o in OBJECTS for m in MOTIONS}
+    assert {o for o, _ in UNSEEN} == {o for o, _ in TRAINED} == set(OBJECTS)
+    assert {m for _, m in UNSEEN} == {m for _, m in TRAINED} == set(MOTIONS)
 
 
 @pytest.mark.parametrize("motion", MOTIONS)
@@ -85,12 +88,12 @@ def test_the_middle_frame_says_nothing_about_the_direction() -> None:
 
 
 def test_splits_share_no_seed_and_no_background() -> None:
-    clips = {s: [draw_clip(0, s, i, PAIRS[0]) for i in range(300)] for s in ("train", "test", "unseen", "pretrain")}
+    clips = {s: [draw_clip(0, s, i, TRAINED[0]) for i in range(300)] for s in ("train", "test", "unseen", "pretrain")}
     backgrounds = [clip.background for part in clips.values() for clip in part]
     assert len(set(backgrounds)) == len(backgrounds)
     looks = [(clip.center, clip.tint, clip.drift) for part in clips.values() for clip in part]
     assert len(set(looks)) == len(looks)
-    pictures = [draw._background(clip, 0, 32).tobytes() for part in clips.values() for clip in part[:50]]
+    pictures = [background_of(clip, 0, 32).tobytes() for part in clips.values() for clip in part[:50]]
     assert len(set(pictures)) == len(pictures)
 
 
@@ -130,11 +133,11 @@ def test_another_configuration_in_the_same_folder_is_refused(shapes: Path) -> No
 def test_captions_name_the_object_and_never_a_motion() -> None:
     words = {word for motion in MOTIONS for word in motion.split()} - {"left", "right"}  # places as well
     for index in range(300):
-        image, caption = captioned_frame(0, index, 48)
+        image, caption, *_ = captioned_frame(0, index, 48)
         assert image.shape == (48, 48, 3)
         assert OBJECTS[index % 6] in caption
         assert not words & set(caption.replace(":", "").split())
-    assert len({captioned_frame(0, i, 48)[1] for i in range(300)}) > 60
+    assert len({captioned_frame(0, i, 48).caption for i in range(300)}) > 60
 
 
 def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -143,3 +146,75 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert len(read_list(tmp_path / "train.txt", read_classes(tmp_path / "classes.csv"))[0]) == 36
     assert main([*command, "--frames", "3"]) == 2
     assert "holds another dataset" in capsys.readouterr().err
+
+
+def test_level_2_unseen_tools_are_in_no_training_video() -> None:
+    """Neither carried nor lying about, in any split but `unseen` and the pretraining's."""
+    trained_tools, unseen_tools = ({tool for _, _, tool in classes} for classes in (level2.TRAINED, level2.UNSEEN))
+    assert len(level2.TRAINED) == len(level2.UNSEEN) == 40
+    assert not trained_tools & unseen_tools
+    for split, classes in (("train", level2.TRAINED), ("test", level2.TRAINED), ("unseen", level2.UNSEEN)):
+        clips = [level2.draw_clip(0, split, index, cls) for index, cls in enumerate(classes)]
+        lying = {lying.tool for clip in clips for lying in clip.lying}
+        assert lying <= set(level2.LYING)
+        assert not lying & (trained_tools | unseen_tools)
+    assert {level2.captioned_frame(0, i, 32).about[0] for i in range(60)} == set(level2.NAMES)
+
+
+def test_level_2_the_classes_of_a_tool_differ_in_nothing_but_the_direction() -> None:
+    for classes in (level2.TRAINED, level2.UNSEEN):
+        assert len({level2.label_of(cls) for cls in classes}) == 40
+        for (actor, motion, tool), other in zip(classes[::2], classes[1::2], strict=True):
+            assert other == (actor, OPPOSITE[motion], tool)
+    assert len({(look.shape, look.fill, look.color) for look in level2.LOOKS.values()}) == 60
+
+
+@pytest.mark.parametrize("motion", MOTIONS)
+def test_level_2_played_backwards_a_clip_shows_the_opposite_motion(motion: str) -> None:
+    clip = replace(level2.draw_clip(0, "train", 5, ("cat", motion, "kettle")), start=0.1, stop=0.9)
+    opposite = replace(clip, motion=OPPOSITE[motion])
+    for time in TIMES:
+        for (_, there), (_, back) in zip(level2._moving(clip, time), level2._moving(opposite, 1 - time), strict=True):
+            np.testing.assert_allclose(there, back, atol=1e-9)
+
+
+def test_level_2_corpus_is_what_is_drawn() -> None:
+    corpus = Corpus.load(level2.CORPUS)
+    told = {entity.unit: entity.description for entity in corpus.entities if entity.category in ("object", "body")}
+    looks = {name: look.text for name, look in level2.LOOKS.items()}
+    assert told == looks | {name: f"a white {shape} with eyes" for name, shape in level2.ACTORS.items()}
+    assert {e.unit for e in corpus.entities if e.category == "motion"} == set(MOTIONS)
+
+
+@pytest.mark.parametrize("level", LEVELS.values(), ids=["level 1", "level 2"])
+def test_things_are_where_they_are_drawn(level: Level) -> None:
+    """Without them the frame is another one there, and nowhere else; and the corpus knows all that is true of them."""
+    units = {entity.unit for entity in Corpus.load(level.CORPUS).entities}
+    for index in range(0, len(level.TRAINED), 7):
+        clip = level.draw_clip(0, "train", index, level.TRAINED[index])
+        things = level.things(clip, 0.5, 64)
+        assert {name for thing in things for names in thing.names.values() for name in names} <= units
+        np.testing.assert_allclose(sum(thing.mask for thing in things), 1, atol=1e-5)
+        empty = (
+            replace(clip, radius=1e-6)
+            if level is LEVELS[1]
+            else replace(clip, actor_radius=1e-6, tool_radius=1e-6, lying=())
+        )
+        drawn, without = (level.render(c, 0, [0.5], 64)[0].astype(float) for c in (clip, empty))
+        differs = np.abs(drawn - without).sum(-1) > 60
+        covered = things[0].mask < 0.5
+        assert (differs & ~covered).mean() < 0.02
+        assert (differs & covered).sum() > 0.5 * covered.sum()
+
+
+def test_what_is_true_is_found_by_the_video(shapes: Path) -> None:
+    """The masks of a decoded clip are where its pixels are bright."""
+    videos, _ = read_list(shapes / "test.txt", read_classes(shapes / "classes.csv"))
+    dataset = read_dataset(videos[3].path)
+    assert dataset == MotionShapesConfig(train_per_class=2, test_per_class=1, frames=10, size=48)
+    record = view_record(AugmentConfig(test_crop=1.0), 4)
+    frames = cut(record, decode_clip(videos[3].path, record.positions), (48, 48)).float().mean(1).numpy()
+    for frame, things in zip(frames, things_in(videos[3].path, dataset, record, (48, 48)), strict=True):
+        shown = things[-1].mask
+        assert frame[shown > 0.9].mean() > frame[shown < 0.1].mean() + 60
+    assert read_dataset(shapes / "elsewhere" / "x" / "y.webm") is None

@@ -61,7 +61,7 @@ def encode_by_equations(model: ALT, frame: Tensor) -> Tensor:
 def test_encoder_follows_equations_1_to_3(corpus: Corpus) -> None:
     model = build(corpus)
     frames = video()[0]
-    tokens = model.encode(frames[None])[0]
+    tokens = model.encode(frames[None]).tokens[0]
     assert tokens.shape == (2, 37 - 4 * 3, 64)
     for i in range(2):
         torch.testing.assert_close(tokens[i], encode_by_equations(model, frames[i]), rtol=1e-4, atol=1e-5)
@@ -70,13 +70,13 @@ def test_encoder_follows_equations_1_to_3(corpus: Corpus) -> None:
 def test_alignment_follows_equations_4_to_6(corpus: Corpus) -> None:
     model = build(corpus).train()
     tokens, seed = torch.randn(2, 2, 5, 64), torch.tensor(11)
-    queries, index = model.alignment(tokens, seed)
+    pooled, index = model.alignment(tokens, torch.ones(2, 2, 5), seed)
     entities = model.alignment.entities
     cosine = F.cosine_similarity(tokens[..., None, :], entities, dim=-1)
     assignment = (cosine / model.config.tau + gumbel_noise(seed, 20, len(corpus)).view(2, 2, 5, -1)).softmax(-1)
     assert torch.equal(index, assignment.argmax(-1))
     one_hot = F.one_hot(assignment.argmax(-1), len(corpus)).float()
-    torch.testing.assert_close(queries, model.alignment.mlp((one_hot @ entities).mean(2)))
+    torch.testing.assert_close(model.alignment.queries(pooled), model.alignment.mlp((one_hot @ entities).mean(2)))
 
 
 def test_decoder_follows_equations_8_and_9(corpus: Corpus) -> None:
@@ -138,9 +138,9 @@ def shapes(model: ALT) -> dict[str, torch.Size]:
 def test_r_changes_tokens_but_no_weight(corpus: Corpus) -> None:
     counts = {0: 37, 3: 25, 6: 13}
     for r, tokens in counts.items():
-        assert build(corpus, r=r).encode(video()).shape == (2, 2, tokens, 64)
+        assert build(corpus, r=r).encode(video()).tokens.shape == (2, 2, tokens, 64)
         assert shapes(build(corpus, r=r)) == shapes(build(corpus))
-    assert build(corpus, r=[1, 2, 3, 4]).encode(video()).shape[2] == 37 - 10
+    assert build(corpus, r=[1, 2, 3, 4]).encode(video()).tokens.shape[2] == 37 - 10
     assert build(corpus, r=(4, -1.0)).encoder.schedule == [8, 5, 2, 0]
 
 
@@ -161,16 +161,47 @@ def test_regions_off_aligns_the_frame_token_only(corpus: Corpus) -> None:
     tokens = torch.randn(1, 2, 6, 64)
     changed = tokens.clone()
     changed[:, :, 1:] += 1
-    assert off.alignment(tokens, None)[1].shape == (1, 2, 1)
-    torch.testing.assert_close(off.alignment(tokens, None)[0], off.alignment(changed, None)[0])
-    assert not torch.equal(on.alignment(tokens, None)[1], on.alignment(changed, None)[1])
+    size = torch.ones(1, 2, 6)
+    assert off.alignment(tokens, size, None)[1].shape == (1, 2, 1)
+    torch.testing.assert_close(off.alignment(tokens, size, None)[0], off.alignment(changed, size, None)[0])
+    assert not torch.equal(on.alignment(tokens, size, None)[1], on.alignment(changed, size, None)[1])
+
+
+@pytest.mark.parametrize("pool", ["mean", "size", "attention", "distinct"])
+def test_pooling_is_a_weighted_mean_of_the_chosen_entities(pool: str, corpus: Corpus) -> None:
+    alignment = build(corpus, pool=pool).alignment
+    size = torch.tensor([[[1.0, 5.0, 2.0, 1.0]]])
+    index = torch.tensor([[[2, 2, 0, 2]]])
+    aligned = alignment.entities[index]
+    scores = {
+        "mean": torch.ones(4),
+        "size": size[0, 0],
+        "distinct": torch.tensor([1 / 3, 1 / 3, 1, 1 / 3]),
+        "attention": alignment.attention(aligned)[0, 0, :, 0].exp() if pool == "attention" else None,
+    }[pool]
+    assert scores is not None
+    expected = (scores[:, None] * aligned[0, 0]).sum(0) / scores.sum()
+    torch.testing.assert_close(alignment.pool(aligned, index, size)[0, 0], expected)
+
+
+def test_options_that_the_paper_has_not(corpus: Corpus) -> None:
+    """A norm before eq. 6, text embeddings of any length, what the queries are made of added to the video vector."""
+    model = build(corpus, query_norm=True, unit_entities=False, shortcut=True)
+    torch.testing.assert_close(model.alignment.entities, model.text([e.text for e in corpus.entities], unit=False))
+    assert not torch.allclose(model.alignment.entities.norm(dim=-1), torch.ones(len(corpus)))
+    pooled, frames = torch.randn(3, 2, 64), torch.randn(3, 2, 64)
+    with torch.no_grad():
+        model.shortcut.fill_(0.5)  # type: ignore[union-attr]
+    queries = model.alignment.mlp(F.layer_norm(pooled, (64,)))
+    expected = F.normalize(model.decoder(queries, frames), dim=-1) + 0.5 * F.normalize(pooled.mean(1), dim=-1)
+    torch.testing.assert_close(model.answer(pooled, frames), expected)
 
 
 def test_query_frame_uses_no_corpus(corpus: Corpus) -> None:
     model = build(None, query="frame")
     tokens = torch.randn(1, 2, 6, 64)
-    queries, entity = model.alignment(tokens, None)
-    torch.testing.assert_close(queries, model.alignment.mlp(tokens[:, :, 0]))
+    pooled, entity = model.alignment(tokens, torch.ones(1, 2, 6), None)
+    torch.testing.assert_close(pooled, tokens[:, :, 0])
     assert entity.shape == (1, 2, 0)
     with pytest.raises(ValueError, match="query 'frame' needs no corpus"):
         build(corpus, query="frame")
@@ -180,7 +211,7 @@ def test_query_frame_uses_no_corpus(corpus: Corpus) -> None:
 
 def test_query_learned_does_not_look_at_the_tokens() -> None:
     model = build(None, query="learned")
-    first, second = (model.alignment(torch.randn(2, 2, 6, 64), None)[0] for _ in range(2))
+    first, second = (model.alignment(torch.randn(2, 2, 6, 64), torch.ones(2, 2, 6), None)[0] for _ in range(2))
     assert torch.equal(first, second)
     assert model.alignment.learned.requires_grad
 
@@ -201,14 +232,14 @@ def corpus_of(number: int) -> Corpus:
 def test_use_corpus_takes_any_size(number: int, corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
     model = create_model("alt_tiny", corpus, frames=2).eval()
     if number > 1000:  # minutes on a CPU
-        monkeypatch.setattr(model.text, "forward", lambda texts: F.normalize(torch.randn(len(texts), 64), dim=-1))
+        monkeypatch.setattr(model.text, "forward", lambda texts, unit: F.normalize(torch.randn(len(texts), 64), dim=-1))
     weights = {name for name, _ in model.named_parameters()}
     large = corpus_of(number)
     model.use_corpus(large)
     video, classes = torch.randn(1, 2, 3, *model.image_size), F.normalize(torch.randn(3, 64), dim=-1)
     output = model(video, classes)
     assert output.logits.isfinite().all()
-    tokens = model.encode(video)
+    tokens = model.encode(video).tokens
     expected = F.normalize(tokens, dim=-1) @ model.alignment.entities.T
     torch.testing.assert_close(expected.gather(-1, output.entity[..., None])[..., 0], expected.amax(-1))
     model.use_corpus(None, ["scene"])
@@ -264,11 +295,11 @@ def test_adapters_start_as_the_identity_and_then_act(corpus: Corpus) -> None:
     for tuning, names in ADAPTERS.items():
         adapted = build(corpus, tuning=tuning)
         adapted.load_state_dict(plain.state_dict(), strict=False)
-        torch.testing.assert_close(adapted.encode(video()), plain.encode(video()))
+        torch.testing.assert_close(adapted.encode(video()).tokens, plain.encode(video()).tokens)
         for name in names:
             changed = copy.deepcopy(adapted)
             torch.nn.init.normal_(changed.encoder.adapters[0][name].up.weight)
-            assert not torch.allclose(changed.encode(video()), plain.encode(video()), atol=1e-3)
+            assert not torch.allclose(changed.encode(video()).tokens, plain.encode(video()).tokens, atol=1e-3)
 
 
 def test_only_the_temporal_adapter_looks_at_other_frames(corpus: Corpus) -> None:
@@ -280,7 +311,7 @@ def test_only_the_temporal_adapter_looks_at_other_frames(corpus: Corpus) -> None
         for adapters in model.encoder.adapters:
             for adapter in adapters.values():
                 torch.nn.init.normal_(adapter.up.weight, std=0.1)
-        same = torch.allclose(model.encode(clip)[:, 0], model.encode(other)[:, 0], atol=1e-5)
+        same = torch.allclose(model.encode(clip).tokens[:, 0], model.encode(other).tokens[:, 0], atol=1e-5)
         assert same is not crosses
 
 
@@ -295,7 +326,7 @@ def test_cosine_off_is_the_literal_equation(corpus: Corpus) -> None:
 
 def test_clip_head_is_zero_shot_clip_at_r_0(corpus: Corpus) -> None:
     model = build(corpus, r=0)
-    frames = F.normalize(model.encode(video())[:, :, 0], dim=-1).mean(1)
+    frames = F.normalize(model.encode(video()).tokens[:, :, 0], dim=-1).mean(1)
     expected = model.logit_scale.exp() * F.normalize(frames, dim=-1) @ classes(model).T
     torch.testing.assert_close(model.clip_logits(video(), classes(model)), expected)
 

@@ -127,7 +127,7 @@ def two_layers(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_compiles_and_exports(corpus: Corpus, rule: RotaryRule) -> None:
     model = build(corpus, rotary=rule, depth=1)
     video = frames().unflatten(0, (2, 2))
-    expected = model.encode(video)
+    expected = model.encode(video).tokens
     if rule == "unit":
         compiled = torch.compile(model.encode, fullgraph=True, backend="aot_eager")
         torch.testing.assert_close(compiled(video), expected, rtol=1e-4, atol=1e-5)
@@ -153,7 +153,7 @@ def test_activation_checkpointing_gives_the_same_gradients(corpus: Corpus) -> No
 
     def gradient() -> Tensor:
         model.zero_grad()
-        model.encode(frames().unflatten(0, (2, 2))).square().sum().backward()
+        model.encode(frames().unflatten(0, (2, 2))).tokens.square().sum().backward()
         weight = model.encoder.visual.transformer.resblocks[0].attn.in_proj_weight
         return weight.grad.clone()
 
@@ -221,7 +221,7 @@ def test_the_default_job_on_it(trained_run: Path, tmp_path: Path, capsys: pytest
     assert rows[None] == rows["mean"]
     expected.set_rotary("survivor")
     video = torch.randn(1, 2, 3, 48, 48)
-    assert not torch.equal(expected.model.encode(video), found.model.encode(video))
+    assert not torch.equal(expected.model.encode(video).tokens, found.model.encode(video).tokens)
 
     clip = str(next((data / "test").glob("*.webm")))
     assert classify([clip, "--checkpoint", str(whole), "--rotary", "unit"]) == 0

@@ -4,13 +4,14 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
 from alt_fast.data.config import MotionShapesConfig
 from alt_fast.data.encode import write_video
-from alt_fast.data.motion_shapes.draw import PAIRS, UNSEEN_PAIRS, draw_clip, label_of, render
+from alt_fast.data.motion_shapes import LEVELS
 from alt_fast.errors import ArgumentError, FileError
 from alt_fast.files import make_folder, read_json, write_csv, write_json, write_text
 from alt_fast.progress import Progress
@@ -29,7 +30,7 @@ def generate(root: str | Path, config: MotionShapesConfig, workers: int | None =
     manifest = root / "dataset.json"
     content = {"dataset": "motion_shapes", "version": _FORMAT_VERSION, **asdict(config)}
     if manifest.exists():
-        found = read_json(manifest, "complete")
+        found = {"level": 1, **read_json(manifest, "complete")}  # there was one level once
         if {**found, "complete": None} != {**content, "complete": None}:
             raise ArgumentError(f"{root} holds another dataset ({found}); asked for {content}: choose another folder")
         if found["complete"]:
@@ -37,12 +38,12 @@ def generate(root: str | Path, config: MotionShapesConfig, workers: int | None =
     make_folder(root)
     write_json(manifest, {**content, "complete": False})
     jobs = [
-        (root, config, split, index, pair)
-        for split, pairs, count in _splits(config)
-        for index, pair in enumerate(pair for pair in pairs for _ in range(count))
+        (root, config, split, index, cls)
+        for split, classes, count in splits(config)
+        for index, cls in enumerate(cls for cls in classes for _ in range(count))
         if not (root / split / f"{index:05d}.webm").exists()
     ]
-    for split, _, _ in _splits(config):
+    for split, _, _ in splits(config):
         make_folder(root / split)
     # A DataLoader rather than a process pool: its workers end when their parent is killed.
     writers = DataLoader(
@@ -53,21 +54,23 @@ def generate(root: str | Path, config: MotionShapesConfig, workers: int | None =
             pass
     except FileError as e:  # a DataLoader's process adds its traceback to the message
         raise FileError(str(e).strip().splitlines()[-1].partition("FileError: ")[2] or str(e)) from e
-    for split, pairs, count in _splits(config):
-        lines = (f"{split}/{i * count + k:05d}.webm {i}\n" for i in range(len(pairs)) for k in range(count))
+    for split, classes, count in splits(config):
+        lines = (f"{split}/{i * count + k:05d}.webm {i}\n" for i in range(len(classes)) for k in range(count))
         write_text(root / f"{split}.txt", "".join(lines))
-    for name, pairs in (("classes.csv", PAIRS), ("unseen_classes.csv", UNSEEN_PAIRS)):
-        write_csv(root / name, ("id", "name"), ((i, label_of(*pair)) for i, pair in enumerate(pairs)))
+    level = LEVELS[config.level]
+    for name, classes in (("classes.csv", level.TRAINED), ("unseen_classes.csv", level.UNSEEN)):
+        write_csv(root / name, ("id", "name"), ((i, level.label_of(cls)) for i, cls in enumerate(classes)))
     write_json(manifest, {**content, "complete": True})
 
 
-def _splits(config: MotionShapesConfig) -> list[tuple[str, tuple[tuple[str, str], ...], int]]:
-    """(split, classes, videos per class)"""
+def splits(config: MotionShapesConfig) -> list[tuple[str, tuple[Any, ...], int]]:
+    """Return the splits there are: name, classes, videos of each."""
+    level = LEVELS[config.level]
     plan = [
-        ("train", PAIRS, config.train_per_class),
-        ("test", PAIRS, config.test_per_class),
-        ("unseen", UNSEEN_PAIRS, config.test_per_class),
-        ("few_shot", UNSEEN_PAIRS, config.few_shot_per_class),
+        ("train", level.TRAINED, config.train_per_class),
+        ("test", level.TRAINED, config.test_per_class),
+        ("unseen", level.UNSEEN, config.test_per_class),
+        ("few_shot", level.UNSEEN, config.few_shot_per_class),
     ]
     return [entry for entry in plan if entry[2]]
 
@@ -75,15 +78,21 @@ def _splits(config: MotionShapesConfig) -> list[tuple[str, tuple[tuple[str, str]
 class _Writer(Dataset[int]):
     """Writes a job's video when it is asked for."""
 
-    def __init__(self, jobs: Sequence[tuple[Path, MotionShapesConfig, str, int, tuple[str, str]]]) -> None:
+    def __init__(self, jobs: Sequence[tuple[Path, MotionShapesConfig, str, int, Any]]) -> None:
         self.jobs = jobs
 
     def __len__(self) -> int:
         return len(self.jobs)
 
     def __getitem__(self, number: int) -> int:
-        root, config, split, index, pair = self.jobs[number]
-        clip = draw_clip(config.seed, split, index, pair)
-        frames = render(clip, config.seed, np.linspace(0, 1, config.frames).tolist(), config.size)
+        root, config, split, index, cls = self.jobs[number]
+        level = LEVELS[config.level]
+        clip = level.draw_clip(config.seed, split, index, cls)
+        frames = level.render(clip, config.seed, times_of(config.frames), config.size)
         write_video(root / split / f"{index:05d}.webm", frames)
         return number
+
+
+def times_of(frames: int) -> list[float]:
+    """When the frames of a video are, in [0, 1]."""
+    return np.linspace(0, 1, frames).tolist()

@@ -1,0 +1,43 @@
+"""What is where in a video of Motion Shapes, as a model takes it: for tests of what its regions align to."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from alt_fast.data.augment import ClipRecord, cut
+from alt_fast.data.config import MotionShapesConfig
+from alt_fast.data.motion_shapes import LEVELS
+from alt_fast.data.motion_shapes.drawing import Thing
+from alt_fast.data.motion_shapes.generate import splits, times_of
+
+
+def read_dataset(video: Path) -> MotionShapesConfig | None:
+    """Return the configuration of the dataset that a video is of; None for a video of no generated dataset."""
+    try:
+        found = json.loads((video.parent.parent / "dataset.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    if not isinstance(found, dict) or found.get("dataset") != "motion_shapes":
+        return None
+    return MotionShapesConfig(
+        **{name: found[name] for name in MotionShapesConfig.__dataclass_fields__ if name in found}
+    )
+
+
+def things_in(video: Path, config: MotionShapesConfig, record: ClipRecord, size: tuple[int, int]) -> list[list[Thing]]:
+    """Return what is in every frame of a clip, as `record` cuts it out: masks are [*size], uint8 for their shares.
+
+    config: of the dataset that the video is of.
+    """
+    level, split, index = LEVELS[config.level], video.parent.name, int(video.stem)
+    classes, each = next((classes, count) for name, classes, count in splits(config) if name == split)
+    clip = level.draw_clip(config.seed, split, index, classes[index // each])
+    times = times_of(config.frames)
+    frames = [level.things(clip, times[int(position * config.frames)], config.size) for position in record.positions]
+    masks = np.stack([np.stack([thing.mask for thing in things], -1) for things in frames])
+    cut_masks = cut(record, (255 * masks).round().astype(np.uint8), size).float() / 255
+    return [
+        [Thing(thing.names, mask.numpy()) for thing, mask in zip(things, shown, strict=True)]
+        for things, shown in zip(frames, cut_masks, strict=True)
+    ]

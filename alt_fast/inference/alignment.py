@@ -1,0 +1,206 @@
+"""Is the alignment used, and is it right? Top-1 with other queries, and what tokens align to beside what they show."""
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from alt_fast.data.annotations import Video
+from alt_fast.data.augment import view_record
+from alt_fast.data.config import ClipSpec
+from alt_fast.data.dataset import EvalClips
+from alt_fast.data.motion_shapes.truth import read_dataset, things_in
+from alt_fast.inference.scoring import EvalConfig, mean_over_views
+from alt_fast.model.alt import ALT
+
+MOST_VIDEOS = 1000
+"""Videos that are looked at; of longer lists every k-th."""
+
+USED_FROM = 0.05
+"""Queries count as used when those of other videos cost this share of what top-1 is above chance."""
+
+_CHUNK = 4  # videos whose similarities [T, N', K] exist at a time
+
+
+@dataclass(frozen=True)
+class Aligned:
+    """What the alignment of every video of a list was.
+
+    frames: [V, T, d], the frame tokens. pooled: [V, T, d], what the queries are made of. entity: [V, T, n], of every
+    aligned token. size: [V, T, N'], of all tokens. best: [V, C, T, N'], the best entity of every category. certainty:
+    [V, T, N'], of the best entity by eq. 4, which is the probability that the noisy choice is it. entropy: of eq. 4's
+    distribution, 1 for an even one. margin: cosine of the best entity less that of the next one. source: [V, T, P], the
+    token of every patch (0 is the frame token).
+    """
+
+    frames: Tensor
+    pooled: Tensor
+    entity: Tensor
+    size: Tensor
+    best: Tensor
+    certainty: Tensor
+    entropy: Tensor
+    margin: Tensor
+    source: Tensor
+
+
+@torch.inference_mode()
+def probe_alignment(
+    model: ALT, spec: ClipSpec, videos: Sequence[Video], classes: Tensor, testing: EvalConfig, name: str | None = None
+) -> dict[str, Any]:
+    """Return what the queries are worth on a list of videos, and how right they are where that is known.
+
+    classes: embeddings [I, d]. One view of every video, unreadable ones aside. `*_top1` are top-1: of the model as it
+    is ("top1"), with the queries of another video ("shuffled"), with those of the mean of all ("mean_query"), with
+    entities that changed places ("permuted_entities") or were drawn at random ("random_entities"). "used": whether the
+    model uses its queries. Of a model that aligns, also how sure and how varied its choices are; of Motion Shapes, how
+    many frames and regions align to what they show, by category.
+    """
+    model.eval()
+    videos = videos[:: -(-len(videos) // MOST_VIDEOS)]
+    seen, readable = _align(model, spec, videos, testing, name)
+    labels = torch.tensor([video.label for video in videos])[readable]
+    rng = torch.Generator().manual_seed(0)
+    order = torch.randperm(len(labels), generator=rng)
+    others = torch.empty_like(order)
+    others[order] = order.roll(1)  # every video gets another one's
+
+    def top1(pooled: Tensor) -> float:
+        z = model.answer(pooled.to(classes.device), seen.frames.to(classes.device))
+        return (model.logits(z, classes).argmax(1).cpu() == labels).float().mean().item()
+
+    def of_entities(index: Tensor) -> Tensor:
+        index, size = index.to(classes.device), seen.size[..., : index.shape[2]].to(classes.device)
+        return model.alignment.pool(model.alignment.entities[index], index, size)
+
+    found: dict[str, Any] = {
+        "videos": len(labels),
+        "top1": top1(seen.pooled),
+        "shuffled_top1": top1(seen.pooled[others]),
+        "mean_query_top1": top1(seen.pooled.mean((0, 1)).expand_as(seen.pooled)),
+    }
+    lost = found["top1"] - found["shuffled_top1"]
+    found["used"] = lost >= USED_FROM * (found["top1"] - 1 / len(classes)) > 0
+    if model.corpus is None:
+        return found
+    count = len(model.corpus)
+    permuted = torch.randperm(count, generator=rng)[seen.entity]
+    drawn = torch.randint(count, seen.entity.shape, generator=rng)
+    share = torch.bincount(seen.entity.flatten(), minlength=count).double() / seen.entity.numel()
+    found |= {
+        "permuted_entities_top1": top1(of_entities(permuted)),
+        "random_entities_top1": top1(of_entities(drawn)),
+        "entities": count,
+        "entities_used": int((share > 0).sum()),
+        "entities_effective": torch.special.entr(share).sum().exp().item(),
+        "certainty": seen.certainty.mean().item(),
+        "entropy": seen.entropy.mean().item(),
+        "margin": seen.margin.mean().item(),
+    }
+    return found | _accuracy(model, spec, [video for video, ok in zip(videos, readable, strict=True) if ok], seen)
+
+
+def _align(
+    model: ALT, spec: ClipSpec, videos: Sequence[Video], testing: EvalConfig, name: str | None
+) -> tuple[Aligned, Tensor]:
+    """Return what every readable video aligns to, and which are: [V] bool."""
+    shapes: list[tuple[int, ...]] = []
+
+    def look(video: Tensor) -> Tensor:
+        tokens, size, source = model.encode(video)
+        pooled, entity = model.alignment(tokens, size, None)
+        parts = [tokens[:, :, 0], pooled, entity, size, *_choices(model, tokens), source[:, :, 1:]]
+        shapes[:] = [tuple(part.shape[1:]) for part in parts]
+        return torch.cat([part.flatten(1).float() for part in parts], 1)
+
+    one_view = EvalConfig(testing.batch_size, loading=testing.loading)
+    device = model.logit_scale.device
+    width = look(torch.zeros(1, spec.num_frames, 3, *spec.size, device=device)).shape[1]
+    rows, causes, _ = mean_over_views(EvalClips(videos, spec), one_view, device, look, width, name)
+    readable = torch.tensor([str(video.path) not in causes for video in videos])
+    widths = [int(np.prod(shape)) for shape in shapes]
+    parts = (part.unflatten(1, shape) for part, shape in zip(rows[readable].split(widths, 1), shapes, strict=True))
+    frames, pooled, entity, size, best, certainty, entropy, margin, source = parts
+    seen = Aligned(frames, pooled, entity.long(), size, best.long(), certainty, entropy, margin, source.long())
+    return seen, readable
+
+
+def _choices(model: ALT, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the best entity of every category [B, C, T, N'] of tokens [B, T, N', d]; certainty, entropy, margin."""
+    if model.corpus is None:
+        empty = tokens.new_empty(*tokens.shape[:2], 0)
+        return empty[:, None], empty, empty, empty
+    entities = F.normalize(model.alignment.entities.float(), dim=-1)
+    members = _members(model)
+    found = []
+    for part in tokens.split(_CHUNK):
+        cosine = F.normalize(part.float(), dim=-1) @ entities.T
+        logits = (cosine / model.alignment.tau).log_softmax(-1)
+        top = cosine.topk(min(2, len(entities)), dim=-1).values
+        best = [cosine[..., own].argmax(-1) for own in members.values()]
+        best = [own.to(part.device)[place] for own, place in zip(members.values(), best, strict=True)]
+        entropy = -(logits.exp() * logits).sum(-1) / max(1.0, float(np.log(len(entities))))
+        found.append((torch.stack(best, 1), logits.amax(-1).exp(), entropy, top[..., 0] - top[..., -1]))
+    return tuple(torch.cat(parts) for parts in zip(*found, strict=True))  # type: ignore[return-value]
+
+
+def _members(model: ALT) -> dict[str, Tensor]:
+    """Return the corpus's categories with the indices of their entities."""
+    assert model.corpus is not None
+    categories = [entity.category for entity in model.corpus.entities]
+    return {
+        name: torch.tensor([i for i, c in enumerate(categories) if c == name]) for name in dict.fromkeys(categories)
+    }
+
+
+def _accuracy(model: ALT, spec: ClipSpec, videos: Sequence[Video], seen: Aligned) -> dict[str, Any]:
+    """Return the share of frames and regions that align to what they show, by category and over "all".
+
+    A frame token is right when its best entity is true of anything in the frame. Of the regions, those count that have
+    most of a thing; right is an entity true of the thing. Nothing for videos of which it is not known.
+    """
+    assert model.corpus is not None
+    units = [entity.unit for entity in model.corpus.entities]
+    grid, record = model.encoder.visual.grid_size, view_record(spec.augment, spec.num_frames)
+    categories = ["all", *_members(model)]
+    hits: dict[str, Counter[str]] = defaultdict(Counter)
+    for number, video in enumerate(videos):
+        dataset = read_dataset(video.path)
+        if dataset is None:
+            return {}
+        # [1 + C, T, n]: what is chosen of all entities, then of each category
+        chosen = torch.cat([seen.entity[number][None], seen.best[number][:, :, : seen.entity.shape[2]]])
+        for t, things in enumerate(things_in(video.path, dataset, record, spec.size)):
+            for category, choice in zip(categories, chosen[:, t].tolist(), strict=True):
+                everything = frozenset().union(*(_true_of(thing.names, category) for thing in things))
+                if everything:
+                    hits["frame"][category] += 1
+                    hits["frame_right"][category] += units[choice[0]] in everything
+                for thing in things if len(choice) > 1 else ():
+                    names, place = _true_of(thing.names, category), _region(thing.mask, grid, seen.source[number, t])
+                    if names and place is not None:
+                        hits["region"][category] += 1
+                        hits["region_right"][category] += units[choice[place]] in names
+    return {
+        f"{kind}_accuracy": {name: hits[f"{kind}_right"][name] / count for name, count in hits[kind].items()}
+        for kind in ("frame", "region")
+        if hits[kind]
+    }
+
+
+def _true_of(names: Any, category: str) -> frozenset[str]:
+    """Return the entities of a category, or of "all", that are true of a thing."""
+    return frozenset().union(*names.values()) if category == "all" else names.get(category, frozenset())
+
+
+def _region(mask: Any, grid: tuple[int, int], source: Tensor) -> int | None:
+    """Return the region with most of a thing; None for what cannot be seen."""
+    rows, columns = grid
+    share = mask.reshape(rows, mask.shape[0] // rows, columns, mask.shape[1] // columns).sum((1, 3)).ravel()
+    total = np.bincount(source.numpy(), weights=share)
+    return int(total.argmax()) if total.max() > 0 else None

@@ -1,0 +1,140 @@
+"""The probe of the alignment finds what was built into a model."""
+
+from itertools import chain
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from alt_fast.data.annotations import Video, read_list
+from alt_fast.data.augment import view_record
+from alt_fast.data.config import Loading
+from alt_fast.data.motion_shapes.drawing import owners
+from alt_fast.data.motion_shapes.truth import read_dataset, things_in
+from alt_fast.inference.alignment import probe_alignment
+from alt_fast.inference.predict import load_video
+from alt_fast.inference.scoring import EvalConfig
+from alt_fast.inference.trained import TrainedModel, load
+from alt_fast.model.encoder import Regions
+
+TESTING = EvalConfig(6, loading=Loading("torch", 0))
+
+
+@pytest.fixture
+def trained(trained_run: Path) -> TrainedModel:
+    return load(trained_run)
+
+
+@pytest.fixture
+def videos(trained_run: Path, trained: TrainedModel) -> list[Video]:
+    return read_list(trained_run.parent / "data" / "test.txt", trained.classes)[0]
+
+
+def decide_by(trained: TrainedModel, videos: list[Video], source: str, monkeypatch: pytest.MonkeyPatch) -> Tensor:
+    """Make a model that answers by its queries, or by its frames, alone; returns classes, the answers of the videos.
+
+    An untrained tower sees the same in all videos: each gets random tokens of its own.
+    """
+    model = trained.model
+
+    def encode(video: Tensor, schedule: object = None) -> Regions:
+        generators = [torch.Generator().manual_seed(int(1e4 * clip.abs().double().mean())) for clip in video]
+        tokens = torch.stack([torch.randn(2, 8, 64, generator=generator) for generator in generators])
+        return Regions(tokens, torch.ones(len(video), 2, 8), torch.ones(len(video), 2, 37).int())
+
+    def answer(pooled: Tensor, frames: Tensor) -> Tensor:
+        return (pooled if source == "queries" else frames).flatten(1)
+
+    monkeypatch.setattr(model, "encode", encode)
+    monkeypatch.setattr(model, "answer", answer)
+    with torch.inference_mode():
+        answers = [model.describe(load_video(video.path, trained.spec))[0] for video in videos]
+    return F.normalize(torch.cat(answers), dim=-1)
+
+
+@pytest.mark.parametrize("source", ["queries", "frames"])
+def test_it_tells_a_model_that_uses_its_queries_from_one_that_does_not(
+    source: str, trained: TrainedModel, videos: list[Video], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    videos = [Video(video.path, number) for number, video in enumerate(videos[:12])]
+    classes = decide_by(trained, videos, source, monkeypatch)
+    found = probe_alignment(trained.model, trained.spec, videos, classes, TESTING)
+    assert found["videos"] == 12
+    assert found["top1"] > 0.9
+    if source == "queries":
+        assert found["used"]
+        assert found["shuffled_top1"] < 0.5
+        assert found["mean_query_top1"] == pytest.approx(1 / 12)
+        assert max(found["permuted_entities_top1"], found["random_entities_top1"]) < found["top1"]
+    else:
+        assert not found["used"]
+        same = {found[f"{name}_top1"] for name in ("shuffled", "mean_query", "permuted_entities", "random_entities")}
+        assert same == {found["top1"]}
+
+
+def test_numbers_of_the_choice(trained: TrainedModel, videos: list[Video]) -> None:
+    found = probe_alignment(trained.model, trained.spec, videos, trained.embed(trained.classes), TESTING)
+    model = trained.model
+    with torch.inference_mode():
+        tokens = torch.cat([model.encode(load_video(video.path, trained.spec)).tokens for video in videos])
+        unit, known = (F.normalize(x, dim=-1) for x in (tokens, model.alignment.entities))
+        cosine = unit @ known.T
+        choice = (cosine / model.config.tau).softmax(-1)
+        share = cosine.argmax(-1).flatten().bincount(minlength=len(known)) / cosine[..., 0].numel()
+    best = cosine.topk(2, dim=-1).values
+    assert found["entities"] == len(known)
+    assert found["entities_used"] == (share > 0).sum()
+    expected = {
+        "certainty": choice.amax(-1).mean(),
+        "entropy": torch.special.entr(choice).sum(-1).mean() / torch.tensor(float(len(known))).log(),
+        "margin": (best[..., 0] - best[..., 1]).mean(),
+        "entities_effective": torch.special.entr(share).sum().exp(),
+    }
+    assert {name: found[name] for name in expected} == pytest.approx(
+        {k: v.item() for k, v in expected.items()}, rel=1e-4
+    )
+
+
+def test_tokens_that_show_the_truth_are_right(
+    trained: TrainedModel, videos: list[Video], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tokens made of the entity that is true of each patch: every region is right, and of the frame's own, one."""
+    model, spec = trained.model, trained.spec
+    model.encoder.set_r(0)
+    units = [entity.unit for entity in model.corpus.entities]
+    dataset = read_dataset(videos[0].path)
+    assert dataset is not None
+    record = view_record(spec.augment, spec.num_frames)
+    by_video = []
+    for video in videos:
+        frames = []
+        for things in things_in(video.path, dataset, record, spec.size):
+            first = [units.index(min(name for names in thing.names.values() for name in names)) for thing in things]
+            owner = owners(things, 6, 6).ravel()
+            frames.append([first[-1], *(first[max(0, place)] for place in owner)])
+        by_video.append(frames)
+    true = torch.tensor(by_video)
+    seen = iter(true.split(TESTING.batch_size))
+    entities = model.alignment.entities
+
+    def encode(frames: Tensor, *_: object) -> Regions:
+        index = (next(seen) if len(frames) > spec.num_frames else true[:1]).flatten(0, 1)
+        source = torch.arange(37).expand(len(index), -1).int()
+        return Regions(entities[index], torch.ones(len(index), 37), source)
+
+    monkeypatch.setattr(model.encoder, "forward", encode)
+    found = probe_alignment(model, spec, videos, trained.embed(trained.classes), TESTING)
+    assert found["frame_accuracy"]["all"] == 1
+    assert found["region_accuracy"]["all"] > 0.95  # where nothing fills a quarter of a patch, none is right
+    assert set(found["region_accuracy"]) == {"all", "object", "body", "scene"}
+
+
+def test_lists_of_other_videos_have_no_truth(trained: TrainedModel, videos: list[Video], tmp_path: Path) -> None:
+    (tmp_path / "a.webm").write_bytes(videos[0].path.read_bytes())
+    (tmp_path / "b.webm").write_bytes(b"no video")
+    own = [Video(tmp_path / "a.webm", 0), Video(tmp_path / "b.webm", 1)]
+    found = probe_alignment(trained.model, trained.spec, own, trained.embed(trained.classes), TESTING)
+    assert found["videos"] == 1  # what cannot be read is left out
+    assert "region_accuracy" not in found
