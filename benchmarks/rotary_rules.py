@@ -8,16 +8,14 @@ also trains, from the seed's CLIP, merged by each rule. Stop it, and the same co
 """
 
 import argparse
-import json
-import statistics
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 from alt_fast.errors import AltFastError
-from alt_fast.files import METRICS, make_folder, read_json
+from alt_fast.files import METRICS, read_json
 from alt_fast.inference.lists import run_lists
 from alt_fast.inference.scoring import EvalConfig
 from alt_fast.inference.trained import load
@@ -25,9 +23,7 @@ from alt_fast.model.config import TINY_ROPE
 from alt_fast.tome.rules import RotaryRule
 from alt_fast.training.config import parse
 from alt_fast.training.run import run
-from benchmarks.provenance import provenance
-
-Row = dict[str, Any]
+from benchmarks.lines import Row, append_row, read_rows, spread
 
 RULES: tuple[RotaryRule, ...] = get_args(RotaryRule)
 MERGED, TRAINED = "merged without training", "trained merged"
@@ -43,26 +39,12 @@ class Experiment:
     options: Sequence[str]
 
     def rows(self) -> list[Row]:
-        """What this experiment has measured so far. A line that was cut short is none."""
-        found = []
-        for line in self.out.read_text(encoding="utf-8").splitlines() if self.out.exists() else ():
-            try:
-                row = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(row, dict) and row.get("options") == list(self.options):
-                found.append(row)
-        return found
+        """What this experiment has measured so far."""
+        return [row for row in read_rows(self.out) if row.get("options") == list(self.options)]
 
     def add(self, row: Row) -> None:
         """Append a result."""
-        make_folder(self.out.parent)
-        with self.out.open("a+b") as file:
-            if file.tell():
-                file.seek(-1, 2)
-                if file.read() != b"\n":  # of a line that was cut short
-                    file.write(b"\n")
-            file.write(json.dumps({**row, "options": list(self.options), "provenance": provenance()}).encode() + b"\n")
+        append_row(self.out, {**row, "options": list(self.options)})
 
     def train(self, seed: int, name: str, options: Sequence[str] = ()) -> Path:
         """Train, or go on with it, unless it is done; returns the run folder."""
@@ -121,16 +103,8 @@ def table(rows: Sequence[Row], kind: str, seeds: Sequence[int], reductions: Sequ
             for r in reductions:
                 # Where nothing merges, all rules are one model, which is trained once.
                 known = [found.get((seed, rule, r)) or (not r and found.get((seed, "mean", r))) for seed in seeds]
-                lines[-1].append(_spread([100 * row[key] for row in known if row]))
+                lines[-1].append(spread([100 * row[key] for row in known if row]))
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _spread(values: Sequence[float]) -> str:
-    if not values:
-        return "not measured"
-    if len(values) == 1:
-        return f"{values[0]:.1f}"
-    return f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f}"
 
 
 def measure(experiment: Experiment, kind: str, seeds: Sequence[int], reductions: Sequence[int]) -> None:

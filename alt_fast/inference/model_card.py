@@ -103,7 +103,7 @@ def _alignment(found: Mapping[str, Any] | None) -> list[str]:
     if "entities" in found:
         lines.append(
             f"With entities that changed places it is {percent['permuted_entities_top1']}, with entities at random "
-            f"{percent['random_entities_top1']}. In use are {found['entities_used']:,} of {found['entities']:,} entities."
+            f"{percent['random_entities_top1']}; {found['entities_used']:,} of {found['entities']:,} entities are used."
         )
     for kind in ("frame", "region"):
         shares = found.get(f"{kind}_accuracy")

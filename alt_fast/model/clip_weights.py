@@ -29,6 +29,12 @@ TINY_CONFIG: dict[str, Any] = {
 }
 """A CLIP of two CPU cores' size, trained from scratch by the default job."""
 
+TOWERS = Path(__file__).parent / "towers"
+"""Trained tiny CLIPs that come along, `NAME.safetensors`."""
+
+WORDS, WORD_ROWS = "token_embedding.weight", "token_embedding.rows"
+"""Where a tower that comes along has the embeddings of words that it was trained on, and their numbers."""
+
 _OPENAI_KEYS = ("input_resolution", "context_length", "vocab_size")  # numbers that OpenAI keeps among the weights
 
 
@@ -40,8 +46,9 @@ def build_clip(backbone: str, pretrained: str | None = None, image_size: int | N
     """An open_clip CLIP in fp32, eval mode.
 
     backbone: an open_clip model name such as "ViT-B-16", "tiny", or "tiny_rope", the same with rotary positions.
-    pretrained: None for random weights, one of open_clip's tags ("openai"), or a checkpoint file in OpenAI's format
-        (TorchScript archive or state dict) or open_clip's (.pt, .bin, .safetensors).
+    pretrained: None for random weights, one of open_clip's tags ("openai"), "motion_shapes_2" for the tiny CLIP that
+        comes along, or a checkpoint file in OpenAI's format (TorchScript archive or state dict) or open_clip's (.pt,
+        .bin, .safetensors).
     image_size: pixels; other than the pretrained size, position embeddings are interpolated.
 
     OpenAI's weights were trained with QuickGELU, most of open_clip's with GELU: a tag brings its own activation, a file
@@ -68,7 +75,7 @@ def build_clip(backbone: str, pretrained: str | None = None, image_size: int | N
     weights = None
     if pretrained is not None:
         path, quick_gelu = _find_weights(backbone, pretrained)
-        weights = read_state_dict(path)
+        weights = _all_words(read_state_dict(path))
         if any(key in weights for key in _OPENAI_KEYS):
             quick_gelu = True
         if quick_gelu is not None:
@@ -101,9 +108,12 @@ def _find_weights(backbone: str, pretrained: str) -> tuple[str, bool | None]:
     """Path of the weights, and whether they need QuickGELU (None: as the backbone says)."""
     if Path(pretrained).is_file():
         return pretrained, None
+    own = sorted(path.stem for path in TOWERS.glob("*.safetensors")) if backbone == TINY else []
+    if pretrained in own:
+        return str(TOWERS / f"{pretrained}.safetensors"), None
     tag = open_clip.get_pretrained_cfg(backbone, pretrained)
     if not tag:
-        known = ", ".join(open_clip.list_pretrained_tags_by_model(backbone)) or "none"
+        known = ", ".join([*own, *open_clip.list_pretrained_tags_by_model(backbone)]) or "none"
         raise WeightsError(f"pretrained={pretrained!r} is neither a file nor a tag of {backbone} (its tags: {known})")
     hub = logging.getLogger("huggingface_hub")
     level = hub.level
@@ -118,6 +128,16 @@ def _find_weights(backbone: str, pretrained: str) -> tuple[str, bool | None]:
     finally:
         hub.setLevel(level)
     return path, bool(tag.get("quick_gelu", False))
+
+
+def _all_words(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Make the whole table of words of one that has only those trained on; the others get random embeddings."""
+    if WORD_ROWS not in weights:
+        return weights
+    rows, known = weights.pop(WORD_ROWS).long(), weights[WORDS].float()
+    size = (int(TINY_CONFIG["text_cfg"]["vocab_size"]), known.shape[1])
+    table = torch.randn(size, generator=torch.Generator().manual_seed(0)) * known.std()
+    return {**weights, WORDS: table.index_copy(0, rows, known)}
 
 
 def _load_weights(model: open_clip.CLIP, weights: dict[str, Tensor], what: str) -> None:

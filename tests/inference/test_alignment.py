@@ -111,9 +111,9 @@ def test_tokens_that_show_the_truth_are_right(
     for video in videos:
         frames = []
         for things in things_in(video.path, dataset, record, spec.size):
-            first = [units.index(min(name for names in thing.names.values() for name in names)) for thing in things]
+            first = [units.index(min(chain(*thing.names.values()))) for thing in things]
             owner = owners(things, 6, 6).ravel()
-            frames.append([first[-1], *(first[max(0, place)] for place in owner)])
+            frames.append([first[-1], *(first[max(0, int(place))] for place in owner)])
         by_video.append(frames)
     true = torch.tensor(by_video)
     seen = iter(true.split(TESTING.batch_size))

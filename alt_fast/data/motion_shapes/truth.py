@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -25,15 +26,19 @@ def read_dataset(video: Path) -> MotionShapesConfig | None:
     )
 
 
+def clip_of(video: Path, config: MotionShapesConfig) -> Any:
+    """Return the random choices of a video, its level's Clip. config: of the dataset that it is of."""
+    split, index = video.parent.name, int(video.stem)
+    classes, each = next((classes, count) for name, classes, count in splits(config) if name == split)
+    return LEVELS[config.level].draw_clip(config.seed, split, index, classes[index // each])
+
+
 def things_in(video: Path, config: MotionShapesConfig, record: ClipRecord, size: tuple[int, int]) -> list[list[Thing]]:
     """Return what is in every frame of a clip, as `record` cuts it out: masks are [*size], uint8 for their shares.
 
     config: of the dataset that the video is of.
     """
-    level, split, index = LEVELS[config.level], video.parent.name, int(video.stem)
-    classes, each = next((classes, count) for name, classes, count in splits(config) if name == split)
-    clip = level.draw_clip(config.seed, split, index, classes[index // each])
-    times = times_of(config.frames)
+    level, clip, times = LEVELS[config.level], clip_of(video, config), times_of(config.frames)
     frames = [level.things(clip, times[int(position * config.frames)], config.size) for position in record.positions]
     masks = np.stack([np.stack([thing.mask for thing in things], -1) for things in frames])
     cut_masks = cut(record, (255 * masks).round().astype(np.uint8), size).float() / 255

@@ -1,0 +1,331 @@
+"""Is aligning first worth it? Every row of the question on Motion Shapes, level 2, over many seeds, with its controls.
+
+python -m benchmarks.alignment --out FILE.jsonl
+python -m benchmarks.alignment --out FILE.jsonl --seeds 20 --rows frame learned entities permuted
+
+The tower is frozen and every clip's tokens are computed once, so that a run, alignment and decoder trained on the 40
+classes, takes seconds. Each is tested on the 40 trained classes and, zero-shot, on the 40 unseen ones, as it is and with
+the queries of other videos, and after training on 1, 2, 4 and 8 videos of each unseen class. Stop it, and the same
+command goes on where it was.
+"""
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from scipy.stats import ttest_rel
+from torch import Tensor
+
+from alt_fast.corpus import Corpus
+from alt_fast.data.annotations import Video, read_list
+from alt_fast.data.dataset import EvalClips, TrainClips, batched
+from alt_fast.data.loader import Loader, open_backend
+from alt_fast.data.motion_shapes import list_files
+from alt_fast.data.motion_shapes.generate import generate
+from alt_fast.data.motion_shapes.truth import clip_of, read_dataset
+from alt_fast.data.rng import Stream, integer
+from alt_fast.errors import AltFastError
+from alt_fast.inference.trained import TrainedModel
+from alt_fast.model.alt import ALT
+from alt_fast.model.config import ModelConfig
+from alt_fast.progress import Progress
+from alt_fast.training.config import TrainConfig, parse
+from alt_fast.training.schedule import Schedule, parameter_groups
+from benchmarks.lines import Row, append_row, read_rows, spread
+
+Control = Literal["random", "permuted", "oracle"]
+"""Entities drawn at random, under each other's names, or those that are truly in the frame."""
+
+SHOTS = (1, 2, 4, 8)
+DRAWS = 4  # of every training video: frames and crops
+FEW_SHOT_EPOCHS = 20
+
+
+@dataclass(frozen=True)
+class Case:
+    """A row of the tables. changes: settings of the model, beside the configuration's. control: of its entities."""
+
+    name: str
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    control: Control | None = None
+
+
+LITERAL = {"pool": "mean", "query_norm": False, "unit_entities": False, "shortcut": False, "tau": 1.0, "noise": True}
+
+CASES = {
+    "frame": Case("frame tokens", {"query": "frame"}),
+    "learned": Case("learned queries", {"query": "learned"}),
+    "align": Case("entities of the frame token, r = 0", {"regions": False, "r": 0}),
+    "tome": Case("entities of the frame token", {"regions": False}),
+    "entities": Case("entities of regions"),
+    "random": Case("entities at random", {}, "random"),
+    "permuted": Case("names permuted", {}, "permuted"),
+    "oracle": Case("oracle: the true entities", {}, "oracle"),
+    "literal": Case("the paper's letter", LITERAL),
+    "literal-oracle": Case("the paper's letter, oracle", LITERAL, "oracle"),
+    "no-shortcut": Case("without the shortcut", {"shortcut": False}),
+    "no-shortcut-frame": Case("frame tokens, without the shortcut", {"query": "frame", "shortcut": False}),
+    "no-shortcut-oracle": Case("oracle, without the shortcut", {"shortcut": False}, "oracle"),
+    "no-norm": Case("unit S, no norm", {"query_norm": False}),
+    "raw": Case("S as it is, no norm", {"query_norm": False, "unit_entities": False}),
+    "mean": Case("pooled by mean", {"pool": "mean"}),
+    "size": Case("pooled by size", {"pool": "size"}),
+    "attention": Case("pooled by attention", {"pool": "attention"}),
+    "tau-1": Case("tau = 1", {"tau": 1.0}),
+    "no-noise": Case("no noise", {"noise": False}),
+}
+
+HYPOTHESES = (
+    ("C3", "entities", "learned", "unseen"),
+    ("C3", "entities", "permuted", "unseen"),
+    ("more than frame tokens", "entities", "frame", "unseen"),
+    ("merging loses", "align", "tome", "unseen"),
+    ("Table 5", "entities", "tome", "unseen"),
+)
+"""Decided before looking: the first is ahead of the second on a list, by paired t-tests over seeds, p < 0.05."""
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """What the frozen tower sees in clips. truth: [V, 3], the tool, the actor and the background, of the corpus."""
+
+    tokens: Tensor
+    size: Tensor
+    label: Tensor
+    truth: Tensor
+
+    def take(self, index: Tensor) -> "Tokens":
+        return Tokens(self.tokens[index], self.size[index], self.label[index], self.truth[index])
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Every list at one r, and the embeddings [I, d] of the trained and of the unseen classes."""
+
+    train: Tokens
+    test: Tokens
+    unseen: Tokens
+    few_shot: Tokens
+    trained_classes: Tensor
+    unseen_classes: Tensor
+
+
+class Experiment:
+    """Rows of one tower on one dataset. What the tower sees is kept by r."""
+
+    def __init__(self, config: TrainConfig, out: Path) -> None:
+        self.config, self.out = config, out
+        assert config.data.root is not None
+        shapes = replace(config.data.shapes, few_shot_per_class=max(SHOTS))
+        self.root = Path(config.data.root)
+        generate(self.root, shapes)
+        self.corpus = Corpus.load(str(config.corpus))
+        self.seen: dict[Any, Seen] = {}
+
+    def build(self, changes: Mapping[str, Any]) -> ALT:
+        """Return the model of a row, on the frozen tower."""
+        model_config: ModelConfig = replace(self.config.model, **changes)
+        model = ALT(model_config, self.corpus if model_config.query == "entities" else None)
+        model.encoder.requires_grad_(False)
+        model.embed_corpus()
+        return model
+
+    def look(self, r: Any) -> Seen:
+        """Return what the tower sees in all lists, merging by r."""
+        if str(r) not in self.seen:
+            model = self.build({"r": r}).eval()
+            files = list_files(self.root)
+            _, names = read_list(files["train"], files["classes"], None, "train")
+            _, unseen = read_list(files["unseen"], files["unseen_classes"], None, "test")
+            trained = TrainedModel(model, names, ["{}", "a video of {}."], self.config.augment)
+            lists = [(files["train"], names), (files["test"], names), (files["unseen"], unseen)]
+            lists.append((str(self.root / "few_shot.txt"), unseen))
+            videos = [read_list(path, own, None, "test")[0] for path, own in lists]
+            train, *rest = (self.encode(trained, part, training=not number) for number, part in enumerate(videos))
+            self.seen[str(r)] = Seen(train, *rest, trained.embed(names), trained.embed(unseen))
+        return self.seen[str(r)]
+
+    @torch.inference_mode()
+    def encode(self, trained: TrainedModel, videos: Sequence[Video], training: bool) -> Tokens:
+        """Return the tokens of clips: of training videos several draws, of others the middle frames."""
+        loading, model = self.config.data.loading, trained.model
+        numbers = range(len(videos))
+        clips: TrainClips | EvalClips = EvalClips(videos, trained.spec)
+        keys = [(number, 0) for number in numbers]
+        if training:
+            clips = TrainClips(videos, trained.spec, self.config.seed)
+            keys = [(draw, number) for draw in range(DRAWS) for number in numbers]
+        backend, _ = open_backend(loading.loader, clips, torch.device("cpu"), torch.float32, max(1, loading.workers))
+        found = []
+        loader = Loader(clips, list(batched(keys, 32)), backend, loading)
+        for batch in Progress(loader, f"tokens, r = {model.config.r}", "batch"):
+            tokens, size, _ = model.encode(batch.video)
+            found.append((tokens, size, batch.label))
+        truth = torch.tensor([self.truth(video) for video in videos]).repeat(DRAWS if training else 1, 1)
+        tokens, size, label = (torch.cat(parts) for parts in zip(*found, strict=True))
+        return Tokens(tokens.clone(), size.clone(), label.clone(), truth)
+
+    def truth(self, video: Video) -> list[int]:
+        """Return the corpus's index of a video's tool, actor and background."""
+        dataset = read_dataset(video.path)
+        assert dataset is not None
+        clip = clip_of(video.path, dataset)
+        corpus = self.corpus.select(self.config.model.categories)
+        units = [entity.unit for entity in corpus.entities]
+        return [units.index(name) for name in (clip.tool, clip.actor, f"{clip.texture} background")]
+
+    def run(self, case: Case, seed: int) -> Row:
+        """Train and test a row."""
+        torch.manual_seed(seed)
+        model = self.build(case.changes)
+        seen = self.look(model.config.r)
+        order = torch.randperm(len(model.corpus or ()))  # whose names entities have under "permuted"
+        self.train(model, case, order, seen.train, seen.trained_classes, self.config.optim.epochs / DRAWS, seed)
+        found: Row = {}
+        for name, part, classes in (
+            ("test", seen.test, seen.trained_classes),
+            ("unseen", seen.unseen, seen.unseen_classes),
+        ):
+            found |= {f"{name}{kind}": score for kind, score in self.test(model, case, order, part, classes).items()}
+        before = {name: value.clone() for name, value in model.state_dict().items()}
+        for shots in SHOTS:
+            model.load_state_dict(before)
+            number = range(len(seen.unseen_classes))
+            part = seen.few_shot.take(torch.cat([(seen.few_shot.label == c).nonzero()[:shots, 0] for c in number]))
+            self.train(model, case, order, part, seen.unseen_classes, FEW_SHOT_EPOCHS, seed)
+            found[f"{shots}-shot"] = self.test(model, case, order, seen.unseen, seen.unseen_classes)[""]
+        return found
+
+    def pooled(self, model: ALT, case: Case, order: Tensor, part: Tokens, seed: Tensor | None) -> Tensor:
+        """Return what the queries of clips are made of, [B, T, d]."""
+        pooled, index = model.alignment(part.tokens, part.size, seed)
+        if case.control is None:
+            return pooled
+        size = part.size
+        if case.control == "oracle":
+            index = part.truth[:, None].expand(-1, part.tokens.shape[1], -1)
+            size = torch.ones_like(index, dtype=size.dtype)
+        elif case.control == "permuted":
+            index = order[index]
+        else:
+            index = torch.randint(len(order), index.shape)
+        return model.alignment.pool(model.alignment.entities[index], index, size)
+
+    def train(
+        self, model: ALT, case: Case, order: Tensor, part: Tokens, classes: Tensor, epochs: float, seed: int
+    ) -> None:
+        """Train alignment and decoder on clips of these classes, by the configuration's recipe."""
+        optim = self.config.optim
+        batch = min(optim.batch_size, len(part.label))
+        steps = round(epochs * (len(part.label) // batch))
+        schedule = Schedule(steps, steps // 6, optim.final_lr)
+        groups = parameter_groups(model, lambda name: optim.lr, optim.weight_decay)
+        optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98))
+        shuffle = torch.Generator().manual_seed(seed)
+        model.train()
+        index = torch.empty(0, dtype=torch.int64)
+        for step in range(steps):
+            if len(index) < batch:
+                index = torch.randperm(len(part.label), generator=shuffle)
+            own, index = part.take(index[:batch]), index[batch:]
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak"] * schedule.factor(step)
+            noise = torch.tensor(integer(seed, Stream.STEP, sample=step)) if model.config.noise else None
+            z = model.answer(self.pooled(model, case, order, own, noise), own.tokens[:, :, 0])
+            loss = F.cross_entropy(model.logits(z, classes), own.label, label_smoothing=optim.label_smoothing)
+            optimizer.zero_grad()
+            loss.backward()
+            if optim.clip_grad is not None:
+                torch.nn.utils.clip_grad_norm_(model.parameters(), optim.clip_grad)
+            optimizer.step()
+
+    @torch.inference_mode()
+    def test(self, model: ALT, case: Case, order: Tensor, part: Tokens, classes: Tensor) -> dict[str, float]:
+        """Return top-1 by what was done to the queries; "clip" and "both": by CLIP's frame tokens, and with them."""
+        model.eval()
+        frames = part.tokens[:, :, 0]
+        pooled = self.pooled(model, case, order, part, None)
+        mean = F.normalize(F.normalize(frames, dim=-1).mean(1), dim=-1)
+        alt = model.logits(model.answer(pooled, frames), classes).softmax(-1)
+        clip = (model.logit_scale.exp() * mean @ classes.T).softmax(-1)
+        others = torch.randperm(len(pooled), generator=torch.Generator().manual_seed(0))
+        shuffled = model.logits(model.answer(pooled[others], frames), classes)
+
+        def top1(scores: Tensor) -> float:
+            return (scores.argmax(1) == part.label).float().mean().item()
+
+        return {"": top1(alt), ", shuffled": top1(shuffled), ", clip": top1(clip), ", both": top1(alt + clip)}
+
+
+COLUMNS = (
+    "test",
+    "test, shuffled",
+    "unseen",
+    "unseen, shuffled",
+    "unseen, both",
+    *(f"{shots}-shot" for shots in SHOTS),
+)
+
+
+def table(rows: Sequence[Row], cases: Sequence[str], seeds: Sequence[int]) -> str:
+    """Markdown: top-1 in per cent, mean and sample deviation over the seeds."""
+    lines: list[list[str]] = [["queries", *COLUMNS], ["---", *["--:"] * len(COLUMNS)]]
+    for case in cases:
+        own = [row for row in rows if row["case"] == case and row["seed"] in seeds]
+        lines.append([CASES[case].name, *(spread([100 * row[column] for row in own]) for column in COLUMNS)])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def tests(rows: Sequence[Row], seeds: Sequence[int]) -> str:
+    """Markdown: the hypotheses, by paired t-tests over the seeds that both rows have."""
+    lines = [["hypothesis", "on", "difference", "seeds", "p, one-sided"], ["---", "---", "--:", "--:", "--:"]]
+    by = {(row["case"], row["seed"]): row for row in rows}
+    for name, first, second, column in HYPOTHESES:
+        shared = [seed for seed in seeds if (first, seed) in by and (second, seed) in by]
+        if len(shared) < 2:
+            continue
+        a, b = ([100 * by[case, seed][column] for seed in shared] for case in (first, second))
+        difference = sum(x - y for x, y in zip(a, b, strict=True)) / len(shared)
+        p = ttest_rel(a, b, alternative="greater").pvalue
+        told = f"{name}: {CASES[first].name} > {CASES[second].name}"
+        lines.append([told, column, f"{difference:+.1f}", str(len(shared)), f"{p:.2g}"])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.alignment", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--seeds", type=int, default=20, metavar="N", help="default: 20")
+    parser.add_argument("--rows", nargs="+", choices=CASES, default=list(CASES), metavar="ROW", help=", ".join(CASES))
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="FILE", help="JSON lines; what it has is not repeated"
+    )
+    parser.add_argument(
+        "options", nargs="*", metavar="OPTION", help="after --: changes motion_shapes_2, as in -- --optim.epochs=4"
+    )
+    given = parser.parse_args(arguments)
+    seeds = range(given.seeds)
+    try:
+        config = parse(["--config", "motion_shapes_2", *given.options])
+        mine = [row for row in read_rows(given.out) if row.get("options") == given.options]
+        asked = [(case, seed) for seed in seeds for case in given.rows]
+        missing = [pair for pair in asked if pair not in {(row["case"], row["seed"]) for row in mine}]
+        experiment = Experiment(config, given.out) if missing else None
+        for case, seed in Progress(missing, "rows", "run"):
+            assert experiment is not None
+            row = {"case": case, "seed": seed, "options": given.options, **experiment.run(CASES[case], seed)}
+            append_row(given.out, row)
+            mine.append(row)
+    except AltFastError as e:
+        print(f"error: {e}", file=sys.stderr)
+        return e.status
+    print(f"{table(mine, given.rows, seeds)}\n\n{tests(mine, seeds)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,45 @@
+"""Result files that experiments of many runs grow by a line at a time, so that they can go on where they were stopped."""
+
+import json
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from alt_fast.files import make_folder
+from benchmarks.provenance import provenance
+
+Row = dict[str, Any]
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Return the results in a file, none for none. A line that was cut short is no result."""
+    found = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict):
+            found.append(row)
+    return found
+
+
+def append_row(path: Path, row: Row) -> None:
+    """Add a result, with where it was measured."""
+    make_folder(path.parent)
+    with path.open("a+b") as file:
+        if file.tell():
+            file.seek(-1, 2)
+            if file.read() != b"\n":  # of a line that was cut short
+                file.write(b"\n")
+        file.write(json.dumps({**row, "provenance": provenance()}).encode() + b"\n")
+
+
+def spread(values: Sequence[float]) -> str:
+    """Return mean and sample deviation as a table shows them."""
+    if not values:
+        return "not measured"
+    if len(values) == 1:
+        return f"{values[0]:.1f}"
+    return f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f}"
