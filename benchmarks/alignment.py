@@ -4,7 +4,7 @@ python -m benchmarks.alignment --out FILE.jsonl
 python -m benchmarks.alignment --out FILE.jsonl --seeds 20 --rows frame learned entities permuted
 
 The tower is frozen and every clip's tokens are computed once, so that a run, alignment and decoder trained on the 40
-classes, takes seconds. Each is tested on the 40 trained classes and, zero-shot, on the 40 unseen ones, as it is and with
+classes, takes seconds. Each is tested on the trained classes and, zero-shot, on the 40 unseen ones, as it is and with
 the queries of other videos, and after training on 1, 2, 4 and 8 videos of each unseen class. Stop it, and the same
 command goes on where it was.
 """
@@ -118,8 +118,8 @@ class Seen:
 class Experiment:
     """Rows of one tower on one dataset. What the tower sees is kept by r."""
 
-    def __init__(self, config: TrainConfig, out: Path) -> None:
-        self.config, self.out = config, out
+    def __init__(self, config: TrainConfig) -> None:
+        self.config = config
         assert config.data.root is not None
         shapes = replace(config.data.shapes, few_shot_per_class=max(SHOTS))
         self.root = Path(config.data.root)
@@ -181,9 +181,9 @@ class Experiment:
 
     def run(self, case: Case, seed: int) -> Row:
         """Train and test a row."""
+        seen = self.look(case.changes.get("r", self.config.model.r))
         torch.manual_seed(seed)
         model = self.build(case.changes)
-        seen = self.look(model.config.r)
         order = torch.randperm(len(model.corpus or ()))  # whose names entities have under "permuted"
         self.train(model, case, order, seen.train, seen.trained_classes, self.config.optim.epochs / DRAWS, seed)
         found: Row = {}
@@ -277,11 +277,13 @@ def table(rows: Sequence[Row], cases: Sequence[str], seeds: Sequence[int]) -> st
     lines: list[list[str]] = [["queries", *COLUMNS], ["---", *["--:"] * len(COLUMNS)]]
     for case in cases:
         own = [row for row in rows if row["case"] == case and row["seed"] in seeds]
-        lines.append([CASES[case].name, *(spread([100 * row[column] for row in own]) for column in COLUMNS)])
+        lines.append(
+            [CASES[case].name, *(spread([100 * row[column] for row in own if column in row]) for column in COLUMNS)]
+        )
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def tests(rows: Sequence[Row], seeds: Sequence[int]) -> str:
+def hypotheses(rows: Sequence[Row], seeds: Sequence[int]) -> str:
     """Markdown: the hypotheses, by paired t-tests over the seeds that both rows have."""
     lines = [["hypothesis", "on", "difference", "seeds", "p, one-sided"], ["---", "---", "--:", "--:", "--:"]]
     by = {(row["case"], row["seed"]): row for row in rows}
@@ -314,7 +316,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         mine = [row for row in read_rows(given.out) if row.get("options") == given.options]
         asked = [(case, seed) for seed in seeds for case in given.rows]
         missing = [pair for pair in asked if pair not in {(row["case"], row["seed"]) for row in mine}]
-        experiment = Experiment(config, given.out) if missing else None
+        experiment = Experiment(config) if missing else None
         for case, seed in Progress(missing, "rows", "run"):
             assert experiment is not None
             row = {"case": case, "seed": seed, "options": given.options, **experiment.run(CASES[case], seed)}
@@ -323,7 +325,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except AltFastError as e:
         print(f"error: {e}", file=sys.stderr)
         return e.status
-    print(f"{table(mine, given.rows, seeds)}\n\n{tests(mine, seeds)}")
+    print(f"{table(mine, given.rows, seeds)}\n\n{hypotheses(mine, seeds)}")
     return 0
 
 

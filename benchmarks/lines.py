@@ -1,4 +1,4 @@
-"""Result files that experiments of many runs grow by a line at a time, so that they can go on where they were stopped."""
+"""Result files that experiments of many runs grow by a line at a time, and go on with where they were stopped."""
 
 import json
 import statistics

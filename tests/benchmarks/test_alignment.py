@@ -1,0 +1,91 @@
+"""The rows of the alignment's question, on the smallest data: every run once, and controls that are what they say."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from alt_fast.inference.trained import save_module
+from alt_fast.model.clip_weights import build_clip
+from alt_fast.model.config import TINY
+from alt_fast.training.config import parse
+from benchmarks import alignment
+from benchmarks.alignment import CASES, COLUMNS, Experiment, Tokens, hypotheses, main, table
+
+
+@pytest.fixture
+def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Options of a job of seconds, on a tower that nothing has trained."""
+    save_module(tmp_path / "tower.safetensors", build_clip(TINY, None, 64))
+    monkeypatch.setattr(alignment, "SHOTS", (1,))
+    monkeypatch.setattr(alignment, "DRAWS", 1)
+    monkeypatch.setattr(alignment, "FEW_SHOT_EPOCHS", 1)
+    shapes = ("train_per_class=1", "test_per_class=1", "frames=4", "size=64")
+    model = (f"pretrained={tmp_path / 'tower.safetensors'}", "frames=2", "depth=1")
+    return [
+        *(f"--data.shapes.{option}" for option in shapes),
+        *(f"--model.{option}" for option in model),
+        *("--optim.epochs=1", "--optim.batch_size=20", "--optim.warmup_epochs=0", "--data.workers=0"),
+        f"--data.root={tmp_path / 'data'}",
+    ]
+
+
+def test_it_runs_every_row_once(small: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "rows.jsonl"
+    command = ["--seeds", "2", "--rows", "frame", "entities", "oracle", "--out", str(out), "--", *small]
+    assert main(command) == 0
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [(row["case"], row["seed"]) for row in rows] == [
+        (case, seed) for seed in (0, 1) for case in ("frame", "entities", "oracle")
+    ]
+    assert all(0 <= row[column] <= 1 for row in rows for column in (*COLUMNS[:6],))
+    printed = capsys.readouterr().out
+    assert "| oracle: the true entities |" in printed
+    assert "more than frame tokens: entities of regions > frame tokens" in printed
+    out.write_text(out.read_text()[:-40])  # killed while it wrote
+    assert main(command) == 0
+    again = [json.loads(line) for line in out.read_text().splitlines() if line.endswith("}")]
+    assert [{**row, "provenance": 0} for row in again] == [{**row, "provenance": 0} for row in rows]
+
+
+def test_controls_change_the_entities_and_nothing_else(small: list[str]) -> None:
+    experiment = Experiment(parse(["--config", "motion_shapes_2", *small]))
+    model = experiment.build({"pool": "mean"}).eval()
+    entities, count = model.alignment.entities, len(model.corpus or ())
+    part = Tokens(torch.randn(3, 2, 5, 64), torch.ones(3, 2, 5), torch.arange(3), torch.arange(9).view(3, 3))
+    order = torch.randperm(count)
+    _, index = model.alignment(part.tokens, part.size, None)
+
+    def pooled(name: str) -> torch.Tensor:
+        return experiment.pooled(model, CASES[name], order, part, None)
+
+    torch.testing.assert_close(pooled("entities"), entities[index].mean(2))
+    torch.testing.assert_close(pooled("permuted"), entities[order[index]].mean(2))
+    torch.testing.assert_close(pooled("oracle"), entities[part.truth].mean(1)[:, None].expand(3, 2, 64))
+    assert not torch.equal(pooled("random"), pooled("random"))
+
+
+def test_the_truth_is_that_of_the_labels(small: list[str]) -> None:
+    experiment = Experiment(parse(["--config", "motion_shapes_2", *small]))
+    seen = experiment.look(0)
+    units = [entity.unit for entity in experiment.corpus.select(["object", "body", "scene"]).entities]
+    assert seen.train.tokens.shape == (40, 2, 65, 64)
+    assert seen.unseen.label.tolist() == list(range(40))
+    tool, actor, scene = (units[number] for number in seen.unseen.truth[0].tolist())
+    assert (tool, actor) == ("flute", "robot")
+    assert scene.endswith(" background")
+
+
+def test_the_table_and_its_tests_are_over_seeds() -> None:
+    numbers = {"entities": [0.5, 0.6, 0.7], "permuted": [0.2, 0.2, 0.4], "learned": [0.6, 0.5, 0.7]}
+    rows = [
+        {"case": case, "seed": seed, **dict.fromkeys(COLUMNS, value)}
+        for case, values in numbers.items()
+        for seed, value in enumerate(values)
+    ]
+    assert "| names permuted | 26.7 ± 11.5 |" in table(rows, ["permuted"], range(3))
+    lines = hypotheses(rows, range(3)).splitlines()
+    assert "| C3: entities of regions > names permuted | unseen | +33.3 | 3 | 0.0049 |" in lines
+    assert "| C3: entities of regions > learned queries | unseen | +0.0 | 3 | 0.5 |" in lines
+    assert len(lines) == 4  # hypotheses without both rows have no line
