@@ -25,6 +25,7 @@ from alt_fast.files import CARD, CLASSES, METRICS, WEIGHTS, read_json, write_csv
 from alt_fast.inference.model_card import model_card
 from alt_fast.inference.scoring import EvalConfig
 from alt_fast.inference.trained import TrainedModel, load, load_weights, save_model, save_module
+from alt_fast.model.alignment import certainty
 from alt_fast.model.alt import ALT
 from alt_fast.model.clip_weights import build_clip
 from alt_fast.model.config import ModelConfig
@@ -171,6 +172,7 @@ def train_model(job: Job, name: str, model_config: ModelConfig) -> tuple[Trained
     if config.start_from is not None:
         load_weights(model, config.start_from)
     model.embed_corpus()
+    warn_of_chance(job, model)
     trained = TrainedModel(model, job.lists.classes, list(job.templates), config.augment)
     clips = TrainClips(job.lists.train, trained.spec, config.seed)
     dtype = torch.bfloat16 if optim.amp else torch.float32
@@ -184,6 +186,18 @@ def train_model(job: Job, name: str, model_config: ModelConfig) -> tuple[Trained
     for way, count in sum(job.world.gather(backend.counts), Counter()).items():
         job.print_line(f"{name}: {count} clips {way}")
     return trained, seconds
+
+
+def warn_of_chance(job: Job, model: ALT) -> None:
+    """Say so when the noise of eq. 4 decides more often than the tokens."""
+    if model.corpus is None or not model.config.noise:
+        return
+    sure = certainty(model.alignment.entities, model.config.tau)
+    if sure < 0.5:
+        job.print_line(
+            f"with tau = {model.config.tau:g}, {len(model.corpus):,} entities and noise, a token equal to an entity "
+            f"chooses it in {100 * sure:.2g} % of steps: the rest is chance. Lower model.tau, or model.noise false"
+        )
 
 
 def test_epoch(job: Job, name: str, trained: TrainedModel, done: int) -> None:

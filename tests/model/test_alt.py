@@ -13,6 +13,7 @@ from torch import Tensor
 
 from alt_fast import ALT, Corpus, Entity, create_model
 from alt_fast.corpus import CATEGORIES
+from alt_fast.model.alignment import certainty
 from alt_fast.model.clip_weights import TINY_CONFIG
 from alt_fast.model.text import TEMPLATES, TextTower
 from alt_fast_kernels.align.reference import gumbel_noise
@@ -165,6 +166,15 @@ def test_regions_off_aligns_the_frame_token_only(corpus: Corpus) -> None:
     assert off.alignment(tokens, size, None)[1].shape == (1, 2, 1)
     torch.testing.assert_close(off.alignment(tokens, size, None)[0], off.alignment(changed, size, None)[0])
     assert not torch.equal(on.alignment(tokens, size, None)[1], on.alignment(changed, size, None)[1])
+
+
+@pytest.mark.parametrize("tau", [1.0, 0.3])
+def test_certainty_is_the_share_of_noisy_choices_that_are_the_best_one(tau: float) -> None:
+    entities = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 3.0]])
+    unit = F.normalize(entities, dim=-1)
+    noise = gumbel_noise(torch.tensor(3), 60_000, 3).view(20_000, 3, 3)
+    kept = (unit @ unit.T / tau + noise).argmax(-1) == torch.arange(3)
+    assert kept.float().mean().item() == pytest.approx(certainty(entities, tau), abs=0.01)
 
 
 @pytest.mark.parametrize("pool", ["mean", "size", "attention", "distinct"])
