@@ -29,6 +29,17 @@ def test_top_k() -> None:
     assert result(scores, [1, 0, 2, 0], [True, True, True, False]).top(1) == 0.75  # an unreadable video is wrong
 
 
+def test_top_k_of_some_classes() -> None:
+    """Only videos of these, and the scores of the others do not count."""
+    scores = [[0.1, 0.5, 0.4], [0.7, 0.2, 0.1], [0.3, 0.6, 0.1], [0.3, 0.2, 0.5]]
+    found = result(scores, [2, 1, 0, 2])
+    assert found.top(1) == 0.25
+    assert found.top(1, [0, 2]) == 1.0
+    assert found.top(1, [1, 2]) == pytest.approx(2 / 3)
+    assert found.top(5, [1]) == 1.0
+    assert result(scores, [2, 1, 0, 2], [True, True, False, True]).top(1, [0, 2]) == pytest.approx(2 / 3)
+
+
 def test_scores_every_video_whatever_the_batch_size(trained_run: Path) -> None:
     trained = load(trained_run)
     data = trained_run.parent / "data"
@@ -81,6 +92,19 @@ def test_table_and_lists_of_one_s_own(trained_run: Path, tmp_path: Path, capsys:
     assert "mine.csv" in out
     assert "8.3%" in out  # chance among 12 classes
     assert f"unreadable, counted as wrong: {data / 'missing.webm'}: no such file" in err
+
+
+def test_a_missing_video_is_not_left_out_of_the_score(
+    trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Beside one that the model is right about it makes a half."""
+    model, data = load(trained_run), trained_run.parent / "data"
+    found = model.classes.index(model.classify(data / "test" / "00003.webm")[0][0])
+    (tmp_path / "mine.txt").write_text(f"test/00003.webm {found}\nmissing.webm {found}\n")
+    options = ["--list", str(tmp_path / "mine.txt"), "--root", str(data), "--workers", "0", "--json"]
+    assert main(["--checkpoint", str(trained_run), *options]) == 1
+    (row,) = json.loads(capsys.readouterr().out)
+    assert (row["videos"], row["top1"], row["top5"]) == (2, 0.5, 0.5)
 
 
 def test_labels_default_to_the_classes_trained_on(

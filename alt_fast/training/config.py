@@ -19,7 +19,7 @@ class DataConfig:
         train: list of training videos; `path label` lines, CSV, or a public dataset's own annotation file.
         test: list of test videos.
         classes: class file, `id,name` CSV or a public dataset's own; may be left out where lists name their classes.
-        unseen: list of videos of classes never trained on, tested zero-shot.
+        unseen: list of videos to test zero-shot: over all classes, and over those alone that were never trained on.
         unseen_classes: class file of `unseen`.
         root: folder that video paths start from; each list's own folder by default.
         generate: write this dataset into `root` first (and take its lists).
