@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from alt_fast import cli
 from alt_fast.corpus import Corpus
 from alt_fast.data.annotations import read_classes, read_list
 from alt_fast.data.config import Loading
-from alt_fast.evaluate import main
+from alt_fast.evaluate import main, make_parser
 from alt_fast.inference.scoring import EvalConfig, Result, evaluate
 from alt_fast.inference.trained import load
 
@@ -136,8 +137,12 @@ def test_bad_requests(trained_run: Path, tmp_path: Path, capsys: pytest.CaptureF
 def test_another_corpus(trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], corpus: Corpus) -> None:
     corpus.save(tmp_path / "five.json")
     command = ["--checkpoint", str(trained_run), "--json", "--workers", "0"]
-    assert main([*command, "--corpus", str(tmp_path / "five.json"), "--categories", "object", "motion"]) == 0
+    other = [*command, "--corpus", str(tmp_path / "five.json"), "--categories", "object", "motion"]
+    assert main(other) == 0
     rows = json.loads(capsys.readouterr().out)
     assert rows[0]["videos"] == 36
+    model = cli.load_tested(make_parser().parse_args(other))[0].model
+    texts = [entity.text for entity in corpus.entities if entity.category in ("object", "motion")]
+    assert torch.equal(model.alignment.entities, model.text(texts))
     assert main([*command, "--corpus", str(tmp_path / "none.json")]) == 1
     assert "cannot read corpus" in capsys.readouterr().err

@@ -14,7 +14,6 @@ from alt_fast.paper.config import ProbeConfig
 from alt_fast.paper.probe import train_probe
 from alt_fast.paper.splits import RENAMED, draw_shots, unseen_classes
 from alt_fast.protocols import main
-from alt_fast.training.config import parse
 
 
 def test_draws_are_seeded_nested_and_of_every_class() -> None:
@@ -216,10 +215,3 @@ def test_a_probe_of_splits(trained_run: Path, tmp_path: Path, capsys: pytest.Cap
     assert "unreadable, counted as wrong: " in errors
     assert main([*command, *splits[:-1]]) == 2
     assert "--train names 2 lists and --list 1: one each a split" in capsys.readouterr().err
-
-
-def test_the_few_shot_recipe_is_the_paper_s() -> None:
-    config = parse(["--config", "few_shot_b16"])
-    fully = parse(["--config", "kinetics400_b16"])
-    assert config.optim.lr == pytest.approx(10 * fully.optim.lr)
-    assert (config.optim.batch_size, config.model.frames) == (64, 32)

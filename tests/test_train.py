@@ -5,10 +5,10 @@ import json
 import os
 import re
 import signal
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import is_dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 import torch
@@ -33,7 +33,7 @@ from alt_fast.inference.trained import load
 from alt_fast.inference.zero_shot import score_zero_shot
 from alt_fast.model.clip_weights import TINY_CONFIG
 from alt_fast.train import main
-from alt_fast.training.config import OptimConfig, parse
+from alt_fast.training.config import OptimConfig, TrainConfig, parse
 from alt_fast.training.quarantine import Quarantine
 from tests.conftest import SMALL_JOB, VideoWriter
 from tests.processes import children, start, start_anew
@@ -430,14 +430,29 @@ def test_configuration_files(tmp_path: Path) -> None:
     assert (mine.optim.lr, mine.model.depth, mine.data.generate) == (0.25, 7, None)
 
 
-def test_help_names_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
+def settings(cls: type, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """The options of a dataclass and of those within it, each with the line of the docstring that explains it."""
+    for field, kind in get_type_hints(cls).items():
+        name = f"{prefix}{field.replace('_', '-')}"
+        if is_dataclass(kind) and isinstance(kind, type):
+            yield from settings(kind, f"{name}.")
+        else:
+            explained = re.search(rf"^        {field}: (.+)$", cls.__doc__ or "", re.MULTILINE)
+            assert explained, f"{cls.__name__} does not explain {field}"
+            yield name, explained[1]
+
+
+def test_help_explains_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         parse(["--help"])
     assert caught.value.code == 0
-    text = capsys.readouterr().out
-    for option in ("--compile", "--resume", "--out", "--model.r", "--optim.lr", "--data.train", "--augment.flip"):
-        assert option in text
-    assert "go on with the run in `out` from its last checkpoint" in " ".join(text.split())
+    text = " ".join(capsys.readouterr().out.split())
+    options = [*settings(TrainConfig)]
+    assert len(options) > 70
+    for name, explained in options:
+        assert f" --{name} " in text
+        assert explained in text, name
+    assert "go on with the run in `out` from its last checkpoint" in text
 
 
 def test_auto_picks_a_device() -> None:
