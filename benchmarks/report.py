@@ -36,12 +36,15 @@ def read_files(paths: Sequence[Path]) -> tuple[list[Row], list[Row]]:
     return heads, rows
 
 
-def audited_rows(rows: Iterable[Row]) -> list[Row]:
-    """The audit's rows; of several counts of one, the last in time."""
-    found: dict[tuple[str, str], Row] = {}
-    newest = sorted((row for row in rows if "audit" in row), key=lambda row: row["measured"]["time"], reverse=True)
-    for row in newest:
-        found.setdefault((row["audit"], row["row"]), row)
+def latest(rows: Iterable[Row], *names: str) -> list[Row]:
+    """The rows that have these, the last in time first; of those in which they are alike, the last alone.
+
+    For counts, which do not scatter.
+    """
+    found: dict[tuple[Any, ...], Row] = {}
+    own = [row for row in rows if set(names) <= set(row)]
+    for row in sorted(own, key=lambda row: row["measured"]["time"], reverse=True):
+        found.setdefault(tuple(row[name] for name in names), row)
     return list(found.values())
 
 
@@ -51,7 +54,7 @@ def audit_table(rows: Iterable[Row]) -> str:
         "| | GFLOPs | paper | | K asked for | M parameters | paper | |",
         "|---|--:|--:|--:|--:|--:|--:|--:|",
     ]
-    for row in audited_rows(rows):
+    for row in latest(rows, "audit", "row"):
         paper, delta = row["paper"], row["delta_percent"]
         cells = [
             f"{row['audit']}, {row['row']}".removeprefix("control, "),
@@ -173,18 +176,17 @@ def corpus_table(rows: Iterable[Row]) -> str:
         "| | entities | object | body | scene | motion | labels with >= 1, 3, 8 | seconds |",
         "|---|--:|--:|--:|--:|--:|---|--:|",
     ]
-    for row in rows:
-        if "corpus" in row:
-            categories = " | ".join(str(row["categories"][name]) for name in ("object", "body", "scene", "motion"))
-            shares = ", ".join(f"{share:.0%}" for share in row["labels_with_at_least"].values())
-            lines.append(f"| {row['corpus']} | {row['entities']} | {categories} | {shares} | {row['seconds']:.0f} |")
+    for row in latest(rows, "corpus"):
+        categories = " | ".join(str(row["categories"][name]) for name in ("object", "body", "scene", "motion"))
+        shares = ", ".join(f"{share:.0%}" for share in row["labels_with_at_least"].values())
+        lines.append(f"| {row['corpus']} | {row['entities']} | {categories} | {shares} | {row['seconds']:.0f} |")
     return "\n".join(lines)
 
 
 def senses_table(rows: Iterable[Row]) -> str:
     """Markdown: how many of the hand-made choices of senses each chooser makes."""
     lines = ["| `--senses` | right |", "|---|--:|"]
-    lines += [f"| {row['chooser']} | {row['right']} of {row['choices']} |" for row in rows if "chooser" in row]
+    lines += [f"| {row['chooser']} | {row['right']} of {row['choices']} |" for row in latest(rows, "chooser")]
     return "\n".join(lines)
 
 
@@ -295,7 +297,7 @@ def draw_roofline(device: Ceilings, rows: Sequence[Row]) -> Callable[[Any], None
 
 def render(heads: list[Row], rows: list[Row], paths: Sequence[Path]) -> str:
     """The page."""
-    audited = audited_rows(rows)
+    audited = latest(rows, "audit", "row")
     ceilings: dict[str, Ceilings] = {}
     for path, head in zip(paths, heads, strict=True):
         if any(row.get("case", "").startswith("ceilings") for row in rows if row["measured"] is head):

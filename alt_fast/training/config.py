@@ -151,7 +151,8 @@ class TrainConfig:
         start_from: run folder of a trained model to start from, of the same kind: only the number of frames, r, tau,
             noise and the corpus may be others.
         corpus: corpus file (JSON), or "motion_shapes"; null when model.query is not "entities", or for start_from's.
-        templates: prompts for class names: "action" for names such as "playing guitar", "plain" for whole sentences.
+        templates: prompts for class names: "action", our own for names such as "playing guitar"; "actionclip",
+            ActionCLIP's sixteen; "name", the name alone, as in X-CLIP's code; "plain" for whole sentences.
         out: run folder; by default a new one under runs/.
         resume: go on with the run in `out` from its last checkpoint, or start it when there is none.
         compile: compile the model with torch.compile.
@@ -170,7 +171,7 @@ class TrainConfig:
     pretrain: PretrainConfig | None = None
     start_from: str | None = None
     corpus: str | None = None
-    templates: Literal["action", "plain"] = "action"
+    templates: Literal["action", "plain", "actionclip", "name"] = "action"
     out: str | None = None
     resume: bool = False
     compile: bool = False

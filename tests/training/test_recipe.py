@@ -13,6 +13,7 @@ from alt_fast.data.loader import open_backend
 from alt_fast.distributed import World
 from alt_fast.inference.trained import TrainedModel
 from alt_fast.model.alt import create_model
+from alt_fast.model.text import PROMPTS
 from alt_fast.training.alt_stage import AltStage
 from alt_fast.training.config import TrainConfig, parse
 from alt_fast.training.job import Job, Lists
@@ -75,6 +76,13 @@ def test_few_shot() -> None:
     assert of(config.model, MODEL) == MODEL
     assert (config.model.backbone, config.model.frames) == ("ViT-B-16", 32)
     assert of(config.augment, AUGMENT) == AUGMENT
+
+
+@pytest.mark.parametrize("name", PROMPTS)
+def test_prompts_by_name(name: str, tmp_path: Path) -> None:
+    config = parse(["--config", "kinetics400_b16", "--templates", name])
+    job = Job(config, tmp_path, torch.device("cpu"), Lists([], [], [], [], []), None, None, World())
+    assert job.templates == PROMPTS[name]
 
 
 @pytest.fixture
