@@ -173,13 +173,13 @@ def loader_table(rows: Iterable[Row]) -> str:
 def corpus_table(rows: Iterable[Row]) -> str:
     """Markdown: sizes of corpora, and how much of their labels they cover."""
     lines = [
-        "| | entities | object | body | scene | motion | labels with >= 1, 3, 8 | seconds |",
-        "|---|--:|--:|--:|--:|--:|---|--:|",
+        "| | entities | object | body | scene | motion | labels with >= 1, 3, 8 |",
+        "|---|--:|--:|--:|--:|--:|---|",
     ]
     for row in latest(rows, "corpus"):
         categories = " | ".join(str(row["categories"][name]) for name in ("object", "body", "scene", "motion"))
         shares = ", ".join(f"{share:.0%}" for share in row["labels_with_at_least"].values())
-        lines.append(f"| {row['corpus']} | {row['entities']} | {categories} | {shares} | {row['seconds']:.0f} |")
+        lines.append(f"| {row['corpus']} | {row['entities']} | {categories} | {shares} |")
     return "\n".join(lines)
 
 

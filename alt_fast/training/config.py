@@ -70,7 +70,7 @@ class OptimConfig:
         clip_grad: largest gradient norm; null for no limit.
         max_skipped: steps whose loss is no finite number that are skipped, before the run stops.
         mixup: Beta parameter of Mixup; 0 for none.
-        cutmix: Beta parameter of CutMix; 0 for none.
+        cutmix: Beta parameter of CutMix, which is X-CLIP's and not in the paper's list; 0 for none.
         mix_switch: probability of CutMix when both are on.
         label_smoothing: probability mass spread over all classes.
         scale_from: batch size that the learning rates are for: others change them in proportion; null: as given.

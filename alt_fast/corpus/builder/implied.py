@@ -37,7 +37,7 @@ class Implied:
             self.units.setdefault(label, []).extend((unit, kind) for unit in units)
 
     def ask_for_descriptions(self, phrases: Mapping[str, bool], model: LanguageModel) -> None:
-        """Ask what phrases mean; the values say which to ask of as of actions. Raises CorpusError as LanguageModel.ask."""
+        """Ask what phrases mean; the values say whether as of actions. Raises CorpusError as LanguageModel.ask."""
         asked = [
             (phrase, prompt.format(phrase=phrase))
             for phrase, action in phrases.items()
