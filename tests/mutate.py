@@ -235,7 +235,7 @@ MUTATIONS = [
     Mutation(
         "alt_fast/model/adapters.py",
         "nn.init.zeros_(self.up.weight)",
-        "nn.init.ones_(self.up.weight)",
+        "nn.init.normal_(self.up.weight)",
         f"{_ALT}::test_adapters_start_as_the_identity_and_then_act",
     ),
     Mutation(
@@ -304,7 +304,7 @@ MUTATIONS = [
         "alt_fast/data/annotations.py",
         "filter(str.isalnum, name.casefold())",
         "filter(str.isalnum, name)",
-        f"{_PROTOCOLS}::test_unseen_classes_are_drawn_by_name",
+        f"{_LISTS}::test_case_and_punctuation_tell_no_classes_apart",
     ),
     Mutation(
         "alt_fast/data/annotations.py",
@@ -334,7 +334,7 @@ MUTATIONS = [
         "alt_fast/inference/scoring.py",
         "clips.views, width).mean(1)",
         "clips.views, width)[:, 0]",
-        f"{_EVALUATE}::test_views_are_averaged",
+        f"{_EVALUATE}::test_the_mean_is_over_all_views",
     ),
     Mutation(
         "alt_fast/inference/statistics.py",
@@ -356,8 +356,8 @@ MUTATIONS = [
     ),
     Mutation(
         "alt_fast/paper/splits.py",
-        "permutation(len(own))\n",
-        "permutation(len(own))[::-1]\n",
+        "Stream.FEW_SHOT, sample=label)",
+        "Stream.FEW_SHOT, sample=shots)",
         f"{_PROTOCOLS}::test_draws_are_seeded_nested_and_of_every_class",
     ),
     Mutation(
@@ -384,6 +384,19 @@ MUTATIONS = [
         "for entity in reversed(before.entities)}",
         "tests/corpus/builder/test_build.py::test_command_line",
     ),
+    Mutation(
+        "alt_fast/corpus/builder/implied.py",
+        "else PHRASE_PROMPTS[1:]",
+        "else PHRASE_PROMPTS",
+        "tests/corpus/builder/test_implied.py::test_prompts_are_the_paper_s_and_asked_once_more_where_nothing_comes",
+    ),
+    Mutation(
+        "alt_fast/corpus/__main__.py",
+        "glosses=not (arguments.paper or arguments.no_glosses)",
+        "glosses=not arguments.no_glosses",
+        "tests/corpus/builder/test_build.py::test_the_paper_s_steps_alone",
+    ),
+    Mutation("alt_fast/training/job.py", "PROMPTS[self.config.templates]", 'PROMPTS["action"]', _RECIPE),
     Mutation(
         "benchmarks/closed_form.py",
         "aligned = left if shape.regions else frames",

@@ -12,8 +12,9 @@ from alt_fast import cli
 from alt_fast.corpus import Corpus
 from alt_fast.data.annotations import read_classes, read_list
 from alt_fast.data.config import Loading
+from alt_fast.data.dataset import EvalClips
 from alt_fast.evaluate import main, make_parser
-from alt_fast.inference.scoring import EvalConfig, Result, evaluate
+from alt_fast.inference.scoring import EvalConfig, Result, evaluate, mean_over_views
 from alt_fast.inference.trained import load
 
 
@@ -69,6 +70,22 @@ def test_views_are_averaged(trained_run: Path) -> None:
     torch.testing.assert_close(many.scores.sum(1), torch.ones(5))
     assert not torch.allclose(one.scores, many.scores, atol=1e-6)
     assert sum(many.ways.values()) == 5 * 6
+
+
+def test_the_mean_is_over_all_views(trained_run: Path) -> None:
+    trained = load(trained_run)
+    videos, _ = read_list(trained_run.parent / "data" / "test.txt", trained.classes)
+    seen: list[torch.Tensor] = []
+
+    def colours(video: torch.Tensor) -> torch.Tensor:
+        seen.extend(video.mean((1, 3, 4)))
+        return video.mean((1, 3, 4))
+
+    clips, testing = EvalClips(videos[:2], trained.spec, crops=1, clips=3), EvalConfig(4, loading=Loading("torch", 0))
+    found = mean_over_views(clips, testing, torch.device("cpu"), colours, width=3).mean
+    assert not torch.equal(seen[0], seen[1])
+    for number, mean in enumerate(found):
+        torch.testing.assert_close(mean, sum(seen[3 * number : 3 * number + 3]) / 3)
 
 
 def test_command_line_repeats_the_run_s_metrics(trained_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
