@@ -1,7 +1,7 @@
 # `make` targets use the environment that the README's commands make.
 PYTHON ?= .venv/bin/python
 
-.PHONY: bench bench-gpu ci demo docs format lint report test test-gpu
+.PHONY: bench bench-gpu ci demo docs format lint mutate report test test-gpu
 
 test:
 	$(PYTHON) -m pytest -n 3
@@ -9,6 +9,10 @@ test:
 # Every kernel compiled on a GPU, against its reference; DALI's clips from NVDEC, against PyAV's.
 test-gpu:
 	TRITON_INTERPRET=0 $(PYTHON) -m pytest tests/kernels tests/data/test_dali.py --device cuda
+
+# Some fifty small breakages, each of which a test has to notice: a quarter of an hour on two cores.
+mutate:
+	$(PYTHON) -m tests.mutate
 
 format:
 	$(PYTHON) -m ruff check --fix .

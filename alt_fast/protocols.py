@@ -37,12 +37,26 @@ def make_parser() -> argparse.ArgumentParser:
     unseen.add_argument("--seen", required=True, metavar="FILE", help='class file trained on; "kinetics400" is known')
     unseen.add_argument("--count", type=int, default=160, metavar="N", help="classes to draw (default 160)")
     unseen.add_argument(
-        "--without-renamed", action="store_true", help="leave out classes that Kinetics-400 has under another name"
+        "--keep-renamed", action="store_true", help="draw from classes that Kinetics-400 has under another name, too"
     )
     for command in (few, unseen):
         command.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="S", help="one draw each (default 0)")
         cli.add_out(command, "DIR", "folder for the drawn lists")
-    zero = commands.add_parser("zero-shot", help="test on unseen classes", description="Test on unseen classes.")
+    zero = commands.add_parser(
+        "zero-shot",
+        help="test on classes never trained on",
+        description="Test zero-shot as the paper and X-CLIP do, over all classes of a list. Where some of them were "
+        "trained on, by name, these are named, and beside it stands the score of the others: their videos, among their "
+        "names.",
+    )
+    zero.add_argument("--only-unseen", action="store_true", help="leave out classes that were trained on")
+    zero.add_argument(
+        "--names",
+        nargs="+",
+        metavar="FILE",
+        help="names of the classes to test, one a line or id,name CSV, as the splits of Kinetics-600 are published; "
+        "every list is tested with every file",
+    )
     linear = commands.add_parser(
         "probe", help="linear probe", description="Train a linear layer on a frozen model's video vectors (Table 6)."
     )
@@ -99,9 +113,9 @@ def draw_unseen(arguments: argparse.Namespace) -> int:
     renamed = sorted(set(unseen) - set(strangers))
     print(f"{len(unseen)} of {len(names)} classes are not in {arguments.seen} by name")
     if renamed:
-        what = "left out" if arguments.without_renamed else "kept, as others do (--without-renamed leaves them out)"
+        what = "kept" if arguments.keep_renamed else "left out, as in the literature (--keep-renamed keeps them)"
         print(f"{len(renamed)} of them are there under another name, {what}: {', '.join(renamed)}")
-    pool = strangers if arguments.without_renamed else unseen
+    pool = unseen if arguments.keep_renamed else strangers
     for seed in arguments.seeds:
         _print_lists(
             write_unseen(arguments.list, arguments.classes, arguments.root, pool, arguments.count, seed, arguments.out)
@@ -124,6 +138,7 @@ def test(arguments: argparse.Namespace) -> int:
     """Test a model on every list, and print the scores."""
     from alt_fast.distributed import join_world
     from alt_fast.paper.protocols import probe, zero_shot
+    from alt_fast.paper.splits import tests_of
 
     lists, where = arguments.list, (arguments.classes, arguments.root)
     if arguments.command == "probe" and len(arguments.train) != len(lists):
@@ -138,7 +153,8 @@ def test(arguments: argparse.Namespace) -> int:
             splits = list(zip(arguments.train, lists, strict=True))
             rows = probe(trained, splits, *where, testing, config)
         else:
-            rows = zero_shot(trained, lists, *where, testing, world)
+            tests = tests_of(lists, *where, arguments.names)
+            rows = zero_shot(trained, tests, arguments.only_unseen, testing, world)
     return int(world.main and report(rows, arguments.json) > 0)
 
 
@@ -146,19 +162,49 @@ def report(rows: Sequence[dict[str, Any]], as_json: bool) -> int:
     """Print scores, their mean and deviation over the lists; returns the number of unreadable videos."""
     from alt_fast.paper.protocols import mean_and_deviation
 
-    summary = {name: mean_and_deviation([row[name] for row in rows]) for name in ("top1", "top5")}
+    summary: dict[str, Any] = {name: mean_and_deviation([row[name] for row in rows]) for name in ("top1", "top5")}
+    if any(overlaps(row) for row in rows):
+        unseen = [row["unseen"] for row in rows]
+        summary["unseen"] = {name: mean_and_deviation([part[name] for part in unseen]) for name in ("top1", "top5")}
     if as_json:
         print(json.dumps({"lists": rows, **summary}, indent=2))
     else:
-        for row in rows:
-            print(f"{row['list']}: top-1 {row['top1']:.1%}, top-5 {row['top5']:.1%} of {row['videos']} videos")
-        for name, value in summary.items():
-            deviation = "" if value["deviation"] is None else f" +- {value['deviation']:.1%}"
-            print(f"{name}: {value['mean']:.1%}{deviation}")
+        print_rows(rows, summary)
     unreadable = [failure for row in rows for failure in row["unreadable"]]
     for failure in unreadable:
         print(f"unreadable, counted as wrong: {failure['path']}: {failure['cause']}", file=sys.stderr)
     return len(unreadable)
+
+
+def print_rows(rows: Sequence[dict[str, Any]], summary: dict[str, Any]) -> None:
+    """Print the scores of every list, and their means: over all classes, and over those never trained on beside it."""
+    for row in rows:
+        print(f"{row['list']}: {scores_text(row)}")
+        if overlaps(row):
+            print(f"  never trained on: {scores_text(row['unseen'])}")
+        if row.get("shared"):
+            print(f"  trained on{'' if overlaps(row) else ', left out'}: {', '.join(row['shared'])}")
+    unseen = summary.get("unseen", {})
+    for name in ("top1", "top5"):
+        beside = f"; never trained on: {mean_text(unseen[name])}" if unseen else ""
+        print(f"{name}: {mean_text(summary[name])}{beside}")
+
+
+def overlaps(row: dict[str, Any]) -> bool:
+    """Return whether a test had classes that were trained on."""
+    return "unseen" in row and row["unseen"]["classes"] < row["classes"]
+
+
+def scores_text(row: dict[str, Any]) -> str:
+    """Return a test's scores in words."""
+    scores = f"top-1 {row['top1']:.1%}, top-5 {row['top5']:.1%}"
+    return f"{scores} of {row['videos']} videos of {row['classes']} classes"
+
+
+def mean_text(value: dict[str, Any]) -> str:
+    """Return a mean with its deviation, where there is one."""
+    deviation = "" if value["deviation"] is None else f" +- {value['deviation']:.1%}"
+    return f"{value['mean']:.1%}{deviation}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

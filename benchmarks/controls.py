@@ -15,9 +15,9 @@ from benchmarks.paper import Published
 
 
 class XCLIPVideo(nn.Module):
-    """transformers' X-CLIP but for the text tower: cross-frame image tower, integration over time, prompts."""
+    """transformers' X-CLIP but for the text tower: cross-frame image tower, integration over time, prompts or none."""
 
-    def __init__(self, patch: int, frames: int) -> None:
+    def __init__(self, patch: int, frames: int, prompts: bool = True) -> None:
         super().__init__()
         from transformers import XCLIPConfig, XCLIPVisionConfig
         from transformers.models.x_clip import modeling_x_clip as x_clip
@@ -41,17 +41,20 @@ class XCLIPVideo(nn.Module):
         self.tower = x_clip.XCLIPVisionModel(config)
         self.projection = nn.Linear(width, joint, bias=False)
         self.integration = x_clip.XCLIPMultiframeIntegrationTransformer(over_time)
-        self.norm = nn.LayerNorm(width)
-        self.patch_projection = nn.Linear(width, joint, bias=False)
-        prompts = XCLIPConfig(projection_dim=joint, prompt_num_attention_heads=joint // 64)
-        self.prompts = x_clip.XCLIPPromptGenerator(prompts)
+        self.prompts: nn.Module | None = None
+        if prompts:
+            self.norm = nn.LayerNorm(width)
+            self.patch_projection = nn.Linear(width, joint, bias=False)
+            generator = XCLIPConfig(projection_dim=joint, prompt_num_attention_heads=joint // 64)
+            self.prompts = x_clip.XCLIPPromptGenerator(generator)
 
     def forward(self, frames: Tensor, classes: Tensor) -> Tensor:
         """frames: [T, 3, 224, 224]. classes: [1, I, d] -> scores [1, I]."""
         patches, image = self.tower(frames)[:2]
         video = self.integration(self.projection(image).unsqueeze(0))[1]
-        patches = self.patch_projection(self.norm(patches[:, 1:])).mean(0, keepdim=True)
-        classes = classes + self.prompts(classes, patches)
+        if self.prompts is not None:
+            patches = self.patch_projection(self.norm(patches[:, 1:])).mean(0, keepdim=True)
+            classes = classes + self.prompts(classes, patches)
         return F.normalize(video, dim=-1) @ F.normalize(classes, dim=-1).transpose(1, 2)
 
 
@@ -72,7 +75,7 @@ def audit_control(row: Published) -> Audit:
     classes: tuple[Tensor, ...] = ()
     if row.model.startswith("xclip"):
         frames = row.options["frames"]
-        model: nn.Module = XCLIPVideo(14 if row.model == "xclip_l14" else 16, frames)
+        model: nn.Module = XCLIPVideo(14 if row.model == "xclip_l14" else 16, **row.options)
         classes = (torch.randn(1, CLASSES, 768 if row.model == "xclip_l14" else 512),)
     elif row.model.startswith("vit"):
         with torch.device("meta"):  # drawing weights takes longer than counting, and they change no count

@@ -36,24 +36,32 @@ def read_files(paths: Sequence[Path]) -> tuple[list[Row], list[Row]]:
     return heads, rows
 
 
-def audited_rows(rows: Iterable[Row]) -> list[Row]:
-    """The audit's rows; of several counts of one, the last."""
-    return list({(row["audit"], row["row"]): row for row in rows if "audit" in row}.values())
+def latest(rows: Iterable[Row], *names: str) -> list[Row]:
+    """The rows that have these, the last in time first; of those in which they are alike, the last alone.
+
+    For counts, which do not scatter.
+    """
+    found: dict[tuple[Any, ...], Row] = {}
+    own = [row for row in rows if set(names) <= set(row)]
+    for row in sorted(own, key=lambda row: row["measured"]["time"], reverse=True):
+        found.setdefault(tuple(row[name] for name in names), row)
+    return list(found.values())
 
 
 def audit_table(rows: Iterable[Row]) -> str:
-    """Markdown: GFLOPs and parameters of every audited row beside the paper's."""
+    """Markdown: GFLOPs and parameters of every audited row beside the paper's, and K that would make GFLOPs equal."""
     lines = [
-        "| | GFLOPs | paper | | M parameters | paper | |",
-        "|---|--:|--:|--:|--:|--:|--:|",
+        "| | GFLOPs | paper | | K asked for | M parameters | paper | |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|",
     ]
-    for row in audited_rows(rows):
+    for row in latest(rows, "audit", "row"):
         paper, delta = row["paper"], row["delta_percent"]
         cells = [
             f"{row['audit']}, {row['row']}".removeprefix("control, "),
             f"{row['gflops']:,.1f}",
             show(paper["gflops"], "{:,g}"),
             show(delta["gflops"], "{:+.1f} %"),
+            show(row.get("entities_asked_for"), "{:,}"),
             f"{row['parameters'] * 1e-6:.1f}",
             show(paper["params"], "{:g}"),
             show(delta["params"], "{:+.1f} %"),
@@ -63,61 +71,63 @@ def audit_table(rows: Iterable[Row]) -> str:
 
 
 def speed_table(rows: Iterable[Row]) -> str:
-    """Markdown: speed-ups of encoders over themselves un-merged; of each race and device the run with most rounds."""
-    runs: dict[tuple[str, str], dict[str, Row]] = {}
-    for (_, case), race in races(rows).items():
-        contestants = {row["contestant"]: row for row in race if "speedup" in row}
-        if not {PLAIN, OURS, PUBLISHED} <= set(contestants):
-            continue
-        key = case, race[0]["measured"]["device"]
-        if key not in runs or contestants[OURS]["rounds"] > runs[key][OURS]["rounds"]:
-            runs[key] = contestants
+    """Markdown: speed-ups of encoders over themselves un-merged, of every run of a race in the order of their times."""
     lines = [
         "| | FLOPs | published ToMe | alt-fast | dropped, not merged | rounds | |",
         "|---|--:|--:|--:|--:|--:|---|",
     ]
-    for (case, device), contestants in sorted(runs.items()):
+    for case, contestants in _runs(rows):
+        if not {PLAIN, OURS, PUBLISHED} <= set(contestants):
+            continue
         ours = contestants[OURS]
         cells = [
             case.removesuffix(", float32"),
             f"{ours['flop_ratio']:.2f}",
             *(_speedup(contestants.get(name)) for name in (PUBLISHED, OURS, DROPPED)),
             str(ours["rounds"]),
-            f"[{device}](benchmarks/results/{ours['measured']['file']}), {ours['measured']['commit'][:7]}",
+            _source(ours),
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
 def training_table(rows: Iterable[Row]) -> str:
-    """Markdown: ALT's training step, with merging over without; and what it keeps for the backward pass."""
+    """Markdown: ALT's training step, with merging over without, of every run; what it keeps for the backward pass."""
     lines = [
         "| | FLOPs | published ToMe | alt-fast | kept for backward: un-merged, published, alt-fast | rounds | |",
         "|---|--:|--:|--:|--:|--:|---|",
     ]
-    for (_, case), race in sorted(races(rows).items(), key=lambda item: item[0][1]):
-        contestants = {row["contestant"]: row for row in race}
-        if "training step" not in case or PUBLISHED not in contestants:
+    for case, contestants in _runs(rows):
+        if "training step" not in case:
             continue
-        ours, published, plain = (contestants[name] for name in (OURS, PUBLISHED, _baseline(race)))
-        kept = [f"{row['saved_bytes'] / 2**20:,.0f}" for row in (plain, published, ours) if "saved_bytes" in row]
-        file, device = ours["measured"]["file"], ours["measured"]["device"]
+        ours = contestants[OURS]
+        three = (contestants.get(name) for name in (ours["baseline"], PUBLISHED, OURS))
+        kept = [f"{row['saved_bytes'] / 2**20:,.0f}" for row in three if row and "saved_bytes" in row]
         cells = [
             case.removesuffix(", float32"),
             f"{ours['flop_ratio']:.2f}",
-            _speedup(published),
+            _speedup(contestants.get(PUBLISHED)),
             _speedup(ours),
             f"{', '.join(kept)} MiB" if kept else NOT_MEASURED,
             str(ours["rounds"]),
-            f"[{device}](benchmarks/results/{file}), {ours['measured']['commit'][:7]}",
+            _source(ours),
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def _baseline(race: Iterable[Row]) -> str:
-    """Who a race's speed-ups are over."""
-    return next(row["baseline"] for row in race if "baseline" in row)
+def _runs(rows: Iterable[Row]) -> list[tuple[str, dict[str, Row]]]:
+    """Every run of every race with what it measured by contestant: by race, then by time, so that none is chosen."""
+    found = [
+        (case, race[0]["measured"]["time"], {row["contestant"]: row for row in race if "speedup" in row})
+        for (_, case), race in races(rows).items()
+    ]
+    return [(case, contestants) for case, _, contestants in sorted(found, key=lambda run: run[:2])]
+
+
+def _source(row: Row) -> str:
+    head = row["measured"]
+    return f"[{head['device']}](benchmarks/results/{head['file']}), {head['commit'][:7]}"
 
 
 def _speedup(row: Row | None) -> str:
@@ -163,21 +173,20 @@ def loader_table(rows: Iterable[Row]) -> str:
 def corpus_table(rows: Iterable[Row]) -> str:
     """Markdown: sizes of corpora, and how much of their labels they cover."""
     lines = [
-        "| | entities | object | body | scene | motion | labels with >= 1, 3, 8 | seconds |",
-        "|---|--:|--:|--:|--:|--:|---|--:|",
+        "| | entities | object | body | scene | motion | labels with >= 1, 3, 8 |",
+        "|---|--:|--:|--:|--:|--:|---|",
     ]
-    for row in rows:
-        if "corpus" in row:
-            categories = " | ".join(str(row["categories"][name]) for name in ("object", "body", "scene", "motion"))
-            shares = ", ".join(f"{share:.0%}" for share in row["labels_with_at_least"].values())
-            lines.append(f"| {row['corpus']} | {row['entities']} | {categories} | {shares} | {row['seconds']:.0f} |")
+    for row in latest(rows, "corpus"):
+        categories = " | ".join(str(row["categories"][name]) for name in ("object", "body", "scene", "motion"))
+        shares = ", ".join(f"{share:.0%}" for share in row["labels_with_at_least"].values())
+        lines.append(f"| {row['corpus']} | {row['entities']} | {categories} | {shares} |")
     return "\n".join(lines)
 
 
 def senses_table(rows: Iterable[Row]) -> str:
     """Markdown: how many of the hand-made choices of senses each chooser makes."""
     lines = ["| `--senses` | right |", "|---|--:|"]
-    lines += [f"| {row['chooser']} | {row['right']} of {row['choices']} |" for row in rows if "chooser" in row]
+    lines += [f"| {row['chooser']} | {row['right']} of {row['choices']} |" for row in latest(rows, "chooser")]
     return "\n".join(lines)
 
 
@@ -288,7 +297,7 @@ def draw_roofline(device: Ceilings, rows: Sequence[Row]) -> Callable[[Any], None
 
 def render(heads: list[Row], rows: list[Row], paths: Sequence[Path]) -> str:
     """The page."""
-    audited = audited_rows(rows)
+    audited = latest(rows, "audit", "row")
     ceilings: dict[str, Ceilings] = {}
     for path, head in zip(paths, heads, strict=True):
         if any(row.get("case", "").startswith("ceilings") for row in rows if row["measured"] is head):

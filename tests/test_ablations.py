@@ -78,11 +78,11 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *options: str) -> tupl
         folder = Path(next(o for o in command if o.startswith("--out=")).removeprefix("--out="))
         folder.mkdir(parents=True)
         seed = next(float(o.removeprefix("--seed=")) for o in command if o.startswith("--seed="))
-        (folder / "metrics.json").write_text(json.dumps({"top1": 0.5 + seed / 10, "top1_unseen_pairs": 0.25}))
+        (folder / "metrics.json").write_text(json.dumps({"top1": 0.5 + seed / 10, "top1_zero_shot": 0.25}))
         return CompletedProcess(command, 0)
 
     monkeypatch.setattr(SUBPROCESS_RUN, run)
-    return commands, Sweep(parse(options), options, None, ["torchrun"], tmp_path)
+    return commands, Sweep(parse(options), options, None, ["torchrun"], tmp_path, 8)
 
 
 def test_tables_of_other_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,13 +115,45 @@ def test_few_shot_runs_start_from_each_row(tmp_path: Path, monkeypatch: pytest.M
         assert Path(start).name == (",".join(changed) or "base")
 
 
+def test_transfer_columns_are_of_runs_of_32_frames(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Section 4.4: 8 frames fully supervised, 32 few- and zero-shot; nothing more is trained without these columns."""
+    lists = ["--data.train", "a.csv", "--data.test", "b.csv"]
+    data = ["--config", "kinetics400_b16", *lists, "--corpus", "c.json"]
+    commands, _ = fake(tmp_path, monkeypatch)
+    assert main(["C4", "--out", str(tmp_path / "8"), "--", *data]) == 0
+    assert len(commands) == 4
+    commands.clear()
+    few = "--config few_shot_b16 --data.train 2-shot-seed{seed}.csv"
+    command = ["C4", "--out", str(tmp_path / "32"), "--few-shot", few]
+    assert main([*command, "--", *data, "--data.unseen", "testlist01.txt"]) == 0
+    printed = capsys.readouterr().out
+    assert "| both | 82.3 | 64.0 | 76.7 | 50.0 | 50.0 | 25.0 |" in printed
+    assert len(commands) == 3 * 4
+    names = {Path(option).name: command for command in commands for option in command if option.startswith("--out=")}
+    assert {"base", "base,frames=32", "base,frames=32,few-shot"} < names.keys()
+    assert not any("model.frames" in option for option in names["base"])
+    assert "--model.frames=32" in names["base,frames=32"]
+    assert f"--start-from={tmp_path / '32' / 'seed0' / 'base,frames=32'}" in names["base,frames=32,few-shot"]
+    commands.clear()
+    (tmp_path / "32" / "seed0" / "base,frames=32" / "metrics.json").write_text('{"top1": 0.9, "top1_zero_shot": 0.75}')
+    assert main([*command, "--show", "--", *data, "--data.unseen", "testlist01.txt"]) == 0
+    assert "| both | 82.3 | 64.0 | 76.7 | 50.0 | 50.0 | 75.0 |" in capsys.readouterr().out
+    own = ["--out", str(tmp_path / "own"), "--few-shot", few, "--transfer-frames", "8"]
+    assert main(["C4", *own, "--", *data]) == 0
+    assert len(commands) == 2 * 4
+    assert main(["C4", "--out", str(tmp_path), "--transfer-frames", "0", "--", *data]) == 2
+    assert "--transfer-frames must be >= 1, got 0" in capsys.readouterr().err
+
+
 def test_r_is_scaled_to_the_model(tmp_path: Path) -> None:
-    sweep = Sweep(parse([]), [], None, [], tmp_path)
+    sweep = Sweep(parse([]), [], None, [], tmp_path, 8)
     assert [sweep.changes(row).get("r") for row in TABLES["8"]] == [0, 2, None, 6]
     text = table_text(sweep, "8", [0])
     assert "| r = 13 (here 6) | 81.9 |" in text
     assert "| r = 8 (here 4) | 82.4 |" in text
-    listed = Sweep(parse(["--model.r", "[4, 4, 4, 4]"]), [], None, [], tmp_path)
+    listed = Sweep(parse(["--model.r", "[4, 4, 4, 4]"]), [], None, [], tmp_path, 8)
     with pytest.raises(RunError, match="must be an int"):
         listed.changes(TABLES["8"][1])
 

@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from alt_fast import cli
 from alt_fast.corpus import Corpus
 from alt_fast.data.annotations import read_classes, read_list
 from alt_fast.data.config import Loading
-from alt_fast.evaluate import main
-from alt_fast.inference.scoring import EvalConfig, Result, evaluate
+from alt_fast.data.dataset import EvalClips
+from alt_fast.evaluate import main, make_parser
+from alt_fast.inference.scoring import EvalConfig, Result, evaluate, mean_over_views
 from alt_fast.inference.trained import load
 
 
@@ -27,6 +29,17 @@ def test_top_k() -> None:
     assert result(scores, [1, 1, 0, 2]).top(2) == 0.5
     assert result(scores, [1, 1, 0, 2]).top(5) == 1.0
     assert result(scores, [1, 0, 2, 0], [True, True, True, False]).top(1) == 0.75  # an unreadable video is wrong
+
+
+def test_top_k_of_some_classes() -> None:
+    """Only videos of these, and the scores of the others do not count."""
+    scores = [[0.1, 0.5, 0.4], [0.7, 0.2, 0.1], [0.3, 0.6, 0.1], [0.3, 0.2, 0.5]]
+    found = result(scores, [2, 1, 0, 2])
+    assert found.top(1) == 0.25
+    assert found.top(1, [0, 2]) == 1.0
+    assert found.top(1, [1, 2]) == pytest.approx(2 / 3)
+    assert found.top(5, [1]) == 1.0
+    assert result(scores, [2, 1, 0, 2], [True, True, False, True]).top(1, [0, 2]) == pytest.approx(2 / 3)
 
 
 def test_scores_every_video_whatever_the_batch_size(trained_run: Path) -> None:
@@ -59,6 +72,22 @@ def test_views_are_averaged(trained_run: Path) -> None:
     assert sum(many.ways.values()) == 5 * 6
 
 
+def test_the_mean_is_over_all_views(trained_run: Path) -> None:
+    trained = load(trained_run)
+    videos, _ = read_list(trained_run.parent / "data" / "test.txt", trained.classes)
+    seen: list[torch.Tensor] = []
+
+    def colours(video: torch.Tensor) -> torch.Tensor:
+        seen.extend(video.mean((1, 3, 4)))
+        return video.mean((1, 3, 4))
+
+    clips, testing = EvalClips(videos[:2], trained.spec, crops=1, clips=3), EvalConfig(4, loading=Loading("torch", 0))
+    found = mean_over_views(clips, testing, torch.device("cpu"), colours, width=3).mean
+    assert not torch.equal(seen[0], seen[1])
+    for number, mean in enumerate(found):
+        torch.testing.assert_close(mean, sum(seen[3 * number : 3 * number + 3]) / 3)
+
+
 def test_command_line_repeats_the_run_s_metrics(trained_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--checkpoint", str(trained_run), "--workers", "0", "--json"]) == 0
     seen, unseen = json.loads(capsys.readouterr().out)
@@ -81,6 +110,19 @@ def test_table_and_lists_of_one_s_own(trained_run: Path, tmp_path: Path, capsys:
     assert "mine.csv" in out
     assert "8.3%" in out  # chance among 12 classes
     assert f"unreadable, counted as wrong: {data / 'missing.webm'}: no such file" in err
+
+
+def test_a_missing_video_is_not_left_out_of_the_score(
+    trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Beside one that the model is right about it makes a half."""
+    model, data = load(trained_run), trained_run.parent / "data"
+    found = model.classes.index(model.classify(data / "test" / "00003.webm")[0][0])
+    (tmp_path / "mine.txt").write_text(f"test/00003.webm {found}\nmissing.webm {found}\n")
+    options = ["--list", str(tmp_path / "mine.txt"), "--root", str(data), "--workers", "0", "--json"]
+    assert main(["--checkpoint", str(trained_run), *options]) == 1
+    (row,) = json.loads(capsys.readouterr().out)
+    assert (row["videos"], row["top1"], row["top5"]) == (2, 0.5, 0.5)
 
 
 def test_labels_default_to_the_classes_trained_on(
@@ -112,8 +154,12 @@ def test_bad_requests(trained_run: Path, tmp_path: Path, capsys: pytest.CaptureF
 def test_another_corpus(trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], corpus: Corpus) -> None:
     corpus.save(tmp_path / "five.json")
     command = ["--checkpoint", str(trained_run), "--json", "--workers", "0"]
-    assert main([*command, "--corpus", str(tmp_path / "five.json"), "--categories", "object", "motion"]) == 0
+    other = [*command, "--corpus", str(tmp_path / "five.json"), "--categories", "object", "motion"]
+    assert main(other) == 0
     rows = json.loads(capsys.readouterr().out)
     assert rows[0]["videos"] == 36
+    model = cli.load_tested(make_parser().parse_args(other))[0].model
+    texts = [entity.text for entity in corpus.entities if entity.category in ("object", "motion")]
+    assert torch.equal(model.alignment.entities, model.text(texts))
     assert main([*command, "--corpus", str(tmp_path / "none.json")]) == 1
     assert "cannot read corpus" in capsys.readouterr().err

@@ -94,7 +94,13 @@ def make_parser() -> argparse.ArgumentParser:
             help="who chooses among descriptions: lesk (default; for what can be seen), plain-lesk (NLTK's), "
             "encoder:MODEL (any sentence-transformers model), t5:MODEL (a T5 for word sense disambiguation)",
         )
-        command.add_argument("--reach", type=int, default=1, metavar="N", help="steps to related concepts (default 1)")
+        command.add_argument(
+            "--paper",
+            action="store_true",
+            help="the paper's steps alone: no related concepts, nothing from glosses, and all three questions of every "
+            "phrase, things included",
+        )
+        command.add_argument("--reach", type=int, metavar="N", help="steps to related concepts (default 1)")
         command.add_argument("--related", type=int, default=20, metavar="N", help="at most so many a step (default 20)")
         command.add_argument("--no-glosses", action="store_true", help="not what glosses of a label's words speak of")
         command.add_argument("--no-body-parts", action="store_true", help="only those that labels name")
@@ -121,14 +127,17 @@ def build_from(arguments: argparse.Namespace) -> None:
     from alt_fast.corpus.builder.wordnet import open_wordnet
     from alt_fast.data.annotations import read_labels
 
+    if arguments.paper and (arguments.reach is not None or arguments.no_glosses):
+        raise ArgumentError("--reach and --no-glosses have no effect on --paper, which takes no related concepts")
     before = Corpus.load(arguments.corpus) if arguments.command == "extend" else None
     labels = read_labels(arguments.labels)
     config = BuildConfig(
         senses=arguments.senses,
-        reach=arguments.reach,
+        reach=0 if arguments.paper else 1 if arguments.reach is None else arguments.reach,
         related=arguments.related,
-        glosses=not arguments.no_glosses,
+        glosses=not (arguments.paper or arguments.no_glosses),
         body_parts=not arguments.no_body_parts,
+        things_as_actions=arguments.paper,
     )
     model = None
     options = {"timeout": arguments.llm_timeout, "parallel": arguments.llm_parallel}

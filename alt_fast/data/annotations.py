@@ -155,6 +155,28 @@ def spoken(name: str) -> str:
     return name.strip()
 
 
+def name_key(name: str) -> str:
+    """Return what two names of one class have in common: letters and digits, whatever their case and punctuation."""
+    return "".join(filter(str.isalnum, name.casefold()))
+
+
+def keep_classes(
+    videos: Sequence[Video], names: Sequence[str], kept: Sequence[str], source: str
+) -> tuple[list[Video], list[str]]:
+    """Return the videos of some classes only, and the names of these in their old order, which the labels index now.
+
+    kept: the classes, by `name_key`; source: who names them. Raises AnnotationError for one that is not among `names`.
+    """
+    keys = {name_key(name): name for name in kept}
+    strange = sorted(keys.keys() - {name_key(name) for name in names})
+    if strange:
+        raise AnnotationError(f"{source}: class {keys[strange[0]]!r} is not among the {len(names)} classes of the list")
+    numbers = [number for number, name in enumerate(names) if name_key(name) in keys]
+    place = {number: index for index, number in enumerate(numbers)}
+    chosen = [Video(video.path, place[video.label]) for video in videos if video.label in place]
+    return chosen, [names[number] for number in numbers]
+
+
 def _label_lookup(classes: Sequence[str], starts_at_one: bool) -> dict[str, int]:
     lookup = {str(index + starts_at_one): index for index in range(len(classes))}
     return lookup | {name: index for index, name in enumerate(classes)}

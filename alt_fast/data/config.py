@@ -23,7 +23,7 @@ class Loading:
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """X-CLIP's recipe by default.
+    """X-CLIP's recipe by default; the paper lists of it flips and MultiScaleCrop, and neither jitter nor gray.
 
     Args:
         scales: crop sizes of MultiScaleCrop, fractions of the short side; width and height are at most one step apart.

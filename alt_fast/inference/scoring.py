@@ -48,11 +48,16 @@ class Result:
     readable: Tensor
     ways: Counter[str]
 
-    def top(self, k: int) -> float:
-        """Share of videos whose class is among the k highest scores (k at most the number of classes)."""
-        best = self.scores.topk(min(k, self.scores.shape[1])).indices
+    def top(self, k: int, classes: Sequence[int] | None = None) -> float:
+        """Share of videos whose class is among the k highest scores (k at most the number of classes).
+
+        classes: videos of these alone, scored among these; of single views, what a test without the others would give.
+        """
+        own = torch.full((self.scores.shape[1],), classes is None)
+        own[list(classes or ())] = True
+        best = self.scores.masked_fill(~own, -1).topk(min(k, len(own))).indices
         hits = (best == self.labels[:, None]).any(1) & self.readable
-        return hits.float().mean().item()
+        return hits[own[self.labels]].float().mean().item()
 
 
 class MeanScores(NamedTuple):

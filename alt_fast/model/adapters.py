@@ -1,4 +1,7 @@
-"""AIM's bottleneck adapters (Yang et al., arXiv 2302.03024), for Table 7 of the paper."""
+"""AIM's bottleneck adapters (Yang et al., arXiv 2302.03024), for Table 7 of the paper.
+
+Without AIM's temporal embedding, a learned vector for each frame that it adds to the tokens.
+"""
 
 import torch.nn.functional as F
 from torch import Tensor, nn

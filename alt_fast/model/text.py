@@ -32,8 +32,31 @@ TEMPLATES = (
 )
 """Prompts for action names; their embeddings are averaged (paper, section 3.4)."""
 
+ACTIONCLIP_TEMPLATES = (
+    "a photo of action {}",
+    "a picture of action {}",
+    "Human action of {}",
+    "{}, an action",
+    "{} this is an action",
+    "{}, a video of action",
+    "Playing action of {}",
+    "{}",
+    "Playing a kind of action, {}",
+    "Doing a kind of action, {}",
+    "Look, the human is {}",
+    "Can you recognize the action of {}?",
+    "Video classification of {}",
+    "A video of {}",
+    "The man is {}",
+    "The woman is {}",
+)
+"""The sixteen of ActionCLIP (Wang et al., arXiv 2109.08472), as published: the hand-made ones that the field shares."""
+
 PLAIN_TEMPLATES = ("{}", "a video of {}.")
 """For class names that are whole sentences already."""
+
+PROMPTS = {"action": TEMPLATES, "plain": PLAIN_TEMPLATES, "actionclip": ACTIONCLIP_TEMPLATES, "name": ("{}",)}
+"""Prompts by the names that settings have for them; "name" is the class name alone, as in X-CLIP's code."""
 
 
 @functools.cache

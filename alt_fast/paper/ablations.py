@@ -79,7 +79,8 @@ class Sweep:
 
     config: of the fully supervised runs. options: the same as command-line options. few_shot: options of the second
     training, which starts from each; "{seed}" and "{data}" stand for the seed and the folder of generated videos. None:
-    no such column. launch: the command that runs `-m alt_fast.train`.
+    no such column. launch: the command that runs `-m alt_fast.train`. frames: of the runs that the few- and zero-shot
+    columns are of, 32 in the paper (section 4.4); where they are not the configuration's own, these are further runs.
     """
 
     config: TrainConfig
@@ -87,11 +88,18 @@ class Sweep:
     few_shot: Sequence[str] | None
     launch: Sequence[str]
     out: Path
+    frames: int
 
     def folder(self, row: Row, seed: int, stage: str = "") -> Path:
         """The run folder of a row; rows that change the same share it, whatever their tables."""
         changes = ",".join(f"{name}={_text(value)}" for name, value in self.changes(row).items())
         return self.out / f"seed{seed}" / f"{changes or 'base'}{stage}"
+
+    @property
+    def transfer(self) -> str:
+        """What the folder of a run that is transferred has behind the name of the fully supervised one."""
+        wanted = self.few_shot is not None or self.config.data.unseen is not None
+        return f",frames={self.frames}" if wanted and self.frames != self.config.model.frames else ""
 
     def changes(self, row: Row) -> dict[str, Any]:
         """The row's settings of the model."""
@@ -110,7 +118,7 @@ class Sweep:
         return r * own // 8
 
     def train(self, row: Row, seed: int) -> None:
-        """Both trainings of a row; what is done already is not done again."""
+        """All trainings of a row; what is done already is not done again."""
         changed = [f"--model.{name}={_text(value)}" for name, value in self.changes(row).items()]
         data = self.out / "data" / f"seed{seed}"
         generated = self.config.data.generate is not None
@@ -118,13 +126,17 @@ class Sweep:
         if self.config.pretrain is not None and row is not BASE:  # one CLIP for all rows of a seed
             towers = self.folder(BASE, seed) / "clip.safetensors"
             own += ["--pretrain=null", f"--model.pretrained={towers}"]
-        run = self.folder(row, seed)
-        self._run([*self.options, *own, *changed, "--frame-only=false", f"--seed={seed}"], run)
+        options = [*self.options, *own, *changed, "--frame-only=false", f"--seed={seed}"]
+        self._run(options, self.folder(row, seed))
+        run = self.folder(row, seed, self.transfer)
+        if self.transfer:
+            self._run([*options, f"--model.frames={self.frames}"], run)
         if self.few_shot is not None:
             second = [option.replace("{seed}", str(seed)).replace("{data}", str(data)) for option in self.few_shot]
             if generated and row is BASE:
                 write_shots(data / "few_shot.txt", data / "unseen_classes.csv", None, [2], seed, data)
-            self._run([*second, f"--start-from={run}", *changed, f"--seed={seed}"], self.folder(row, seed, ",few-shot"))
+            again = self.folder(row, seed, f"{self.transfer},few-shot")
+            self._run([*second, f"--start-from={run}", *changed, f"--seed={seed}"], again)
 
     def _run(self, options: Sequence[str], run: Path) -> None:
         if (run / METRICS).exists():
@@ -142,11 +154,14 @@ class Sweep:
     def scores(self, row: Row, seed: int) -> dict[str, float]:
         """Top-1 in per cent by column, of what has been trained and tested."""
         found: dict[str, float] = {}
-        for stage, names in (("", {FULLY: "top1", ZERO: "top1_unseen_pairs"}), (",few-shot", {FEW: "top1"})):
+        for column, stage, name in (
+            (FULLY, "", "top1"),
+            (ZERO, self.transfer, "top1_zero_shot"),
+            (FEW, f"{self.transfer},few-shot", "top1"),
+        ):
             path = self.folder(row, seed, stage) / METRICS
-            if path.exists():
-                metrics = read_json(path)
-                found |= {column: 100 * metrics[name] for column, name in names.items() if name in metrics}
+            if path.exists() and name in (metrics := read_json(path)):
+                found[column] = 100 * metrics[name]
         return found
 
 

@@ -8,38 +8,37 @@ from typing import Any
 
 import torch
 
-from alt_fast.data.annotations import Video, read_list
+from alt_fast.data.annotations import Video, keep_classes, read_list
 from alt_fast.data.batch import Failure
 from alt_fast.distributed import World
-from alt_fast.errors import RunError
 from alt_fast.inference.features import features
 from alt_fast.inference.scoring import EvalConfig, Result, summarize
 from alt_fast.inference.trained import TrainedModel
+from alt_fast.inference.zero_shot import find_unseen, score_zero_shot
 from alt_fast.paper.config import ProbeConfig
 from alt_fast.paper.probe import train_probe
-from alt_fast.paper.splits import name_key
 
 
 def zero_shot(
     trained: TrainedModel,
-    lists: Sequence[str],
-    classes: str | None,
-    root: str | None,
+    tests: Sequence[tuple[str, Sequence[Video], Sequence[str]]],
+    only_unseen: bool,
     testing: EvalConfig,
     world: World,
 ) -> list[dict[str, Any]]:
-    """Return scores on each list, whose classes the model was not trained on. Raises RunError for one that it was.
+    """Return scores on (name, videos, class names) of each test as `score_zero_shot` does.
 
-    classes: class file; by default the classes that each list names.
+    only_unseen: leave out the classes that were trained on, with their videos. Raises RunError when nothing is left.
     """
-    known = {name_key(name) for name in trained.classes}
     rows = []
-    for path in lists:
-        videos, names = read_list(path, classes, root, "test")
-        seen = [name for name in names if name_key(name) in known]
-        if seen:
-            raise RunError(f"{path}: class {seen[0]!r} was trained on, so its score would not be zero-shot")
-        rows.append(trained.score(path, videos, names, testing, world))
+    for name, videos, names in tests:
+        shared: list[str] = []
+        if only_unseen:
+            unseen = [names[label] for label in find_unseen(name, videos, names, trained.classes)]
+            shared = [other for other in names if other not in unseen]
+            videos, names = keep_classes(videos, names, unseen, name)
+        row = score_zero_shot(trained, name, videos, names, testing, world)
+        rows.append(row | {"shared": shared or row["shared"]})
     return rows
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from alt_fast.data.annotations import Video, read_list
+from alt_fast.data.annotations import Video, keep_classes, name_key, read_list, read_names
 from alt_fast.data.rng import Stream, generator
 from alt_fast.errors import RunError
 from alt_fast.files import make_folder, write_csv
@@ -19,13 +19,9 @@ RENAMED = {
     "person collecting garbage": "garbage collecting",
     "throwing ball (not baseball or american football)": "throwing ball",
     "tying necktie": "tying tie",
+    "waking up": "baby waking up",
 }
-"""Classes of Kinetics-600 and -700 that Kinetics-400 has under another, or a slightly wider, name."""
-
-
-def name_key(name: str) -> str:
-    """Return what two names of one class have in common: letters and digits, whatever their case and punctuation."""
-    return "".join(filter(str.isalnum, name.casefold()))
+"""Classes of Kinetics-600 and -700 that Kinetics-400 has under another, or a slightly wider or narrower, name."""
 
 
 def draw_shots(videos: Sequence[Video], num_classes: int, shots: int, seed: int) -> list[Video]:
@@ -83,6 +79,24 @@ def write_unseen(
     written = out / f"unseen-seed{seed}.csv"
     _write(written, chosen, names)
     return {written: chosen}
+
+
+def tests_of(
+    lists: Sequence[str], classes: str | None, root: str | None, chosen: Sequence[str] | None
+) -> list[tuple[str, list[Video], list[str]]]:
+    """Return (name, videos, class names) of every test list; with files of class names, of every list and file.
+
+    chosen: files of class names for `read_names`, as the splits of Kinetics-600 are published: one name a line or
+    `id,name` CSV. The classes that a file names are those of the test.
+    """
+    tests = []
+    for path in lists:
+        videos, names = read_list(path, classes, root, "test")
+        if chosen is None:
+            tests.append((path, videos, names))
+        else:
+            tests += [(f"{path}, {file}", *keep_classes(videos, names, read_names(file), file)) for file in chosen]
+    return tests
 
 
 def _write(path: Path, videos: Sequence[Video], names: Sequence[str]) -> None:

@@ -19,7 +19,7 @@ class DataConfig:
         train: list of training videos; `path label` lines, CSV, or a public dataset's own annotation file.
         test: list of test videos.
         classes: class file, `id,name` CSV or a public dataset's own; may be left out where lists name their classes.
-        unseen: list of videos of classes never trained on, tested zero-shot.
+        unseen: list of videos to test zero-shot: over all classes, and over those alone that were never trained on.
         unseen_classes: class file of `unseen`.
         root: folder that video paths start from; each list's own folder by default.
         generate: write this dataset into `root` first (and take its lists).
@@ -70,7 +70,7 @@ class OptimConfig:
         clip_grad: largest gradient norm; null for no limit.
         max_skipped: steps whose loss is no finite number that are skipped, before the run stops.
         mixup: Beta parameter of Mixup; 0 for none.
-        cutmix: Beta parameter of CutMix; 0 for none.
+        cutmix: Beta parameter of CutMix, which is X-CLIP's and not in the paper's list; 0 for none.
         mix_switch: probability of CutMix when both are on.
         label_smoothing: probability mass spread over all classes.
         scale_from: batch size that the learning rates are for: others change them in proportion; null: as given.
@@ -153,7 +153,8 @@ class TrainConfig:
         start_from: run folder of a trained model to start from, of the same kind: only the number of frames, r, tau,
             noise and the corpus may be others.
         corpus: corpus file (JSON), or "motion_shapes"; null when model.query is not "entities", or for start_from's.
-        templates: prompts for class names: "action" for names such as "playing guitar", "plain" for whole sentences.
+        templates: prompts for class names: "action", our own for names such as "playing guitar"; "actionclip",
+            ActionCLIP's sixteen; "name", the name alone, as in X-CLIP's code; "plain" for whole sentences.
         out: run folder; by default a new one under runs/.
         resume: go on with the run in `out` from its last checkpoint, or start it when there is none.
         compile: compile the model with torch.compile.
@@ -172,7 +173,7 @@ class TrainConfig:
     pretrain: PretrainConfig | None = None
     start_from: str | None = None
     corpus: str | None = None
-    templates: Literal["action", "plain"] = "action"
+    templates: Literal["action", "plain", "actionclip", "name"] = "action"
     out: str | None = None
     resume: bool = False
     compile: bool = False

@@ -9,7 +9,7 @@ import torch
 from alt_fast.corpus import Corpus
 from alt_fast.data.annotations import Video
 from alt_fast.distributed import World
-from alt_fast.model.text import PLAIN_TEMPLATES, TEMPLATES
+from alt_fast.model.text import PROMPTS
 from alt_fast.progress import print_line
 from alt_fast.training.config import TrainConfig
 from alt_fast.training.run_log import RunLog
@@ -50,4 +50,4 @@ class Job:
 
     @property
     def templates(self) -> Sequence[str]:
-        return PLAIN_TEMPLATES if self.config.templates == "plain" else TEMPLATES
+        return PROMPTS[self.config.templates]

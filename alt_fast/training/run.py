@@ -25,6 +25,7 @@ from alt_fast.files import CARD, CLASSES, METRICS, WEIGHTS, read_json, write_csv
 from alt_fast.inference.model_card import model_card
 from alt_fast.inference.scoring import EvalConfig
 from alt_fast.inference.trained import TrainedModel, load, load_weights, save_model, save_module
+from alt_fast.inference.zero_shot import find_unseen, score_zero_shot
 from alt_fast.model.alignment import certainty
 from alt_fast.model.alt import ALT
 from alt_fast.model.clip_weights import build_clip
@@ -126,9 +127,7 @@ def read_lists(data: DataConfig) -> Lists:
     unseen_classes: list[str] = []
     if data.unseen is not None:
         unseen, unseen_classes = read_list(data.unseen, data.unseen_classes, data.root, "test")
-        shared = sorted(set(classes) & set(unseen_classes))
-        if shared:
-            raise RunError(f"class {shared[0]!r} is in both classes and unseen_classes: it would not be unseen")
+        find_unseen(data.unseen, unseen, unseen_classes, classes)
     return Lists(train, test, classes, unseen, unseen_classes)
 
 
@@ -223,22 +222,33 @@ def keep_best(folder: Path, trained: TrainedModel, epoch: int, top1: float) -> N
 
 def score(job: Job, trained: TrainedModel, name: str, videos: Sequence[Video], names: Sequence[str]) -> dict[str, Any]:
     """Return single-view scores of videos against class names, as `alt-fast evaluate` gives them."""
+    return trained.score(name, videos, names, single_view(job), job.world)
+
+
+def single_view(job: Job) -> EvalConfig:
+    """Return how a job tests."""
     optim = job.config.optim
-    testing = EvalConfig(optim.batch_size // optim.accumulate, loading=job.config.data.loading)
-    return trained.score(name, videos, names, testing, job.world)
+    return EvalConfig(optim.batch_size // optim.accumulate, loading=job.config.data.loading)
 
 
 def measure(job: Job, trained: TrainedModel) -> dict[str, Any]:
-    """Return accuracy on the test videos and, zero-shot, on those of unseen classes (fractions of 1)."""
+    """Return accuracy on the test videos and, zero-shot, on the list of unseen classes (fractions of 1).
+
+    "zero_shot" is over all of that list, classes trained on included; "unseen_pairs" over the others alone.
+    """
     lists = job.lists
     test = score(job, trained, "test", lists.test, lists.classes)
     metrics = {name: test[name] for name in ("top1", "top5", "chance", "unreadable")} | {"test_videos": test["videos"]}
     if lists.unseen:
-        unseen = score(job, trained, "unseen", lists.unseen, lists.unseen_classes)
+        zero = score_zero_shot(trained, "unseen", lists.unseen, lists.unseen_classes, single_view(job), job.world)
         metrics |= {
-            "top1_unseen_pairs": unseen["top1"],
-            "chance_unseen_pairs": unseen["chance"],
-            "unseen_videos": unseen["videos"],
-            "unreadable": test["unreadable"] + unseen["unreadable"],
+            "top1_zero_shot": zero["top1"],
+            "chance_zero_shot": zero["chance"],
+            "zero_shot_videos": zero["videos"],
+            "top1_unseen_pairs": zero["unseen"]["top1"],
+            "chance_unseen_pairs": zero["unseen"]["chance"],
+            "unseen_videos": zero["unseen"]["videos"],
+            "shared_classes": zero["shared"],
+            "unreadable": test["unreadable"] + zero["unreadable"],
         }
     return metrics

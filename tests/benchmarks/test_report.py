@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.report import main, read_files, speed_table, update_tables
+from benchmarks.report import audit_table, main, read_files, speed_table, training_table, update_tables
 
 ROOT = Path(__file__).parent.parent.parent
 HEAD = {
@@ -24,8 +24,8 @@ def race(contestant: str, case: str = "encoder", **facts: Any) -> dict[str, Any]
     return row | {"peak_bytes": None, "baseline": "plain", "speedup": 2.0, "speedup_quartiles": [1.9, 2.1]} | facts
 
 
-def write(path: Path, *rows: dict[str, Any]) -> Path:
-    path.write_text("".join(json.dumps(line) + "\n" for line in [{"provenance": HEAD}, *rows]))
+def write(path: Path, *rows: dict[str, Any], **facts: str) -> Path:
+    path.write_text("".join(json.dumps(line) + "\n" for line in [{"provenance": HEAD | facts}, *rows]))
     return path
 
 
@@ -76,15 +76,37 @@ def test_the_readmes_hold_what_the_result_files_say(readme: str) -> None:
     assert update_tables(text, rows) == text
 
 
-def test_of_several_runs_of_a_race_the_longest_is_shown(tmp_path: Path) -> None:
+def test_every_run_of_a_race_is_shown(tmp_path: Path) -> None:
+    """The earliest first, whoever is ahead and however many rounds it has."""
     contestants = ("un-merged (SDPA)", "published ToMe", "alt_fast")
-    short = [race(name, flop_ratio=1.5, speedup=1.1) for name in contestants]
-    long = [race(name, flop_ratio=1.5, speedup=1.4, rounds=9) for name in contestants]
-    files = [write(tmp_path / "long.jsonl", *long), write(tmp_path / "short.jsonl", *short)]
+    late = [race(name, flop_ratio=1.5, speedup=1.1) for name in contestants]
+    early = [race(name, flop_ratio=1.5, speedup=1.4, rounds=9) for name in contestants]
+    files = [write(tmp_path / "late.jsonl", *late), write(tmp_path / "early.jsonl", *early, time="2025-12-31")]
     rows = read_files(files)[1]
-    (line,) = speed_table([*rows, race("alt_fast", "an op") | {"measured": rows[0]["measured"]}]).splitlines()[2:]
-    for expected in ("encoder", "1.50", "1.40 (1.90 to 2.10)", "not measured", "| 9 |", "long.jsonl", "A <device>"):
-        assert expected in line
+    first, second = speed_table([*rows, race("alt_fast", "an op") | {"measured": rows[0]["measured"]}]).splitlines()[2:]
+    for expected in ("encoder", "1.50", "1.40 (1.90 to 2.10)", "not measured", "| 9 |", "early.jsonl", "A <device>"):
+        assert expected in first
+    for expected in ("encoder", "1.10 (1.90 to 2.10)", "| 3 |", "late.jsonl"):
+        assert expected in second
+
+
+def test_of_several_counts_of_a_row_the_last_in_time_is_shown(tmp_path: Path) -> None:
+    """Whatever the files are called, with the K that the paper's GFLOPs ask for."""
+    row = {"audit": "Table 1", "row": "ALT", "gflops": 10.0, "parameters": 10**6}
+    row |= {"paper": {"gflops": 11, "params": None}, "delta_percent": {"gflops": -9.1, "params": None}}
+    new = [row | {"gflops": 10.5, "entities_asked_for": 6000}, row | {"row": "a new one"}]
+    files = [write(tmp_path / "a.jsonl", *new), write(tmp_path / "b.jsonl", row, time="2025-12-31")]
+    assert audit_table(read_files(files)[1]).splitlines()[2:] == [
+        "| Table 1, ALT | 10.5 | 11 | -9.1 % | 6,000 | 1.0 |  |  |",
+        "| Table 1, a new one | 10.0 | 11 | -9.1 % |  | 1.0 |  |  |",
+    ]
+
+
+def test_a_training_step_without_published_tome_is_shown(tmp_path: Path) -> None:
+    case = "alt_b16, training step"
+    pair = [race("plain", case), race("alt_fast", case, flop_ratio=1.3)]
+    (line,) = training_table(read_files([write(tmp_path / "a.jsonl", *pair)])[1]).splitlines()[2:]
+    assert "| 1.30 | not measured | 2.00 (1.90 to 2.10) | not measured | 3 |" in line
 
 
 def test_a_text_without_marks_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,7 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from alt_fast.data.annotations import AnnotationError, read_classes, read_list, spoken
+from alt_fast.data.annotations import (
+    AnnotationError,
+    Video,
+    keep_classes,
+    name_key,
+    read_classes,
+    read_list,
+    spoken,
+)
 
 
 def write(path: Path, text: str) -> Path:
@@ -96,6 +104,16 @@ def test_class_csv_orders_by_id(tmp_path: Path) -> None:
 )
 def test_spoken(name: str, text: str) -> None:
     assert spoken(name) == text
+
+
+def test_case_and_punctuation_tell_no_classes_apart() -> None:
+    assert name_key("Tai-Chi") == name_key("tai chi") == name_key("TaiChi")
+    assert name_key("curling (sport)") != name_key("curling hair")
+    videos = [Video(Path(f"{label}.mp4"), label) for label in (2, 0, 1, 2)]
+    kept = keep_classes(videos, ["Yo Yo", "TaiChi", "high-jump"], ["HighJump", "yo_yo"], "names.txt")
+    assert kept == ([Video(Path("2.mp4"), 1), Video(Path("0.mp4"), 0), Video(Path("2.mp4"), 1)], ["Yo Yo", "high-jump"])
+    with pytest.raises(AnnotationError, match=r"names.txt: class 'luge' is not among the 2 classes of the list"):
+        keep_classes(videos, ["a", "b"], ["a", "luge"], "names.txt")
 
 
 @pytest.mark.parametrize(

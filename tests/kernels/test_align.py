@@ -150,12 +150,17 @@ def test_ties_across_the_whole_corpus_go_to_the_lower_index() -> None:
     assert index.tolist() == list(range(16))
 
 
-def test_large_norms_and_zero_tokens() -> None:
-    tokens, entities = torch.randn(6, 8) * 1e6, torch.randn(9, 8) * 100
+def test_lengths_do_not_count_and_a_zero_token_follows_the_noise() -> None:
+    """Those of the entities neither. All cosines of a token of length 0 are 0: the first entity, or the noise's."""
+    tokens, entities = torch.randn(6, 8) * 1e6, torch.randn(9, 8) * torch.logspace(-3, 3, 9)[:, None]
     tokens[2] = 0
     index, aligned = align(tokens, entities)
+    assert torch.equal(index, F.cosine_similarity(tokens.double()[:, None], entities.double(), dim=-1).argmax(-1))
     assert torch.equal(aligned, entities[index])
-    assert index[2] == 0  # all cosines are 0: a tie
+    seed = torch.tensor(1)
+    (noise,) = gumbel_noise(seed, 6, 9)[2:3]
+    assert noise.argmax() != 0  # where NaN would end
+    assert align(tokens, entities, 1.0, seed)[0][2] == noise.argmax()
 
 
 def test_empty_batch() -> None:

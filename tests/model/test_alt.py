@@ -15,7 +15,7 @@ from alt_fast import ALT, Corpus, Entity, create_model
 from alt_fast.corpus import CATEGORIES
 from alt_fast.model.alignment import certainty
 from alt_fast.model.clip_weights import TINY_CONFIG
-from alt_fast.model.text import TEMPLATES, TextTower
+from alt_fast.model.text import ACTIONCLIP_TEMPLATES, PROMPTS, TEMPLATES, TextTower
 from alt_fast_kernels.align.reference import gumbel_noise
 from tests.oracles import match_by_loops
 
@@ -358,6 +358,11 @@ def test_text_tower_is_frozen_and_averages_templates(corpus: Corpus) -> None:
     prompts = [template.format(name) for name in names for template in TEMPLATES]
     expected = F.normalize(model.text(prompts).view(2, len(TEMPLATES), -1).mean(1), dim=-1)
     torch.testing.assert_close(model.text.classes(names), expected)
+    named = {name: model.text.classes(names, templates) for name, templates in PROMPTS.items()}
+    assert torch.equal(named["action"], model.text.classes(names))
+    torch.testing.assert_close(named["name"], model.text(names))
+    assert len(set(ACTIONCLIP_TEMPLATES)) == 16
+    assert all(template.count("{}") == 1 for templates in PROMPTS.values() for template in templates)
     torch.testing.assert_close(model.text(prompts, batch_size=3), model.text(prompts), rtol=0, atol=1e-6)
     with pytest.raises(ValueError, match="texts must not be empty"):
         model.text([])

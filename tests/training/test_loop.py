@@ -133,6 +133,19 @@ def test_parameters_of_one_dimension_do_not_decay() -> None:
     assert parameter_groups(module, lambda name: 0.1, 0.01) == []
 
 
+def test_the_optimizer_is_the_paper_s(tmp_path: Path) -> None:
+    """AdamW with betas of 0.9 and 0.98 (appendix B)."""
+    seen: list[torch.optim.Optimizer] = []
+    hook = register_optimizer_step_post_hook(lambda optimizer, *_: seen.append(optimizer))
+    try:
+        fit(Toy(), tmp_path / "a", SaveEvery(100))
+    finally:
+        hook.remove()
+    assert len(seen) == 12
+    assert type(seen[0]) is torch.optim.AdamW
+    assert all(group["betas"] == (0.9, 0.98) for group in seen[0].param_groups)
+
+
 def test_gradients_are_clipped(tmp_path: Path) -> None:
     norms = []
     task = Toy(clip_grad=0.01)

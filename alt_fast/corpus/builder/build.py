@@ -37,6 +37,8 @@ class BuildConfig:
         related: concepts that each step takes at most, the most frequent ones first.
         glosses: add the things that the glosses of a label's own concepts speak of.
         body_parts: add body parts, whether labels name them or not.
+        things_as_actions: ask a language model what an action looks like of every phrase, as appendix A has it, things
+            included.
     """
 
     senses: str = "lesk"
@@ -44,6 +46,7 @@ class BuildConfig:
     related: int = 20
     glosses: bool = True
     body_parts: bool = True
+    things_as_actions: bool = False
 
     def __post_init__(self) -> None:
         check_at_least(self, reach=0, related=0)
@@ -109,7 +112,9 @@ def build(
     implied = Implied()
     if model is not None:
         implied.ask_for_units(names, model)
-        implied.ask_for_descriptions(_phrases(parts, implied, wordnet), model)
+        phrases = _phrases(parts, implied, wordnet)
+        actions = {phrase: action or config.things_as_actions for phrase, action in phrases.items()}
+        implied.ask_for_descriptions(actions, model)
         report.unusable = implied.unusable
     roots: dict[str, Synset] = {}
     for label in Progress(names, "labels", "label"):

@@ -9,14 +9,12 @@ KINDS = {"objects": "object", "body parts": "body", "scenes": "scene", "roles": 
 """What labels are asked for, and the category of the answers that WordNet does not know."""
 
 UNITS_PROMPT = "What are identifying {kind} of an action {label}? List them concisely."
-ACTION_PROMPTS = (
+PHRASE_PROMPTS = (
     "Concisely describe what an action {phrase} looks like.",
-    "Concisely explain {phrase} in one sentence.",
-)
-THING_PROMPTS = (
     "Concisely list potential explanations for {phrase}.",
     "Concisely explain {phrase} in one sentence.",
 )
+"""The first is for actions."""
 AGAIN = " Answer in plain English, with nothing else before or after."
 
 
@@ -39,11 +37,11 @@ class Implied:
             self.units.setdefault(label, []).extend((unit, kind) for unit in units)
 
     def ask_for_descriptions(self, phrases: Mapping[str, bool], model: LanguageModel) -> None:
-        """Ask what phrases mean; the values say which of them are actions. Raises CorpusError as LanguageModel.ask."""
+        """Ask what phrases mean; the values say whether as of actions. Raises CorpusError as LanguageModel.ask."""
         asked = [
             (phrase, prompt.format(phrase=phrase))
             for phrase, action in phrases.items()
-            for prompt in (ACTION_PROMPTS if action else THING_PROMPTS)
+            for prompt in (PHRASE_PROMPTS if action else PHRASE_PROMPTS[1:])
         ]
         answers = self._ask([prompt for _, prompt in asked], parse_descriptions, "descriptions", model)
         for (phrase, _), descriptions in zip(asked, answers, strict=True):

@@ -200,7 +200,7 @@ def test_command_line(wordnet: Any, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "--llm openai adds them" in printed
     content = json.loads(Path(out).read_text())
     made = {"senses": "lesk", "reach": 1, "related": 20, "glosses": True, "body_parts": True, "language_model": None}
-    assert content["made_with"] == made
+    assert content["made_with"] == made | {"things_as_actions": False}
     assert content["labels"] == ["playing guitar", "krumping", "\u7403"]
     assert [choice["unit"] for choice in content["choices"]] == ["play", "guitar"]
     assert set(content["choices"][0]["scores"]) == {"play.v.01", "play.v.02"}
@@ -235,6 +235,23 @@ def test_command_line(wordnet: Any, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "pool" not in shown
     assert main(["show", more, "--label", "jumping into pool"]) == 0
     assert [line.split(":")[0].split()[1] for line in capsys.readouterr().out.splitlines()[::2]] == ["jump", "pool"]
+
+
+def test_the_paper_s_steps_alone(wordnet: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What labels name, and body parts: nothing related, nothing from glosses."""
+    command = ["build", "--labels", "playing guitar", "--out", str(tmp_path / "c.json"), "--paper"]
+    assert main(command) == 0
+    corpus = Corpus.load(tmp_path / "c.json")
+    assert {entity.unit for entity in corpus.entities if "body parts" not in entity.sources} == {"play", "guitar"}
+    assert len(corpus) == len(BODY_PARTS) + 2
+    assert {source.split(" ")[0] for entity in corpus.entities for source in entity.sources} == {
+        "sense",
+        "label",
+        "body",
+    }
+    for option in (["--reach", "0"], ["--no-glosses"]):
+        assert main([*command, *option]) == 2
+        assert "have no effect on --paper" in capsys.readouterr().err
 
 
 def test_labels_of_many_kinds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -72,8 +72,15 @@ def test_prompts_are_the_paper_s_and_asked_once_more_where_nothing_comes(wordnet
     assert "Concisely describe what an action playing guitar looks like." in endpoint.prompts
     assert "Concisely list potential explanations for capo." in endpoint.prompts
     assert "Concisely explain capo in one sentence." + AGAIN in endpoint.prompts
+    assert "Concisely list potential explanations for playing guitar." in endpoint.prompts
     assert "Concisely describe what an action capo looks like." not in endpoint.prompts  # a capo is no action
     assert len(endpoint.prompts) == len(set(endpoint.prompts))
+    with Endpoint(answer) as endpoint:
+        built(endpoint, tmp_path / "paper", wordnet, ["playing guitar"], things_as_actions=True)
+    for phrase in ("playing guitar", "capo"):  # to the letter
+        assert f"Concisely describe what an action {phrase} looks like." in endpoint.prompts
+        assert f"Concisely list potential explanations for {phrase}." in endpoint.prompts
+        assert f"Concisely explain {phrase} in one sentence." in endpoint.prompts
 
 
 def test_a_rerun_is_free_exact_and_offline(wordnet: Any, tmp_path: Path) -> None:

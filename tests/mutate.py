@@ -1,0 +1,416 @@
+"""Break the code on purpose, one line at a time: some test has to notice every time.
+
+python -m tests.mutate                # all of them, two at a time: about a quarter of an hour on two cores
+python -m tests.mutate scoring zero   # those whose file, line or tests have one of these words in them
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parent.parent
+COPIED = ("alt_fast", "kernels", "tests", "benchmarks", "pyproject.toml")
+
+
+class Mutation(NamedTuple):
+    """A breakage: `text`, which is once in the file at `path`, becomes `replacement`, and `tests` must fail.
+
+    tests: what pytest is asked to run, space between.
+    """
+
+    path: str
+    text: str
+    replacement: str
+    tests: str
+
+
+class MutationError(Exception):
+    """A mutation that cannot be made, or whose tests say nothing."""
+
+
+def mutated(root: Path, mutation: Mutation) -> str:
+    """Return the file's text with the mutation in it. Raises MutationError unless its text is there exactly once."""
+    found = (root / mutation.path).read_text()
+    count = found.count(mutation.text)
+    if count != 1:
+        raise MutationError(f"{mutation.path} has this {count} times, not once: {mutation.text!r}")
+    return found.replace(mutation.text, mutation.replacement)
+
+
+def run_tests(root: Path, tests: str) -> bool:
+    """Return whether tests pass in a tree. Raises MutationError when they do not run."""
+    environment = os.environ | {"PYTHONPATH": f"{root}{os.pathsep}{root / 'kernels'}", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests.split()]
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
+    if done.returncode not in (0, 1):
+        raise MutationError(f"status {done.returncode} of pytest {tests}:\n{done.stdout}{done.stderr}")
+    return done.returncode == 0
+
+
+def survives(root: Path, mutation: Mutation) -> bool:
+    """Return whether the tests of a mutation pass with it, in a copy of the tree. Raises MutationError."""
+    text = mutated(root, mutation)
+    with tempfile.TemporaryDirectory() as folder:
+        copy_tree(root, Path(folder))
+        (Path(folder) / mutation.path).write_text(text)
+        return run_tests(Path(folder), mutation.tests)
+
+
+def copy_tree(root: Path, copy: Path) -> None:
+    """Copy what tests need, without bytecode, which could be that of a file before it was mutated."""
+    for name in COPIED:
+        if (root / name).is_dir():
+            shutil.copytree(root / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+        elif (root / name).exists():
+            shutil.copy(root / name, copy / name)
+
+
+def run(root: Path, mutations: Sequence[Mutation], jobs: int, say: Callable[[str], None]) -> list[Mutation]:
+    """Return the mutations that no test noticed. Says how each went. Raises MutationError.
+
+    The tests have to pass as the tree is, or their failing would say nothing.
+    """
+    for mutation in mutations:
+        mutated(root, mutation)
+    tests = " ".join(dict.fromkeys(test for mutation in mutations for test in mutation.tests.split()))
+    if not run_tests(root, tests):
+        raise MutationError(f"tests fail without any mutation: pytest {tests}")
+    survivors = []
+    with ThreadPoolExecutor(jobs) as pool:
+        alive = pool.map(lambda mutation: survives(root, mutation), mutations)
+        for mutation, survived in zip(mutations, alive, strict=True):
+            say(f"{'SURVIVED' if survived else 'noticed':8} {mutation.path}: {mutation.text} -> {mutation.replacement}")
+            survivors += [mutation] if survived else []
+    return survivors
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns 1 when a mutation survived, or could not be made."""
+    parser = argparse.ArgumentParser(prog="python -m tests.mutate", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("words", nargs="*", help="only mutations with one of these words in them")
+    parser.add_argument("--jobs", type=int, default=2, metavar="N", help="mutations at a time (default 2)")
+    options = parser.parse_args(arguments)
+    chosen = [m for m in MUTATIONS if not options.words or any(word in " ".join(m) for word in options.words)]
+    try:
+        survivors = run(ROOT, chosen, options.jobs, lambda line: print(line, flush=True))
+    except MutationError as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 1
+    print(f"{len(chosen) - len(survivors)} of {len(chosen)} mutations were noticed")
+    return 1 if survivors else 0
+
+
+_ALIGN, _MATCH, _MERGE = "tests/kernels/test_align.py", "tests/kernels/test_match.py", "tests/kernels/test_merge.py"
+_LOOP, _RECIPE, _ALT = "tests/training/test_loop.py", "tests/training/test_recipe.py", "tests/model/test_alt.py"
+_EVALUATE, _PROTOCOLS, _ABLATIONS = "tests/test_evaluate.py", "tests/test_protocols.py", "tests/test_ablations.py"
+_AUGMENT, _DATASET, _LISTS = (
+    "tests/data/test_augment.py",
+    "tests/data/test_dataset.py",
+    "tests/data/test_annotations.py",
+)
+_CONFIGS = "alt_fast/training/configs"
+
+MUTATIONS = [
+    Mutation(
+        "kernels/alt_fast_kernels/align/reference.py",
+        "y.norm(dim=-1, keepdim=True).clamp_min(1e-12) for y",
+        "y.norm(dim=-1, keepdim=True) for y",
+        f"{_ALIGN}::test_lengths_do_not_count_and_a_zero_token_follows_the_noise",
+    ),
+    Mutation(
+        "kernels/alt_fast_kernels/align/reference.py",
+        "@ half.T / length.T",
+        "@ half.T",
+        f"{_ALIGN}::test_lengths_do_not_count_and_a_zero_token_follows_the_noise",
+    ),
+    Mutation(
+        "kernels/alt_fast_kernels/align/reference.py",
+        "aligned + (soft - soft.detach())",
+        "soft",
+        f"{_ALIGN}::test_forward_is_hard_while_training",
+    ),
+    Mutation(
+        "kernels/alt_fast_kernels/align/reference.py",
+        "return -(-uniform.log()).log()",
+        "return uniform.log()",
+        f"{_ALIGN}::test_noise_is_gumbel_and_reproducible",
+    ),
+    Mutation(
+        "kernels/alt_fast_kernels/match/reference.py",
+        "descending=True, stable=True",
+        "descending=False, stable=True",
+        f"{_MATCH}::test_equals_the_definition",
+    ),
+    Mutation(
+        "kernels/alt_fast_kernels/match/reference.py",
+        "torch.promote_types(key.dtype, torch.float32)).mean(2)",
+        "torch.promote_types(key.dtype, torch.float32))[:, :, 0]",
+        f"{_MATCH}::test_takes_the_mean_over_heads_of_strided_keys",
+    ),
+    Mutation(
+        "kernels/alt_fast_kernels/merge/reference.py",
+        "merged_size = size.gather(1, merged)",
+        "merged_size = torch.ones_like(size.gather(1, merged))",
+        f"{_MERGE}::test_equals_the_weighted_mean_of_every_slot",
+    ),
+    Mutation(
+        "kernels/alt_fast_kernels/merge/reference.py",
+        "total.masked_fill(total == 0, 1)",
+        "total",
+        f"{_MERGE}::test_tokens_of_size_0_leave_no_trace",
+    ),
+    Mutation(
+        "kernels/alt_fast_kernels/attention/reference.py",
+        "return size.log().to(dtype)",
+        "return size.to(dtype)",
+        "tests/kernels/test_attention.py::test_a_token_of_size_n_counts_as_n_equal_tokens",
+    ),
+    Mutation(
+        "kernels/alt_fast_kernels/cost.py",
+        "Cost(2 * batch * num_q * num_k * channels",
+        "Cost(batch * num_q * num_k * channels",
+        "tests/kernels/test_cost.py",
+    ),
+    Mutation(
+        "alt_fast/tome/schedule.py",
+        "first = int(mean * (1 - inflect))",
+        "first = int(mean * (1 + inflect))",
+        "tests/tome/test_attention.py::test_inflect_moves_merging_early_or_late",
+    ),
+    Mutation(
+        "alt_fast/tome/rotary.py",
+        "cos, sin = cos / length, sin / length",
+        "cos, sin = cos, sin",
+        "tests/tome/test_rotary.py::test_rules_follow_their_definitions",
+    ),
+    Mutation(
+        "alt_fast/tome/block.py",
+        "size = tokens.token_size if tome.prop_attn else None",
+        "size = tokens.token_size",
+        "tests/tome/test_patch.py::test_prop_attn_off",
+    ),
+    Mutation(
+        "alt_fast/model/decoder.py",
+        "return self.mlp(self.norm(queries.mean(1)))",
+        "return self.mlp(self.norm(queries[:, 0]))",
+        f"{_ALT}::test_decoder_follows_equations_8_and_9",
+    ),
+    Mutation(
+        "alt_fast/model/decoder.py",
+        "frames = frames + self.conv(",
+        "frames = self.conv(",
+        f"{_ALT}::test_decoder_follows_equations_8_and_9",
+    ),
+    Mutation(
+        "alt_fast/model/encoder.py",
+        "Regions(self.visual.ln_post(tokens.x) @",
+        "Regions(tokens.x @",
+        f"{_ALT}::test_encoder_follows_equations_1_to_3",
+    ),
+    Mutation(
+        "alt_fast/model/alt.py",
+        "seed if self.training and self.config.noise else None",
+        "seed if self.config.noise else None",
+        f"{_ALT}::test_tau_and_noise",
+    ),
+    Mutation(
+        "alt_fast/model/alt.py",
+        "        self.embed_corpus()\n",
+        "",
+        f"{_ALT}::test_use_corpus_takes_any_size {_EVALUATE}::test_another_corpus",
+    ),
+    Mutation(
+        "alt_fast/model/text.py",
+        "F.normalize(embeddings.mean(1), dim=-1)",
+        "F.normalize(embeddings[:, 0], dim=-1)",
+        f"{_ALT}::test_text_tower_is_frozen_and_averages_templates",
+    ),
+    Mutation(
+        "alt_fast/model/adapters.py",
+        "nn.init.zeros_(self.up.weight)",
+        "nn.init.normal_(self.up.weight)",
+        f"{_ALT}::test_adapters_start_as_the_identity_and_then_act",
+    ),
+    Mutation(
+        "alt_fast/training/alt_stage.py",
+        'optim.backbone_lr if parameter.startswith("encoder.visual.") else optim.lr',
+        "optim.lr",
+        _RECIPE,
+    ),
+    Mutation("alt_fast/training/config.py", "    lr: float = 8e-5", "    lr: float = 8e-4", _RECIPE),
+    Mutation("alt_fast/training/config.py", "backbone_lr: float = 8e-6", "backbone_lr: float = 8e-5", _RECIPE),
+    Mutation("alt_fast/training/config.py", "warmup_epochs: int = 5", "warmup_epochs: int = 0", _RECIPE),
+    Mutation("alt_fast/training/config.py", "mixup: float = 0.8", "mixup: float = 0.2", _RECIPE),
+    Mutation("alt_fast/model/config.py", "tau: float = 1.0", "tau: float = 0.1", _RECIPE),
+    Mutation(f"{_CONFIGS}/few_shot_b16.yaml", "  lr: 8.0e-4", "  lr: 8.0e-5", _RECIPE),
+    Mutation(f"{_CONFIGS}/kinetics400_l14.yaml", "depth: 6", "depth: 4", _RECIPE),
+    Mutation("alt_fast/training/loop.py", "betas=(0.9, 0.98)", "betas=(0.9, 0.999)", _LOOP),
+    Mutation(
+        "alt_fast/training/schedule.py",
+        "weight_decay if parameter.ndim > 1 else 0.0",
+        "weight_decay",
+        f"{_LOOP}::test_parameters_of_one_dimension_do_not_decay",
+    ),
+    Mutation(
+        "alt_fast/training/schedule.py",
+        "return (step + 1) / self.warmup",
+        "return 1.0",
+        f"{_LOOP}::test_schedule_warms_up_and_follows_a_cosine",
+    ),
+    Mutation(
+        "alt_fast/training/loop.py",
+        "self.stage.loss(batch, number) / self.settings.accumulate",
+        "self.stage.loss(batch, number)",
+        f"{_LOOP}::test_accumulation_equals_the_large_batch",
+    ),
+    Mutation(
+        "alt_fast/training/mixing.py",
+        "return video, target * share + target.flip(0) * (1 - share)",
+        "return video, target",
+        "tests/training/test_mixing.py",
+    ),
+    Mutation(
+        "alt_fast/data/augment.py",
+        "offset=(moment + 0.5) / clips)",
+        "offset=0.5)",
+        f"{_DATASET}::test_every_view_of_every_video_once {_EVALUATE}::test_views_are_averaged",
+    ),
+    Mutation(
+        "alt_fast/data/augment.py",
+        "clip.flip(-1) if record.flip",
+        "clip.flip(-2) if record.flip",
+        f"{_AUGMENT}::test_flip_gray_and_jitter_treat_all_frames_alike",
+    ),
+    Mutation(
+        "alt_fast/data/rng.py",
+        "counter=[0, int(stream), epoch, sample]",
+        "counter=[0, int(stream), 0, sample]",
+        f"{_DATASET}::test_records_differ_from_epoch_to_epoch_and_repeat",
+    ),
+    Mutation(
+        "alt_fast/data/dataset.py",
+        "indices.reshape(self.parts, self.world, -1)[:, self.rank]",
+        "indices.reshape(self.parts, self.world, -1)[:, 0]",
+        f"{_DATASET}::test_processes_share_every_part_of_a_batch",
+    ),
+    Mutation(
+        "alt_fast/data/annotations.py",
+        "filter(str.isalnum, name.casefold())",
+        "filter(str.isalnum, name)",
+        f"{_LISTS}::test_case_and_punctuation_tell_no_classes_apart",
+    ),
+    Mutation(
+        "alt_fast/data/annotations.py",
+        'wanted = {"train": "1", "test": "2"}',
+        'wanted = {"train": "1", "test": "1"}',
+        _LISTS,
+    ),
+    Mutation(
+        "alt_fast/inference/scoring.py",
+        ".any(1) & self.readable",
+        ".any(1)",
+        f"{_EVALUATE}::test_top_k",
+    ),
+    Mutation(
+        "alt_fast/inference/scoring.py",
+        "return hits[own[self.labels]].float()",
+        "return hits[own[self.labels] & self.readable].float()",
+        f"{_EVALUATE}::test_a_missing_video_is_not_left_out_of_the_score",
+    ),
+    Mutation(
+        "alt_fast/inference/scoring.py",
+        "self.scores.masked_fill(~own, -1)",
+        "self.scores",
+        f"{_EVALUATE}::test_top_k_of_some_classes",
+    ),
+    Mutation(
+        "alt_fast/inference/scoring.py",
+        "clips.views, width).mean(1)",
+        "clips.views, width)[:, 0]",
+        f"{_EVALUATE}::test_the_mean_is_over_all_views",
+    ),
+    Mutation(
+        "alt_fast/inference/statistics.py",
+        'b["videos"] * abs(',
+        "abs(",
+        "tests/report/test_evaluation.py::test_calibration_is_the_expected_error",
+    ),
+    Mutation(
+        "alt_fast/inference/zero_shot.py",
+        "if name_key(other) not in known]",
+        "if other not in known]",
+        f"{_PROTOCOLS}::test_label_sets_that_overlap_are_tested_on_all_classes",
+    ),
+    Mutation(
+        "alt_fast/paper/protocols.py",
+        "        if only_unseen:",
+        "        if not only_unseen:",
+        f"{_PROTOCOLS}::test_label_sets_that_overlap_are_tested_on_all_classes",
+    ),
+    Mutation(
+        "alt_fast/paper/splits.py",
+        "Stream.FEW_SHOT, sample=label)",
+        "Stream.FEW_SHOT, sample=shots)",
+        f"{_PROTOCOLS}::test_draws_are_seeded_nested_and_of_every_class",
+    ),
+    Mutation(
+        "alt_fast/paper/splits.py",
+        '    "tying necktie": "tying tie",\n',
+        '    "tying necktie": "tying a tie",\n',
+        f"{_PROTOCOLS}::test_renamed_classes_are_known_to_kinetics_400",
+    ),
+    Mutation(
+        "alt_fast/paper/ablations.py",
+        '(ZERO, self.transfer, "top1_zero_shot")',
+        '(ZERO, "", "top1_zero_shot")',
+        f"{_ABLATIONS}::test_transfer_columns_are_of_runs_of_32_frames",
+    ),
+    Mutation(
+        "alt_fast/paper/ablations.py",
+        'f"--start-from={run}"',
+        'f"--start-from={self.folder(row, seed)}"',
+        f"{_ABLATIONS}::test_transfer_columns_are_of_runs_of_32_frames",
+    ),
+    Mutation(
+        "alt_fast/corpus/builder/build.py",
+        "for entity in before.entities}",
+        "for entity in reversed(before.entities)}",
+        "tests/corpus/builder/test_build.py::test_command_line",
+    ),
+    Mutation(
+        "alt_fast/corpus/builder/implied.py",
+        "else PHRASE_PROMPTS[1:]",
+        "else PHRASE_PROMPTS",
+        "tests/corpus/builder/test_implied.py::test_prompts_are_the_paper_s_and_asked_once_more_where_nothing_comes",
+    ),
+    Mutation(
+        "alt_fast/corpus/__main__.py",
+        "glosses=not (arguments.paper or arguments.no_glosses)",
+        "glosses=not arguments.no_glosses",
+        "tests/corpus/builder/test_build.py::test_the_paper_s_steps_alone",
+    ),
+    Mutation("alt_fast/training/job.py", "PROMPTS[self.config.templates]", 'PROMPTS["action"]', _RECIPE),
+    Mutation(
+        "benchmarks/closed_form.py",
+        "aligned = left if shape.regions else frames",
+        "aligned = left",
+        "tests/benchmarks/test_audit.py::test_all_counts_agree",
+    ),
+    Mutation(
+        "benchmarks/report.py",
+        "sorted(found, key=lambda run: run[:2])",
+        "sorted(found, key=lambda run: run[:1])",
+        "tests/benchmarks/test_report.py::test_every_run_of_a_race_is_shown",
+    ),
+]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
