@@ -18,6 +18,7 @@ from alt_fast.model.alt import create_model as create_model
 from alt_fast.model.config import ModelConfig as ModelConfig
 from alt_fast.report.explanation import Explanation as Explanation
 from alt_fast.tome.attention import ToMeAttention as ToMeAttention
+from alt_fast.tome.destinations import OnePerCell as OnePerCell
 from alt_fast.tome.patch import MergeTrace as MergeTrace
 from alt_fast.tome.patch import apply_patch as apply_patch
 from alt_fast.tome.patch import merge_trace as merge_trace

@@ -80,7 +80,7 @@ frames."""
 
 
 def drop_step(
-    tokens: Tokens, branch: Tensor, key: Tensor, norm: nn.Module | None, r: int | float, protected: int, rule: object
+    tokens: Tokens, branch: Tensor, key: Tensor, norm: nn.Module | None, r: int | float, protected: int, *_: object
 ) -> tuple[Tokens, Tensor]:
     """`merge_step` that drops the last r tokens."""
     num_tokens = tokens.x.shape[1]

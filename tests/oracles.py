@@ -2,28 +2,28 @@
 
 from torch import Tensor
 
-from alt_fast_kernels import max_r
 
-
-def match_by_loops(metric: Tensor, r: int, protected: int) -> list[list[int]]:
-    """Slots of every token; Python loops over one image at a time, double precision."""
+def match_by_loops(metric: Tensor, r: int, protected: int, destinations: list[int] | None = None) -> list[list[int]]:
+    """Slots of every token; Python loops over one image at a time, double precision. Destinations: the odd tokens."""
     slots = []
     for tokens in metric.double():
         tokens = tokens / tokens.norm(dim=-1, keepdim=True)
         num = len(tokens)
-        even, odd = range(protected + protected % 2, num, 2), range(protected + 1 - protected % 2, num, 2)
+        receiving = [i for i in range(protected, num) if i % 2] if destinations is None else destinations
+        sources = [i for i in range(protected, num) if i not in receiving]
+        most = (num - protected) // 2 if destinations is None else len(sources)
         proposals = []
-        for i in even:
-            if odd:
-                scores = (-(tokens[i] * tokens[odd.start :: 2]).sum(-1)).tolist()  # all summed alike, so that ties stay
-                score, partner = min(zip(scores, odd, strict=True))  # highest similarity, then lowest index
+        for i in sources:
+            if receiving:
+                scores = (-(tokens[i] * tokens[receiving]).sum(-1)).tolist()  # all summed alike, so that ties stay
+                score, partner = min(zip(scores, receiving, strict=True))  # highest similarity, then lowest index
                 proposals.append((score, i, partner))
         proposals.sort(key=lambda proposal: proposal[:2])
-        merged = {i: partner for _, i, partner in proposals[: min(r, max_r(num, protected))]}
+        merged = {i: partner for _, i, partner in proposals[: min(r, most)]}
         survivors = (
-            [i for _, i, _ in proposals[len(merged) :]] if not protected else [i for i in even if i not in merged]
+            [i for _, i, _ in proposals[len(merged) :]] if not protected else [i for i in sources if i not in merged]
         )
-        order = [*range(protected), *survivors, *odd]
+        order = [*range(protected), *survivors, *receiving]
         place = {token: slot for slot, token in enumerate(order)}
         slots.append([place[merged.get(i, i)] for i in range(num)])
     return slots

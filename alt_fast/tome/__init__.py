@@ -2,5 +2,5 @@
 
 `layout` describes the blocks of other libraries' models, in `hosts` and of your own. `tokens` is what flows between
 blocks, and the merge behind attention; `rotary` where merged tokens stand; `schedule` how many tokens each layer merges
-away; `attention` knows sizes; `regions` what merged in an image.
+away, `destinations` into which; `attention` knows sizes; `regions` what merged in an image.
 """

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from alt_fast.errors import ArgumentError
+from alt_fast.tome.destinations import Destinations
 from alt_fast.tome.layout import Layout, apply_parts, part
 from alt_fast.tome.rotary import Turns, begin, merge_turns, rotation
 from alt_fast.tome.rules import RotaryRule
@@ -23,7 +24,7 @@ class BlockSettings:
 
     r: tokens to remove, or a fraction. protected: leading tokens that never merge. prop_attn: attention uses sizes.
     trace: keep where tokens went. unmerge: every patch has its token's features in what the host reads. last: of its
-    tower. rotary: what becomes of rotary positions.
+    tower. rotary: what becomes of rotary positions. destinations: which tokens others merge into.
     """
 
     r: int | float
@@ -33,6 +34,7 @@ class BlockSettings:
     unmerge: bool
     last: bool
     rotary: RotaryRule = "mean"
+    destinations: Destinations = 2
 
 
 class Patched(nn.Module):
@@ -96,7 +98,7 @@ class MergingBlock(Patched):
         if "spatial" in at:
             branch = branch + at["spatial"](branch)
         norm = None if layout.norm2 is None else part(self, layout.norm2)
-        tokens, normed = merge_step(tokens, branch, key, norm, r, tome.protected, tome.rotary)
+        tokens, normed = merge_step(tokens, branch, key, norm, r, tome.protected, tome.rotary, tome.destinations)
         if callable(layout.mlp):
             x = tokens.x + layout.mlp(self, normed)
         elif layout.mlp:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from alt_fast.errors import ArgumentError
 from alt_fast.tome.block import BlockSettings, MergingBlock, Patched, merging_class
+from alt_fast.tome.destinations import Destinations, check_destinations
 from alt_fast.tome.layout import Tower
 from alt_fast.tome.rules import RotaryRule, check_rule
 from alt_fast.tome.schedule import Reduction, merge_schedule
@@ -53,13 +54,14 @@ def apply_patch(
     unmerge: bool = True,
     rotary: RotaryRule = "mean",
     find_tower: FindTower | None = None,
+    destinations: Destinations = 2,
 ) -> Model:
     """Make every vision tower in `model` merge tokens; returns the model, patched in place.
 
     model: of timm, open_clip, transformers, torchvision or OpenAI's clip (`HOSTS` says which, docs/hosts.md in full);
         or any module that contains one. Text towers stay as they are.
     r: tokens to remove per layer: an int, one int per layer, (r, inflect), or a float, the fraction of every layer's
-        tokens.
+        tokens. A layer removes at most half of them, unless destinations say otherwise.
     prop_attn: a token counts in attention as often as the patches it stands for; off for models trained with merging
         and without it.
     trace_source: keep where tokens went, for `merge_trace`.
@@ -68,6 +70,11 @@ def apply_patch(
         backbones), where dense features keep their grid. False: the merged tokens.
     rotary: which position a merged token has in a tower with rotary positions (`tome.rotary`).
     find_tower: for models of no library above: says of a module which `Tower` it is, or None.
+    destinations: which tokens others merge into, so that all others can merge away in one layer. An int k: in every
+        layer every k-th of the tokens that are there, in their order, which after a merge is that of `match`'s slots.
+        `OnePerCell`: one patch of every cell of a grid, in the first layer that merges, whose tokens are the prefix and
+        the whole grid (an error of the forward pass, where they are not); later there is no grid, and every other
+        token is a destination.
 
     A model patched before gets the new settings. Raises ArgumentError naming what merging cannot honour (windows,
     relative position bias, other blocks or attentions), TypeError when model is no module; then the model is as it was
@@ -81,6 +88,7 @@ def apply_patch(
     _take_off(model, MergingBlock)
     try:
         check_rule(rotary)
+        destinations = check_destinations(destinations)
         towers = list(_towers(model, find_tower))
         if not towers:
             raise ArgumentError(
@@ -90,7 +98,7 @@ def apply_patch(
         for tower in towers:
             for block in tower.blocks:
                 tower.layouts[type(block)].check(block)
-        schedules = [merge_schedule(r, len(tower.blocks)) for tower in towers]
+        schedules = [merge_schedule(r, len(tower.blocks), destinations) for tower in towers]
     except BaseException:  # the model is left as it was
         for cls, (patched, settings, trace) in zip(ours, before, strict=True):
             cls.patch(patched, settings)
@@ -101,7 +109,7 @@ def apply_patch(
     for tower, schedule in zip(towers, schedules, strict=True):
         for i, (block, r_block) in enumerate(zip(tower.blocks, schedule, strict=True)):
             settings = BlockSettings(
-                r_block, tower.protected, prop_attn, trace_source, unmerge, i == len(schedule) - 1, rotary
+                r_block, tower.protected, prop_attn, trace_source, unmerge, i == len(schedule) - 1, rotary, destinations
             )
             merging = merging_class(type(block), tower.layouts[type(block)])  # type: ignore[arg-type]
             merging.patch(block, settings)

@@ -5,26 +5,34 @@ from collections.abc import Sequence
 from numbers import Real
 
 from alt_fast.errors import ArgumentError
+from alt_fast.tome.destinations import Destinations, check_destinations
 
 Reduction = int | float | Sequence[int | float] | tuple[int, float]
 """r for every layer, a fraction of the tokens of every layer, one r per layer, or (r, inflect)."""
 
 
-def merge_schedule(r: Reduction, num_layers: int) -> list[int | float]:
+def merge_schedule(r: Reduction, num_layers: int, destinations: Destinations = 2) -> list[int | float]:
     """Tokens to remove in each of `num_layers` layers (ToMe, section 4.3 and appendix D).
 
     r: an int (anything with `__index__`) for every layer; a float in [0, 0.5], the fraction of unprotected tokens that
         every layer removes; a sequence of `num_layers` ints; or (r, inflect) with a float inflect in [-1, 1], which
         changes linearly from r * (1 - inflect) in the first layer to r * (1 + inflect) in the last (-1: all the merging
         early, 0: constant, 1: late).
+    destinations: `apply_patch`'s. With an int k a fraction may be up to (k - 1) / k.
     Raises ArgumentError when r is negative, of another length, or inflect is out of range; TypeError when it is none of
     these.
     """
+    destinations = check_destinations(destinations)
     if (whole := _whole(r)) is not None:
         schedule: list[int | float] = [whole] * num_layers
     elif isinstance(r, Real):
-        if not 0 <= r <= 0.5:
-            raise ArgumentError(f"r as a fraction must be in [0, 0.5], got {r}: a layer can merge half of its tokens")
+        k = destinations if isinstance(destinations, int) else 2  # a grid is whole in one layer only
+        if not 0 <= r <= (k - 1) / k:
+            share = "half of its tokens" if k == 2 else f"{k - 1} of {k} tokens"
+            raise ArgumentError(
+                f"r as a fraction must be in [0, {(k - 1) / k:g}], got {r}: every layer can merge {share}; "
+                "destinations=k raises this, and for one layer alone r is one int per layer"
+            )
         schedule = [float(r)] * num_layers
     elif not isinstance(r, Sequence) or isinstance(r, str):
         raise TypeError(f"r must be a number or a sequence of numbers, got {type(r).__name__}")

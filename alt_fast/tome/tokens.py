@@ -1,11 +1,14 @@
 """What flows between blocks that merge, and the merge itself: the step between attention and MLP."""
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from alt_fast.errors import ArgumentError
+from alt_fast.tome.destinations import Destinations, OnePerCell
 from alt_fast.tome.rotary import Turns, merge_turns
 from alt_fast.tome.rules import RotaryRule
 from alt_fast_kernels import MergePlan, compose, match, max_r, merge, unmerge
@@ -103,20 +106,24 @@ def merge_step(
     r: int | float,
     protected: int,
     rule: RotaryRule = "mean",
+    destinations: Destinations = 2,
 ) -> tuple[Tokens, Tensor]:
     """What stands between attention and MLP: x + branch, merged by similarity of keys, and its norm.
 
     branch: [B, N, C], attention's output. key: [B, N, H, D]. norm: the MLP's, or None. r: tokens to remove, or a
-    fraction. protected: leading tokens that never merge. rule: what becomes of rotary positions.
-    Returns the merged tokens and norm(x'), the MLP's input.
+    fraction. protected: leading tokens that never merge. rule: what becomes of rotary positions. destinations: which
+    tokens others merge into, `apply_patch`'s.
+    Returns the merged tokens and norm(x'), the MLP's input. Raises ArgumentError when these tokens are no grid of
+    destinations.
     """
     num_tokens = tokens.x.shape[1]
     if isinstance(r, float):
         r = int(r * (num_tokens - protected))
-    if min(r, max_r(num_tokens, protected)) <= 0:
+    receiving = 2 if r <= 0 else _receiving(destinations, tokens, protected)
+    if min(r, max_r(num_tokens, protected, receiving)) <= 0:
         x = tokens.x + branch
         return replace(tokens, x=x), x if norm is None else norm(x)
-    plan = match(key, r, protected)
+    plan = match(key, r, protected, receiving)
     before = tokens.sizes()
     if norm is None:
         x, size = merge(tokens.x, before, plan, branch)
@@ -126,3 +133,24 @@ def merge_step(
     turns = None if tokens.turns is None else merge_turns(tokens.turns, before, plan, rule)
     merges = (*tokens.merges, (plan, before))
     return replace(tokens, x=x, token_size=size, merges=merges, turns=turns), normed
+
+
+def _receiving(destinations: Destinations, tokens: Tokens, protected: int) -> int | Tensor:
+    """What `match` is given: of a grid its tokens [D] int64 in the first layer that merges, every other one later."""
+    if isinstance(destinations, int):
+        return destinations
+    return 2 if tokens.merges else _of_grid(destinations, tokens.x, protected)
+
+
+def _of_grid(cells: OnePerCell, x: Tensor, protected: int) -> Tensor:
+    """The last patch of every whole cell [D] int64, given tokens [B, N, C]."""
+    if x.shape[1] - protected != math.prod(cells.grid):
+        raise ArgumentError(
+            f"destinations are of a grid of {' x '.join(map(str, cells.grid))} patches, and the first layer that "
+            f"merges has {x.shape[1] - protected} of them"
+        )
+    place = torch.zeros(1, dtype=torch.int64, device=x.device)
+    for extent, step in zip(cells.grid, cells.cell, strict=True):
+        along = torch.arange(step - 1, extent, step, device=x.device)
+        place = (place[:, None] * extent + along).flatten()
+    return protected + place

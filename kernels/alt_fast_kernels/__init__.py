@@ -1,6 +1,7 @@
 """The four operations of token merging and entity alignment: Triton kernels, each beside an executable reference.
 
-    plan = match(key, r, protected=1)                          # which tokens merge
+    plan = match(key, r, protected=1)                          # which tokens merge; up to half
+    plan = match(key, r, protected=1, destinations=10)         # up to nine in ten
     x, size = merge(x, size, plan)                             # size-weighted mean of every slot
     x, size, normed = merge(x, size, plan, branch, norm=norm)  # with residual add and LayerNorm, in one pass
     out = proportional_attention(q, k, v, size)                # softmax(q k^T * scale + log size) v

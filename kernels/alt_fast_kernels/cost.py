@@ -6,7 +6,7 @@ kernel passes to itself through the cache is not counted. Masks, norms and softm
 
 from dataclasses import dataclass
 
-from alt_fast_kernels.match.plan import even_and_odd
+from alt_fast_kernels.match.plan import sides
 
 
 @dataclass(frozen=True)
@@ -17,11 +17,22 @@ class Cost:
     bytes: int
 
 
-def match_cost(batch: int, num_tokens: int, num_heads: int, head_dim: int, protected: int, itemsize: int) -> Cost:
-    """Scores between even and odd tokens; keys of `itemsize` bytes read, slot, order and start written."""
-    _, _, even, odd = even_and_odd(num_tokens, protected)
+def match_cost(
+    batch: int,
+    num_tokens: int,
+    num_heads: int,
+    head_dim: int,
+    protected: int,
+    itemsize: int,
+    num_listed: int | None = None,
+) -> Cost:
+    """Scores between sources and destinations; keys of `itemsize` bytes read, slot, order and start written.
+
+    num_listed: how many destinations are listed; None for every other token.
+    """
+    _, _, num_sources, num_destinations = sides(num_tokens, protected, num_listed)
     read = batch * num_tokens * num_heads * head_dim * itemsize
-    return Cost(batch * even * odd * head_dim, read + 3 * batch * num_tokens * 4)
+    return Cost(batch * num_sources * num_destinations * head_dim, read + 3 * batch * num_tokens * 4)
 
 
 def merge_cost(batch: int, num_tokens: int, r: int, channels: int, itemsize: int, residual: bool, norm: bool) -> Cost:

@@ -25,7 +25,7 @@ def _shape(value: Any) -> list[int]:
 
 def _match(inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
     protected: int = inputs[2].toIValue()
-    return match_cost(*_shape(inputs[0]), protected, 0).macs  # type: ignore[call-arg]
+    return match_cost(*_shape(inputs[0]), protected, 0, sum(_shape(inputs[3])) or None).macs  # type: ignore[call-arg]
 
 
 def _merge(inputs: Sequence[Any], outputs: Sequence[Any]) -> Counter[str]:
@@ -71,8 +71,10 @@ FVCORE_HANDLES: dict[str, Callable[[Sequence[Any], Sequence[Any]], int | Counter
 def flop_formulas() -> dict[Any, Callable[..., int]]:
     """FLOPs, two per MAC, of the forward ops by shape, as FlopCounterMode asks for them."""
 
-    def match(key: Sequence[int], r: int, protected: int, *_: Any, **__: Any) -> int:
-        return 2 * match_cost(*key, protected, 0).macs  # type: ignore[call-arg]
+    def match(
+        key: Sequence[int], r: int, protected: int, destinations: Sequence[int] | None = None, *_: Any, **__: Any
+    ) -> int:
+        return 2 * match_cost(*key, protected, 0, None if destinations is None else destinations[0]).macs  # type: ignore[call-arg]
 
     def packed(qkv: Sequence[int], *_: Any, **__: Any) -> int:
         batch, num_tokens, _three, num_heads, head_dim = qkv

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
-from alt_fast_kernels.match.plan import MergePlan, even_and_odd, max_r
+from alt_fast_kernels.match.plan import MergePlan, first_of_every, max_r
 
 Result = tuple[Tensor, Tensor, Tensor]
 """The kernel's, PyTorch's at the same precision, and the exact one, computed in fp64."""
@@ -54,16 +54,21 @@ def _worst_ratio(results: Iterable[Result]) -> float:
     return worst
 
 
-def assert_best_plan(plan: MergePlan, key: Tensor, r: int, protected: int, tolerance: float = 1e-6) -> None:
+def assert_best_plan(
+    plan: MergePlan, key: Tensor, r: int, protected: int, destinations: int | Tensor = 2, tolerance: float = 1e-6
+) -> None:
     """The plan is one that the definition of `match` allows when cosines closer than `tolerance` may swap.
 
     key: [B, N, H, D]. Two implementations round differently, so a near tie may fall either way; all else is exact.
     """
     metric = torch.nn.functional.normalize(key.double().mean(2), dim=-1).cpu()
     num_tokens = key.shape[1]
-    r = min(r, max_r(num_tokens, protected))
-    first_even, first_odd, _, _ = even_and_odd(num_tokens, protected)
-    even, odd = list(range(first_even, num_tokens, 2)), list(range(first_odd, num_tokens, 2))
+    r = min(r, max_r(num_tokens, protected, destinations))
+    if isinstance(destinations, int):
+        receiving = list(range(first_of_every(destinations, protected), num_tokens, destinations))
+    else:
+        receiving = destinations.tolist()
+    sources = [token for token in range(protected, num_tokens) if token not in receiving]
     if plan.num_slots != num_tokens - r:
         raise AssertionError(f"expected {num_tokens - r} slots, got {plan.num_slots}")
     if r == 0:
@@ -72,26 +77,27 @@ def assert_best_plan(plan: MergePlan, key: Tensor, r: int, protected: int, toler
             raise AssertionError("r = 0 must give the identity plan")
         return
     for image in range(len(key)):
-        scores = metric[image, even] @ metric[image, odd].T
+        scores = metric[image, sources] @ metric[image, receiving].T
         slot, order, start = (part[image].tolist() for part in (plan.slot, plan.order, plan.start))
         survivors, merged = order[: plan.num_slots], order[plan.num_slots :]
         if sorted(order) != list(range(num_tokens)) or [slot[t] for t in survivors] != list(range(plan.num_slots)):
             raise AssertionError(f"image {image}: order {order} does not list the survivor of every slot of {slot}")
-        if merged != sorted(merged, key=lambda t: (slot[t], t)) or not set(merged) <= set(even):
-            raise AssertionError(f"image {image}: {merged} are not even tokens by slot and index")
+        if merged != sorted(merged, key=lambda t: (slot[t], t)) or not set(merged) <= set(sources):
+            raise AssertionError(f"image {image}: {merged} are not sources by slot and index")
         if start != [sum(slot[t] < j for t in merged) for j in range(plan.num_slots + 1)]:
             raise AssertionError(f"image {image}: {start} does not say where the tokens that join each slot begin")
-        kept = survivors[protected : plan.num_slots - len(odd)]
-        if survivors[:protected] != list(range(protected)) or survivors[plan.num_slots - len(odd) :] != odd:
-            raise AssertionError(f"image {image}: protected or odd tokens are out of place in {survivors}")
-        best = {token: scores[i].max().item() for i, token in enumerate(even)}
+        first_receiving = plan.num_slots - len(receiving)
+        kept = survivors[protected:first_receiving]
+        if survivors[:protected] != list(range(protected)) or survivors[first_receiving:] != receiving:
+            raise AssertionError(f"image {image}: protected tokens or destinations are out of place in {survivors}")
+        best = {token: scores[i].max().item() for i, token in enumerate(sources)}
         ranks = [best[token] for token in kept]
         falling = all(a >= b - tolerance for a, b in itertools.pairwise(ranks))
         if not (kept == sorted(kept) if protected else falling):
-            raise AssertionError(f"image {image}: surviving even tokens {kept} are in the wrong order")
+            raise AssertionError(f"image {image}: surviving sources {kept} are in the wrong order")
         for token in merged:
             partner = survivors[slot[token]]
-            score = scores[even.index(token), odd.index(partner)].item()
+            score = scores[sources.index(token), receiving.index(partner)].item()
             if score < best[token] - tolerance:
                 raise AssertionError(f"image {image}: token {token} joined {partner} at {score}, best is {best[token]}")
         if kept and min(best[token] for token in merged) < max(ranks) - tolerance:

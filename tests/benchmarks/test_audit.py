@@ -80,25 +80,26 @@ def test_an_op_that_nobody_counts_fails() -> None:
 class EveryOp(nn.Module):
     """Attention of unpacked heads, matching, and merging with the norm inside."""
 
-    def __init__(self) -> None:
+    def __init__(self, destinations: int = 2) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(16)
+        self.norm, self.destinations = nn.LayerNorm(16), destinations
 
     def forward(self, q: Tensor, k: Tensor) -> Tensor:
         out = proportional_attention(q, k, k)
-        return merge(out, torch.ones(out.shape[:2]), match(q, 3, 1), out, norm=self.norm)[2]
+        return merge(out, torch.ones(out.shape[:2]), match(q, 3, 1, self.destinations), out, norm=self.norm)[2]
 
 
-def test_handles_equal_the_references() -> None:
-    inputs = torch.randn(2, 9, 2, 8), torch.randn(2, 11, 2, 8)
-    expected = fvcore_count(EveryOp(), inputs)
+@pytest.mark.parametrize(("destinations", "pairs"), [(2, 4 * 4), (3, 5 * 3)])
+def test_handles_equal_the_references(destinations: int, pairs: int) -> None:
+    inputs, model = (torch.randn(2, 9, 2, 8), torch.randn(2, 11, 2, 8)), EveryOp(destinations)
+    expected = fvcore_count(model, inputs)
     with fused_ops_on_cpu():
-        found = fvcore_count(EveryOp(), inputs)
+        found = fvcore_count(model, inputs)
         with FlopCounterMode(display=False, custom_mapping=flop_formulas()) as counter:
-            EveryOp()(*inputs)
+            model(*inputs)
     assert expected["layer_norm"] == found["layer_norm"] == 5 * 2 * 6 * 16
     macs = {name: sum(count.values()) - count["layer_norm"] for name, count in (("a", expected), ("b", found))}
-    assert macs["a"] == macs["b"] == counter.get_total_flops() // 2 == 2 * (2 * 9 * 11 * 16 + 4 * 4 * 8)
+    assert macs["a"] == macs["b"] == counter.get_total_flops() // 2 == 2 * (2 * 9 * 11 * 16 + pairs * 8)
 
 
 def test_fused_ops_count_nothing_without_handles() -> None:

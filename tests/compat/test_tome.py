@@ -242,6 +242,7 @@ def test_gradients_of_the_kernel_are_the_references() -> None:
         (lambda x: bipartite_soft_matching(x / 0, 2), "metric must be finite"),
         (lambda x: bipartite_soft_matching(x, "2"), "r must be an int, got '2'"),  # type: ignore[arg-type]
         (lambda x: bipartite_soft_matching(x, 2, distill_token=True), "needs class_token=True"),
+        (lambda x: kth_bipartite_soft_matching(x / 0, 3), "metric must be finite"),
         (lambda x: kth_bipartite_soft_matching(x, 10), "k must be at most the number of tokens, 9, got 10"),
         (lambda x: random_bipartite_soft_matching(x, 9), "r must be below the number of tokens, 9, got 9"),
         (lambda x: bipartite_soft_matching(x, 2)[0](x, "max"), "mode must be one of mean, sum, .* got 'max'"),

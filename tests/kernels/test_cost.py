@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from alt_fast_kernels import Rotary, align, match, merge, proportional_attention
 from alt_fast_kernels.cost import align_cost, attention_cost, match_cost, merge_cost
-from alt_fast_kernels.match.plan import even_and_odd
+from alt_fast_kernels.match.plan import sides
 
 pytestmark = pytest.mark.reference_only
 
@@ -29,8 +29,17 @@ def test_match(num_tokens: int, protected: int) -> None:
     assert counted_macs(lambda: match(key, 1, protected)) == cost.macs
     moved = key.nbytes + plan.slot.nbytes + plan.order.nbytes + plan.start.nbytes  # start has r - 1 fewer than N
     assert cost.bytes == moved
-    tokens = even_and_odd(num_tokens, protected)
-    assert tokens.num_even + tokens.num_odd == num_tokens - protected
+    tokens = sides(num_tokens, protected)
+    assert tokens.num_sources + tokens.num_destinations == num_tokens - protected
+
+
+@pytest.mark.parametrize("destinations", [3, torch.tensor([5, 6, 20])])
+def test_match_with_other_destinations(destinations: int | torch.Tensor) -> None:
+    key = torch.randn(3, 50, 2, 8)
+    num_listed = 50 // 3 if isinstance(destinations, int) else 3
+    cost = match_cost(3, 50, 2, 8, 2, 4, num_listed)
+    assert counted_macs(lambda: match(key, 1, 2, destinations)) == cost.macs
+    assert cost.macs == 3 * (48 - num_listed) * num_listed * 8
 
 
 @pytest.mark.parametrize("residual", [False, True])

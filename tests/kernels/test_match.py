@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from alt_fast_kernels import MergePlan, check_values, compose, match, merge, unmerge
+from alt_fast_kernels import MergePlan, check_values, compose, match, max_r, merge, unmerge
 from alt_fast_kernels.configs import arch_of
+from alt_fast_kernels.match.plan import listed_by_side
 from alt_fast_kernels.match.reference import match_reference
 from alt_fast_kernels.match.sorting import sorting_launches
 from alt_fast_kernels.testing import assert_best_plan
@@ -57,28 +58,32 @@ def test_long_sequences(num_tokens: int, protected: int, r: int, interpreted: bo
 
 
 @pytest.mark.kernel_only
-@pytest.mark.parametrize(("protected", "r"), [(0, 30), (1, 1030)])
-def test_sorts_in_several_runs(protected: int, r: int) -> None:
+@pytest.mark.parametrize(("protected", "r", "num_listed"), [(0, 30, None), (1, 1030, None), (1, 1500, 7)])
+def test_sorts_in_several_runs(protected: int, r: int, num_listed: int | None) -> None:
     """The plan of proposals in two splits, few of them distinct, whose smaller one counts."""
-    num_tokens, num_even, num_odd = 2070, 1035 - protected, 1035
+    num_tokens = 2070
+    odd, listed = list(range(1, num_tokens, 2)), None
+    if num_listed is not None:
+        odd = sorted((torch.randperm(num_tokens - protected)[:num_listed] + protected).tolist())
+        listed = listed_by_side(torch.tensor(odd), num_tokens, protected).int()
+    even = [token for token in range(protected, num_tokens) if token not in odd]
+    num_even, num_odd = len(even), len(odd)
     rising, partner = torch.randint(5, (2, num_even)), torch.randint(num_odd, (2, num_even))
     numbers = (-5 - rising << 32) + partner
     slot = torch.full((1, num_tokens), -1, dtype=torch.int32)
     plan = MergePlan(slot, slot.clone(), slot.new_full((1, num_tokens - r + 1), -1), num_tokens - r)
-    for launch in sorting_launches(numbers[None].clone(), protected, plan, arch_of(numbers.device)):
+    for launch in sorting_launches(numbers[None].clone(), listed, protected, plan, arch_of(numbers.device)):
         launch.run()
 
     proposal = numbers.min(0).values.tolist()
     ranked = sorted(range(num_even), key=lambda a: (proposal[a] >> 32, a))
     merged = sorted(ranked[:r], key=lambda a: (proposal[a] & 0xFFFFFFFF, a))
     kept = sorted(ranked[r:]) if protected else ranked[r:]
-    first_even, first_odd = protected + protected % 2, protected + 1 - protected % 2
-    odd = list(range(first_odd, num_tokens, 2))
-    order = [*range(protected), *(first_even + 2 * a for a in kept), *odd, *(first_even + 2 * a for a in merged)]
+    order = [*range(protected), *(even[a] for a in kept), *odd, *(even[a] for a in merged)]
     first_odd_slot = num_tokens - r - num_odd
     slots = {token: i for i, token in enumerate(order[: num_tokens - r])}
-    slots |= {first_even + 2 * a: first_odd_slot + (proposal[a] & 0xFFFFFFFF) for a in merged}
-    joined = torch.tensor([slots[first_even + 2 * a] for a in merged])
+    slots |= {even[a]: first_odd_slot + (proposal[a] & 0xFFFFFFFF) for a in merged}
+    joined = torch.tensor([slots[even[a]] for a in merged])
     assert plan.order[0].tolist() == order
     assert plan.slot[0].tolist() == [slots[token] for token in range(num_tokens)]
     assert plan.start[0].tolist() == [0, *joined.bincount(minlength=num_tokens - r).cumsum(0).tolist()]
@@ -88,6 +93,83 @@ def test_images_of_every_kind_of_launch() -> None:
     for batch, num_tokens, dim in ((2, 21, 40), (2, 21, 72), (17, 21, 40), (2, 12, 160)):
         key = torch.randn(batch, num_tokens, 3, 2, dim)[:, :, 1]
         assert_best_plan(match(key, 5, 1), key, 5, 1)
+
+
+def some_destinations(num_tokens: int, protected: int, number: int) -> torch.Tensor:
+    """Of int32 or int64, drawn."""
+    drawn = (torch.randperm(num_tokens - protected)[:number] + protected).sort().values
+    return drawn.to((torch.int32, torch.int64)[int(torch.randint(2, (), device="cpu"))])
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("protected", [0, 1, 5])
+@pytest.mark.parametrize(
+    ("batch", "num_tokens", "dim"),
+    [(2, 41, 24), (2, 41, 72), (1, 139, 8)],  # one launch, two, and by sorting
+)
+def test_any_tokens_may_be_destinations(
+    batch: int, num_tokens: int, dim: int, protected: int, dtype: torch.dtype, interpreted: bool
+) -> None:
+    key = torch.randn(batch, num_tokens, 3, 2, dim).to(dtype)[:, :, 1]
+    unprotected = num_tokens - protected
+    drawn = [some_destinations(num_tokens, protected, number) for number in (1, unprotected // 3, unprotected - 1)]
+    choices = [*drawn, 3, 10]
+    for i in torch.randperm(5, device="cpu").tolist()[: 2 if interpreted else 5]:
+        destinations = choices[i]
+        most = max_r(num_tokens, protected, destinations)
+        for r in (0, most // 2, num_tokens):
+            plan = match(key, r, protected, destinations)
+            assert_best_plan(plan, key, r, protected, destinations)
+        assert plan.num_slots == num_tokens - most
+
+
+@pytest.mark.parametrize("protected", [0, 1, 2])
+@pytest.mark.parametrize(("batch", "num_tokens", "dim"), [(2, 47, 4), (2, 47, 72), (1, 150, 4)])
+def test_ties_among_any_destinations_go_to_the_lower_index(
+    batch: int, num_tokens: int, dim: int, protected: int
+) -> None:
+    metric = torch.eye(dim)[torch.randint(4, (batch, num_tokens))]
+    for number in (1, 5, num_tokens - protected - 8):
+        destinations = some_destinations(num_tokens, protected, number)
+        for r in (3, num_tokens):
+            plan = match(metric, r, protected, destinations)
+            assert plan.slot.tolist() == match_by_loops(metric, r, protected, destinations.tolist())
+            expected = match_reference(metric[:, :, None], num_tokens - plan.num_slots, protected, destinations)
+            assert all(torch.equal(part, right) for part, right in zip(plan[:3], expected, strict=True))
+
+
+@pytest.mark.parametrize("protected", [0, 1, 3])
+@pytest.mark.parametrize("num_tokens", [37, 40])
+def test_every_kth_token_is_a_list_of_tokens(num_tokens: int, protected: int) -> None:
+    key = torch.randn(2, num_tokens, 2, 8)
+    for k in (2, 3, 7):
+        tokens = torch.tensor([t for t in range(protected, num_tokens) if t % k == k - 1])
+        r = (num_tokens - protected) // 2
+        plan, same = match(key, r, protected, k), match(key, r, protected, tokens)
+        assert all(torch.equal(part, other) for part, other in zip(plan[:3], same[:3], strict=True))
+
+
+def test_the_most_that_merges() -> None:
+    assert [max_r(197, 1), max_r(197, 1, 4), max_r(197, 1, 10)] == [98, 147, 177]
+    assert [max_r(9, 0), max_r(9, 0, 3), max_r(9, 0, torch.tensor([4]))] == [4, 6, 8]
+    assert [max_r(2, 0, 3), max_r(0, 0, 3), max_r(5, 5, 3)] == [0, 0, 0]  # no destination
+    assert max_r(3, 0, 3) == 2
+    identity = match(torch.randn(1, 5, 4), 3, 0, 6)
+    assert (identity.num_slots, identity.slot.tolist()) == (5, [[0, 1, 2, 3, 4]])
+    everything = match(torch.randn(1, 3, 4), 3, 0, torch.arange(3))
+    assert everything.num_slots == 3  # nothing is left to merge
+
+
+@pytest.mark.kernel_only
+@pytest.mark.parametrize("num_tokens", [21, 150])
+def test_destinations_out_of_order_give_a_plan_where_values_cannot_be_read(num_tokens: int) -> None:
+    from alt_fast_kernels.match.op import match_op
+
+    destinations = torch.tensor([9, 4, 4, 1])
+    slot, order, start = match_op(torch.randn(1, num_tokens, 1, 6), 7, 1, destinations)
+    assert sorted(order[0].tolist()) == list(range(num_tokens))
+    assert sorted(set(slot[0].tolist())) == list(range(num_tokens - 7))
+    assert start[0, -1] == 7
 
 
 def test_wide_metrics() -> None:
@@ -257,8 +339,35 @@ def test_bad_input(arguments: tuple, error: type[Exception], message: str) -> No
         match(torch.zeros(2, 8, 4, dtype=torch.int64), 1)
 
 
+@pytest.mark.parametrize(
+    ("destinations", "error", "message"),
+    [
+        (1, ValueError, "destinations must be >= 2, every k-th token, or a tensor of tokens, got 1"),
+        (True, TypeError, "destinations must be an int or a tensor, got bool"),
+        ([3, 5], TypeError, "destinations must be an int or a tensor, got list"),
+        (torch.tensor([3.0]), TypeError, "destinations must be int32 or int64, got torch.float32"),
+        (torch.tensor([False, True, True]), TypeError, "destinations must be int32 or int64, got torch.bool"),
+        (torch.tensor([], dtype=torch.int64), ValueError, r"must be \[D\], of 1 to 10 tokens, got shape \(0,\)"),
+        (torch.arange(11), ValueError, r"must be \[D\], of 1 to 10 tokens, got shape \(11,\)"),
+        (torch.tensor([[3, 5]]), ValueError, r"must be \[D\], of 1 to 10 tokens, got shape \(1, 2\)"),
+        (torch.tensor([5, 3]), ValueError, "destinations must ascend, each token once"),
+        (torch.tensor([3, 5, 5]), ValueError, "destinations must ascend, each token once"),
+        (torch.tensor([0, 3]), ValueError, r"destinations must be in \[1, 11\), got 0 to 3"),
+        (torch.tensor([3, 11]), ValueError, r"destinations must be in \[1, 11\), got 3 to 11"),
+        (torch.tensor([3], device="meta"), ValueError, "destinations must be on .*, got meta"),
+    ],
+)
+def test_bad_destinations(destinations: Any, error: type[Exception], message: str, device: torch.device) -> None:
+    if isinstance(destinations, torch.Tensor) and not destinations.is_meta:
+        destinations = destinations.to(device)
+    for r in (0, 2):
+        with check_values(), pytest.raises(error, match=message):
+            match(torch.randn(2, 11, 5), r, 1, destinations)
+
+
 def test_whatever_is_an_int_is_one() -> None:
     key = torch.randn(2, 11, 5)
     expected = match(key, 3, 1)
     for r, protected in ((np.int64(3), np.int32(1)), (torch.tensor(3, device="cpu"), 1)):
         assert torch.equal(match(key, r, protected).slot, expected.slot)
+        assert torch.equal(match(key, r, protected, np.int8(2)).slot, expected.slot)

@@ -20,13 +20,13 @@ DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
 
 def make_case(
-    batch: int, num_tokens: int, channels: int, r: int, protected: int = 1
+    batch: int, num_tokens: int, channels: int, r: int, protected: int = 1, destinations: int = 2
 ) -> tuple[Tensor, Tensor, MergePlan]:
     """Tokens, sizes, and a plan: the reference's, which costs less to find in the interpreter."""
     x = torch.randn(batch, num_tokens, channels)
     size = torch.randint(1, 3000, (batch, num_tokens)).float()
     with use_backend("reference"):
-        return x, size, match(x, r, protected)
+        return x, size, match(x, r, protected, destinations)
 
 
 def random_norm(channels: int, dtype: torch.dtype = torch.float32) -> nn.LayerNorm:
@@ -129,13 +129,18 @@ def test_accumulates_in_fp32(dtype: torch.dtype) -> None:
 @pytest.mark.kernel_only
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
-    ("num_tokens", "channels", "r"), [(2, 3, 1), (17, 33, 8), (65, 128, 20), (20, 1100, 3), (1025, 16, 300)]
+    ("num_tokens", "channels", "r", "destinations"),
+    [
+        *((2, 3, 1, 2), (17, 33, 8, 2), (65, 128, 20, 2), (20, 1100, 3, 2), (1025, 16, 300, 2)),
+        *((101, 33, 90, 10), (401, 16, 399, 401)),  # nine to one on average, and 399 to one
+    ],
 )
-def test_fused_kernel_is_as_accurate_as_pytorch(num_tokens: int, channels: int, r: int, dtype: torch.dtype) -> None:
+def test_fused_kernel_is_as_accurate_as_pytorch(
+    num_tokens: int, channels: int, r: int, destinations: int, dtype: torch.dtype
+) -> None:
     def draw() -> Iterator[Result]:
-        x, size, plan = make_case(
-            2, num_tokens, channels, r, protected=int(num_tokens > 2)
-        )  # two must be free to merge
+        protected = int(num_tokens > 2)  # two must be free to merge
+        x, size, plan = make_case(2, num_tokens, channels, r, protected, destinations)
         residual = torch.randn_like(x)
         x, residual = x.to(dtype), residual.to(dtype)
         weights = torch.randn(2, 2, plan.num_slots, channels)  # of the loss

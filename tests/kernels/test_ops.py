@@ -42,6 +42,7 @@ def operators() -> dict[str, tuple[object, tuple]]:
     saved = (attended.detach(), attended.detach(), lse2.detach())
     return {
         "match": (match_op, (qkv.detach()[:, :, 1], 3, 1)),
+        "match_listed": (match_op, (qkv.detach()[:, :, 1], 6, 1, torch.tensor([2, 7]))),
         "merge": (merge_op, (x.detach(), None, size, *plan[1:], None, None, 0.0, None)),
         "merge_fused": (merge_op, (x.detach(), x.detach(), size, *plan[1:], weight, bias, 1e-5, torch.bfloat16)),
         "merge_backward": (
@@ -68,7 +69,7 @@ def operators() -> dict[str, tuple[object, tuple]]:
 
 
 NAMES = [
-    *("match", "merge", "merge_fused", "merge_backward", "attention", "attention_backward"),
+    *("match", "match_listed", "merge", "merge_fused", "merge_backward", "attention", "attention_backward"),
     *("attention_packed", "attention_packed_backward", "attention_rotary", "attention_rotary_backward"),
     *("attention_rotary_packed", "attention_rotary_packed_backward", "align", "align_backward"),
 ]
@@ -214,6 +215,24 @@ def test_vmap() -> None:
     torch.testing.assert_close(
         shared[1], torch.stack([step(key, size[0], x)[1] for key, x in zip(keys, x, strict=True)])
     )
+
+
+@pytest.mark.parametrize("destinations", [3, [2, 4, 9]])
+def test_destinations_compile_and_map_without_graph_breaks(destinations: int | list[int]) -> None:
+    keys, size = torch.randn(3, 2, 11, 2, 16), torch.ones(2, 11)
+    chosen = destinations if isinstance(destinations, int) else torch.tensor(destinations)
+
+    def step(key: Tensor) -> tuple[Tensor, Tensor]:
+        plan = ops.match(key, 6, 1, chosen)
+        return plan.slot, ops.merge(key.flatten(2), size, plan)[0]
+
+    expected = [step(key) for key in keys]
+    mapped = torch.vmap(step)(keys)
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    for i, key in enumerate(keys):
+        for a, b, c in zip(expected[i], compiled(key), [part[i] for part in mapped], strict=True):
+            torch.testing.assert_close(b, a)
+            torch.testing.assert_close(c, a)
 
 
 def test_vmap_of_rotary_tables() -> None:

@@ -18,10 +18,13 @@ from alt_fast_kernels.prediction.model import Machine, Trips, executed, predict
 pytestmark = pytest.mark.kernel_only
 
 
-def command(*options: str) -> subprocess.CompletedProcess[str]:
+def python(*arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    arguments = [sys.executable, "-m", "alt_fast_kernels.predict", *options]
-    return subprocess.run(arguments, capture_output=True, text=True, env=environment)
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=environment)
+
+
+def command(*options: str) -> subprocess.CompletedProcess[str]:
+    return python("-m", "alt_fast_kernels.predict", *options)
 
 
 def test_the_record_is_of_these_sources_and_a_sample_compiles_to_it() -> None:
@@ -158,6 +161,21 @@ def test_the_largest_limit_is_the_time() -> None:
     assert one_wave.predicted == pytest.approx(50_000 * 4 / 0.5 / 1e9 + 1e-6)
     lone = predict(Launch(Named(), 1, (x,), {}), code(50_000), machine)
     assert lone.predicted == pytest.approx(50_000 * 4 / 1e9 + 1e-6)
+
+
+OF_BOTH = """
+from alt_fast_kernels.prediction.cases import match_case
+from alt_fast_kernels.prediction.model import Machine
+from alt_fast_kernels.prediction.towers import Predictor
+predictor = Predictor(Machine())
+kernels = [predictor.op(match_case(2, 149, 12, 32, 74, every=every)).kernels[0] for every in (2, 4)]
+print(*(launch.name for launch, _, time in kernels if time.predicted > 0), len({id(code) for _, code, _ in kernels}))
+"""
+
+
+def test_matchings_with_other_destinations_are_predicted_from_kernels_of_their_own() -> None:
+    found = python("-c", OF_BOTH)
+    assert found.stdout.split() == ["match_once", "match_once", "2"], found.stdout + found.stderr
 
 
 def test_bad_options_are_named(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

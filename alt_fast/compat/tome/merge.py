@@ -97,10 +97,7 @@ def bipartite_soft_matching(
     r = min(_int("r", r), kernels.max_r(metric.shape[1], protected))
     if r <= 0:
         return do_nothing, do_nothing
-    try:
-        plan = kernels.match(metric.unsqueeze(2), r, protected)
-    except ValueError as error:  # shapes are checked
-        raise ArgumentError("metric must be finite, got NaN, infinity or a norm beyond fp32") from error
+    plan = _match(metric, r, protected, 2)
     return Merge(plan), Unmerge(plan)
 
 
@@ -109,19 +106,17 @@ def kth_bipartite_soft_matching(metric: Tensor, k: SupportsIndex) -> tuple[Funct
 
     metric: [B, N, C] floating point. k: at most N; with k <= 1 both functions return their argument. k = 2 is
         `bipartite_soft_matching` with r = N / 2 for an even N. The N % k last tokens merge, too.
-    Returns merge and unmerge; merged tokens are in order. Raises ArgumentError naming what does not fit.
+    Returns merge and unmerge; merged tokens are in order. Raises ArgumentError naming what does not fit, and on a
+    metric with values that are not finite.
     """
     _check_metric(metric)
     k = _int("k", k)
-    batch, num_tokens = metric.shape[:2]
+    num_tokens = metric.shape[1]
     if k <= 1:
         return do_nothing, do_nothing
     if k > num_tokens:
         raise ArgumentError(f"k must be at most the number of tokens, {num_tokens}, got {k}")
-    index = torch.arange(num_tokens, device=metric.device)
-    ordered = (index % k == k - 1).long().argsort(stable=True).expand(batch, -1)
-    num_sources = num_tokens - num_tokens // k
-    plan = _join(metric, ordered[:, :num_sources], ordered[:, num_sources:])
+    plan = _match(metric, num_tokens, 0, torch.arange(k - 1, num_tokens, k, device=metric.device))
     return Merge(plan), Unmerge(plan)
 
 
@@ -176,6 +171,13 @@ def merge_source(merge: Function, x: Tensor, source: Tensor | None = None) -> Te
         batch, num_tokens = x.shape[:2]
         source = torch.eye(num_tokens, device=x.device).expand(batch, -1, -1)
     return merge(source, mode="amax")
+
+
+def _match(metric: Tensor, r: int, protected: int, destinations: int | Tensor) -> MergePlan:
+    try:
+        return kernels.match(metric, r, protected, destinations)
+    except ValueError as error:  # shapes are checked
+        raise ArgumentError("metric must be finite, got NaN, infinity or a norm beyond fp32") from error
 
 
 @torch.no_grad()

@@ -1,7 +1,8 @@
-"""What a matching is: the even and odd tokens it pairs, and the plan it leaves."""
+"""What a matching is: the tokens that may merge and those they may join, and the plan it leaves."""
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 
@@ -21,28 +22,57 @@ class MergePlan(NamedTuple):
     num_slots: int
 
 
-class Parity(NamedTuple):
-    """Tokens behind the protected ones, by parity of their index.
+class Sides(NamedTuple):
+    """The tokens behind the protected ones: sources, proposed for merging, and destinations, which they may join.
 
-    first_even, first_odd: the first token of each; the others follow in steps of 2. Even tokens are proposed for
-    merging, odd ones are what they may join. num_even, num_odd: how many there are.
+    first_source, first_destination: the first token of each, where the others follow in steps of 2; of listed
+    destinations (`listed_by_side`) the place of the first one in the list.
     """
 
-    first_even: int
-    first_odd: int
-    num_even: int
-    num_odd: int
+    first_source: int
+    first_destination: int
+    num_sources: int
+    num_destinations: int
 
 
-def even_and_odd(num_tokens: int, protected: int) -> Parity:
-    """Split the tokens that are not protected. The kernels' own copy is `even_and_odd_of` in sorting.py."""
+def sides(num_tokens: int, protected: int, num_listed: int | None = None) -> Sides:
+    """Split the tokens that are not protected. The kernels' own copy is `sides_of` in sorting.py.
+
+    num_listed: how many destinations are listed; None when they are the tokens of odd index, and sources even ones.
+    """
+    if num_listed is not None:
+        num_sources = num_tokens - protected - num_listed
+        return Sides(0, num_sources, num_sources, num_listed)
     first_even, first_odd = protected + protected % 2, protected + 1 - protected % 2
-    return Parity(first_even, first_odd, (num_tokens - first_even + 1) // 2, (num_tokens - first_odd + 1) // 2)
+    return Sides(first_even, first_odd, (num_tokens - first_even + 1) // 2, (num_tokens - first_odd + 1) // 2)
 
 
-def max_r(num_tokens: int, protected: int) -> int:
-    """Return the largest reduction one matching can make: (N - protected) // 2, as in ToMe."""
-    return max(0, (num_tokens - protected) // 2)
+def listed_by_side(destinations: Tensor, num_tokens: int, protected: int) -> Tensor:
+    """All tokens that are not protected, [N - protected] int64: sources, then destinations [D], each by index.
+
+    Destinations out of order, or named twice, leave it a permutation.
+    """
+    tokens = torch.arange(protected, num_tokens, device=destinations.device)
+    receives = torch.zeros_like(tokens).scatter(0, destinations.long() - protected, 1)
+    return (tokens + num_tokens * receives).sort().values % num_tokens
+
+
+def first_of_every(k: int, protected: int) -> int:
+    """Return the first destination, where all tokens whose index is k - 1 modulo k are: k = 2 is the odd ones."""
+    return protected + (-1 - protected) % k
+
+
+def max_r(num_tokens: int, protected: int, destinations: int | Tensor = 2) -> int:
+    """Return the largest reduction one matching can make with `match`'s destinations.
+
+    All sources, or none where there is no destination; of every other token (N - protected) // 2, as in ToMe.
+    """
+    if isinstance(destinations, Tensor):
+        return num_tokens - protected - len(destinations)
+    if destinations == 2:
+        return max(0, (num_tokens - protected) // 2)
+    num_destinations = len(range(first_of_every(destinations, protected), num_tokens, destinations))
+    return num_tokens - protected - num_destinations if num_destinations else 0
 
 
 def compose(first: Tensor, second: Tensor) -> Tensor:

@@ -6,29 +6,38 @@ import torch
 from torch import Tensor
 
 from alt_fast_kernels.checks import may_read_values
-from alt_fast_kernels.match.plan import even_and_odd
+from alt_fast_kernels.match.plan import listed_by_side, sides
 
 CHUNK = 1024
-"""Even tokens whose scores exist at a time."""
+"""Sources whose scores exist at a time."""
 
 GRID = 2.0**26
 """Steps of a metric's components in [-1, 1]. Products of two then sum to below 2**53 steps, exactly in fp64."""
 
 
-def match_reference(key: Tensor, r: int, protected: int) -> tuple[Tensor, Tensor, Tensor]:
+def match_reference(
+    key: Tensor, r: int, protected: int, destinations: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Return slot, order and start of a plan for key [B, N, H, D], 0 < r, clipped.
 
-    Contract: `alt_fast_kernels.match`.
+    destinations: [D] tokens, or None for the odd ones. Contract: `alt_fast_kernels.match`.
     """
     batch, num_tokens = key.shape[:2]
-    first_even, first_odd, num_even, num_odd = even_and_odd(num_tokens, protected)
+    tokens = torch.arange(num_tokens, device=key.device)
+    if destinations is None:
+        first_even, first_odd, num_sources, num_destinations = sides(num_tokens, protected)
+        sources, destinations = tokens[first_even::2], tokens[first_odd::2]
+    else:
+        _, _, num_sources, num_destinations = sides(num_tokens, protected, len(destinations))
+        listed = listed_by_side(destinations, num_tokens, protected)
+        sources, destinations = listed[:num_sources], listed[num_sources:]
     with _without_autocast(key.device.type):
         mean = key.to(torch.promote_types(key.dtype, torch.float32)).mean(2)
         norm = mean.norm(dim=-1, keepdim=True)
         metric = _exactly_summable(mean / norm.clamp_min(1e-12))
         if may_read_values(key) and not bool(norm.isfinite().all()):
             raise ValueError("key must be finite, got NaN, infinity or a norm beyond fp32")
-        best, partner = _best(metric[:, first_even::2], metric[:, first_odd::2])
+        best, partner = _best(metric[:, sources], metric[:, destinations])
 
     if torch.onnx.is_in_onnx_export():  # ONNX has no stable sort, but its TopK puts the lower index first
         by_rank = best.topk(best.shape[1], dim=-1).indices
@@ -37,14 +46,13 @@ def match_reference(key: Tensor, r: int, protected: int) -> tuple[Tensor, Tensor
     merged, kept = by_rank[:, :r], by_rank[:, r:]
     if protected:
         kept = kept.sort(dim=-1).values
-    code = (partner.gather(1, merged) * num_even + merged).sort(dim=-1).values  # by partner, then by index
-    partner, merged = code // num_even, code % num_even
+    code = (partner.gather(1, merged) * num_sources + merged).sort(dim=-1).values  # by partner, then by index
+    partner, merged = code // num_sources, code % num_sources
 
     num_slots = num_tokens - r
-    tokens = torch.arange(num_tokens, device=key.device).expand(batch, -1)
-    kept, merged = first_even + 2 * kept, first_even + 2 * merged
-    order = torch.cat([tokens[:, :protected], kept, tokens[:, first_odd::2], merged], dim=1)
-    joined = num_slots - num_odd + partner
+    tokens, destinations = tokens.expand(batch, -1), destinations.expand(batch, -1)
+    order = torch.cat([tokens[:, :protected], sources[kept], destinations, sources[merged]], dim=1)
+    joined = num_slots - num_destinations + partner
     slot = torch.zeros_like(order).scatter(1, order, torch.cat([tokens[:, :num_slots], joined], dim=1))
     count = torch.zeros_like(order[:, : num_slots + 1]).scatter_add(1, joined + 1, torch.ones_like(joined))
     return slot.int(), order.int(), count.cumsum(1).int()
@@ -64,11 +72,11 @@ def _exactly_summable(metric: Tensor) -> Tensor:
     return (metric.double() * GRID).round() / GRID
 
 
-def _best(even: Tensor, odd: Tensor) -> tuple[Tensor, Tensor]:
-    """Every even token's maximal score and the first odd token that has it, [B, num_even]; NaN counts as -2."""
+def _best(sources: Tensor, destinations: Tensor) -> tuple[Tensor, Tensor]:
+    """Every source's maximal score and the first destination that has it, [B, num_sources]; NaN counts as -2."""
     best, partner = [], []
-    for rows in even.split(CHUNK, 1):
-        scores = rows @ odd.transpose(1, 2)
+    for rows in sources.split(CHUNK, 1):
+        scores = rows @ destinations.transpose(1, 2)
         top = scores.masked_fill(scores.isnan(), -2.0).max(dim=-1)  # below every cosine; the first of equal maxima
         best.append(top.values)
         partner.append(top.indices)

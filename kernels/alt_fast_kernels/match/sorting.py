@@ -29,10 +29,21 @@ RUN = 1024
 
 
 @triton.jit
-def even_and_odd_of(num_tokens, protected):
-    """`even_and_odd` of plan.py: even tokens are first_even + 2 * a, a < num_even; odd ones likewise."""
-    first_even, first_odd = protected + protected % 2, protected + 1 - protected % 2
-    return first_even, first_odd, (num_tokens - first_even + 1) // 2, (num_tokens - first_odd + 1) // 2
+def sides_of(num_tokens, protected, num_listed, LISTED: tl.constexpr):
+    """`sides` of plan.py; `token_of` tells which token a source or destination is."""
+    if LISTED:
+        num_sources, num_destinations = num_tokens - protected - num_listed, num_listed
+        first_source, first_destination = 0, num_sources
+    else:
+        first_source, first_destination = protected + protected % 2, protected + 1 - protected % 2
+        num_sources, num_destinations = (num_tokens - first_source + 1) // 2, (num_tokens - first_destination + 1) // 2
+    return first_source, first_destination, num_sources, num_destinations
+
+
+@triton.jit
+def token_of(listed, first, i, inside, LISTED: tl.constexpr, base=0):
+    """base (a pointer, or 0) + the tokens that are sources, or destinations, i, given where these begin."""
+    return base + tl.load(listed + first + i, mask=inside, other=0) if LISTED else base + first + 2 * i
 
 
 @triton.jit
@@ -90,14 +101,14 @@ def match_sort_kernel(
     tl.store(runs + (image * num_runs + run) * RUN + tl.arange(0, RUN), tl.sort(number))
 
 
-@triton.jit(do_not_specialize=["num_even", "r", "num_runs"])
+@triton.jit(do_not_specialize=["num_sources", "r", "num_runs"])
 def match_select_kernel(
     # reads
     runs, partner,
     # writes
     rank, chosen,
     # extents
-    num_even, r, num_runs,
+    num_sources, r, num_runs,
     RUN: tl.constexpr, STEPS: tl.constexpr, SEARCHED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Rank the proposals, and choose the r first.
@@ -106,22 +117,22 @@ def match_select_kernel(
     Writes rank [B, A] int32, and chosen [B, r] int64: (partner, index) of those whose rank is below r, by rank.
     Grid: B * cdiv(A, BLOCK). A program owns BLOCK numbers of an image's runs.
     """
-    tiles = tl.cdiv(num_even, BLOCK)
+    tiles = tl.cdiv(num_sources, BLOCK)
     image = (tl.program_id(0) // tiles).to(tl.int64)
     i = (tl.program_id(0) % tiles) * BLOCK + tl.arange(0, BLOCK)  # the filling comes last, in the last run
     runs += image * num_runs * RUN
-    number = tl.load(runs + i, mask=i < num_even, other=LAST)
+    number = tl.load(runs + i, mask=i < num_sources, other=LAST)
     a = (number & INDEX).to(tl.int32)
     place = _rank(runs, num_runs, number, RUN, STEPS, SEARCHED)
-    tl.store(rank + image * num_even + a, place, mask=i < num_even)
-    mine = tl.load(partner + image * num_even + a, mask=i < num_even, other=0)
+    tl.store(rank + image * num_sources + a, place, mask=i < num_sources)
+    mine = tl.load(partner + image * num_sources + a, mask=i < num_sources, other=0)
     chosen_here = (mine.to(tl.int64) << 32) | a.to(tl.int64)
-    tl.store(chosen + image * r + place, chosen_here, mask=(i < num_even) & (place < r))
+    tl.store(chosen + image * r + place, chosen_here, mask=(i < num_sources) & (place < r))
 
 
 @triton.jit
 def _survivors_before(rank, first, r, BLOCK: tl.constexpr):
-    """How many of an image's even tokens before `first` survive. BLOCK at a time."""
+    """How many of an image's sources before `first` survive. BLOCK at a time."""
     survivors = tl.zeros([BLOCK], tl.int32)
     for c0 in range(0, first, BLOCK):
         c = c0 + tl.arange(0, BLOCK)
@@ -129,15 +140,16 @@ def _survivors_before(rank, first, r, BLOCK: tl.constexpr):
     return tl.sum(survivors, 0)
 
 
-@triton.jit(do_not_specialize=["num_tokens", "r", "protected", "num_runs"])
+@triton.jit(do_not_specialize=["num_tokens", "r", "protected", "num_listed", "num_runs"])
 def match_place_kernel(
     # reads
-    rank, partner, runs,
+    rank, partner, runs, listed,
     # writes
     slot, order, start,
     # extents
-    num_tokens, r, protected, num_runs,
+    num_tokens, r, protected, num_listed, num_runs,
     RUN: tl.constexpr, STEPS: tl.constexpr, SEARCHED: tl.constexpr, BLOCK: tl.constexpr, COUNTED: tl.constexpr,
+    LISTED: tl.constexpr = False,
 ):  # fmt: skip
     """Write the plan, given the rank of every proposal and the merged tokens by (partner, index).
 
@@ -149,37 +161,41 @@ def match_place_kernel(
     image = (tl.program_id(0) // tiles).to(tl.int64)
     first = (tl.program_id(0) % tiles) * BLOCK
     i = first + tl.arange(0, BLOCK)
-    first_even, first_odd, num_even, num_odd = even_and_odd_of(num_tokens, protected)
+    first_source, first_destination, num_sources, num_destinations = sides_of(num_tokens, protected, num_listed, LISTED)
     num_slots = num_tokens - r
-    first_odd_slot = num_slots - num_odd
-    rank += image * num_even
+    first_destination_slot = num_slots - num_destinations
+    rank += image * num_sources
     runs += image * num_runs * RUN
     slot += image * num_tokens
     order += image * num_tokens
     start += image * (num_slots + 1)
 
-    even = i < num_even
-    place = tl.load(rank + i, mask=even, other=0)
-    survives = even & (place >= r)
+    is_source = i < num_sources
+    place = tl.load(rank + i, mask=is_source, other=0)
+    survives = is_source & (place >= r)
     by_index = (
-        _survivors_before(rank, tl.minimum(first, num_even), r, COUNTED) + tl.cumsum(survives.to(tl.int32), 0) - 1
+        _survivors_before(rank, tl.minimum(first, num_sources), r, COUNTED) + tl.cumsum(survives.to(tl.int32), 0) - 1
     )
     own = tl.where(protected == 0, place - r, protected + by_index)  # without protected tokens by falling score
-    joined = first_odd_slot + tl.load(partner + image * num_even + i, mask=even, other=0)
-    tl.store(slot + first_even + 2 * i, tl.where(survives, own, joined), mask=even)
-    tl.store(order + own, first_even + 2 * i, mask=survives)
+    joined = first_destination_slot + tl.load(partner + image * num_sources + i, mask=is_source, other=0)
+    at_slot = token_of(listed, first_source, i, is_source, LISTED, slot)
+    tl.store(at_slot, tl.where(survives, own, joined), mask=is_source)
+    tl.store(order + own, token_of(listed, first_source, i, is_source, LISTED), mask=survives)
 
     merged = tl.load(runs + i, mask=i < r, other=LAST)
     before = _rank(runs, num_runs, merged, RUN, STEPS, SEARCHED)
-    tl.store(order + num_slots + before, first_even + 2 * (merged & INDEX).to(tl.int32), mask=i < r)
+    at_order, a = order + num_slots + before, (merged & INDEX).to(tl.int32)
+    tl.store(at_order, token_of(listed, first_source, a, i < r, LISTED), mask=i < r)
 
-    odd = i < num_odd
+    is_destination = i < num_destinations
     joining_before = _rank(runs, num_runs, i.to(tl.int64) << 32, RUN, STEPS, SEARCHED)
-    tl.store(slot + first_odd + 2 * i, first_odd_slot + i, mask=odd)
-    tl.store(order + first_odd_slot + i, first_odd + 2 * i, mask=odd)
-    tl.store(start + first_odd_slot + i, joining_before, mask=odd)
+    at_slot = token_of(listed, first_destination, i, is_destination, LISTED, slot)
+    tl.store(at_slot, first_destination_slot + i, mask=is_destination)
+    at_order = order + first_destination_slot + i
+    tl.store(at_order, token_of(listed, first_destination, i, is_destination, LISTED), mask=is_destination)
+    tl.store(start + first_destination_slot + i, joining_before, mask=is_destination)
 
-    tl.store(start + i, 0, mask=i < first_odd_slot)
+    tl.store(start + i, 0, mask=i < first_destination_slot)
     tl.store(start + num_slots + i, r, mask=i < 1)
     tl.store(slot + i, i, mask=i < protected)
     tl.store(order + i, i, mask=i < protected)
@@ -199,28 +215,36 @@ def _search_options(arch: Arch, run: int, count: bool) -> dict[str, Any]:
     return options
 
 
-def sorting_launches(proposals: Tensor, protected: int, plan: MergePlan, arch: Arch) -> tuple[Launch, ...]:
-    """Read proposals [B, splits, A] int64 (`falling`), and use them up; write the plan's int32 tensors."""
-    batch, splits, num_even = proposals.shape
+def sorting_launches(
+    proposals: Tensor, listed: Tensor | None, protected: int, plan: MergePlan, arch: Arch
+) -> tuple[Launch, ...]:
+    """Read proposals [B, splits, A] int64 (`falling`), and use them up; write the plan's int32 tensors.
+
+    listed: int32 as of `listed_by_side`, or None where destinations are the tokens of odd index.
+    """
+    batch, splits, num_sources = proposals.shape
     num_tokens, r = plan.slot.shape[1], plan.slot.shape[1] - plan.num_slots
-    by_score, by_partner = _sort_options(arch, num_even), _sort_options(arch, r)
-    num_runs = cdiv(num_even, by_score["RUN"])
+    by_score, by_partner = _sort_options(arch, num_sources), _sort_options(arch, r)
+    num_runs = cdiv(num_sources, by_score["RUN"])
     runs = proposals.new_empty(batch, num_runs * by_score["RUN"])
-    partner, rank = plan.slot.new_empty(batch, num_even), plan.slot.new_empty(batch, num_even)
+    partner, rank = plan.slot.new_empty(batch, num_sources), plan.slot.new_empty(batch, num_sources)
     chosen = proposals  # read no more once they are sorted
     select, place = _search_options(arch, by_score["RUN"], False), _search_options(arch, by_partner["RUN"], True)
+    num_listed = None
+    if listed is not None:
+        num_listed, place = num_tokens - protected - num_sources, {**place, "LISTED": True}
     num_chosen_runs = cdiv(r, by_partner["RUN"])  # in the place of the others, never more
     return (
         Launch(
             match_sort_kernel,
             batch * num_runs,
-            (proposals, runs, partner, num_even, splits, num_runs),
+            (proposals, runs, partner, num_sources, splits, num_runs),
             {"PROPOSALS": True, **by_score},
         ),
         Launch(
             match_select_kernel,
-            batch * cdiv(num_even, select["BLOCK"]),
-            (runs, partner, rank, chosen, num_even, r, num_runs),
+            batch * cdiv(num_sources, select["BLOCK"]),
+            (runs, partner, rank, chosen, num_sources, r, num_runs),
             select,
         ),
         Launch(
@@ -232,7 +256,7 @@ def sorting_launches(proposals: Tensor, protected: int, plan: MergePlan, arch: A
         Launch(
             match_place_kernel,
             batch * cdiv(num_tokens, place["BLOCK"]),
-            (rank, partner, runs, *plan[:3], num_tokens, r, protected, num_chosen_runs),
+            (rank, partner, runs, listed, *plan[:3], num_tokens, r, protected, num_listed, num_chosen_runs),
             place,
         ),
     )

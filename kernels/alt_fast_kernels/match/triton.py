@@ -5,10 +5,11 @@ Three ways, by length and number of images, that differ in nothing but time:
 - a few short images: one launch, a program per image (`match_once_kernel`).
 - short images: the first launch reads the keys, all tokens at a time: mean over heads, normalised. The second, a
   program per image, finds the partners and writes the plan (`match_pair_kernel`).
-- long images: the first launch as above; the second finds partners, a tile of even tokens at a time, the odd ones
+- long images: the first launch as above; the second finds partners, a tile of sources at a time, the destinations
   streamed and split over programs where images are few (`match_best_kernel`); then four sort (sorting.py).
 
-What passes between launches stays in cache. Of N tokens, A are even and B odd, not counting the protected ones.
+What passes between launches stays in cache. Of N tokens, A are sources and B destinations, not counting the protected
+ones: even and odd ones, whose places are arithmetic, or (LISTED) as `listed` int32 has them (`listed_by_side`).
 """
 
 from functools import cache
@@ -21,11 +22,11 @@ from torch import Tensor
 
 from alt_fast_kernels.configs import Arch, arch_of, config_of
 from alt_fast_kernels.launch import Launch, cdiv, padded
-from alt_fast_kernels.match.plan import MergePlan, even_and_odd
-from alt_fast_kernels.match.sorting import even_and_odd_of, falling, sorting_launches
+from alt_fast_kernels.match.plan import MergePlan, listed_by_side, sides
+from alt_fast_kernels.match.sorting import falling, sides_of, sorting_launches, token_of
 
 SHORT = 128
-"""Even tokens, and odd ones, that a program can hold: with more an image is long."""
+"""Sources, and destinations, that a program can hold: with more an image is long."""
 
 ONE_LAUNCH_IMAGES = 16
 """Up to as many short images, one launch is faster than two that fill the GPU."""
@@ -85,16 +86,16 @@ def match_metric_kernel(
 
 @triton.jit
 def _scores(
-    metric, even, inside_even, odd, inside_odd,
+    metric, source, is_source, destination, is_destination,
     WIDTH: tl.constexpr, BLOCK_C: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Cosines of even tokens with odd ones, rows of an image's metric [N, WIDTH]; BLOCK_C channels at a time."""
-    scores = tl.zeros([even.shape[0], odd.shape[0]], tl.float32)
+    """Cosines of sources with destinations, rows of an image's metric [N, WIDTH]; BLOCK_C channels at a time."""
+    scores = tl.zeros([source.shape[0], destination.shape[0]], tl.float32)
     for c0 in range(0, WIDTH, BLOCK_C):
         c = c0 + tl.arange(0, BLOCK_C)
-        of_even = tl.load(metric + even[:, None] * WIDTH + c[None, :], mask=inside_even[:, None], other=0.0)
-        of_odd = tl.load(metric + odd[None, :] * WIDTH + c[:, None], mask=inside_odd[None, :], other=0.0)
-        scores = tl.dot(of_even, of_odd, scores, input_precision=PRECISION)
+        left = tl.load(metric + source[:, None] * WIDTH + c[None, :], mask=is_source[:, None], other=0.0)
+        right = tl.load(metric + destination[None, :] * WIDTH + c[:, None], mask=is_destination[None, :], other=0.0)
+        scores = tl.dot(left, right, scores, input_precision=PRECISION)
     return scores
 
 
@@ -106,25 +107,26 @@ def _first_best(score, index):
     return tl.maximum(best, -2.0), first
 
 
-@triton.jit(do_not_specialize=["num_tokens", "protected", "splits", "split_size"])
+@triton.jit(do_not_specialize=["num_tokens", "protected", "num_listed", "splits", "split_size"])
 def match_best_kernel(
     # reads
-    metric,
+    metric, listed,
     # writes
     proposals,
     # extents
-    num_tokens, protected, splits, split_size,
+    num_tokens, protected, num_listed, splits, split_size,
     WIDTH: tl.constexpr, BLOCK_A: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_C: tl.constexpr, PRECISION: tl.constexpr,
+    LISTED: tl.constexpr = False,
 ):  # fmt: skip
-    """Find every even token's most similar odd token: the first of equal ones; not a number counts as -2.
+    """Find every source's most similar destination: the first of equal ones; not a number counts as -2.
 
-    Reads metric [B, N, WIDTH] fp32. Writes proposals [B, splits, A] int64: falling cosine, then the odd token's index;
-    the smallest over the splits is the proposal.
-    Grid: B * cdiv(A, BLOCK_A) * splits. A program owns BLOCK_A even tokens of an image and streams over split_size odd
-    ones, BLOCK_B at a time. Each place of the tile keeps its own best: the rows are reduced once, at the end.
+    Reads metric [B, N, WIDTH] fp32. Writes proposals [B, splits, A] int64: falling cosine, then the destination's
+    place among them; the smallest over the splits is the proposal.
+    Grid: B * cdiv(A, BLOCK_A) * splits. A program owns BLOCK_A sources of an image and streams over split_size
+    destinations, BLOCK_B at a time. Each place of the tile keeps its own best: the rows are reduced once, at the end.
     """
-    first_even, first_odd, num_even, num_odd = even_and_odd_of(num_tokens, protected)
-    tiles = tl.cdiv(num_even, BLOCK_A)
+    first_source, first_destination, num_sources, num_destinations = sides_of(num_tokens, protected, num_listed, LISTED)
+    tiles = tl.cdiv(num_sources, BLOCK_A)
     split = tl.program_id(0) % splits
     image = (tl.program_id(0) // splits // tiles).to(tl.int64)
     a = (tl.program_id(0) // splits % tiles) * BLOCK_A + tl.arange(0, BLOCK_A)
@@ -133,61 +135,70 @@ def match_best_kernel(
     metric += image * num_tokens * WIDTH
     top = tl.full([BLOCK_A, BLOCK_B], float("-inf"), tl.float32)
     tile = tl.full([BLOCK_A, BLOCK_B], 0, tl.int32) + first
-    for b0 in range(first, tl.minimum(first + split_size, num_odd), BLOCK_B):
+    source = token_of(listed, first_source, a, a < num_sources, LISTED)
+    for b0 in range(first, tl.minimum(first + split_size, num_destinations), BLOCK_B):
         b = b0 + j
-        scores = _scores(
-            metric, first_even + 2 * a, a < num_even, first_odd + 2 * b, b < num_odd, WIDTH, BLOCK_C, PRECISION
-        )
-        better = (scores > top) & (b[None, :] < num_odd)  # false for what is not a number
+        destination = token_of(listed, first_destination, b, b < num_destinations, LISTED)
+        scores = _scores(metric, source, a < num_sources, destination, b < num_destinations, WIDTH, BLOCK_C, PRECISION)
+        better = (scores > top) & (b[None, :] < num_destinations)  # false for what is not a number
         top = tl.where(better, scores, top)
         tile = tl.where(better, b0, tile)
     best, partner = _first_best(top, tile + j[None, :])
-    at = proposals + (image * splits + split) * num_even + a
-    tl.store(at, falling(best, partner), mask=a < num_even)
+    at = proposals + (image * splits + split) * num_sources + a
+    tl.store(at, falling(best, partner), mask=a < num_sources)
 
 
 @triton.jit
-def _write_plan(scores, slot, order, start, num_tokens, r, protected, BLOCK: tl.constexpr):
-    """Choose partners by scores [BLOCK, BLOCK] of all even and odd tokens, rank them by counting, write the plan."""
-    first_even, first_odd, num_even, num_odd = even_and_odd_of(num_tokens, protected)
+def _write_plan(
+    scores, listed, slot, order, start, num_tokens, r, protected, num_listed,
+    BLOCK: tl.constexpr, LISTED: tl.constexpr,
+):  # fmt: skip
+    """Choose partners by scores [BLOCK, BLOCK] of all sources and destinations, rank by counting, write the plan."""
+    first_source, first_destination, num_sources, num_destinations = sides_of(num_tokens, protected, num_listed, LISTED)
     num_slots = num_tokens - r
-    first_odd_slot = num_slots - num_odd
+    first_destination_slot = num_slots - num_destinations
     i = tl.arange(0, BLOCK)
-    comparable = (i[None, :] < num_odd) & (scores == scores)
+    comparable = (i[None, :] < num_destinations) & (scores == scores)
     best, partner = _first_best(tl.where(comparable, scores, float("-inf")), i[None, :])
 
-    even = i < num_even
-    number = tl.where(even, falling(best, i), 0x7FFFFFFFFFFFFFFF)
+    is_source = i < num_sources
+    number = tl.where(is_source, falling(best, i), 0x7FFFFFFFFFFFFFFF)
     rank = tl.sum((number[None, :] < number[:, None]).to(tl.int32), 1)
-    merged = even & (rank < r)
+    merged = is_source & (rank < r)
     by_partner = tl.where(merged, partner * BLOCK + i, 0x7FFFFFFF)
     merged_before = tl.sum((by_partner[None, :] < by_partner[:, None]).to(tl.int32), 1)
     joining_before = tl.sum((by_partner[None, :] < (i * BLOCK)[:, None]).to(tl.int32), 1)
-    survivors_before = tl.cumsum((even & (rank >= r)).to(tl.int32), 0) - 1
+    survivors_before = tl.cumsum((is_source & (rank >= r)).to(tl.int32), 0) - 1
     own = tl.where(protected == 0, rank - r, protected + survivors_before)  # without protected tokens by falling score
 
-    tl.store(slot + first_even + 2 * i, tl.where(merged, first_odd_slot + partner, own), mask=even)
-    tl.store(order + tl.where(merged, num_slots + merged_before, own), first_even + 2 * i, mask=even)
-    tl.store(slot + first_odd + 2 * i, first_odd_slot + i, mask=i < num_odd)
-    tl.store(order + first_odd_slot + i, first_odd + 2 * i, mask=i < num_odd)
-    tl.store(start + first_odd_slot + i, joining_before, mask=i < num_odd)
+    at_slot = token_of(listed, first_source, i, is_source, LISTED, slot)
+    tl.store(at_slot, tl.where(merged, first_destination_slot + partner, own), mask=is_source)
+    source = token_of(listed, first_source, i, is_source, LISTED)
+    tl.store(order + tl.where(merged, num_slots + merged_before, own), source, mask=is_source)
+    is_destination = i < num_destinations
+    at_slot = token_of(listed, first_destination, i, is_destination, LISTED, slot)
+    tl.store(at_slot, first_destination_slot + i, mask=is_destination)
+    destination = token_of(listed, first_destination, i, is_destination, LISTED)
+    tl.store(order + first_destination_slot + i, destination, mask=is_destination)
+    tl.store(start + first_destination_slot + i, joining_before, mask=is_destination)
     tl.store(start + num_slots + i, r, mask=i < 1)
-    for j0 in range(0, first_odd_slot, BLOCK):
+    for j0 in range(0, first_destination_slot, BLOCK):
         j = j0 + i
-        tl.store(start + j, 0, mask=j < first_odd_slot)
+        tl.store(start + j, 0, mask=j < first_destination_slot)
         tl.store(slot + j, j, mask=j < protected)
         tl.store(order + j, j, mask=j < protected)
 
 
-@triton.jit(do_not_specialize=["num_tokens", "r", "protected"])
+@triton.jit(do_not_specialize=["num_tokens", "r", "protected", "num_listed"])
 def match_pair_kernel(
     # reads
-    metric,
+    metric, listed,
     # writes
     slot, order, start,
     # extents
-    num_tokens, r, protected,
+    num_tokens, r, protected, num_listed,
     WIDTH: tl.constexpr, BLOCK: tl.constexpr, BLOCK_C: tl.constexpr, PRECISION: tl.constexpr,
+    LISTED: tl.constexpr = False,
 ):  # fmt: skip
     """Find the partners of short images, and write the plan that merges the r best.
 
@@ -195,41 +206,50 @@ def match_pair_kernel(
     Grid: B. A program owns an image: BLOCK >= A, B.
     """
     image = tl.program_id(0).to(tl.int64)
-    first_even, first_odd, num_even, num_odd = even_and_odd_of(num_tokens, protected)
+    first_source, first_destination, num_sources, num_destinations = sides_of(num_tokens, protected, num_listed, LISTED)
     metric += image * num_tokens * WIDTH
     i = tl.arange(0, BLOCK)
-    scores = _scores(
-        metric, first_even + 2 * i, i < num_even, first_odd + 2 * i, i < num_odd, WIDTH, BLOCK_C, PRECISION
-    )
+    is_source, is_destination = i < num_sources, i < num_destinations
+    source = token_of(listed, first_source, i, is_source, LISTED)
+    destination = token_of(listed, first_destination, i, is_destination, LISTED)
+    scores = _scores(metric, source, is_source, destination, is_destination, WIDTH, BLOCK_C, PRECISION)
     at, start_at = image * num_tokens, image * (num_tokens - r + 1)
-    _write_plan(scores, slot + at, order + at, start + start_at, num_tokens, r, protected, BLOCK)
+    _write_plan(
+        scores, listed, slot + at, order + at, start + start_at, num_tokens, r, protected, num_listed, BLOCK, LISTED
+    )
 
 
-@triton.jit(do_not_specialize=["stride_b", "stride_n", "stride_h", "num_tokens", "dim", "r", "protected"])
+@triton.jit(do_not_specialize=["stride_b", "stride_n", "stride_h", "num_tokens", "dim", "r", "protected", "num_listed"])
 def match_once_kernel(
     # reads
-    key,
+    key, listed,
     # writes
     slot, order, start,
     # strides of key, and extents
     stride_b, stride_n, stride_h, stride_d,
-    num_tokens, dim, r, protected,
+    num_tokens, dim, r, protected, num_listed,
     UNIT: tl.constexpr, NUM_HEADS: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
+    LISTED: tl.constexpr = False,
 ):  # fmt: skip
     """Match short images, few of them: `match_metric_kernel` and `match_pair_kernel` in one launch.
 
     Reads key as the one, writes what the other writes. Grid: B. A program owns an image: BLOCK >= A, B; BLOCK_D >= D.
     """
     image = tl.program_id(0).to(tl.int64)
-    first_even, first_odd, num_even, num_odd = even_and_odd_of(num_tokens, protected)
+    first_source, first_destination, num_sources, num_destinations = sides_of(num_tokens, protected, num_listed, LISTED)
     i = tl.arange(0, BLOCK)
-    at_even = (image * stride_b + (first_even + 2 * i).to(tl.int64) * stride_n) * UNIT
-    at_odd = (image * stride_b + (first_odd + 2 * i).to(tl.int64) * stride_n) * UNIT
-    even = _unit_rows(key, at_even, i < num_even, stride_h, stride_d, dim, UNIT, NUM_HEADS, BLOCK_D)
-    odd = _unit_rows(key, at_odd, i < num_odd, stride_h, stride_d, dim, UNIT, NUM_HEADS, BLOCK_D)
-    scores = tl.dot(even, tl.trans(odd), input_precision=PRECISION)
+    is_source, is_destination = i < num_sources, i < num_destinations
+    source = token_of(listed, first_source, i, is_source, LISTED)
+    destination = token_of(listed, first_destination, i, is_destination, LISTED)
+    at_source = (image * stride_b + source.to(tl.int64) * stride_n) * UNIT
+    at_destination = (image * stride_b + destination.to(tl.int64) * stride_n) * UNIT
+    left = _unit_rows(key, at_source, is_source, stride_h, stride_d, dim, UNIT, NUM_HEADS, BLOCK_D)
+    right = _unit_rows(key, at_destination, is_destination, stride_h, stride_d, dim, UNIT, NUM_HEADS, BLOCK_D)
+    scores = tl.dot(left, tl.trans(right), input_precision=PRECISION)
     at, start_at = image * num_tokens, image * (num_tokens - r + 1)
-    _write_plan(scores, slot + at, order + at, start + start_at, num_tokens, r, protected, BLOCK)
+    _write_plan(
+        scores, listed, slot + at, order + at, start + start_at, num_tokens, r, protected, num_listed, BLOCK, LISTED
+    )
 
 
 @cache
@@ -238,21 +258,30 @@ def _options(kernel: str, arch: Arch, dtype: torch.dtype, width: int, **constant
     return {**config_of(kernel, arch, dtype, width), **constants}
 
 
-def match_launches(key: Tensor, protected: int, plan: MergePlan, arch: Arch | None = None) -> tuple[Launch, ...]:
-    """Read key [B, N, H, D] of any strides; write the plan's tensors, int32 contiguous. They run in this order."""
+def match_launches(
+    key: Tensor, protected: int, destinations: Tensor | None, plan: MergePlan, arch: Arch | None = None
+) -> tuple[Launch, ...]:
+    """Read key [B, N, H, D] of any strides; write the plan's tensors, int32 contiguous. They run in this order.
+
+    destinations: [D] tokens, or None for those of odd index.
+    """
     batch, num_tokens, heads, dim = key.shape
     stride_b, stride_n, stride_h, stride_d = key.stride()
-    _, _, num_even, num_odd = even_and_odd(num_tokens, protected)
+    listed, num_listed, either = None, None, {}
+    if destinations is not None:
+        listed, num_listed = listed_by_side(destinations, num_tokens, protected).int(), len(destinations)
+        either = {"LISTED": True}
+    _, _, num_sources, num_destinations = sides(num_tokens, protected, num_listed)
     arch = arch or arch_of(key.device)
     r = num_tokens - plan.num_slots
-    tile = padded(max(num_even, num_odd))
+    tile = padded(max(num_sources, num_destinations))
     unit = 8 if (stride_b | stride_n | stride_h | dim) % 8 == 0 else 1
     strides = (stride_b // unit, stride_n // unit, stride_h // unit, stride_d)
     if tile <= SHORT and batch <= ONE_LAUNCH_IMAGES and dim <= ONE_LAUNCH_CHANNELS:
         options = _options(
-            "match_once", arch, key.dtype, tile, UNIT=unit, NUM_HEADS=heads, BLOCK=tile, BLOCK_D=padded(dim)
+            "match_once", arch, key.dtype, tile, UNIT=unit, NUM_HEADS=heads, BLOCK=tile, BLOCK_D=padded(dim), **either
         )
-        once_args = (key, *plan[:3], *strides, num_tokens, dim // unit, r, protected)
+        once_args = (key, listed, *plan[:3], *strides, num_tokens, dim // unit, r, protected, num_listed)
         return (Launch(match_once_kernel, batch, once_args, options),)
 
     width = cdiv(dim, 32) * 32  # whole sectors of memory, and whole chunks of channels
@@ -265,15 +294,15 @@ def match_launches(key: Tensor, protected: int, plan: MergePlan, arch: Arch | No
     first = Launch(match_metric_kernel, cdiv(batch * num_tokens, options["ROWS"]), metric_args, options)
     if tile <= SHORT:
         pair = "match_pair" if width <= 128 else "match_pair_wide"
-        options = _options(pair, arch, key.dtype, tile, BLOCK=tile, WIDTH=width)
-        pair_args = (metric, *plan[:3], num_tokens, r, protected)
+        options = _options(pair, arch, key.dtype, tile, BLOCK=tile, WIDTH=width, **either)
+        pair_args = (metric, listed, *plan[:3], num_tokens, r, protected, num_listed)
         return first, Launch(match_pair_kernel, batch, pair_args, options)
 
-    options = _options("match_best", arch, key.dtype, width, WIDTH=width)
-    tiles_a, tiles_b = batch * cdiv(num_even, options["BLOCK_A"]), cdiv(num_odd, options["BLOCK_B"])
-    split = cdiv(tiles_b, min(tiles_b, cdiv(PROGRAMS, max(tiles_a, 1))))  # tiles of odd tokens in each
+    options = _options("match_best", arch, key.dtype, width, WIDTH=width, **either)
+    tiles_a, tiles_b = batch * cdiv(num_sources, options["BLOCK_A"]), cdiv(num_destinations, options["BLOCK_B"])
+    split = cdiv(tiles_b, min(tiles_b, cdiv(PROGRAMS, max(tiles_a, 1))))  # tiles of destinations in each
     splits = cdiv(tiles_b, split)
-    proposals = key.new_empty(batch, splits, num_even, dtype=torch.int64)
-    best_args = (metric, proposals, num_tokens, protected, splits, split * options["BLOCK_B"])
+    proposals = key.new_empty(batch, splits, num_sources, dtype=torch.int64)
+    best_args = (metric, listed, proposals, num_tokens, protected, num_listed, splits, split * options["BLOCK_B"])
     best = Launch(match_best_kernel, tiles_a * splits, best_args, options)
-    return first, best, *sorting_launches(proposals, protected, plan, arch)
+    return first, best, *sorting_launches(proposals, listed, protected, plan, arch)

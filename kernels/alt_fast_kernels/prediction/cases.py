@@ -37,11 +37,15 @@ class Case:
         return launches
 
 
-def match_case(batch: int, num_tokens: int, heads: int, dim: int, r: int, dtype: torch.dtype = torch.bfloat16) -> Case:
-    """Keys as a packed projection leaves them; a class token is protected."""
+def match_case(
+    batch: int, num_tokens: int, heads: int, dim: int, r: int, dtype: torch.dtype = torch.bfloat16, *, every: int = 2
+) -> Case:
+    """Keys as a packed projection leaves them; a class token is protected, one token in `every` a destination."""
     key = torch.empty(batch, num_tokens, 3, heads, dim, dtype=dtype)[:, :, 1]
-    cost = match_cost(batch, num_tokens, heads, dim, 1, dtype.itemsize)
-    return Case("match", f"B={batch} N={num_tokens} H={heads} D={dim}", lambda: key, lambda key: match(key, r, 1), cost)
+    num_listed = None if every == 2 else num_tokens // every
+    cost = match_cost(batch, num_tokens, heads, dim, 1, dtype.itemsize, num_listed)
+    shape = f"B={batch} N={num_tokens} H={heads} D={dim}{f' 1 in {every}' if num_listed else ''}"
+    return Case("match", shape, lambda: key, lambda key: match(key, r, 1, every), cost)
 
 
 def merge_case(
@@ -152,6 +156,8 @@ def reachable() -> Iterator[Case]:
         for heads, dim in KEYS:
             for batch, num_tokens in ((2, 197), (32, 197), (2, 1025)):
                 yield match_case(batch, num_tokens, heads, dim, 8, dtype)
+            for batch, num_tokens in ((2, 149), (32, 149), (2, 1025)):
+                yield match_case(batch, num_tokens, heads, dim, num_tokens // 2, dtype, every=4)
         for backward in (False, True):
             for width in WIDTHS:
                 for fused in (False, True):

@@ -205,10 +205,13 @@ def compile_for(arch: Arch, launch: Launch) -> Code:
 def _key(launch: Launch) -> tuple[Any, ...]:
     """What compiled code depends on: kernel, constexpr parameters, dtypes, and what Triton specialises integers on."""
     fixed = set(getattr(launch.kernel, "do_not_specialize", None) or ())
-    arguments = [
-        str(value.dtype) if isinstance(value, Tensor) else name in fixed or (value == 1, value % 16 == 0)
-        for name, value in zip(launch.kernel.arg_names, launch.args, strict=False)
-    ]
+
+    def kind(name: str, value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return str(value.dtype)
+        return value if value is None else name in fixed or (value == 1, value % 16 == 0)
+
+    arguments = [kind(name, value) for name, value in zip(launch.kernel.arg_names, launch.args, strict=False)]
     return launch.name, *sorted(launch.options.items()), *arguments
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from alt_fast_kernels.launch import Launch, cdiv
-from alt_fast_kernels.match.plan import even_and_odd
+from alt_fast_kernels.match.plan import sides
 from alt_fast_kernels.prediction.compiled import Code, Loop
 
 
@@ -66,9 +66,9 @@ def _joined(a: dict[str, Any]) -> Trips:
 
 
 def _first_slots(a: dict[str, Any]) -> Trips:
-    """Slots before those of the odd tokens, in `_write_plan`."""
-    num_odd = even_and_odd(a["num_tokens"], a["protected"]).num_odd
-    return Trips(cdiv(a["num_tokens"] - a["r"] - num_odd, a["BLOCK"]))
+    """Slots before those of the destinations, in `_write_plan`."""
+    num_destinations = sides(a["num_tokens"], a["protected"], a["num_listed"]).num_destinations
+    return Trips(cdiv(a["num_tokens"] - a["r"] - num_destinations, a["BLOCK"]))
 
 
 def _searched(a: dict[str, Any]) -> Trips:
@@ -77,8 +77,8 @@ def _searched(a: dict[str, Any]) -> Trips:
 
 def _place(a: dict[str, Any]) -> tuple[Trips, ...]:
     """Of the last program, which counts the most survivors."""
-    num_even = even_and_odd(a["num_tokens"], a["protected"]).num_even
-    return Trips(cdiv(num_even, a["COUNTED"])), _searched(a), _searched(a)
+    num_sources = sides(a["num_tokens"], a["protected"], a["num_listed"]).num_sources
+    return Trips(cdiv(num_sources, a["COUNTED"])), _searched(a), _searched(a)
 
 
 TRIPS: dict[str, Callable[[dict[str, Any]], tuple[Trips, ...]]] = {
