@@ -30,9 +30,7 @@ def make_parser() -> argparse.ArgumentParser:
     cli.add_r(parser)
     cli.add_rotary(parser)
     parser.add_argument("--top-k", type=int, metavar="K", help="labels to print (default: 5, all with --json)")
-    parser.add_argument(
-        "--head", choices=("alt", "clip"), default="alt", help="ALT, or zero-shot CLIP on merged tokens"
-    )
+    cli.add_head(parser)
     parser.add_argument(
         "--backbone", metavar="NAME", help=f"--head clip without a checkpoint: open_clip model name ({BACKBONE})"
     )
@@ -58,7 +56,8 @@ def open_model(arguments: argparse.Namespace) -> "TrainedModel":
         return cli.load_model(arguments)
     if arguments.head != "clip":
         raise ArgumentError(
-            "--head alt needs --checkpoint RUN; without training, use --head clip with --backbone and --pretrained"
+            f"--head {arguments.head} needs --checkpoint RUN; without training, use --head clip with --backbone and "
+            "--pretrained"
         )
     if arguments.labels is None:
         raise ArgumentError("--head clip without a checkpoint needs --labels")

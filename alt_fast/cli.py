@@ -174,6 +174,16 @@ def add_workers(parser: Any) -> None:
     parser.add_argument("--timeout", type=float, default=60, metavar="S", help="seconds for one video (default 60)")
 
 
+def add_head(parser: Any) -> None:
+    """Add --head."""
+    parser.add_argument(
+        "--head",
+        choices=("alt", "clip", "both"),
+        default="alt",
+        help="who scores: ALT (default), zero-shot CLIP on merged tokens, or both, the mean of their probabilities",
+    )
+
+
 def add_device(parser: Any) -> None:
     """Add --device."""
     parser.add_argument("--device", default="auto", help="cpu, cuda or auto (default)")
@@ -221,5 +231,6 @@ def load_tested(arguments: argparse.Namespace) -> "tuple[TrainedModel, EvalConfi
     from alt_fast.inference.scoring import EvalConfig
 
     loading = Loading(arguments.loader, arguments.workers, arguments.timeout)
-    testing = EvalConfig(arguments.batch_size, arguments.crops, arguments.clips, loading)
+    head = vars(arguments).get("head", "alt")  # of commands that score
+    testing = EvalConfig(arguments.batch_size, arguments.crops, arguments.clips, loading, head)
     return load_model(arguments), testing

@@ -24,6 +24,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     cli.add_testing(parser)
     cli.add_list(parser, False, "videos to test on; default: the lists of the run", "the classes trained on")
+    cli.add_head(parser)
     cli.add_json(parser)
     parser.add_argument(
         "--probe-alignment",

@@ -57,6 +57,7 @@ def make_parser() -> argparse.ArgumentParser:
         help="names of the classes to test, one a line or id,name CSV, as the splits of Kinetics-600 are published; "
         "every list is tested with every file",
     )
+    cli.add_head(zero)
     linear = commands.add_parser(
         "probe", help="linear probe", description="Train a linear layer on a frozen model's video vectors (Table 6)."
     )

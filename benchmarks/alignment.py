@@ -146,8 +146,8 @@ class Experiment:
             lists = [(files["train"], names), (files["test"], names), (files["unseen"], unseen)]
             lists.append((str(self.root / "few_shot.txt"), unseen))
             videos = [read_list(path, own, None, "test")[0] for path, own in lists]
-            train, *rest = (self.encode(trained, part, training=not number) for number, part in enumerate(videos))
-            self.seen[str(r)] = Seen(train, *rest, trained.embed(names), trained.embed(unseen))
+            train, test, zero, few = (self.encode(trained, part, training=not n) for n, part in enumerate(videos))
+            self.seen[str(r)] = Seen(train, test, zero, few, trained.embed(names), trained.embed(unseen))
         return self.seen[str(r)]
 
     @torch.inference_mode()

@@ -58,7 +58,7 @@ def view_at(model: ALT, video: Tensor, classes: Tensor, labels: Sequence[str], s
     pooled, entity = model.alignment(seen.tokens[None], seen.size[None], None)
     frame_tokens = seen.tokens[None, :, 0]
     logits = model.logits(model.answer(pooled, frame_tokens), classes)
-    labelled = rank(labels, logits[0])
+    labelled = rank(labels, logits[0].float().softmax(-1))
     attention = model.decoder.frame_weights(model.alignment.queries(pooled), frame_tokens)[0].tolist()
     entities = token_entities(model, seen.tokens)
     colors = region_colors(regions[:, -1])

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -14,9 +14,7 @@ from alt_fast.data.augment import apply, view_record
 from alt_fast.data.config import ClipSpec
 from alt_fast.data.decode import decode_clip
 from alt_fast.model.alt import ALT
-
-Head = Literal["alt", "clip"]
-"""Who scores: ALT, or CLIP's own zero-shot classifier over merged tokens."""
+from alt_fast.model.config import Head
 
 
 @dataclass(frozen=True)
@@ -75,20 +73,14 @@ def predict(
 ) -> Prediction:
     """Score a video against all labels. classes: their embeddings [I, d], on the model's device. Raises VideoError."""
     video = load_video(path, spec).to(classes.device)
-    entity = None
-    if head == "clip":
-        logits = model.clip_logits(video, classes)
-    else:
-        logits, _, entity = model(video, classes)
-    ranked = rank(labels, logits[0])
-    frames = [] if entity is None else [entity_shares(model.corpus, frame) for frame in entity[0].tolist()]
-    return Prediction(str(path), ranked, [frame for frame in frames if frame])
+    probabilities, entity = model.probabilities(video, classes, head)
+    frames = [entity_shares(model.corpus, frame) for frame in entity[0].tolist()]
+    return Prediction(str(path), rank(labels, probabilities[0]), [frame for frame in frames if frame])
 
 
-def rank(labels: Sequence[str], logits: Tensor) -> list[tuple[str, float]]:
-    """Return labels with their probabilities, by falling probability. logits: [I]."""
-    probabilities = logits.float().softmax(-1).tolist()
-    return sorted(zip(labels, probabilities, strict=True), key=lambda pair: -pair[1])
+def rank(labels: Sequence[str], probabilities: Tensor) -> list[tuple[str, float]]:
+    """Return labels with their probabilities [I], by falling probability."""
+    return sorted(zip(labels, probabilities.tolist(), strict=True), key=lambda pair: -pair[1])
 
 
 def entity_shares(corpus: Corpus | None, entity: Sequence[int]) -> list[EntityShare]:

@@ -16,18 +16,20 @@ from alt_fast.data.loader import Loader, open_backend
 from alt_fast.distributed import World
 from alt_fast.errors import check_at_least
 from alt_fast.model.alt import ALT
+from alt_fast.model.config import Head
 from alt_fast.model.encoder import MergeSchedule
 from alt_fast.progress import Progress
 
 
 @dataclass(frozen=True)
 class EvalConfig:
-    """How videos are tested: `crops` x `clips` views each, clips at once, and how they are loaded."""
+    """How videos are tested: `crops` x `clips` views each, clips at once, how they are loaded, and who scores."""
 
     batch_size: int = 32
     crops: int = 1
     clips: int = 1
     loading: Loading = field(default_factory=Loading)
+    head: Head = "alt"
 
     def __post_init__(self) -> None:
         check_at_least(self, batch_size=1, crops=1, clips=1)
@@ -109,7 +111,7 @@ def evaluate(
     clips = EvalClips(videos[world.rank :: world.size], spec, testing.crops, testing.clips)
 
     def probabilities(video: Tensor) -> Tensor:
-        return model(video, classes, schedule=schedule).logits.float().softmax(-1)
+        return model.probabilities(video, classes, testing.head, schedule)[0]
 
     shown = name if world.main else None
     own = mean_over_views(clips, testing, classes.device, probabilities, len(classes), shown)
@@ -132,6 +134,7 @@ def summarize(name: str, result: Result, num_classes: int, testing: EvalConfig) 
         "list": name,
         "videos": len(result.labels),
         "views": testing.crops * testing.clips,
+        "head": testing.head,
         "classes": num_classes,
         "chance": 1 / num_classes,
         "top1": result.top(1),

@@ -25,10 +25,10 @@ from alt_fast.files import WEIGHTS, write_atomically
 from alt_fast.inference.alignment import probe_alignment
 from alt_fast.inference.explain import explain
 from alt_fast.inference.features import features
-from alt_fast.inference.predict import Head, Prediction, predict
+from alt_fast.inference.predict import Prediction, predict
 from alt_fast.inference.scoring import EvalConfig, evaluate, summarize
 from alt_fast.model.alt import ALT
-from alt_fast.model.config import ModelConfig
+from alt_fast.model.config import Head, ModelConfig
 from alt_fast.model.text import TEMPLATES
 from alt_fast.progress import Progress
 from alt_fast.report.explanation import Explanation
@@ -138,14 +138,14 @@ class TrainedModel:
         """Name the action in a video, or in each of several.
 
         labels: texts to choose from; by default the classes trained on. top_k: how many to return, the likeliest; None
-        for all. head: "alt", or "clip" for CLIP's own zero-shot scores; by default the model's. errors: "return" puts a
-        Failure in the place of a video that cannot be read. Raises VideoError, and ArgumentError for no labels or
-        top_k < 1.
+        for all. head: "alt", "clip" for CLIP's own zero-shot scores, or "both"; by default the model's. errors:
+        "return" puts a Failure in the place of a video that cannot be read. Raises VideoError, and ArgumentError for no
+        labels or top_k < 1.
         """
         if top_k is not None and top_k < 1:
             raise ArgumentError(f"top_k must be >= 1, got {top_k}")
         head = self.head if head is None else head
-        if head == "alt":
+        if head != "clip":
             self._check_trained()
         labels = self.classes if labels is None else list(labels)
         classes = self.embed(labels)

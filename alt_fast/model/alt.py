@@ -13,7 +13,7 @@ from alt_fast.errors import ArgumentError
 from alt_fast.files import cache_folder
 from alt_fast.model.alignment import Alignment
 from alt_fast.model.clip_weights import build_clip
-from alt_fast.model.config import PRESETS, TINY, TINY_ROPE, ModelConfig
+from alt_fast.model.config import PRESETS, TINY, TINY_ROPE, Head, ModelConfig
 from alt_fast.model.decoder import VideoDecoder
 from alt_fast.model.encoder import MergeSchedule, RegionEncoder, Regions, check_tower
 from alt_fast.model.text import TextTower
@@ -90,10 +90,28 @@ class ALT(nn.Module):
             return z.float() @ classes.T
         return self.logit_scale.exp() * F.normalize(z.float(), dim=-1) @ classes.T
 
-    def clip_logits(self, video: Tensor, classes: Tensor) -> Tensor:
-        """Return CLIP's own zero-shot scores [B, I], the mean frame token against the classes: no training needed."""
-        frames = F.normalize(self.encode(video).tokens[:, :, 0].float(), dim=-1)
+    def clip_logits(self, tokens: Tensor, classes: Tensor) -> Tensor:
+        """Return CLIP's own zero-shot scores [B, I] of `encode`'s tokens: no training needed.
+
+        They are the mean frame token's against the classes.
+        """
+        frames = F.normalize(tokens[:, :, 0].float(), dim=-1)
         return self.logit_scale.exp() * F.normalize(frames.mean(1), dim=-1) @ classes.T
+
+    def probabilities(
+        self, video: Tensor, classes: Tensor, head: Head = "alt", schedule: MergeSchedule | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return how likely each class is, [B, I] fp32, by who scores, and entities [B, T, n]; arguments of `forward`.
+
+        CLIP aligns nothing: n is 0.
+        """
+        tokens, size, _ = self.encode(video, schedule)
+        if head == "clip":
+            nothing = torch.empty(*tokens.shape[:2], 0, dtype=torch.int64, device=tokens.device)
+            return self.clip_logits(tokens, classes).softmax(-1), nothing
+        pooled, entity = self.alignment(tokens, size, None)
+        alt = self.logits(self.answer(pooled, tokens[:, :, 0]), classes).float().softmax(-1)
+        return alt if head == "alt" else (alt + self.clip_logits(tokens, classes).softmax(-1)) / 2, entity
 
     def embed_corpus(self) -> None:
         """Set the entities' embeddings by the text tower as it is now; those of open_clip's towers are kept on disk."""

@@ -14,6 +14,10 @@ QuerySource = Literal["entities", "learned", "frame"]
 """What queries the video: aligned entities (the paper), learned vectors (Table C3's empty corpus), or the frame tokens
 themselves, without any alignment (Table 5)."""
 
+Head = Literal["alt", "clip", "both"]
+"""Who scores videos: ALT, CLIP's own zero-shot classifier over merged tokens, or both, the mean of their
+probabilities."""
+
 Pooling = Literal["mean", "size", "attention", "distinct"]
 """How the entities that a frame's tokens chose become one: every token alike (the paper), by the patches it stands for,
 by learned attention, or every entity once."""

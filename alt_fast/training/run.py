@@ -86,8 +86,7 @@ def run_stages(job: Job, data_seconds: float) -> dict[str, Any]:
     trained_at = time.monotonic()
     metrics = measure(job, trained)
     if job.world.main:
-        testing = EvalConfig(config.optim.batch_size // config.optim.accumulate, loading=config.data.loading)
-        metrics["alignment"] = trained.probe_alignment(lists.test, lists.classes, testing)
+        metrics["alignment"] = trained.probe_alignment(lists.test, lists.classes, single_view(job))
     if config.eval_every and job.world.main:
         keep_best(folder, trained, config.optim.epochs, metrics["top1"])
     if frame_model is not None:

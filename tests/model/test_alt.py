@@ -338,7 +338,11 @@ def test_clip_head_is_zero_shot_clip_at_r_0(corpus: Corpus) -> None:
     model = build(corpus, r=0)
     frames = F.normalize(model.encode(video()).tokens[:, :, 0], dim=-1).mean(1)
     expected = model.logit_scale.exp() * F.normalize(frames, dim=-1) @ classes(model).T
-    torch.testing.assert_close(model.clip_logits(video(), classes(model)), expected)
+    torch.testing.assert_close(model.clip_logits(model.encode(video()).tokens, classes(model)), expected)
+    names = classes(model)
+    alt, clip = model(video(), names).logits.softmax(-1), expected.softmax(-1)
+    for head, probabilities in (("alt", alt), ("clip", clip), ("both", (alt + clip) / 2)):
+        torch.testing.assert_close(model.probabilities(video(), names, head)[0], probabilities)  # type: ignore[arg-type]
 
 
 def test_source_traces_every_patch(corpus: Corpus) -> None:
