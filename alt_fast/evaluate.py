@@ -27,6 +27,17 @@ def make_parser() -> argparse.ArgumentParser:
     cli.add_head(parser)
     cli.add_json(parser)
     parser.add_argument(
+        "--interpolate",
+        type=float,
+        nargs="+",
+        default=[],
+        metavar="SHARE",
+        help="also with the image tower between CLIP's, 0, and the trained one, 1 (WiSE-FT)",
+    )
+    parser.add_argument(
+        "--tower", metavar="FILE", help="CLIP's weights for it; default: those that the run started from"
+    )
+    parser.add_argument(
         "--probe-alignment",
         action="store_true",
         help="also say whether the model uses its queries: top-1 with those of other videos, with entities at random; "
@@ -55,6 +66,20 @@ def check_report(arguments: argparse.Namespace) -> None:
         raise ArgumentError(f"--explain must be >= 0, got {arguments.explain}")
     if arguments.list is None and (arguments.classes or arguments.root):
         raise ArgumentError("--classes and --root belong to --list FILE: the lists of a run have their own")
+
+
+def check_tower(arguments: argparse.Namespace) -> str:
+    """Return the weights that --interpolate starts from; "" without it. Raises ArgumentError or RunError."""
+    from alt_fast.inference.lists import starting_tower
+
+    for share in arguments.interpolate:
+        if not 0 <= share <= 1:
+            raise ArgumentError(f"--interpolate must be in [0, 1], got {share:g}")
+    if not arguments.interpolate:
+        if arguments.tower:
+            raise ArgumentError("--tower belongs to --interpolate")
+        return ""
+    return arguments.tower or starting_tower(Path(arguments.checkpoint))
 
 
 def print_rows(rows: Sequence[dict[str, Any]]) -> None:
@@ -96,6 +121,7 @@ def run(arguments: argparse.Namespace) -> int:
             lists = [(arguments.list, *read_list(arguments.list, classes, arguments.root, "test"))]
         else:
             lists = run_lists(Path(arguments.checkpoint), trained)
+        tower = check_tower(arguments)
         if arguments.report:
             rows = report(arguments, trained, testing, lists, world)
         else:
@@ -104,6 +130,12 @@ def run(arguments: argparse.Namespace) -> int:
                 rows.append(trained.score(name, videos, names, testing, world))
                 if arguments.probe_alignment and world.main:
                     rows[-1]["alignment"] = trained.probe_alignment(videos, names, testing)
+        for share in arguments.interpolate:
+            between = cli.load_model(arguments)
+            between.interpolate(tower, share)
+            for name, videos, names in lists:
+                row = between.score(name, videos, names, testing, world)
+                rows.append({**row, "list": f"{name}, interpolated {share:g}", "interpolate": share})
     if not world.main:
         return 0
     if arguments.json:

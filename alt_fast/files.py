@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from alt_fast.errors import FileError, RunError
 
 CONFIG, ENVIRONMENT, METRICS, LOG = "config.yaml", "environment.json", "metrics.json", "log.jsonl"
-WEIGHTS, CLASSES, CARD = "model.safetensors", "classes.csv", "README.md"
+WEIGHTS, CLIP, CLASSES, CARD = "model.safetensors", "clip.safetensors", "classes.csv", "README.md"
 """What a run folder holds."""
 
 

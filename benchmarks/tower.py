@@ -22,7 +22,7 @@ from alt_fast.data.annotations import read_classes
 from alt_fast.data.motion_shapes import LEVELS, Level
 from alt_fast.data.rng import Stream, generator
 from alt_fast.errors import AltFastError
-from alt_fast.files import CLASSES, CONFIG, make_folder, write_atomically
+from alt_fast.files import CLASSES, CLIP, CONFIG, make_folder, write_atomically
 from alt_fast.inference.lists import run_lists
 from alt_fast.inference.scoring import EvalConfig
 from alt_fast.inference.trained import TrainedModel
@@ -74,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     try:
         config = parse(["--config", str(given.run / CONFIG)])
-        tower = given.run / "clip.safetensors"
+        tower = given.run / CLIP
         if given.pack is not None:
             digest = pack(load_file(tower), LEVELS[config.data.shapes.level], given.pack)
             print(f"{given.pack}: {given.pack.stat().st_size / 1e6:.2f} MB, SHA-256 {digest}")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from alt_fast import cli
 from alt_fast.corpus import Corpus
@@ -163,3 +164,27 @@ def test_another_corpus(trained_run: Path, tmp_path: Path, capsys: pytest.Captur
     assert torch.equal(model.alignment.entities, model.text(texts))
     assert main([*command, "--corpus", str(tmp_path / "none.json")]) == 1
     assert "cannot read corpus" in capsys.readouterr().err
+
+
+def test_interpolated_towers(trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """At 1 it is the trained one, at 0 CLIP's; between them half of each."""
+    start = load_file(trained_run / "clip.safetensors")
+    own = load(trained_run).model.encoder.visual.state_dict()
+    for share in (0.0, 0.5, 1.0):
+        trained = load(trained_run)
+        trained.interpolate(str(trained_run / "clip.safetensors"), share)
+        for name, value in trained.model.encoder.visual.state_dict().items():
+            torch.testing.assert_close(value, (1 - share) * start[f"visual.{name}"] + share * own[name])
+    assert main(["--checkpoint", str(trained_run), "--interpolate", "1", "0", "--json", "--workers", "0"]) == 0
+    test, _, same, _, clip, _ = json.loads(capsys.readouterr().out)
+    assert (same["interpolate"], same["top1"]) == (1, test["top1"])
+    assert clip["list"].endswith("test.txt, interpolated 0")
+    assert main(["--checkpoint", str(trained_run), "--interpolate", "2"]) == 2
+    assert main(["--checkpoint", str(trained_run), "--tower", "x"]) == 2
+    shutil.copy(trained_run / "model.safetensors", tmp_path)
+    test_list = str(trained_run.parent / "data" / "test.txt")
+    alone = ["--checkpoint", str(tmp_path / "model.safetensors"), "--interpolate", "0.5", "--list", test_list]
+    assert main(alone) == 1
+    err = capsys.readouterr().err
+    for said in ("--interpolate must be in [0, 1], got 2", "--tower belongs to --interpolate", "name it with --tower"):
+        assert said in err

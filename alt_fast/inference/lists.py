@@ -5,7 +5,7 @@ from pathlib import Path
 from alt_fast.data.annotations import Video, read_list
 from alt_fast.data.motion_shapes import DEFAULT_ROOT, list_files
 from alt_fast.errors import RunError
-from alt_fast.files import CONFIG, read_yaml
+from alt_fast.files import CLIP, CONFIG, read_yaml
 from alt_fast.inference.trained import TrainedModel
 
 
@@ -21,3 +21,15 @@ def run_lists(checkpoint: Path, trained: TrainedModel) -> list[tuple[str, list[V
     if data["unseen"] is not None:
         lists.append((data["unseen"], *read_list(data["unseen"], data["unseen_classes"], data["root"], "test")))
     return lists
+
+
+def starting_tower(checkpoint: Path) -> str:
+    """Return the CLIP weights that a run started from, as ModelConfig.pretrained names them. Raises RunError."""
+    recorded = checkpoint / CONFIG
+    if recorded.is_file():
+        config = read_yaml(recorded, "model", "pretrain")
+        if config["pretrain"] is not None:
+            return str(checkpoint / CLIP)
+        if config["model"]["pretrained"] is not None:
+            return str(config["model"]["pretrained"])
+    raise RunError(f"{checkpoint} does not say which CLIP it started from: name it with --tower FILE")

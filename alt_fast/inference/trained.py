@@ -28,6 +28,7 @@ from alt_fast.inference.features import features
 from alt_fast.inference.predict import Prediction, predict
 from alt_fast.inference.scoring import EvalConfig, evaluate, summarize
 from alt_fast.model.alt import ALT
+from alt_fast.model.clip_weights import build_clip
 from alt_fast.model.config import Head, ModelConfig
 from alt_fast.model.text import TEMPLATES
 from alt_fast.progress import Progress
@@ -90,6 +91,19 @@ class TrainedModel:
         Raises ArgumentError for a rule that is none, and for a backbone without rotary positions.
         """
         self.model.encoder.set_rotary(rule)
+
+    def interpolate(self, pretrained: str, share: float) -> None:
+        """Put the image tower between CLIP's weights, at 0, and its own, trained, at 1 (WiSE-FT, arXiv 2109.01903).
+
+        What was never trained on may gain, what was trained on may lose. pretrained: as in ModelConfig, the weights
+        that training started from. Raises WeightsError or ArgumentError.
+        """
+        if not 0 <= share <= 1:
+            raise ArgumentError(f"share must be in [0, 1], got {share}")
+        config, tower = self.model.config, self.model.encoder.visual
+        start = build_clip(config.backbone, pretrained, config.image_size).visual.state_dict()
+        own = tower.state_dict()
+        tower.load_state_dict({name: start[name].to(own[name]).lerp(own[name], share) for name in own})
 
     def _check_trained(self) -> None:
         if self.head != "alt":

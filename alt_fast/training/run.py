@@ -21,7 +21,7 @@ from alt_fast.data.motion_shapes.generate import generate
 from alt_fast.data.rng import Stream, integer
 from alt_fast.distributed import World, pick_device
 from alt_fast.errors import RunError
-from alt_fast.files import CARD, CLASSES, METRICS, WEIGHTS, read_json, write_csv, write_json, write_text
+from alt_fast.files import CARD, CLASSES, CLIP, METRICS, WEIGHTS, read_json, write_csv, write_json, write_text
 from alt_fast.inference.model_card import model_card
 from alt_fast.inference.scoring import EvalConfig
 from alt_fast.inference.trained import TrainedModel, load, load_weights, save_model, save_module
@@ -144,7 +144,7 @@ def load_corpus(config: TrainConfig) -> Corpus | None:
 
 def pretrain(job: Job) -> tuple[Path, float]:
     """Train the image and text towers in the main process; returns the file of their weights, and the seconds."""
-    path, seconds = job.folder / "clip.safetensors", 0.0
+    path, seconds = job.folder / CLIP, 0.0
     if job.world.main:
         seconds = _pretrain(job, path)
     return path, sum(job.world.gather(seconds))
