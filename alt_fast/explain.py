@@ -1,4 +1,4 @@
-"""Why the model says so: regions, their entities, and what weighed how much, as a page to look at.
+"""What a model saw in a video: regions, their entities, and how much these decided, as a page to look at.
 
 alt-fast explain clip.mp4 --checkpoint runs/mine --out report.html
 alt-fast explain clip.mp4 --checkpoint runs/mine --out report.png
