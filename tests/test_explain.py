@@ -88,6 +88,21 @@ def test_regions_merge_layer_by_layer(explanation: Explanation) -> None:
             assert all(len(after[before == region].unique()) == 1 for region in before.unique())
 
 
+def test_what_the_answer_owes_to_the_entities(
+    trained: TrainedModel, video: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing where the frames alone answer; all of it where the queries do."""
+    model = trained.model
+    monkeypatch.setattr(model, "answer", lambda pooled, frames: frames.mean(1))
+    view = trained.explain(video, also_r=[]).view
+    assert view.unaligned == pytest.approx(view.labels[0][1], rel=1e-4)
+    monkeypatch.setattr(model, "answer", lambda pooled, frames: pooled.mean(1))
+    monkeypatch.setattr(model, "logits", lambda z, classes: 100 * z @ classes.T)
+    view = trained.explain(video, also_r=[]).view
+    assert view.unaligned is not None
+    assert view.unaligned < 0.9 * view.labels[0][1]
+
+
 def test_other_reductions(trained: TrainedModel, video: Path) -> None:
     """Those asked for, a schedule by layer, and fractions; the model keeps its own."""
     encoder = trained.model.encoder

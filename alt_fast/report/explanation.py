@@ -1,4 +1,4 @@
-"""What a model saw in a video, and what its answer owes to it, shown in a notebook or written as a page, a picture or a video."""
+"""What a model saw in a video: shown in a notebook, or written as a page, a picture or a video."""
 
 import html
 from pathlib import Path

@@ -1,5 +1,7 @@
 """The probe of the alignment finds what was built into a model."""
 
+import json
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
@@ -13,10 +15,12 @@ from alt_fast.data.augment import view_record
 from alt_fast.data.config import Loading
 from alt_fast.data.motion_shapes.drawing import owners
 from alt_fast.data.motion_shapes.truth import read_dataset, things_in
+from alt_fast.evaluate import main
 from alt_fast.inference.alignment import probe_alignment
 from alt_fast.inference.predict import load_video
 from alt_fast.inference.scoring import EvalConfig
 from alt_fast.inference.trained import TrainedModel, load
+from alt_fast.model.alt import ALT
 from alt_fast.model.encoder import Regions
 
 TESTING = EvalConfig(6, loading=Loading("torch", 0))
@@ -138,3 +142,21 @@ def test_lists_of_other_videos_have_no_truth(trained: TrainedModel, videos: list
     found = probe_alignment(trained.model, trained.spec, own, trained.embed(trained.classes), TESTING)
     assert found["videos"] == 1  # what cannot be read is left out
     assert "region_accuracy" not in found
+
+
+@pytest.mark.parametrize("query", ["frame", "learned"])
+def test_models_that_align_nothing_are_asked_for_their_queries_alone(
+    query: str, trained: TrainedModel, videos: list[Video]
+) -> None:
+    model = ALT(replace(trained.model.config, query=query), None)  # type: ignore[arg-type]
+    found = probe_alignment(model, trained.spec, videos[:6], trained.embed(trained.classes), TESTING)
+    assert set(found) == {"videos", "top1", "shuffled_top1", "mean_query_top1", "used"}
+
+
+def test_the_command_prints_it(trained_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--checkpoint", str(trained_run), "--probe-alignment", "--workers", "0"]) == 0
+    out = capsys.readouterr().out
+    metrics = json.loads((trained_run / "metrics.json").read_text())["alignment"]
+    assert f"shuffled top1            {metrics['shuffled_top1']:.1%}\n" in out
+    assert f"region accuracy          all {metrics['region_accuracy']['all']:.1%}, object " in out
+    assert "does **not** use its queries" in (trained_run / "README.md").read_text()  # after six steps
