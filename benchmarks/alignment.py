@@ -122,7 +122,7 @@ class Experiment:
         self.config = config
         assert config.data.root is not None
         shapes = replace(config.data.shapes, few_shot_per_class=max(SHOTS))
-        self.root = Path(config.data.root)
+        self.root = Path(f"{config.data.root}_few_shot")  # the job's own has no such videos
         generate(self.root, shapes)
         self.corpus = Corpus.load(str(config.corpus))
         self.seen: dict[Any, Seen] = {}
