@@ -86,7 +86,8 @@ def run(root: Path, mutations: Sequence[Mutation], jobs: int, say: Callable[[str
     with ThreadPoolExecutor(jobs) as pool:
         alive = pool.map(lambda mutation: survives(root, mutation), mutations)
         for mutation, survived in zip(mutations, alive, strict=True):
-            say(f"{'SURVIVED' if survived else 'noticed':8} {mutation.path}: {mutation.text} -> {mutation.replacement}")
+            change = f"{mutation.text.strip()} -> {mutation.replacement.strip()}"
+            say(f"{'SURVIVED' if survived else 'noticed':8} {mutation.path}: {change}")
             survivors += [mutation] if survived else []
     return survivors
 
