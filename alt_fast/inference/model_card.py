@@ -11,6 +11,7 @@ from alt_fast.model.config import TINY_ROPE, ModelConfig
 _SCORES = {
     "top1": ("Top-1, test videos", "chance", "test_videos"),
     "top5": ("Top-5, test videos", None, "test_videos"),
+    "top1_zero_shot": ("Top-1, zero-shot, classes trained on included", "chance_zero_shot", "zero_shot_videos"),
     "top1_unseen_pairs": ("Top-1, videos of classes never trained on", "chance_unseen_pairs", "unseen_videos"),
     "frame_only_top1": ("Top-1 of the same model on single frames", "chance", "test_videos"),
     "frame_only_top1_unseen_pairs": ("The same, classes never trained on", "chance_unseen_pairs", "unseen_videos"),
@@ -80,7 +81,7 @@ def _measured(run: Path | None) -> list[str]:
     metrics = read_json(run / METRICS)
     lines = ["| | % | chance | videos |", "|---|--:|--:|--:|"]
     for key, (name, chance, videos) in _SCORES.items():
-        if key in metrics:
+        if key in metrics and (key != "top1_zero_shot" or metrics["shared_classes"]):
             by_chance = f"{100 * metrics[chance]:.1f}" if chance else ""
             lines.append(f"| {name} | {100 * metrics[key]:.1f} | {by_chance} | {metrics[videos]} |")
     lines += ["", *_alignment(metrics.get("alignment"))]
