@@ -94,14 +94,16 @@ def print_rows(rows: Sequence[dict[str, Any]]) -> None:
         if "alignment" in row:
             print(f"alignment, {row['list']}:")
             for name, value in row["alignment"].items():
-                print(f"  {name.replace('_', ' '):24} {_value_text(value)}")
+                print(f"  {name.replace('_', ' '):24} {_value_text(name, value)}")
 
 
-def _value_text(value: Any) -> str:
-    """Return a value of the probe: shares of 1 in per cent, others as they are."""
+def _value_text(name: str, value: Any) -> str:
+    """Return a value of the probe as people read it."""
     if isinstance(value, dict):
-        return ", ".join(f"{name} {_value_text(part)}" for name, part in value.items())
-    return f"{value:.1%}" if isinstance(value, float) else str(value)
+        return ", ".join(f"{part} {_value_text(name, share)}" for part, share in value.items())
+    if name.endswith(("top1", "accuracy", "certainty", "entropy")):
+        return f"{value:.1%}"
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def run(arguments: argparse.Namespace) -> int:

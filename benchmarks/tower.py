@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from alt_fast.corpus import Corpus
 from alt_fast.data.annotations import read_classes
@@ -27,7 +27,7 @@ from alt_fast.inference.lists import run_lists
 from alt_fast.inference.scoring import EvalConfig
 from alt_fast.inference.trained import TrainedModel
 from alt_fast.model.alt import ALT
-from alt_fast.model.clip_weights import WORD_ROWS, WORDS
+from alt_fast.model.clip_weights import WORD_ROWS, WORDS, read_state_dict
 from alt_fast.model.text import TEMPLATES, clip_tokenizer
 from alt_fast.training.config import TrainConfig, parse
 
@@ -62,7 +62,7 @@ def report(run: Path, config: TrainConfig, tower: str) -> str:
     for path, videos, names in run_lists(run, trained):
         found = trained.probe_alignment(videos, names, testing)
         for kind in ("frame", "region"):
-            for category, share in found[f"{kind}_accuracy"].items():
+            for category, share in found.get(f"{kind}_accuracy", {}).items():
                 lines.append([Path(path).stem, kind, category, f"{100 * share:.1f}"])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
@@ -76,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         config = parse(["--config", str(given.run / CONFIG)])
         tower = given.run / CLIP
         if given.pack is not None:
-            digest = pack(load_file(tower), LEVELS[config.data.shapes.level], given.pack)
+            digest = pack(read_state_dict(tower), LEVELS[config.data.shapes.level], given.pack)
             print(f"{given.pack}: {given.pack.stat().st_size / 1e6:.2f} MB, SHA-256 {digest}")
             tower = given.pack
         print(report(given.run, config, str(tower)))

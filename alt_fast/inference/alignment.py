@@ -14,7 +14,8 @@ from alt_fast.data.annotations import Video
 from alt_fast.data.augment import view_record
 from alt_fast.data.config import ClipSpec
 from alt_fast.data.dataset import EvalClips
-from alt_fast.data.motion_shapes.truth import read_dataset, things_in
+from alt_fast.data.motion_shapes.drawing import Mask, Thing, by_patch
+from alt_fast.data.motion_shapes.truth import things_in
 from alt_fast.inference.scoring import EvalConfig, mean_over_views
 from alt_fast.model.alt import ALT
 
@@ -24,7 +25,7 @@ MOST_VIDEOS = 1000
 USED_FROM = 0.05
 """Queries count as used when those of other videos cost this share of what top-1 is above chance."""
 
-_CHUNK = 4  # videos whose similarities [T, N', K] exist at a time
+_CHUNK = 4  # videos whose similarities [T, N', K] and entities [T, N', d] exist at a time
 
 
 @dataclass(frozen=True)
@@ -65,18 +66,24 @@ def probe_alignment(
     videos = videos[:: -(-len(videos) // MOST_VIDEOS)]
     seen, readable = _align(model, spec, videos, testing, name)
     labels = torch.tensor([video.label for video in videos])[readable]
+    if not len(labels):
+        return {"videos": 0}
     rng = torch.Generator().manual_seed(0)
-    order = torch.randperm(len(labels), generator=rng)
-    others = torch.empty_like(order)
-    others[order] = order.roll(1)  # every video gets another one's
+    others = others_of(len(labels), rng)
 
     def top1(pooled: Tensor) -> float:
-        z = model.answer(pooled.to(classes.device), seen.frames.to(classes.device))
-        return (model.logits(z, classes).argmax(1).cpu() == labels).float().mean().item()
+        hits = 0
+        for part, frames, label in zip(*(x.split(_CHUNK) for x in (pooled, seen.frames, labels)), strict=True):
+            z = model.answer(part.to(classes.device), frames.to(classes.device))
+            hits += int((model.logits(z, classes).argmax(1).cpu() == label).sum())
+        return hits / len(labels)
 
-    def of_entities(index: Tensor) -> Tensor:
-        index, size = index.to(classes.device), seen.size[..., : index.shape[2]].to(classes.device)
-        return model.alignment.pool(model.alignment.entities[index], index, size)
+    def of_entities(entity: Tensor) -> Tensor:
+        found = []
+        for part, sizes in zip(entity.split(_CHUNK), seen.size.split(_CHUNK), strict=True):
+            index, size = part.to(classes.device), sizes[..., : part.shape[2]].to(classes.device)
+            found.append(model.alignment.pool(model.alignment.entities[index], index, size).cpu())
+        return torch.cat(found)
 
     found: dict[str, Any] = {
         "videos": len(labels),
@@ -103,6 +110,14 @@ def probe_alignment(
         "margin": seen.margin.mean().item(),
     }
     return found | _accuracy(model, spec, [video for video, ok in zip(videos, readable, strict=True) if ok], seen)
+
+
+def others_of(count: int, rng: torch.Generator) -> Tensor:
+    """Return for each of `count` >= 1 videos the number of another one; of a single video its own."""
+    order = torch.randperm(count, generator=rng)
+    others = torch.empty_like(order)
+    others[order] = order.roll(1)
+    return others
 
 
 def _align(
@@ -166,23 +181,29 @@ def _accuracy(model: ALT, spec: ClipSpec, videos: Sequence[Video], seen: Aligned
     """
     assert model.corpus is not None
     units = [entity.unit for entity in model.corpus.entities]
-    grid, record = model.encoder.visual.grid_size, view_record(spec.augment, spec.num_frames)
+    known = frozenset(units)  # what no entity of the model says cannot be right or wrong
+    patch, record = model.encoder.visual.patch_size, view_record(spec.augment, spec.num_frames)
     categories = ["all", *_members(model)]
     hits: dict[str, Counter[str]] = defaultdict(Counter)
+
+    def true_of(thing: Thing, category: str) -> frozenset[str]:
+        of_all = frozenset().union(*thing.names.values())
+        return (of_all if category == "all" else thing.names.get(category, frozenset())) & known
+
     for number, video in enumerate(videos):
-        dataset = read_dataset(video.path)
-        if dataset is None:
+        frames = things_in(video.path, record, spec.size)
+        if frames is None:
             return {}
         # [1 + C, T, n]: what is chosen of all entities, then of each category
         chosen = torch.cat([seen.entity[number][None], seen.best[number][:, :, : seen.entity.shape[2]]])
-        for t, things in enumerate(things_in(video.path, dataset, record, spec.size)):
+        for t, things in enumerate(frames):
             for category, choice in zip(categories, chosen[:, t].tolist(), strict=True):
-                everything = frozenset().union(*(_true_of(thing.names, category) for thing in things))
+                everything = frozenset().union(*(true_of(thing, category) for thing in things))
                 if everything:
                     hits["frame"][category] += 1
                     hits["frame_right"][category] += units[choice[0]] in everything
                 for thing in things if len(choice) > 1 else ():
-                    names, place = _true_of(thing.names, category), _region(thing.mask, grid, seen.source[number, t])
+                    names, place = true_of(thing, category), region_of(thing.mask, patch, seen.source[number, t])
                     if names and place is not None:
                         hits["region"][category] += 1
                         hits["region_right"][category] += units[choice[place]] in names
@@ -193,14 +214,7 @@ def _accuracy(model: ALT, spec: ClipSpec, videos: Sequence[Video], seen: Aligned
     }
 
 
-def _true_of(names: Any, category: str) -> frozenset[str]:
-    """Return the entities of a category, or of "all", that are true of a thing."""
-    return frozenset().union(*names.values()) if category == "all" else names.get(category, frozenset())
-
-
-def _region(mask: Any, grid: tuple[int, int], source: Tensor) -> int | None:
-    """Return the region with most of a thing; None for what cannot be seen."""
-    rows, columns = grid
-    share = mask.reshape(rows, mask.shape[0] // rows, columns, mask.shape[1] // columns).sum((1, 3)).ravel()
-    total = np.bincount(source.numpy(), weights=share)
+def region_of(mask: Mask, patch: tuple[int, int], source: Tensor) -> int | None:
+    """Return the token with most of a thing; None for what cannot be seen. source: [P], the token of every patch."""
+    total = np.bincount(source.numpy(), weights=by_patch(mask, patch).ravel())
     return int(total.argmax()) if total.max() > 0 else None

@@ -93,7 +93,7 @@ def _measured(run: Path | None) -> list[str]:
 
 def _alignment(found: Mapping[str, Any] | None) -> list[str]:
     """Say what the queries are worth, and how right they are."""
-    if found is None:
+    if found is None or not found["videos"]:
         return []
     percent = {name: f"{100 * value:.1f} %" for name, value in found.items() if name.endswith("top1")}
     uses = "uses" if found["used"] else "does **not** use"

@@ -18,7 +18,7 @@ class MLP(nn.Sequential):
 def certainty(entities: Tensor, tau: float) -> float:
     """Return the probability that eq. 4's noisy choice for a token equal to an entity is this entity, their mean.
 
-    entities: [K, d]. No token that is like an entity without being it does better.
+    entities: [K, d].
     """
     unit = F.normalize(entities.float(), dim=-1)
     rows = torch.arange(0, len(unit), -(-len(unit) // 1000), device=unit.device)  # a thousand tell

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from alt_fast.corpus import Corpus
 from alt_fast.data.augment import MEAN_STD
-from alt_fast.data.motion_shapes import ALIGNED, Level
+from alt_fast.data.motion_shapes import ALIGNED, LEVELS
 from alt_fast.data.motion_shapes.drawing import owners
 from alt_fast.data.rng import Stream, generator
 from alt_fast.model.text import clip_tokenizer
@@ -45,22 +45,22 @@ class CaptionedFrames(Dataset[tuple[Tensor, str, Tensor, Tensor]]):
     """
 
     def __init__(
-        self, level: Level, corpus: Corpus, seed: int, size: int, grid: tuple[int, int], normalize: str
+        self, level: int, corpus: Corpus, seed: int, size: int, patch: tuple[int, int], normalize: str
     ) -> None:
-        self.level, self.seed, self.size, self.grid = level, seed, size, grid
+        self.level, self.seed, self.size, self.patch = level, seed, size, patch
         self.texts = {entity.unit: entity.text for entity in corpus.entities}
         self.place = {unit: place for place, unit in enumerate(self.texts)}
         self.mean, self.std = (torch.tensor(values).view(3, 1, 1) for values in MEAN_STD[normalize])
 
     def __getitem__(self, index: int) -> tuple[Tensor, str, Tensor, Tensor]:
-        image, caption, about, things = self.level.captioned_frame(self.seed, index, self.size)
+        image, caption, about, things = LEVELS[self.level].captioned_frame(self.seed, index, self.size)
         rng = generator(self.seed, Stream.CAPTION, 1, index)
         if rng.random() < CORPUS_CAPTIONS:
             caption = self.texts[about[int(rng.integers(len(about)))]]
         names = [[name for names in thing.names.values() for name in names] for thing in things]
         frame, *shown = (self._evenly(units) for units in (about, *names, []))  # the last one: nothing for sure
         pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1).float() / 255
-        patches = torch.stack(shown)[owners(things, *self.grid).ravel()]
+        patches = torch.stack(shown)[owners(things, self.patch).ravel()]
         return (pixels - self.mean) / self.std, caption, frame, patches
 
     def _evenly(self, units: Sequence[str]) -> Tensor:
@@ -115,21 +115,21 @@ class ClipStage:
         self,
         clip: open_clip.CLIP,
         config: PretrainConfig,
-        level: Level,
+        level: int,
         seed: int,
         normalize: str,
         workers: int,
         device: torch.device,
     ) -> None:
-        self.module, self.config, self.level, self.seed = clip, config, level, seed
+        self.module, self.config, self.level, self.seed = clip, config, LEVELS[level], seed
         self.workers, self.device = workers, device
         self.tokenizer = clip_tokenizer(clip.context_length)
         # Wider than CLIP's 0.02, which needs far longer training to tell words apart.
         torch.nn.init.normal_(clip.token_embedding.weight, std=0.3)
         clip.visual.output_tokens = True
-        corpus = Corpus.load(level.CORPUS).select(ALIGNED)
-        size, grid = clip.visual.image_size[0], clip.visual.grid_size
-        self.frames = CaptionedFrames(level, corpus, seed, size, grid, normalize)
+        corpus = Corpus.load(self.level.CORPUS).select(ALIGNED)
+        size, patch = clip.visual.image_size[0], clip.visual.patch_size
+        self.frames = CaptionedFrames(level, corpus, seed, size, patch, normalize)
         self.entities = self.tokenizer([entity.text for entity in corpus.entities]).to(device)
         categories = [[entity.category == name for entity in corpus.entities] for name in ALIGNED]
         self.members = torch.tensor(categories, device=device)

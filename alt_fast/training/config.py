@@ -152,7 +152,8 @@ class TrainConfig:
         pretrain: train the image and text towers first, on generated captioned frames; null for none.
         start_from: run folder of a trained model to start from, of the same kind: only the number of frames, r, tau,
             noise and the corpus may be others.
-        corpus: corpus file (JSON), or "motion_shapes"; null when model.query is not "entities", or for start_from's.
+        corpus: corpus file (JSON), "motion_shapes" or "motion_shapes_2"; null when model.query is not "entities", or
+            for start_from's.
         templates: prompts for class names: "action", our own for names such as "playing guitar"; "actionclip",
             ActionCLIP's sixteen; "name", the name alone, as in X-CLIP's code; "plain" for whole sentences.
         out: run folder; by default a new one under runs/.

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from alt_fast.corpus import Corpus
+from alt_fast.corpus import PACKAGED, Corpus
 from alt_fast.data.annotations import Video, read_list
 from alt_fast.data.dataset import TrainClips
 from alt_fast.data.loader import open_backend
@@ -85,8 +85,6 @@ def run_stages(job: Job, data_seconds: float) -> dict[str, Any]:
         frame_model, seconds["frame_only"] = train_model(job, "frame_only", replace(model_config, frames=1))
     trained_at = time.monotonic()
     metrics = measure(job, trained)
-    if job.world.main:
-        metrics["alignment"] = trained.probe_alignment(lists.test, lists.classes, single_view(job))
     if config.eval_every and job.world.main:
         keep_best(folder, trained, config.optim.epochs, metrics["top1"])
     if frame_model is not None:
@@ -100,6 +98,8 @@ def run_stages(job: Job, data_seconds: float) -> dict[str, Any]:
         "seed": config.seed,
     }
     if job.world.main:
+        write_json(folder / METRICS, metrics)  # also where the probe fails
+        metrics["alignment"] = trained.probe_alignment(lists.test, lists.classes, single_view(job))
         write_json(folder / METRICS, metrics)
         write_text(folder / CARD, model_card(trained, folder))
     return metrics
@@ -131,10 +131,13 @@ def read_lists(data: DataConfig) -> Lists:
 
 
 def load_corpus(config: TrainConfig) -> Corpus | None:
-    """Return the corpus that the job names; None when the model asks for none."""
+    """Return the corpus that the job names; None when the model asks for none. Raises RunError or CorpusError."""
     name = config.corpus
     if config.model.query != "entities":
         return None
+    level = config.data.shapes.level
+    if config.data.generate is not None and name in PACKAGED and name != LEVELS[level].CORPUS:
+        raise RunError(f"corpus {name} is not that of level {level}: take --config motion_shapes_2 for level 2")
     if name is None and config.start_from is not None:
         return load(config.start_from).model.corpus
     if name is None:
@@ -155,7 +158,7 @@ def _pretrain(job: Job, path: Path) -> float:
     assert config.pretrain is not None
     torch.manual_seed(integer(config.seed, Stream.INIT, sample=0))
     clip = build_clip(config.model.backbone, None, config.model.image_size).to(job.device)
-    level, normalize = LEVELS[config.data.shapes.level], config.augment.normalize
+    level, normalize = config.data.shapes.level, config.augment.normalize
     stage = ClipStage(clip, config.pretrain, level, config.seed, normalize, config.data.workers, job.device)
     seconds = fit(stage, job.folder, job.saving, job.log)
     save_module(path, clip)
@@ -194,7 +197,7 @@ def warn_of_chance(job: Job, model: ALT) -> None:
     if sure < 0.5:
         job.print_line(
             f"with tau = {model.config.tau:g}, {len(model.corpus):,} entities and noise, a token equal to an entity "
-            f"chooses it in {100 * sure:.2g} % of steps: the rest is chance. Lower model.tau, or model.noise false"
+            f"chooses it in {100 * sure:.2g} % of steps. A lower model.tau makes the choice surer, or model.noise false"
         )
 
 

@@ -64,6 +64,8 @@ def test_controls_change_the_entities_and_nothing_else(small: list[str]) -> None
     torch.testing.assert_close(pooled("permuted"), entities[order[index]].mean(2))
     torch.testing.assert_close(pooled("oracle"), entities[part.truth].mean(1)[:, None].expand(3, 2, 64))
     assert not torch.equal(pooled("random"), pooled("random"))
+    for case in CASES.values():
+        experiment.build(case.changes)
 
 
 def test_the_truth_is_that_of_the_labels(small: list[str]) -> None:

@@ -14,7 +14,7 @@ from alt_fast.data.augment import cut, view_record
 from alt_fast.data.config import AugmentConfig, MotionShapesConfig
 from alt_fast.data.decode import decode_clip
 from alt_fast.data.motion_shapes import LEVELS, Level, level2
-from alt_fast.data.motion_shapes.drawing import MOTIONS, OPPOSITE
+from alt_fast.data.motion_shapes.drawing import MOTIONS, OPPOSITE, Thing, owners
 from alt_fast.data.motion_shapes.generate import generate
 from alt_fast.data.motion_shapes.level1 import (
     OBJECTS,
@@ -210,11 +210,30 @@ def test_things_are_where_they_are_drawn(level: Level) -> None:
 def test_what_is_true_is_found_by_the_video(shapes: Path) -> None:
     """The masks of a decoded clip are where its pixels are bright."""
     videos, _ = read_list(shapes / "test.txt", read_classes(shapes / "classes.csv"))
-    dataset = read_dataset(videos[3].path)
-    assert dataset == MotionShapesConfig(train_per_class=2, test_per_class=1, frames=10, size=48)
+    assert read_dataset(videos[3].path) == MotionShapesConfig(train_per_class=2, test_per_class=1, frames=10, size=48)
     record = view_record(AugmentConfig(test_crop=1.0), 4)
     frames = cut(record, decode_clip(videos[3].path, record.positions), (48, 48)).float().mean(1).numpy()
-    for frame, things in zip(frames, things_in(videos[3].path, dataset, record, (48, 48)), strict=True):
+    shown_things = things_in(videos[3].path, record, (48, 48))
+    assert shown_things is not None
+    for frame, things in zip(frames, shown_things, strict=True):
         shown = things[-1].mask
         assert frame[shown > 0.9].mean() > frame[shown < 0.1].mean() + 60
     assert read_dataset(shapes / "elsewhere" / "x" / "y.webm") is None
+
+
+def test_level_2_the_middle_frame_says_nothing_about_the_direction() -> None:
+    for actor, motion, tool in level2.TRAINED[::2]:
+        clips = [level2.draw_clip(0, "train", i, (actor, motion, tool)) for i in range(20)]
+        for clip in clips:
+            middle = (clip.start + clip.stop) / 2
+            places, back = (level2._moving(replace(clip, motion=m), middle) for m in (motion, OPPOSITE[motion]))
+            assert places == back
+
+
+def test_owners_of_patches_that_do_not_fill_the_frame() -> None:
+    """What is left over at the right and below is no patch."""
+    mask = np.zeros((50, 50), np.float32)
+    mask[:8, :8], mask[48:, 48:] = 1, 1
+    things = [Thing({}, 1 - mask), Thing({}, mask)]
+    assert owners(things, (8, 8)).shape == (6, 6)
+    assert np.argwhere(owners(things, (8, 8)) == 1).tolist() == [[0, 0]]

@@ -5,6 +5,7 @@ from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -14,9 +15,9 @@ from alt_fast.data.annotations import Video, read_list
 from alt_fast.data.augment import view_record
 from alt_fast.data.config import Loading
 from alt_fast.data.motion_shapes.drawing import owners
-from alt_fast.data.motion_shapes.truth import read_dataset, things_in
+from alt_fast.data.motion_shapes.truth import things_in
 from alt_fast.evaluate import main
-from alt_fast.inference.alignment import probe_alignment
+from alt_fast.inference.alignment import probe_alignment, region_of
 from alt_fast.inference.predict import load_video
 from alt_fast.inference.scoring import EvalConfig
 from alt_fast.inference.trained import TrainedModel, load
@@ -108,15 +109,13 @@ def test_tokens_that_show_the_truth_are_right(
     model, spec = trained.model, trained.spec
     model.encoder.set_r(0)
     units = [entity.unit for entity in model.corpus.entities]
-    dataset = read_dataset(videos[0].path)
-    assert dataset is not None
     record = view_record(spec.augment, spec.num_frames)
     by_video = []
     for video in videos:
         frames = []
-        for things in things_in(video.path, dataset, record, spec.size):
+        for things in things_in(video.path, record, spec.size) or ():
             first = [units.index(min(chain(*thing.names.values()))) for thing in things]
-            owner = owners(things, 6, 6).ravel()
+            owner = owners(things, (8, 8)).ravel()
             frames.append([first[-1], *(first[max(0, int(place))] for place in owner)])
         by_video.append(frames)
     true = torch.tensor(by_video)
@@ -124,7 +123,7 @@ def test_tokens_that_show_the_truth_are_right(
     entities = model.alignment.entities
 
     def encode(frames: Tensor, *_: object) -> Regions:
-        index = (next(seen) if len(frames) > spec.num_frames else true[:1]).flatten(0, 1)
+        index = (next(seen) if len(frames) > spec.num_frames else true[:1]).flatten(0, 1) % len(entities)
         source = torch.arange(37).expand(len(index), -1).int()
         return Regions(entities[index], torch.ones(len(index), 37), source)
 
@@ -133,6 +132,21 @@ def test_tokens_that_show_the_truth_are_right(
     assert found["frame_accuracy"]["all"] == 1
     assert found["region_accuracy"]["all"] > 0.95  # where nothing fills a quarter of a patch, none is right
     assert set(found["region_accuracy"]) == {"all", "object", "body", "scene"}
+    assert found["region_accuracy"]["object"] > 0.95
+    model.use_corpus(None, ["scene"])
+    seen, true = iter(true.split(TESTING.batch_size)), torch.zeros_like(true)
+    entities = model.alignment.entities
+    found = probe_alignment(model, spec, videos, trained.embed(trained.classes), TESTING)
+    assert set(found["region_accuracy"]) == {"all", "scene"}  # no entity names an object, so none is missed
+
+
+def test_the_region_of_a_thing_has_most_of_its_pixels() -> None:
+    mask = np.zeros((4, 6), np.float32)  # patches of 2 x 3: the thing fills the second, and half of the third
+    mask[:2, 3:], mask[2, :3] = 1, 1
+    assert region_of(mask, (2, 3), torch.tensor([1, 2, 3, 1])) == 2
+    assert region_of(mask, (2, 3), torch.tensor([3, 1, 1, 2])) == 1
+    assert region_of(mask, (2, 3), torch.tensor([2, 1, 2, 2])) == 1
+    assert region_of(0 * mask, (2, 3), torch.tensor([1, 2, 3, 1])) is None
 
 
 def test_lists_of_other_videos_have_no_truth(trained: TrainedModel, videos: list[Video], tmp_path: Path) -> None:
@@ -142,6 +156,16 @@ def test_lists_of_other_videos_have_no_truth(trained: TrainedModel, videos: list
     found = probe_alignment(trained.model, trained.spec, own, trained.embed(trained.classes), TESTING)
     assert found["videos"] == 1  # what cannot be read is left out
     assert "region_accuracy" not in found
+    assert probe_alignment(trained.model, trained.spec, own[1:], trained.embed(["x"]), TESTING) == {"videos": 0}
+    stray = videos[0].path.parent / "mine.webm"  # among the dataset's, but none of them
+    stray.write_bytes(videos[0].path.read_bytes())
+    try:
+        stranger = probe_alignment(
+            trained.model, trained.spec, [Video(stray, 0)], trained.embed(trained.classes), TESTING
+        )
+    finally:
+        stray.unlink()
+    assert "region_accuracy" not in stranger
 
 
 @pytest.mark.parametrize("query", ["frame", "learned"])
@@ -159,4 +183,5 @@ def test_the_command_prints_it(trained_run: Path, capsys: pytest.CaptureFixture[
     metrics = json.loads((trained_run / "metrics.json").read_text())["alignment"]
     assert f"shuffled top1            {metrics['shuffled_top1']:.1%}\n" in out
     assert f"region accuracy          all {metrics['region_accuracy']['all']:.1%}, object " in out
+    assert f"entities effective       {metrics['entities_effective']:.3g}\n" in out
     assert "does **not** use its queries" in (trained_run / "README.md").read_text()  # after six steps

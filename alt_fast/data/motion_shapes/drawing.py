@@ -47,7 +47,8 @@ _FINE = 3
 class Thing(NamedTuple):
     """Something in a frame. names: units of entities true of it, by category. mask: [size, size] its share of pixels.
 
-    Where things overlap, the mask is of what can be seen; it is 0 for what is true of the frame and nowhere in it.
+    Where things overlap, the mask is of what can be seen, hollow things with their holes; it is 0 for what is true of
+    the frame and nowhere in it.
     """
 
     names: Mapping[str, frozenset[str]]
@@ -129,13 +130,20 @@ def visible(masks: Sequence[Mask]) -> list[Mask]:
     return seen[::-1]
 
 
-def owners(things: Sequence[Thing], rows: int, columns: int) -> NDArray[np.int64]:
-    """The number of the thing that every patch of a grid shows, [rows, columns].
+def by_patch(masks: NDArray[np.float32], patch: tuple[int, int]) -> NDArray[np.float32]:
+    """The share of every patch that masks [..., H, W] fill: [..., H // height, W // width]. patch: height and width."""
+    height, width = patch
+    rows, columns = masks.shape[-2] // height, masks.shape[-1] // width
+    whole = masks[..., : rows * height, : columns * width]
+    return whole.reshape(*masks.shape[:-2], rows, height, columns, width).mean((-3, -1))
+
+
+def owners(things: Sequence[Thing], patch: tuple[int, int]) -> NDArray[np.int64]:
+    """The number of the thing that every patch shows, [rows, columns]. patch: its height and width in pixels.
 
     A patch shows the thing that fills most of it, from a quarter on, or nothing but background; -1: neither.
     """
-    masks = np.stack([thing.mask for thing in things])
-    shares = masks.reshape(len(things), rows, masks.shape[1] // rows, columns, masks.shape[2] // columns).mean((2, 4))
+    shares = by_patch(np.stack([thing.mask for thing in things]), patch)
     best = shares[1:].argmax(0) + 1
     shown = np.where(shares[0] >= 0.9, 0, -1)
     return np.where(shares[1:].max(0) >= 0.25, best, shown)

@@ -26,19 +26,28 @@ def read_dataset(video: Path) -> MotionShapesConfig | None:
     )
 
 
-def clip_of(video: Path, config: MotionShapesConfig) -> Any:
-    """Return the random choices of a video, its level's Clip. config: of the dataset that it is of."""
-    split, index = video.parent.name, int(video.stem)
-    classes, each = next((classes, count) for name, classes, count in splits(config) if name == split)
-    return LEVELS[config.level].draw_clip(config.seed, split, index, classes[index // each])
+def clip_of(video: Path, config: MotionShapesConfig) -> Any | None:
+    """Return the random choices of a video, its level's Clip; None for one that the dataset did not write.
 
-
-def things_in(video: Path, config: MotionShapesConfig, record: ClipRecord, size: tuple[int, int]) -> list[list[Thing]]:
-    """Return what is in every frame of a clip, as `record` cuts it out: masks are [*size], uint8 for their shares.
-
-    config: of the dataset that the video is of.
+    config: of the dataset in whose folder it lies.
     """
-    level, clip, times = LEVELS[config.level], clip_of(video, config), times_of(config.frames)
+    found = next(((classes, count) for name, classes, count in splits(config) if name == video.parent.name), None)
+    if found is None or not video.stem.isdecimal() or int(video.stem) >= len(found[0]) * found[1]:
+        return None
+    index, (classes, each) = int(video.stem), found
+    return LEVELS[config.level].draw_clip(config.seed, video.parent.name, index, classes[index // each])
+
+
+def things_in(video: Path, record: ClipRecord, size: tuple[int, int]) -> list[list[Thing]] | None:
+    """Return what is in every frame of a clip, as `record` cuts it out: masks are [*size].
+
+    None for a video of no generated dataset.
+    """
+    config = read_dataset(video)
+    clip = None if config is None else clip_of(video, config)
+    if config is None or clip is None:
+        return None
+    level, times = LEVELS[config.level], times_of(config.frames)
     frames = [level.things(clip, times[int(position * config.frames)], config.size) for position in record.positions]
     masks = np.stack([np.stack([thing.mask for thing in things], -1) for things in frames])
     cut_masks = cut(record, (255 * masks).round().astype(np.uint8), size).float() / 255
