@@ -33,8 +33,8 @@ from alt_fast.training.schedule import Schedule
 CORPUS_CAPTIONS = 0.25
 """Share of captions that are the corpus's own texts."""
 
-TEXT_WEIGHT, BACKGROUND_WEIGHT = 0.25, 0.25
-"""Of the text-to-text term, and of patches of background in the grounding term."""
+BACKGROUND_WEIGHT = 0.25
+"""Of patches of background in the grounding term."""
 
 
 class CaptionedFrames(Dataset[tuple[Tensor, str, Tensor, Tensor]]):
@@ -124,8 +124,6 @@ class ClipStage:
         self.module, self.config, self.level, self.seed = clip, config, LEVELS[level], seed
         self.workers, self.device = workers, device
         self.tokenizer = clip_tokenizer(clip.context_length)
-        # Wider than CLIP's 0.02, which needs far longer training to tell words apart.
-        torch.nn.init.normal_(clip.token_embedding.weight, std=0.3)
         clip.visual.output_tokens = True
         corpus = Corpus.load(self.level.CORPUS).select(ALIGNED)
         size, patch = clip.visual.image_size[0], clip.visual.patch_size
@@ -162,7 +160,7 @@ class ClipStage:
         image, patches = F.normalize(image, dim=-1), F.normalize(patches @ clip.visual.proj, dim=-1)
         scale = clip.logit_scale.exp().clamp(max=100)
         loss = contrastive_loss(image, caption, captions, scale)
-        loss = loss + TEXT_WEIGHT * contrastive_loss(label, reworded, labels, scale)
+        loss = loss + contrastive_loss(label, reworded, labels, scale)
         if self.config.grounding:
             of_frame, of_patches = (part.to(self.device) for part in shown)
             grounding = frame_loss(image, entity, of_frame, scale, self.members)

@@ -149,7 +149,8 @@ class TrainConfig:
         data: where the videos are.
         augment: how clips are cropped and coloured.
         optim: how the model trains.
-        pretrain: train the image and text towers first, on generated captioned frames; null for none.
+        pretrain: train the image and text towers first, from model.pretrained's weights or from random ones, on
+            generated captioned frames; null for none.
         start_from: run folder of a trained model to start from, of the same kind: only the number of frames, r, tau,
             noise and the corpus may be others.
         corpus: corpus file (JSON), "motion_shapes" or "motion_shapes_2"; null when model.query is not "entities", or
@@ -186,8 +187,6 @@ class TrainConfig:
     device: str = "auto"
 
     def __post_init__(self) -> None:
-        if self.pretrain is not None and self.model.pretrained is not None:
-            raise ArgumentError("pretrain makes the weights that model.pretrained would name: set one of them to null")
         if self.start_from is not None and (self.pretrain is not None or self.model.pretrained is not None):
             raise ArgumentError("start_from has all weights: set pretrain and model.pretrained to null")
         check_at_least(self, checkpoint_every=1, keep=1, eval_every=0, seed=0)

@@ -157,7 +157,11 @@ def _pretrain(job: Job, path: Path) -> float:
     config = job.config
     assert config.pretrain is not None
     torch.manual_seed(integer(config.seed, Stream.INIT, sample=0))
-    clip = build_clip(config.model.backbone, None, config.model.image_size).to(job.device)
+    clip = build_clip(config.model.backbone, config.model.pretrained, config.model.image_size)
+    if config.model.pretrained is None:
+        # Wider than CLIP's 0.02, which needs far longer training to tell words apart.
+        torch.nn.init.normal_(clip.token_embedding.weight, std=0.3)
+    clip.to(job.device)
     level, normalize = config.data.shapes.level, config.augment.normalize
     stage = ClipStage(clip, config.pretrain, level, config.seed, normalize, config.data.workers, job.device)
     seconds = fit(stage, job.folder, job.saving, job.log)
