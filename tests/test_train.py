@@ -398,7 +398,6 @@ def test_bad_settings(
         (["--optim.mixup", "0.8", "--optim.batch_size", "9"], "must be even"),
         (["--model.tuning", "half"], "half"),
         (["--no.such", "1"], "no.such"),
-        (["--model.pretrained", "openai"], "set one of them to null"),
         (["--checkpoint_every", "0"], "checkpoint_every must be >= 1"),
         (["--eval_every", "-1"], "eval_every must be >= 0"),
         (["--keep", "0"], "keep must be >= 1, got 0"),
@@ -415,6 +414,15 @@ def test_bad_options(capsys: pytest.CaptureFixture[str], options: list[str], mes
         status = int(e.code or 0)
     assert status == 2
     assert message in capsys.readouterr().err
+
+
+def test_pretraining_goes_on_from_weights(trained_run: Path, tmp_path: Path) -> None:
+    start = trained_run / "clip.safetensors"
+    more = ["--model.pretrained", str(start), "--pretrain.steps", "1", "--frame_only", "false"]
+    assert main([*job(trained_run, tmp_path), *more, "--optim.epochs", "1", "--optim.warmup_epochs", "0"]) == 0
+    before, after = load_file(start), load_file(tmp_path / "run" / "clip.safetensors")
+    moved = [(after[name] - value).abs().max() for name, value in before.items() if value.is_floating_point()]
+    assert 0 < max(moved) < 0.02  # one step of 2e-3, from there
 
 
 def test_configuration_files(tmp_path: Path) -> None:
