@@ -68,6 +68,8 @@ def run(arguments: argparse.Namespace, options: Sequence[str]) -> int:
     launch = split("--launch", arguments.launch) if arguments.launch else [sys.executable]
     second = split("--few-shot", few_shot) if few_shot else None
     sweep = Sweep(config, options, second, launch, arguments.out, frames)
+    if arguments.transfer_frames is not None and not sweep.transfers:
+        raise ArgumentError("--transfer-frames has no effect without --few-shot or --data.unseen: no column is of them")
     if not arguments.show:
         run_all(sweep, arguments.tables, arguments.seeds, arguments.jobs)
     print("\n\n".join(table_text(sweep, table, arguments.seeds) for table in arguments.tables))

@@ -83,11 +83,16 @@ def check_tower(arguments: argparse.Namespace) -> str:
 
 
 def print_rows(rows: Sequence[dict[str, Any]]) -> None:
-    """Print a table of scores, and how the clips were decoded."""
+    """Print a table of scores, and how the clips were decoded.
+
+    Where a list has classes that were trained on and others, the others' scores stand below.
+    """
     print(f"{'list':40} {'videos':>7} {'classes':>8} {'chance':>7} {'top-1':>7} {'top-5':>7}")
     for row in rows:
-        scores = " ".join(f"{row[name]:7.1%}" for name in ("chance", "top1", "top5"))
-        print(f"{row['list']:40} {row['videos']:7} {row['classes']:8} {scores}")
+        _print_row(row["list"], row)
+        if "unseen" in row:
+            _print_row("  never trained on", row["unseen"])
+            print(f"  trained on: {', '.join(row['shared'])}")
     for way, clips in (pair for row in rows for pair in row["ways"].items()):
         print(f"{clips} clips {way}")
     for row in rows:
@@ -95,6 +100,11 @@ def print_rows(rows: Sequence[dict[str, Any]]) -> None:
             print(f"alignment, {row['list']}:")
             for name, value in row["alignment"].items():
                 print(f"  {name.replace('_', ' '):24} {_value_text(name, value)}")
+
+
+def _print_row(title: str, row: dict[str, Any]) -> None:
+    scores = " ".join(f"{row[name]:7.1%}" for name in ("chance", "top1", "top5"))
+    print(f"{title:40} {row['videos']:7} {row['classes']:8} {scores}")
 
 
 def _value_text(name: str, value: Any) -> str:
@@ -129,14 +139,14 @@ def run(arguments: argparse.Namespace) -> int:
         else:
             rows = []
             for name, videos, names in lists:
-                rows.append(trained.score(name, videos, names, testing, world))
+                rows.append(score(name, videos, names, trained, testing, world)[0])
                 if arguments.probe_alignment and world.main:
                     rows[-1]["alignment"] = trained.probe_alignment(videos, names, testing)
         for share in arguments.interpolate:
             between = cli.load_model(arguments)
             between.interpolate(tower, share)
             for name, videos, names in lists:
-                row = between.score(name, videos, names, testing, world)
+                row, _ = score(name, videos, names, between, testing, world)
                 rows.append({**row, "list": f"{name}, interpolated {share:g}", "interpolate": share})
     if not world.main:
         return 0
@@ -152,22 +162,37 @@ def run(arguments: argparse.Namespace) -> int:
     return 1 if failures else 0
 
 
+def score(
+    name: str, videos: Any, names: Sequence[str], trained: Any, testing: Any, world: Any
+) -> tuple[dict[str, Any], Any]:
+    """Test on a list of videos whose labels index `names`; returns its scores, and the `TestedList`.
+
+    With `unseen_part` where the list mixes classes that were trained on with others.
+    """
+    from alt_fast.inference.assess import TestedList
+    from alt_fast.inference.scoring import evaluate, summarize
+    from alt_fast.inference.zero_shot import unseen_part
+
+    classes = trained.embed(names)
+    result = evaluate(trained.model, videos, trained.spec, classes, testing, Path(name).name, world)
+    row, part = summarize(name, result, len(names), testing), unseen_part(result, names, trained.classes)
+    return (row | part if part.get("shared") else row), TestedList(videos, names, classes, result)
+
+
 def report(arguments: argparse.Namespace, trained: Any, testing: Any, lists: Any, world: Any) -> list[dict[str, Any]]:
     """Test the lists and write the page of all; returns their scores."""
-    from alt_fast.inference.assess import AssessmentOptions, TestedList, assess
-    from alt_fast.inference.scoring import evaluate, summarize
+    from alt_fast.inference.assess import AssessmentOptions, assess
     from alt_fast.report.page import write_report
 
     rows, parts = [], []
     for number, (name, videos, names) in enumerate(lists, start=1):
-        classes = trained.embed(names)
-        result = evaluate(trained.model, videos, trained.spec, classes, testing, Path(name).name, world)
-        rows.append(summarize(name, result, len(names), testing))
+        row, tested = score(name, videos, names, trained, testing, world)
+        rows.append(row)
         if arguments.probe_alignment and world.main:
-            rows[-1]["alignment"] = trained.probe_alignment(videos, names, testing)
+            row["alignment"] = trained.probe_alignment(videos, names, testing)
         pages = arguments.report.with_name(f"{arguments.report.stem}-explain") / f"{number}-{Path(name).stem}"
         options = AssessmentOptions(testing, arguments.also_r or (), arguments.explain, pages, world)
-        parts.append(assess(rows[-1], TestedList(videos, names, classes, result), trained, options))
+        parts.append(assess(row, tested, trained, options))
     if world.main:
         write_report(arguments.report, parts, Path(arguments.checkpoint).resolve().name)
     return rows

@@ -98,17 +98,17 @@ def training_table(rows: Iterable[Row]) -> str:
         "|---|--:|--:|--:|--:|--:|---|",
     ]
     for case, contestants in _runs(rows):
-        if "training step" not in case:
+        if "training step" not in case or OURS not in contestants:
             continue
         ours = contestants[OURS]
-        three = (contestants.get(name) for name in (ours["baseline"], PUBLISHED, OURS))
-        kept = [f"{row['saved_bytes'] / 2**20:,.0f}" for row in three if row and "saved_bytes" in row]
+        three = (contestants.get(name, {}).get("saved_bytes") for name in (ours["baseline"], PUBLISHED, OURS))
+        kept = ["-" if size is None else f"{size / 2**20:,.0f}" for size in three]
         cells = [
             case.removesuffix(", float32"),
             f"{ours['flop_ratio']:.2f}",
             _speedup(contestants.get(PUBLISHED)),
             _speedup(ours),
-            f"{', '.join(kept)} MiB" if kept else NOT_MEASURED,
+            f"{', '.join(kept)} MiB" if set(kept) != {"-"} else NOT_MEASURED,
             str(ours["rounds"]),
             _source(ours),
         ]

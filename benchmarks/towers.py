@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import alt_fast
+from alt_fast.tome.rules import RotaryRule
 from alt_fast.tome.tokens import Tokens
 from alt_fast_kernels import max_r
 from benchmarks.provenance import provenance
@@ -80,12 +81,19 @@ frames."""
 
 
 def drop_step(
-    tokens: Tokens, branch: Tensor, key: Tensor, norm: nn.Module | None, r: int | float, protected: int, *_: object
+    tokens: Tokens,
+    branch: Tensor,
+    key: Tensor,
+    norm: nn.Module | None,
+    r: int | float,
+    protected: int,
+    rule: RotaryRule = "mean",
+    destinations: int = 2,
 ) -> tuple[Tokens, Tensor]:
-    """`merge_step` that drops the last r tokens."""
+    """`merge_step` that drops the last tokens, as many as would merge into every k-th, the destinations."""
     num_tokens = tokens.x.shape[1]
     r = int(r * (num_tokens - protected)) if isinstance(r, float) else r
-    kept = num_tokens - min(r, max_r(num_tokens, protected))
+    kept = num_tokens - min(r, max_r(num_tokens, protected, destinations))
     x = (tokens.x + branch)[:, :kept]
     turns = None if tokens.turns is None else tokens.turns._replace(table=tokens.turns.table[:, :kept])
     return replace(tokens, x=x, turns=turns), x if norm is None else norm(x)

@@ -112,6 +112,7 @@ def test_few_shot_runs_start_from_each_row(tmp_path: Path, monkeypatch: pytest.M
         assert "2-shot-seed3.csv" in command
         assert "--seed=3" in command
         changed = [o.removeprefix("--model.") for o in command if o.startswith("--model.")]
+        assert changed.pop() == "frames=8"  # and not few_shot_b16's own 32
         assert Path(start).name == (",".join(changed) or "base")
 
 
@@ -136,6 +137,7 @@ def test_transfer_columns_are_of_runs_of_32_frames(
     assert not any("model.frames" in option for option in names["base"])
     assert "--model.frames=32" in names["base,frames=32"]
     assert f"--start-from={tmp_path / '32' / 'seed0' / 'base,frames=32'}" in names["base,frames=32,few-shot"]
+    assert all("--model.frames=32" in command for name, command in names.items() if name.endswith("few-shot"))
     commands.clear()
     (tmp_path / "32" / "seed0" / "base,frames=32" / "metrics.json").write_text('{"top1": 0.9, "top1_zero_shot": 0.75}')
     assert main([*command, "--show", "--", *data, "--data.unseen", "testlist01.txt"]) == 0
@@ -145,6 +147,32 @@ def test_transfer_columns_are_of_runs_of_32_frames(
     assert len(commands) == 2 * 4
     assert main(["C4", "--out", str(tmp_path), "--transfer-frames", "0", "--", *data]) == 2
     assert "--transfer-frames must be >= 1, got 0" in capsys.readouterr().err
+    assert main(["7", "--out", str(tmp_path), "--transfer-frames", "16", "--", *data]) == 2
+    assert "--transfer-frames has no effect without --few-shot or --data.unseen" in capsys.readouterr().err
+
+
+def test_runs_of_other_frames_share_the_tower_of_a_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Generated data has unseen classes, so its runs are transferred, with or without few-shot training."""
+    commands, sweep = fake(tmp_path, monkeypatch)
+    run_all(replace(sweep, frames=4), ["C4"], [0], jobs=1)
+    first, again, *others = commands
+    assert first[-2] == f"--out={tmp_path / 'seed0' / 'base'}"
+    assert again[-2] == f"--out={tmp_path / 'seed0' / 'base,frames=4'}"
+    assert not any("pretrain" in option for option in first)
+    tower = {"--pretrain=null", f"--model.pretrained={tmp_path / 'seed0' / 'base' / 'clip.safetensors'}"}
+    assert len(others) == 2 * 3
+    assert all(tower <= set(command) for command in (again, *others))
+    base = TABLES["C4"][-1]
+    assert sweep.scores(base, 0) == {"fully": 50, "0-shot": 25}
+
+
+def test_metrics_of_earlier_runs_are_read(tmp_path: Path) -> None:
+    """Those without the score over all classes of the unseen list, before it had a name of its own."""
+    folder = tmp_path / "seed0" / "base"
+    folder.mkdir(parents=True)
+    (folder / "metrics.json").write_text('{"top1": 0.5, "top1_unseen_pairs": 0.25}')
+    sweep = Sweep(parse([]), [], None, [], tmp_path, 8)
+    assert sweep.scores(TABLES["C4"][-1], 0) == {"fully": 50, "0-shot": 25}
 
 
 def test_r_is_scaled_to_the_model(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """EvalConfig a trained model: counts, lists, and the command line."""
 
 import json
+import re
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -17,6 +18,8 @@ from alt_fast.data.dataset import EvalClips
 from alt_fast.evaluate import main, make_parser
 from alt_fast.inference.scoring import EvalConfig, Result, evaluate, mean_over_views
 from alt_fast.inference.trained import load
+from alt_fast.inference.zero_shot import score_zero_shot
+from tests.browser import data_of
 
 
 def result(scores: list[list[float]], labels: list[int], readable: list[bool] | None = None) -> Result:
@@ -97,6 +100,35 @@ def test_command_line_repeats_the_run_s_metrics(trained_run: Path, capsys: pytes
     assert unseen["top1"] == metrics["top1_unseen_pairs"]
     assert (seen["videos"], seen["classes"], unseen["videos"], unseen["classes"]) == (36, 36, 12, 12)
     assert seen["ways"] == {"decoded by PyAV": 36}
+    assert not {"shared", "unseen"} & (seen.keys() | unseen.keys())  # all were trained on, none was
+
+
+def test_classes_trained_on_are_told_from_the_others(
+    trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As training's unseen list may have both: the same scores as the protocol's, in every form."""
+    data = trained_run.parent / "data"
+    seen, unseen = read_classes(data / "classes.csv")[3], read_classes(data / "unseen_classes.csv")
+    (tmp_path / "classes.csv").write_text("id,name\n" + "".join(f"{i},{n}\n" for i, n in enumerate([seen, *unseen])))
+    lines = [line.split() for line in (data / "unseen.txt").read_text().splitlines()]
+    rows = ["test/00003.webm 0", *(f"{path} {int(label) + 1}" for path, label in lines)]
+    (tmp_path / "mine.txt").write_text("".join(f"{row}\n" for row in rows))
+    options = ["--checkpoint", str(trained_run), "--list", str(tmp_path / "mine.txt"), "--root", str(data)]
+    options += ["--classes", str(tmp_path / "classes.csv"), "--workers", "0"]
+    assert main([*options, "--interpolate", "1", "--json"]) == 0
+    row, same = json.loads(capsys.readouterr().out)
+    tested = read_list(tmp_path / "mine.txt", tmp_path / "classes.csv", data, "test")
+    again = score_zero_shot(load(trained_run), row["list"], *tested, EvalConfig(loading=Loading(workers=0)))
+    assert row == again
+    assert (row["shared"], row["unseen"]["videos"], row["unseen"]["classes"]) == ([seen], 12, 12)
+    assert same["unseen"] == row["unseen"]
+    capsys.readouterr()
+    assert main([*options, "--report", str(tmp_path / "page.html")]) == 0
+    printed = capsys.readouterr().out
+    part = row["unseen"]
+    assert re.search(rf"never trained on +12 +12 +8.3% +{part['top1']:.1%} +{part['top5']:.1%}\n", printed)
+    assert f"  trained on: {seen}\n" in printed
+    assert data_of(tmp_path / "page.html")["lists"][0]["row"]["unseen"] == part
 
 
 def test_table_and_lists_of_one_s_own(trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

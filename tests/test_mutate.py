@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.mutate import MUTATIONS, ROOT, Mutation, MutationError, mutated, run
+from tests.mutate import MUTATIONS, ROOT, Mutation, MutationError, main, mutated, run
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: f"{mutation.path}: {mutation.text.strip()}")
@@ -16,7 +16,7 @@ def test_every_mutation_applies_and_names_tests_that_exist(mutation: Mutation) -
         compile(text, mutation.path, "exec")
     for test in mutation.tests.split():
         file, _, function = test.partition("::")
-        assert re.search(rf"^def {function or 'test_'}", (ROOT / file).read_text(), re.MULTILINE)
+        assert re.search(rf"^def {function or 'test_.*'}\(", (ROOT / file).read_text(), re.MULTILINE)
 
 
 def test_there_are_as_many_as_promised() -> None:
@@ -25,8 +25,9 @@ def test_there_are_as_many_as_promised() -> None:
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    (tmp_path / "alt_fast").mkdir()
-    (tmp_path / "tests").mkdir()
+    for folder in (tmp_path / "alt_fast", tmp_path / "tests"):
+        folder.mkdir()
+        (folder / "__init__.py").touch()
     (tmp_path / "pyproject.toml").write_text("")
     (tmp_path / "alt_fast" / "small.py").write_text("ONE = 1\nTWO = 2\n# 2\n")
     (tmp_path / "tests" / "test_small.py").write_text(
@@ -46,6 +47,30 @@ def test_survivors_are_told_from_what_is_noticed(tree: Path) -> None:
         "SURVIVED alt_fast/small.py: TWO = 2 -> TWO = 3",
     ]
     assert (tree / "alt_fast" / "small.py").read_text() == before
+
+
+def test_files_that_are_not_copied_say_nothing(tree: Path) -> None:
+    """A test that reads one fails in every copy, whatever is broken there."""
+    (tree / "notes.md").write_text("")
+    (tree / "tests" / "test_small.py").write_text(
+        "from pathlib import Path\n\n\ndef test_one() -> None:\n    assert Path('notes.md').exists()\n"
+    )
+    mutation = Mutation("alt_fast/small.py", "ONE = 1", "ONE = 3", "tests/test_small.py")
+    with pytest.raises(MutationError, match="tests fail without any mutation"):
+        run(tree, [mutation], 1, lambda line: None)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["zero", "nonesuch"], "no mutation has the word 'nonesuch' in its file, line or tests"),
+        (["zero", "--jobs", "0"], "--jobs must be >= 1, got 0"),
+    ],
+)
+def test_bad_requests(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(arguments)
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

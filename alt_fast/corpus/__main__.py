@@ -101,7 +101,7 @@ def make_parser() -> argparse.ArgumentParser:
             "phrase, things included",
         )
         command.add_argument("--reach", type=int, metavar="N", help="steps to related concepts (default 1)")
-        command.add_argument("--related", type=int, default=20, metavar="N", help="at most so many a step (default 20)")
+        command.add_argument("--related", type=int, metavar="N", help="at most so many a step (default 20)")
         command.add_argument("--no-glosses", action="store_true", help="not what glosses of a label's words speak of")
         command.add_argument("--no-body-parts", action="store_true", help="only those that labels name")
     shown = commands.add_parser("show", help="print entities", description="Print entities.")
@@ -127,14 +127,17 @@ def build_from(arguments: argparse.Namespace) -> None:
     from alt_fast.corpus.builder.wordnet import open_wordnet
     from alt_fast.data.annotations import read_labels
 
-    if arguments.paper and (arguments.reach is not None or arguments.no_glosses):
-        raise ArgumentError("--reach and --no-glosses have no effect on --paper, which takes no related concepts")
+    steps = [value for value in (arguments.reach, arguments.related) if value is not None]
+    if arguments.paper and (steps or arguments.no_glosses):
+        raise ArgumentError(
+            "--reach, --related and --no-glosses have no effect on --paper, which takes no related concepts"
+        )
     before = Corpus.load(arguments.corpus) if arguments.command == "extend" else None
     labels = read_labels(arguments.labels)
     config = BuildConfig(
         senses=arguments.senses,
         reach=0 if arguments.paper else 1 if arguments.reach is None else arguments.reach,
-        related=arguments.related,
+        related=20 if arguments.related is None else arguments.related,
         glosses=not (arguments.paper or arguments.no_glosses),
         body_parts=not arguments.no_body_parts,
         things_as_actions=arguments.paper,

@@ -18,6 +18,7 @@ import csv
 import io
 import json
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -156,8 +157,12 @@ def spoken(name: str) -> str:
 
 
 def name_key(name: str) -> str:
-    """Return what two names of one class have in common: letters and digits, whatever their case and punctuation."""
-    return "".join(filter(str.isalnum, name.casefold()))
+    """Return what two names of one class have in common: letters and digits, whatever their case and punctuation.
+
+    Marks belong to letters, composed or not. A name without either is its own key.
+    """
+    folded = unicodedata.normalize("NFKC", name).casefold()
+    return "".join(c for c in folded if unicodedata.category(c)[0] in "LMN") or name
 
 
 def keep_classes(

@@ -9,8 +9,8 @@ from typing import Any
 
 from alt_fast.data.annotations import Video, name_key
 from alt_fast.distributed import World
-from alt_fast.errors import RunError
-from alt_fast.inference.scoring import EvalConfig, evaluate, summarize
+from alt_fast.errors import ArgumentError, RunError
+from alt_fast.inference.scoring import EvalConfig, Result, evaluate, summarize
 from alt_fast.inference.trained import TrainedModel
 
 
@@ -19,11 +19,37 @@ def find_unseen(name: str, videos: Sequence[Video], names: Sequence[str], seen: 
 
     name: of the list. Raises RunError when no video is of such a class.
     """
-    known = {name_key(other) for other in seen}
-    unseen = [label for label, other in enumerate(names) if name_key(other) not in known]
+    unseen = _unseen_labels(names, seen)
     if not any(video.label in unseen for video in videos):
         raise RunError(f"{name}: every video is of a class that is trained on, so nothing in it is zero-shot")
     return unseen
+
+
+def _unseen_labels(names: Sequence[str], seen: Sequence[str]) -> list[int]:
+    known = {name_key(other) for other in seen}
+    return [label for label, other in enumerate(names) if name_key(other) not in known]
+
+
+def unseen_part(result: Result, names: Sequence[str], seen: Sequence[str]) -> dict[str, Any]:
+    """Return what a test over the classes `names` says of those that are not among `seen`.
+
+    As "shared" the names that are; as "unseen" videos, classes, chance, top1 and top5 of the others: their videos,
+    scored among their names. Nothing where no video is of such a class.
+    """
+    unseen = _unseen_labels(names, seen)
+    videos = sum(label in unseen for label in result.labels.tolist())
+    if videos == 0:
+        return {}
+    return {
+        "shared": [other for label, other in enumerate(names) if label not in unseen],
+        "unseen": {
+            "videos": videos,
+            "classes": len(unseen),
+            "chance": 1 / len(unseen),
+            "top1": result.top(1, unseen),
+            "top5": result.top(5, unseen),
+        },
+    }
 
 
 def score_zero_shot(
@@ -36,19 +62,11 @@ def score_zero_shot(
 ) -> dict[str, Any]:
     """Test on a list of videos whose labels index `names`, some of which the model may have been trained on.
 
-    Returns what `TrainedModel.score` does, over all classes; as "shared" the names that were trained on; and as
-    "unseen" videos, classes, chance, top1 and top5 of the others: their videos, scored among their names. Raises
-    RunError as `find_unseen`.
+    Returns what `TrainedModel.score` does, over all classes, and `unseen_part`. Raises RunError as `find_unseen`, and
+    ArgumentError when a head that was not trained would score.
     """
-    unseen = find_unseen(name, videos, names, trained.classes)
+    if trained.head == "clip" and testing.head != "clip":
+        raise ArgumentError(f'this is CLIP alone, whose ALT is not trained: head must be "clip", got "{testing.head}"')
+    find_unseen(name, videos, names, trained.classes)
     result = evaluate(trained.model, videos, trained.spec, trained.embed(names), testing, Path(name).name, world)
-    return summarize(name, result, len(names), testing) | {
-        "shared": [other for label, other in enumerate(names) if label not in unseen],
-        "unseen": {
-            "videos": sum(video.label in unseen for video in videos),
-            "classes": len(unseen),
-            "chance": 1 / len(unseen),
-            "top1": result.top(1, unseen),
-            "top5": result.top(5, unseen),
-        },
-    }
+    return summarize(name, result, len(names), testing) | unseen_part(result, names, trained.classes)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from alt_fast.errors import RunError
-from alt_fast.files import METRICS, make_folder, read_json
+from alt_fast.files import CLIP, METRICS, make_folder, read_json
 from alt_fast.paper.splits import write_shots
 from alt_fast.progress import Progress
 from alt_fast.training.config import TrainConfig
@@ -80,7 +80,8 @@ class Sweep:
     config: of the fully supervised runs. options: the same as command-line options. few_shot: options of the second
     training, which starts from each; "{seed}" and "{data}" stand for the seed and the folder of generated videos. None:
     no such column. launch: the command that runs `-m alt_fast.train`. frames: of the runs that the few- and zero-shot
-    columns are of, 32 in the paper (section 4.4); where they are not the configuration's own, these are further runs.
+    columns are of, whatever `few_shot` says of them; 32 in the paper (section 4.4). Where they are not the
+    configuration's own, what is transferred is a further run.
     """
 
     config: TrainConfig
@@ -96,10 +97,15 @@ class Sweep:
         return self.out / f"seed{seed}" / f"{changes or 'base'}{stage}"
 
     @property
+    def transfers(self) -> bool:
+        """Whether there are few- or zero-shot columns; generated data has classes that are not trained on."""
+        data = self.config.data
+        return self.few_shot is not None or data.unseen is not None or data.generate is not None
+
+    @property
     def transfer(self) -> str:
         """What the folder of a run that is transferred has behind the name of the fully supervised one."""
-        wanted = self.few_shot is not None or self.config.data.unseen is not None
-        return f",frames={self.frames}" if wanted and self.frames != self.config.model.frames else ""
+        return f",frames={self.frames}" if self.transfers and self.frames != self.config.model.frames else ""
 
     def changes(self, row: Row) -> dict[str, Any]:
         """The row's settings of the model."""
@@ -123,20 +129,20 @@ class Sweep:
         data = self.out / "data" / f"seed{seed}"
         generated = self.config.data.generate is not None
         own = [f"--data.root={data}", f"--data.shapes.seed={seed}"] if generated else []
-        if self.config.pretrain is not None and row is not BASE:  # one CLIP for all rows of a seed
-            towers = self.folder(BASE, seed) / "clip.safetensors"
-            own += ["--pretrain=null", f"--model.pretrained={towers}"]
+        tower: list[str] = []
+        if self.config.pretrain is not None:  # one CLIP for all runs of a seed: that of the first
+            tower = ["--pretrain=null", f"--model.pretrained={self.folder(BASE, seed) / CLIP}"]
         options = [*self.options, *own, *changed, "--frame-only=false", f"--seed={seed}"]
-        self._run(options, self.folder(row, seed))
-        run = self.folder(row, seed, self.transfer)
+        self._run([*options, *([] if row is BASE else tower)], self.folder(row, seed))
+        run, frames = self.folder(row, seed, self.transfer), f"--model.frames={self.frames}"
         if self.transfer:
-            self._run([*options, f"--model.frames={self.frames}"], run)
+            self._run([*options, *tower, frames], run)
         if self.few_shot is not None:
             second = [option.replace("{seed}", str(seed)).replace("{data}", str(data)) for option in self.few_shot]
             if generated and row is BASE:
                 write_shots(data / "few_shot.txt", data / "unseen_classes.csv", None, [2], seed, data)
             again = self.folder(row, seed, f"{self.transfer},few-shot")
-            self._run([*second, f"--start-from={run}", *changed, f"--seed={seed}"], again)
+            self._run([*second, f"--start-from={run}", *changed, frames, f"--seed={seed}"], again)
 
     def _run(self, options: Sequence[str], run: Path) -> None:
         if (run / METRICS).exists():
@@ -152,16 +158,20 @@ class Sweep:
             raise RunError(f"status {status} of {shlex.join(command)}; see {log.name}")
 
     def scores(self, row: Row, seed: int) -> dict[str, float]:
-        """Top-1 in per cent by column, of what has been trained and tested."""
+        """Top-1 in per cent by column, of what has been trained and tested.
+
+        Runs whose metrics are older than the score over all classes of the unseen list have that of the others alone.
+        """
         found: dict[str, float] = {}
-        for column, stage, name in (
-            (FULLY, "", "top1"),
-            (ZERO, self.transfer, "top1_zero_shot"),
-            (FEW, f"{self.transfer},few-shot", "top1"),
+        for column, stage, names in (
+            (FULLY, "", ["top1"]),
+            (ZERO, self.transfer, ["top1_zero_shot", "top1_unseen_pairs"]),
+            (FEW, f"{self.transfer},few-shot", ["top1"]),
         ):
             path = self.folder(row, seed, stage) / METRICS
-            if path.exists() and name in (metrics := read_json(path)):
-                found[column] = 100 * metrics[name]
+            metrics = read_json(path) if path.exists() else {}
+            if measured := [metrics[name] for name in names if name in metrics]:
+                found[column] = 100 * measured[0]
         return found
 
 

@@ -2,7 +2,9 @@
 
 import math
 import operator
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import SupportsIndex
 
 from alt_fast.errors import ArgumentError
 
@@ -16,16 +18,18 @@ class OnePerCell:
 
     The last patch of every whole cell receives: at the ragged end of an axis none does. OnePerCell((14, 14), (2, 2))
     keeps at least 49 of 196 patches, OnePerCell((8, 14, 14), (4, 1, 1)), or OnePerCell.frames(4, (8, 14, 14)), those of
-    two frames of eight. Raises ArgumentError for a cell that does not fit the grid, or is one patch.
+    two frames of eight. Raises TypeError for what are no ints, NumPy's included, and ArgumentError for a cell that does
+    not fit the grid, or is one patch.
     """
 
     grid: tuple[int, ...]
     cell: tuple[int, ...]
 
     def __post_init__(self) -> None:
+        for name in ("grid", "cell"):
+            object.__setattr__(self, name, _ints(name, getattr(self, name)))
         fits = len(self.grid) == len(self.cell) and all(
-            isinstance(step, int) and isinstance(extent, int) and 1 <= step <= extent
-            for step, extent in zip(self.cell, self.grid, strict=True)
+            1 <= step <= extent for step, extent in zip(self.cell, self.grid, strict=True)
         )
         if not fits or math.prod(self.cell) < 2:
             raise ArgumentError(
@@ -39,6 +43,13 @@ class OnePerCell:
         return cls(grid, (k, 1, 1))
 
 
+def _ints(name: str, given: Iterable[SupportsIndex]) -> tuple[int, ...]:
+    try:
+        return tuple(operator.index(value) for value in given)
+    except TypeError:
+        raise TypeError(f"{name} must be a tuple of ints, got {given!r}") from None
+
+
 Destinations = int | OnePerCell
 """An int k: every k-th of the tokens that a layer has. OnePerCell: see `apply_patch`."""
 
@@ -47,9 +58,13 @@ def check_destinations(destinations: Destinations) -> Destinations:
     """Return them, an int as Python's. Raises TypeError, or ArgumentError for an int below 2."""
     if isinstance(destinations, OnePerCell):
         return destinations
-    if isinstance(destinations, bool) or not hasattr(destinations, "__index__"):
-        raise TypeError(f"destinations must be an int or alt_fast.OnePerCell, got {type(destinations).__name__}")
-    k = operator.index(destinations)
+    wrong = TypeError(f"destinations must be an int or alt_fast.OnePerCell, got {type(destinations).__name__}")
+    if isinstance(destinations, bool):
+        raise wrong
+    try:
+        k = operator.index(destinations)
+    except TypeError:  # a tensor has `__index__`, whatever its shape
+        raise wrong from None
     if k < 2:
         raise ArgumentError(f"destinations must be >= 2, every k-th token, or alt_fast.OnePerCell, got {k}")
     return k

@@ -14,11 +14,11 @@ Reduction = int | float | Sequence[int | float] | tuple[int, float]
 def merge_schedule(r: Reduction, num_layers: int, destinations: Destinations = 2) -> list[int | float]:
     """Tokens to remove in each of `num_layers` layers (ToMe, section 4.3 and appendix D).
 
-    r: an int (anything with `__index__`) for every layer; a float in [0, 0.5], the fraction of unprotected tokens that
-        every layer removes; a sequence of `num_layers` ints; or (r, inflect) with a float inflect in [-1, 1], which
-        changes linearly from r * (1 - inflect) in the first layer to r * (1 + inflect) in the last (-1: all the merging
-        early, 0: constant, 1: late).
-    destinations: `apply_patch`'s. With an int k a fraction may be up to (k - 1) / k.
+    r: an int (anything with `__index__`) for every layer; a float in [0, 0.5], or more as `destinations` say, the
+        fraction of unprotected tokens that every layer removes; a sequence of `num_layers` ints; or (r, inflect) with
+        a float inflect in [-1, 1], which changes linearly from r * (1 - inflect) in the first layer to
+        r * (1 + inflect) in the last (-1: all the merging early, 0: constant, 1: late).
+    destinations: `apply_patch`'s. With an int k a fraction may be up to (k - 1) / k, however that was rounded.
     Raises ArgumentError when r is negative, of another length, or inflect is out of range; TypeError when it is none of
     these.
     """
@@ -27,7 +27,7 @@ def merge_schedule(r: Reduction, num_layers: int, destinations: Destinations = 2
         schedule: list[int | float] = [whole] * num_layers
     elif isinstance(r, Real):
         k = destinations if isinstance(destinations, int) else 2  # a grid is whole in one layer only
-        if not 0 <= r <= (k - 1) / k:
+        if not 0 <= r <= (k - 1) / k + 1e-9:  # 1 - 1 / 3 is more than 2 / 3
             share = "half of its tokens" if k == 2 else f"{k - 1} of {k} tokens"
             raise ArgumentError(
                 f"r as a fraction must be in [0, {(k - 1) / k:g}], got {r}: every layer can merge {share}; "

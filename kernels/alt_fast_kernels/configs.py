@@ -59,12 +59,12 @@ def _mnc(
 
 
 def _scores(precision: str) -> Config:
-    """BLOCK_A even tokens by BLOCK_B odd ones, BLOCK_C channels at a time."""
+    """BLOCK_A sources by BLOCK_B destinations, BLOCK_C channels at a time."""
     return _config(4, 1, BLOCK_A=64, BLOCK_B=64, BLOCK_C=32, PRECISION=precision)
 
 
 def _image(precision: str, num_warps: int, **tile: int) -> Config:
-    """All even tokens by all odd ones."""
+    """All sources by all destinations."""
     return _config(num_warps, 1, PRECISION=precision, **tile)
 
 
@@ -78,7 +78,7 @@ TABLE: tuple[tuple[str, str, str, ByWidth], ...] = (
     # scores; the width is that of the metric. Tensor cores cut off sums, the more the longer: wide ones are exact
     ("match_best", NVIDIA, ANY_DTYPE, {128: _scores("tf32x3"), MAX_WIDTH: _scores("ieee")}),
     ("match_best", AMD, ANY_DTYPE, {MAX_WIDTH: _scores("ieee")}),
-    # whole images; the width is the number of even tokens
+    # whole images; the width is the number of sources or of destinations, the larger
     ("match_pair", "sm_80", ANY_DTYPE, {64: _image("tf32x3", 4, BLOCK_C=16), 128: _image("tf32x3", 8, BLOCK_C=16)}),
     ("match_pair", HOPPER, ANY_DTYPE, {64: _image("tf32x3", 4, BLOCK_C=32), 128: _image("tf32x3", 8, BLOCK_C=32)}),
     ("match_pair", AMD, ANY_DTYPE, {64: _image("ieee", 4, BLOCK_C=32), 128: _image("ieee", 8, BLOCK_C=32)}),

@@ -25,7 +25,7 @@ def _shape(value: Any) -> list[int]:
 
 def _match(inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
     protected: int = inputs[2].toIValue()
-    return match_cost(*_shape(inputs[0]), protected, 0, sum(_shape(inputs[3])) or None).macs  # type: ignore[call-arg]
+    return match_cost(*_shape(inputs[0]), protected, 0, next(iter(_shape(inputs[3])), None)).macs  # type: ignore[call-arg]
 
 
 def _merge(inputs: Sequence[Any], outputs: Sequence[Any]) -> Counter[str]:

@@ -107,6 +107,11 @@ def test_a_training_step_without_published_tome_is_shown(tmp_path: Path) -> None
     pair = [race("plain", case), race("alt_fast", case, flop_ratio=1.3)]
     (line,) = training_table(read_files([write(tmp_path / "a.jsonl", *pair)])[1]).splitlines()[2:]
     assert "| 1.30 | not measured | 2.00 (1.90 to 2.10) | not measured | 3 |" in line
+    pair = [race("plain", case, saved_bytes=3 * 2**20), race("alt_fast", case, flop_ratio=1.3, saved_bytes=2**20)]
+    (line,) = training_table(read_files([write(tmp_path / "a.jsonl", *pair)])[1]).splitlines()[2:]
+    assert "| 3, -, 1 MiB |" in line
+    skipped = [pair[0], {"case": case, "contestant": "alt_fast", "skipped": "needs a GPU"}]
+    assert len(training_table(read_files([write(tmp_path / "a.jsonl", *skipped)])[1]).splitlines()) == 2
 
 
 def test_a_text_without_marks_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

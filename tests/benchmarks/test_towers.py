@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 import timm
+import torch
 from torch import nn
 
+from alt_fast.tome.tokens import Tokens, merge_step
 from benchmarks import towers
 
 
@@ -15,6 +17,18 @@ def small() -> nn.Module:
         "vit_base_patch16_dinov3", img_size=64, embed_dim=64, depth=3, num_heads=2, num_classes=5
     )
     return model
+
+
+def test_as_many_are_dropped_as_would_merge() -> None:
+    x, key = torch.randn(1, 21, 8), torch.randn(1, 21, 2, 4)
+    for r in (3, 0.75, 20):
+        for destinations in (2, 4):
+            dropped, merged = (
+                step(Tokens(x), x, key, None, r, protected=1, destinations=destinations)[0].x
+                for step in (towers.drop_step, merge_step)
+            )
+            assert dropped.shape == merged.shape
+    assert dropped.shape == (1, 6, 8)  # tokens 3, 7, 11, 15, 19 receive
 
 
 def test_merged_and_dropped_beside_the_tower(

@@ -109,6 +109,10 @@ def test_spoken(name: str, text: str) -> None:
 def test_case_and_punctuation_tell_no_classes_apart() -> None:
     assert name_key("Tai-Chi") == name_key("tai chi") == name_key("TaiChi")
     assert name_key("curling (sport)") != name_key("curling hair")
+    assert name_key("cafe\u0301") == name_key("Caf\u00e9") != name_key("cafe")
+    assert name_key("\u0915\u093f") != name_key("\u0915\u0940")  # the same letter of Devanagari, two vowels
+    assert name_key("\uff34ai-chi") == name_key("tai chi")  # full width
+    assert name_key("+") != name_key("-")
     videos = [Video(Path(f"{label}.mp4"), label) for label in (2, 0, 1, 2)]
     kept = keep_classes(videos, ["Yo Yo", "TaiChi", "high-jump"], ["HighJump", "yo_yo"], "names.txt")
     assert kept == ([Video(Path("2.mp4"), 1), Video(Path("0.mp4"), 0), Video(Path("2.mp4"), 1)], ["Yo Yo", "high-jump"])

@@ -7,11 +7,13 @@ import torch
 from PIL import Image
 
 import alt_fast
+from alt_fast.data.annotations import Video
 from alt_fast.data.batch import Failure
 from alt_fast.data.config import Loading
 from alt_fast.data.decode import VideoError
 from alt_fast.inference.predict import load_video
 from alt_fast.inference.scoring import EvalConfig
+from alt_fast.inference.zero_shot import score_zero_shot
 from tests.browser import data_of
 
 LABELS = ["a star growing", "a moon growing", "surfing"]
@@ -116,6 +118,12 @@ def test_zero_shot_needs_no_training(videos: list[Path], tmp_path: Path) -> None
         lambda: clips[0].classify(videos[0], LABELS, head="alt"),
         lambda: clips[0].features(videos[0]),
         lambda: clips[0].explain(videos[0], LABELS),
+        lambda: score_zero_shot(
+            clips[0], "mine", [Video(videos[0], 0)], LABELS, EvalConfig(loading=Loading(workers=0))
+        ),
     ):
         with pytest.raises(ValueError, match="this is CLIP alone"):
             call()
+    testing = EvalConfig(loading=Loading(workers=0), head="clip")
+    label = LABELS.index(first[0][0])
+    assert score_zero_shot(clips[0], "mine", [Video(videos[0], label)], LABELS, testing)["top1"] == 1

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -254,6 +255,7 @@ def test_patched_models_copy_and_pickle() -> None:
 def test_fractions_may_be_as_large_as_destinations_are_few() -> None:
     assert merge_schedule(0.9, 2, 10) == [0.9, 0.9]
     assert merge_schedule(0.5, 2, FRAMES) == [0.5, 0.5]
+    assert all(merge_schedule(1 - 1 / k, 1, k) == [1 - 1 / k] for k in range(2, 200))  # some are above (k - 1) / k
     for destinations, most in ((2, "0.5"), (3, "0.666667"), (10, "0.9"), (FRAMES, "0.5")):
         with pytest.raises(ArgumentError, match=rf"r as a fraction must be in \[0, {most}\], got 0.91"):
             merge_schedule(0.91, 2, destinations)
@@ -265,6 +267,8 @@ def test_fractions_may_be_as_large_as_destinations_are_few() -> None:
         (1, ArgumentError, "destinations must be >= 2, every k-th token, or alt_fast.OnePerCell, got 1"),
         (True, TypeError, "destinations must be an int or alt_fast.OnePerCell, got bool"),
         ([3, 7], TypeError, "destinations must be an int or alt_fast.OnePerCell, got list"),
+        (torch.tensor([3, 7]), TypeError, "destinations must be an int or alt_fast.OnePerCell, got Tensor"),
+        (np.array([3, 7]), TypeError, "destinations must be an int or alt_fast.OnePerCell, got ndarray"),
     ],
 )
 def test_bad_destinations_leave_the_model_as_it_was(destinations: Any, error: type[Exception], message: str) -> None:
@@ -276,11 +280,30 @@ def test_bad_destinations_leave_the_model_as_it_was(destinations: Any, error: ty
 
 @pytest.mark.parametrize(
     ("grid", "cell"),
-    [((4, 4), (2,)), ((4, 4), (2, 5)), ((4, 4), (0, 2)), ((4, 4), (1, 1)), ((4, 4.0), (2, 2)), ((), ())],
+    [((4, 4), (2,)), ((4, 4), (2, 5)), ((4, 4), (0, 2)), ((4, 4), (1, 1)), ((), ())],
 )
 def test_a_cell_that_does_not_fit_is_an_error(grid: Any, cell: Any) -> None:
     with pytest.raises(ArgumentError, match="cell must have as many axes as grid, fit into it and hold two patches"):
         OnePerCell(grid, cell)
+
+
+@pytest.mark.parametrize(
+    ("grid", "cell", "message"),
+    [
+        ((14, 14), 2, r"cell must be a tuple of ints, got 2"),
+        (196, (2, 2), r"grid must be a tuple of ints, got 196"),
+        ((4, 4.0), (2, 2), r"grid must be a tuple of ints, got \(4, 4.0\)"),
+    ],
+)
+def test_grids_and_cells_are_tuples_of_ints(grid: Any, cell: Any, message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        OnePerCell(grid, cell)
+
+
+def test_ints_of_numpy_are_ints() -> None:
+    cells = OnePerCell(tuple(np.array(GRID)), tuple(np.array((4, 1, 1))))
+    assert cells == FRAMES
+    assert all(type(extent) is int for extent in (*cells.grid, *cells.cell))
 
 
 def test_tokens_that_are_no_such_grid_are_an_error() -> None:

@@ -249,7 +249,7 @@ def test_the_paper_s_steps_alone(wordnet: Any, tmp_path: Path, capsys: pytest.Ca
         "label",
         "body",
     }
-    for option in (["--reach", "0"], ["--no-glosses"]):
+    for option in (["--reach", "0"], ["--related", "20"], ["--no-glosses"]):
         assert main([*command, *option]) == 2
         assert "have no effect on --paper" in capsys.readouterr().err
 
