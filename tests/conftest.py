@@ -1,7 +1,6 @@
 """What tests share: a tiny corpus, a tiny dataset of real video files, and a trained run."""
 
 import os
-import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -9,7 +8,6 @@ from typing import Any
 
 # Hundreds of processes start here: what they import is compiled once, also where Python is told to keep no bytecode.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-sys.dont_write_bytecode = False
 os.environ.setdefault("TRITON_INTERPRET", "1")
 if "PYTEST_XDIST_WORKER" in os.environ:  # the workers share the cores; OpenMP reads this when PyTorch is imported
     os.environ.setdefault("OMP_NUM_THREADS", "1")
