@@ -73,7 +73,8 @@ class PublishedEncoder(nn.Module):
             out = attn.out_proj((weights.softmax(-1) @ v).transpose(1, 2).flatten(2))
             x, size = published_merge(x + out, size, k.mean(1), r)
             x = x + block.mlp(block.ln_2(x))
-        return Regions(self.visual.ln_post(x) @ self.visual.proj, size[..., 0], torch.empty(0))
+        untraced = torch.empty(len(x), 0, dtype=torch.int32, device=x.device)
+        return Regions(self.visual.ln_post(x) @ self.visual.proj, size[..., 0], untraced)
 
 
 def published_alt(model: ALT) -> ALT:

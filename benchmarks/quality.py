@@ -44,9 +44,9 @@ def read_images(folder: Path, transform: Callable[[Image.Image], Tensor]) -> Ten
     return torch.stack(images)
 
 
-def at_random(key: Tensor, r: int, protected: int = 0) -> MergePlan:
-    """A plan of the same form whose pairs are chosen blindly."""
-    return match(torch.randn_like(key), r, protected)
+def at_random(key: Tensor, r: int, *rest: Any) -> MergePlan:
+    """A plan of the same form whose pairs are chosen blindly. rest: `match`'s."""
+    return match(torch.randn_like(key), r, *rest)
 
 
 def check_rope(model: nn.Module, image: Tensor, rules: Sequence[str]) -> None:

@@ -202,7 +202,7 @@ def test_the_best_weights_stay_and_are_what_was_tested(
     arguments += ["--optim.epochs", "4", "--eval_every", "1", "--optim.ema", "0.5", "--frame_only", "false"]
     assert main([*arguments, "--optim.scale_from", "24"]) == 0
     printed = capsys.readouterr().out
-    assert "learning rates 0.0005, image tower 0.00015, scaled from batch 24" in printed
+    assert "learning rates 0.0005, image tower 5e-05, scaled from batch 24" in printed
     entries = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     scores = {entry["step"]: entry["top1"] for entry in entries if "top1" in entry}
     final = json.loads((tmp_path / "run" / "metrics.json").read_text())["top1"]

@@ -47,7 +47,7 @@ def test_alt_with_the_published_algorithm_equals_ours(corpus: alt_fast.Corpus) -
     video = torch.randn(3, 2, 3, *model.image_size)
     with torch.no_grad():
         expected, found = model.encode(video), published_alt(model).encode(video)
-    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(found[:2], expected[:2], rtol=1e-3, atol=1e-4)  # tokens and sizes: it keeps no trace
 
 
 def test_bytes_saved_for_the_backward_pass() -> None:

@@ -132,7 +132,6 @@ def test_tokens_that_show_the_truth_are_right(
     assert found["frame_accuracy"]["all"] == 1
     assert found["region_accuracy"]["all"] > 0.95  # where nothing fills a quarter of a patch, none is right
     assert set(found["region_accuracy"]) == {"all", "object", "body", "scene"}
-    assert found["region_accuracy"]["object"] > 0.95
     model.use_corpus(None, ["scene"])
     seen, true = iter(true.split(TESTING.batch_size)), torch.zeros_like(true)
     entities = model.alignment.entities

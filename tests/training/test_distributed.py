@@ -61,7 +61,7 @@ def two(data: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     def train(folder: Path) -> None:
         printed = finish(start_torchrun_anew("alt_fast.train", *JOB, *data, "--out", str(folder / "run")))
         assert "2 processes on cpu, 12 clips a step in all (2 x 1 x 6: processes, accumulated, at once)" in printed
-        assert "learning rates 0.001, image tower 0.0003" in printed
+        assert "learning rates 0.001, image tower 0.0001" in printed
         assert printed.count("run folder") == 1
 
     return once(tmp_path_factory, "two", train) / "run"
