@@ -35,10 +35,11 @@ from alt_fast.inference.trained import TrainedModel
 from alt_fast.model.alt import ALT
 from alt_fast.model.config import ModelConfig
 from alt_fast.model.text import PROMPTS
+from alt_fast.paper.ablations import spread_text
 from alt_fast.progress import Progress
 from alt_fast.training.config import TrainConfig, parse
 from alt_fast.training.schedule import Schedule, parameter_groups
-from benchmarks.lines import Row, append_row, read_rows, spread
+from benchmarks.lines import Row, append_row, read_rows
 
 Control = Literal["random", "permuted", "oracle"]
 """Entities drawn at random, under each other's names, or those that are truly in the frame."""
@@ -280,9 +281,8 @@ def table(rows: Sequence[Row], cases: Sequence[str], seeds: Sequence[int]) -> st
     lines: list[list[str]] = [["queries", *COLUMNS], ["---", *["--:"] * len(COLUMNS)]]
     for case in cases:
         own = [row for row in rows if row["case"] == case and row["seed"] in seeds]
-        lines.append(
-            [CASES[case].name, *(spread([100 * row[column] for row in own if column in row]) for column in COLUMNS)]
-        )
+        known = ([100 * row[column] for row in own if column in row] for column in COLUMNS)
+        lines.append([CASES[case].name, *map(spread_text, known)])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 

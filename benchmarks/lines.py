@@ -1,8 +1,6 @@
 """Result files that experiments of many runs grow by a line at a time, and go on with where they were stopped."""
 
 import json
-import statistics
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +32,3 @@ def append_row(path: Path, row: Row) -> None:
             if file.read() != b"\n":  # of a line that was cut short
                 file.write(b"\n")
         file.write(json.dumps({**row, "provenance": provenance()}).encode() + b"\n")
-
-
-def spread(values: Sequence[float]) -> str:
-    """Return mean and sample deviation as a table shows them."""
-    if not values:
-        return "not measured"
-    if len(values) == 1:
-        return f"{values[0]:.1f}"
-    return f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f}"

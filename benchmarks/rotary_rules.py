@@ -20,10 +20,11 @@ from alt_fast.inference.lists import run_lists
 from alt_fast.inference.scoring import EvalConfig
 from alt_fast.inference.trained import load
 from alt_fast.model.config import TINY_ROPE
+from alt_fast.paper.ablations import spread_text
 from alt_fast.tome.rules import RotaryRule
 from alt_fast.training.config import parse
 from alt_fast.training.run import run
-from benchmarks.lines import Row, append_row, read_rows, spread
+from benchmarks.lines import Row, append_row, read_rows
 
 RULES: tuple[RotaryRule, ...] = get_args(RotaryRule)
 MERGED, TRAINED = "merged without training", "trained merged"
@@ -103,7 +104,7 @@ def table(rows: Sequence[Row], kind: str, seeds: Sequence[int], reductions: Sequ
             for r in reductions:
                 # Where nothing merges, all rules are one model, which is trained once.
                 known = [found.get((seed, rule, r)) or (not r and found.get((seed, "mean", r))) for seed in seeds]
-                lines[-1].append(spread([100 * row[key] for row in known if row]))
+                lines[-1].append(spread_text([100 * row[key] for row in known if row]))
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 

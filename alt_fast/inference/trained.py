@@ -26,7 +26,7 @@ from alt_fast.inference.alignment import probe_alignment
 from alt_fast.inference.explain import explain
 from alt_fast.inference.features import features
 from alt_fast.inference.predict import Prediction, predict
-from alt_fast.inference.scoring import EvalConfig, evaluate, summarize
+from alt_fast.inference.scoring import EvalConfig, Result, evaluate, summarize
 from alt_fast.model.alt import ALT
 from alt_fast.model.clip_weights import build_clip
 from alt_fast.model.config import Head, ModelConfig
@@ -204,11 +204,23 @@ class TrainedModel:
     ) -> dict[str, Any]:
         """Test on a list of videos whose labels index `names`; what cannot be read counts as wrong.
 
-        Returns "top1", "top5" (fractions of 1) and what is needed to read them (`scoring.summarize`).
+        Returns "top1", "top5" (fractions of 1) and what is needed to read them (`scoring.summarize`). Raises
+        ArgumentError when a head that was not trained would score.
         """
-        self._check_trained()
-        result = evaluate(self.model, videos, self.spec, self.embed(names), testing, Path(name).name, world)
-        return summarize(name, result, len(names), testing)
+        return summarize(name, self.test(name, videos, names, testing, world), len(names), testing)
+
+    def test(
+        self,
+        name: str,
+        videos: Sequence[Video],
+        names: Sequence[str],
+        testing: EvalConfig,
+        world: World | None = None,
+    ) -> Result:
+        """Test as `score` does, for the scores of every video."""
+        if testing.head != "clip":
+            self._check_trained()
+        return evaluate(self.model, videos, self.spec, self.embed(names), testing, Path(name).name, world)
 
     def probe_alignment(self, videos: Sequence[Video], names: Sequence[str], testing: EvalConfig) -> dict[str, Any]:
         """Say whether the model uses its queries, and whether they are right (`inference.alignment`).

@@ -4,13 +4,12 @@ Label sets overlap: UCF-101 has 22 classes of Kinetics-400, HMDB-51 two. The pap
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from alt_fast.data.annotations import Video, name_key
 from alt_fast.distributed import World
-from alt_fast.errors import ArgumentError, RunError
-from alt_fast.inference.scoring import EvalConfig, Result, evaluate, summarize
+from alt_fast.errors import RunError
+from alt_fast.inference.scoring import EvalConfig, Result, summarize
 from alt_fast.inference.trained import TrainedModel
 
 
@@ -65,8 +64,6 @@ def score_zero_shot(
     Returns what `TrainedModel.score` does, over all classes, and `unseen_part`. Raises RunError as `find_unseen`, and
     ArgumentError when a head that was not trained would score.
     """
-    if trained.head == "clip" and testing.head != "clip":
-        raise ArgumentError(f'this is CLIP alone, whose ALT is not trained: head must be "clip", got "{testing.head}"')
     find_unseen(name, videos, names, trained.classes)
-    result = evaluate(trained.model, videos, trained.spec, trained.embed(names), testing, Path(name).name, world)
+    result = trained.test(name, videos, names, testing, world)
     return summarize(name, result, len(names), testing) | unseen_part(result, names, trained.classes)

@@ -211,11 +211,12 @@ def table_text(sweep: Sweep, table: str, seeds: Sequence[int]) -> str:
             name += f" (here {sweep.scale(r)})"
         paper = ["-" if row.paper[i] is None else f"{row.paper[i]:.1f}" for i in papers]
         values = [[score[column] for score in found if column in score] for column in ours]
-        lines.append([name, *paper, *map(_spread_text, values)])
+        lines.append([name, *paper, *map(spread_text, values)])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _spread_text(values: Sequence[float]) -> str:
+def spread_text(values: Sequence[float]) -> str:
+    """Return mean and sample deviation as a table shows them."""
     if not values:
         return "not measured"
     if len(values) == 1:
