@@ -256,7 +256,7 @@ class Experiment:
         frames = part.tokens[:, :, 0]
         pooled = self.pooled(model, case, order, part, None)
         alt = model.logits(model.answer(pooled, frames), classes).softmax(-1)
-        clip = model.clip_logits(part.tokens, classes).softmax(-1)
+        clip = model.clip_logits(frames, classes).softmax(-1)
         others = others_of(len(pooled), torch.Generator().manual_seed(0))
         shuffled = model.logits(model.answer(pooled[others], frames), classes)
 

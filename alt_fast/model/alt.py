@@ -27,6 +27,18 @@ class Output(NamedTuple):
     entity: Tensor
 
 
+class FrameFeatures(NamedTuple):
+    """All that a clip's score takes of its frames, [..., T, ...] of clips or [F, ...] of frames by themselves.
+
+    frame: [..., d] the class token in the joint space. pooled: [..., d] what its query is made of. entity: [..., n]
+    int64, the corpus index of each aligned token.
+    """
+
+    frame: Tensor
+    pooled: Tensor
+    entity: Tensor
+
+
 class ALT(nn.Module):
     """The model. `corpus` is None exactly when the queries are not entities; call `embed_corpus` before first use."""
 
@@ -90,13 +102,13 @@ class ALT(nn.Module):
             return z.float() @ classes.T
         return self.logit_scale.exp() * F.normalize(z.float(), dim=-1) @ classes.T
 
-    def clip_logits(self, tokens: Tensor, classes: Tensor) -> Tensor:
-        """Return CLIP's own zero-shot scores [B, I] of `encode`'s tokens: no training needed.
+    def clip_logits(self, frames: Tensor, classes: Tensor) -> Tensor:
+        """Return CLIP's own zero-shot scores [B, I] of clips' class tokens [B, T, d]: no training needed.
 
-        They are the mean frame token's against the classes.
+        They are the mean frame's against the classes.
         """
-        frames = F.normalize(tokens[:, :, 0].float(), dim=-1)
-        return self.logit_scale.exp() * F.normalize(frames.mean(1), dim=-1) @ classes.T
+        mean = F.normalize(frames.float(), dim=-1).mean(1)
+        return self.logit_scale.exp() * F.normalize(mean, dim=-1) @ classes.T
 
     def probabilities(
         self, video: Tensor, classes: Tensor, head: Head = "alt", schedule: MergeSchedule | None = None
@@ -106,12 +118,41 @@ class ALT(nn.Module):
         CLIP aligns nothing: n is 0.
         """
         tokens, size, _ = self.encode(video, schedule)
+        seen = self._features(tokens, size, head)
+        return self.score(seen, classes, head), seen.entity
+
+    def see(self, frames: Tensor, head: Head = "alt", schedule: MergeSchedule | None = None) -> FrameFeatures:
+        """Encode frames [F, 3, H, W], normalised, each by itself: clips that share a frame need it once.
+
+        Any T of them are a clip for `score`, which makes of them what `probabilities` makes of the clip. Raises
+        ArgumentError for a model with an adapter over time, whose frames look at each other.
+        """
+        if self.config.tuning == "stm":
+            raise ArgumentError(
+                "this model has adapters over time (tuning 'stm'): its frames cannot be seen one by one"
+            )
+        tokens, size, _ = self.encoder(frames, schedule)
+        return FrameFeatures(*(part[:, 0] for part in self._features(tokens[:, None], size[:, None], head)))
+
+    def score(self, seen: FrameFeatures, classes: Tensor, head: Head = "alt") -> Tensor:
+        """Return how likely each class is in clips of T frames, [B, I] fp32. seen: [B, T, ...]. classes: [I, d]."""
+        scores = []
+        if head != "clip":
+            pooled = seen.pooled
+            if self.config.query == "learned":  # by place in the clip, whatever the frame
+                pooled = self.alignment.learned.expand(len(pooled), -1, -1)
+            scores.append(self.logits(self.answer(pooled, seen.frame), classes).float().softmax(-1))
+        if head != "alt":
+            scores.append(self.clip_logits(seen.frame, classes).softmax(-1))
+        return torch.stack(scores).mean(0)
+
+    def _features(self, tokens: Tensor, size: Tensor, head: Head) -> FrameFeatures:
+        """tokens, size: of `encode`."""
+        frame = tokens[:, :, 0]
         if head == "clip":
             nothing = torch.empty(*tokens.shape[:2], 0, dtype=torch.int64, device=tokens.device)
-            return self.clip_logits(tokens, classes).softmax(-1), nothing
-        pooled, entity = self.alignment(tokens, size, None)
-        alt = self.logits(self.answer(pooled, tokens[:, :, 0]), classes).float().softmax(-1)
-        return alt if head == "alt" else (alt + self.clip_logits(tokens, classes).softmax(-1)) / 2, entity
+            return FrameFeatures(frame, frame, nothing)
+        return FrameFeatures(frame, *self.alignment(tokens, size, None))
 
     def embed_corpus(self) -> None:
         """Set the entities' embeddings by the text tower as it is now; those of open_clip's towers are kept on disk."""

@@ -13,7 +13,9 @@ from torch import Tensor
 
 from alt_fast import ALT, Corpus, Entity, create_model
 from alt_fast.corpus import CATEGORIES
+from alt_fast.errors import ArgumentError
 from alt_fast.model.alignment import certainty
+from alt_fast.model.alt import FrameFeatures
 from alt_fast.model.clip_weights import TINY_CONFIG
 from alt_fast.model.text import ACTIONCLIP_TEMPLATES, PROMPTS, TEMPLATES, TextTower
 from alt_fast_kernels.align.reference import gumbel_noise
@@ -338,11 +340,32 @@ def test_clip_head_is_zero_shot_clip_at_r_0(corpus: Corpus) -> None:
     model = build(corpus, r=0)
     frames = F.normalize(model.encode(video()).tokens[:, :, 0], dim=-1).mean(1)
     expected = model.logit_scale.exp() * F.normalize(frames, dim=-1) @ classes(model).T
-    torch.testing.assert_close(model.clip_logits(model.encode(video()).tokens, classes(model)), expected)
+    torch.testing.assert_close(model.clip_logits(model.encode(video()).tokens[:, :, 0], classes(model)), expected)
     names = classes(model)
     alt, clip = model(video(), names).logits.softmax(-1), expected.softmax(-1)
     for head, probabilities in (("alt", alt), ("clip", clip), ("both", (alt + clip) / 2)):
         torch.testing.assert_close(model.probabilities(video(), names, head)[0], probabilities)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"query": "learned"}, {"query": "frame"}, {"pool": "distinct", "shortcut": True}]
+)
+def test_frames_seen_once_make_the_scores_of_all_clips_they_are_in(corpus: Corpus, options: dict[str, Any]) -> None:
+    model = build(corpus if options.get("query", "entities") == "entities" else None, **options)
+    frames, names = video(1, 5)[0], classes(model)
+    heads: tuple[Any, ...] = ("alt", "clip", "both")
+    for head in heads:
+        seen = model.see(frames, head)
+        clips = torch.tensor([[0, 1], [1, 2], [4, 1], [3, 3]])
+        scores = model.score(FrameFeatures(*(part[clips] for part in seen)), names, head)
+        whole, entity = model.probabilities(frames[clips], names, head)
+        torch.testing.assert_close(scores, whole)
+        assert torch.equal(seen.entity[clips], entity)
+
+
+def test_frames_that_look_at_each_other_cannot_be_seen_one_by_one(corpus: Corpus) -> None:
+    with pytest.raises(ArgumentError, match="adapters over time"):
+        build(corpus, tuning="stm").see(video()[0])
 
 
 def test_source_traces_every_patch(corpus: Corpus) -> None:
