@@ -1,7 +1,8 @@
-"""Name the action in videos.
+"""Name the action in videos; in a long one, say what happens when.
 
 alt-fast classify clip.mp4 --checkpoint runs/mine --top-k 3
 alt-fast classify clip.mp4 --head clip --pretrained openai --labels "playing guitar" "surfing"
+alt-fast classify match.mp4 --checkpoint runs/mine --every 1s --window 4s --out match.html
 """
 
 import argparse
@@ -37,6 +38,15 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--pretrained", metavar="TAG|FILE", help=f"... and its weights ({PRETRAINED})")
     cli.add_device(parser)
     cli.add_json(parser)
+    long = parser.add_argument_group(
+        "long videos", "What happens when: one score every so often, of what is around it."
+    )
+    long.add_argument("--every", type=cli.seconds, metavar="TIME", help="from one score to the next, as in 1s or 500ms")
+    long.add_argument("--window", type=cli.seconds, metavar="TIME", help="that a score is of (default 4s)")
+    long.add_argument("--enter", type=float, metavar="P", help="probability from which a label begins (default 0.5)")
+    long.add_argument("--leave", type=float, metavar="P", help="probability below which it ends (default 0.3)")
+    long.add_argument("--min-length", type=cli.seconds, metavar="TIME", help="what is shorter is not told (default 0s)")
+    cli.add_out(long, "FILE", "segments as .csv, .jsonl or .srt, or a page to look around in, .html", required=False)
     return parser
 
 
@@ -79,13 +89,52 @@ def print_prediction(prediction: "Prediction") -> None:
         print(f"  frame {number}: {aligned}")
 
 
+LONG = ("window", "enter", "leave", "min_length", "out")
+"""Options that take --every."""
+
+
+def tell_segments(arguments: argparse.Namespace, trained: "TrainedModel", labels: list[str] | None) -> int:
+    """Say what happens when in a long video."""
+    from alt_fast.inference.segments import Hysteresis
+    from alt_fast.report.timeline import check_suffix, clock
+
+    if len(arguments.videos) != 1 or arguments.top_k is not None:
+        raise ArgumentError("--every is for one video, and takes no --top-k")
+    if arguments.out is not None:
+        check_suffix(arguments.out)
+    rule = Hysteresis(
+        **{name: value for name in ("enter", "leave", "min_length") if (value := getattr(arguments, name)) is not None}
+    )
+    window = 4.0 if arguments.window is None else arguments.window
+    (video,) = arguments.videos
+    found = trained.find_segments(video, labels, arguments.every, window, rule, arguments.head)
+    if arguments.out is not None:
+        found.save(arguments.out)
+    if arguments.json:
+        print(json.dumps(found.as_dict(), indent=2))
+        return 0
+    for segment in found.segments:
+        print(f"{clock(segment.start)}  {clock(segment.end)}  {segment.score:6.1%}  {segment.label}")
+    for gap in found.gaps:
+        print(f"{clock(gap.start)}  {clock(gap.end)}  not told: {gap.cause}", file=sys.stderr)
+    told = f"{len(found.segments)} segments of {found.windows} windows; {found.encoded} frames encoded"
+    print(f"{told}, for {found.windows * trained.model.config.frames} in windows", file=sys.stderr)
+    return 0
+
+
 def run(arguments: argparse.Namespace) -> int:
     """Classify the videos; returns 1 when one could not be read."""
     from alt_fast.data.annotations import read_labels
     from alt_fast.data.batch import Failure
 
+    if arguments.every is None:
+        for name in LONG:
+            if getattr(arguments, name) is not None:
+                raise ArgumentError(f"--{name.replace('_', '-')} is for long videos: it needs --every TIME")
     trained = open_model(arguments)
     labels = read_labels(arguments.labels) if arguments.labels else None
+    if arguments.every is not None:
+        return tell_segments(arguments, trained, labels)
     top_k = arguments.top_k if arguments.top_k is not None or arguments.json else 5
     results = trained.classify(arguments.videos, labels, top_k, arguments.head, errors="return")
     if arguments.json:

@@ -5,6 +5,7 @@ Nothing here, and nothing that a command needs to build its parser, imports PyTo
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -98,6 +99,14 @@ class Parser(argparse.ArgumentParser):
 def make_parser(command: str, description: str, **options: Any) -> argparse.ArgumentParser:
     """Return an empty parser of `alt-fast COMMAND`."""
     return Parser(f"alt-fast {command}", description=description, **options)
+
+
+def seconds(text: str) -> float:
+    """Read a time: "500ms", "1.5s", "2min", "1h", or a number of seconds."""
+    found = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+)\s*(ms|s|min|h|)", text.strip())
+    if found is None:
+        raise argparse.ArgumentTypeError(f"must be a time such as 1s, 500ms or 2min, got {text!r}")
+    return float(found[1]) * {"ms": 0.001, "s": 1, "": 1, "min": 60, "h": 3600}[found[2]]
 
 
 def add_checkpoint(parser: Any, required: bool = True) -> None:

@@ -11,7 +11,8 @@ from alt_fast.corpus import Corpus
 from alt_fast.inference.predict import load_video
 from alt_fast.inference.trained import load
 from alt_fast.model.clip_weights import build_clip
-from tests.conftest import VideoWriter
+from tests.browser import data_of
+from tests.conftest import NoiseWriter, VideoWriter
 
 
 @pytest.fixture
@@ -153,3 +154,44 @@ def test_another_corpus(
     torch.save(build_clip("tiny", None).state_dict(), tmp_path / "tiny.pt")
     assert main([*bare, "--labels", "a", "b", "--categories", "motion"]) == 2
     assert "have no effect on --head clip" in capsys.readouterr().err
+
+
+# What happens when in a long video.
+
+
+def test_segments_of_a_long_video_in_every_form(
+    trained_run: Path, write_noise: NoiseWriter, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    video = str(write_noise("long.mkv", "libx264", frames=40))
+    asked = [video, "--checkpoint", str(trained_run), "--labels", "surfing", "eating"]
+    asked += ["--every", "500ms", "--window", "1s", "--enter", "0.1", "--leave", "0.1"]
+    page = tmp_path / "page.html"
+    assert main([*asked, "--out", str(page)]) == 0
+    printed = capsys.readouterr()
+    assert sorted(line.split("%  ")[1] for line in printed.out.splitlines()) == ["eating", "surfing"]
+    assert all(line.startswith("00:00:00.000  00:00:04.000  ") for line in printed.out.splitlines())
+    assert "2 segments of 7 windows; 8 frames encoded, for 14 in windows" in printed.err
+    assert len(data_of(page)["steps"]) == 7
+    assert main([*asked, "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert {segment["label"] for segment in answer["segments"]} == {"surfing", "eating"}
+    assert (answer["duration"], answer["gaps"]) == (4.0, [])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--window", "4s"], "--window is for long videos: it needs --every TIME"),
+        (["--min-length", "1s"], "--min-length is for long videos: it needs --every TIME"),
+        (["--every", "1s", "--top-k", "2"], "--every is for one video, and takes no --top-k"),
+        (["--every", "1s", "--out", "segments.txt"], "must end in .csv, .jsonl, .srt, .html, got segments.txt"),
+        (["--every", "1s", "--leave", "0.6"], "0 < leave <= enter <= 1, got 0.6 and 0.5"),
+        (["--every", "0s"], "every must be > 0 seconds, got 0.0"),
+        (["--every", "1s", "--window", "100ms"], "have 1 frames, and the model takes 2: ask for a longer window"),
+    ],
+)
+def test_what_cannot_be_asked_of_a_long_video(
+    trained_run: Path, video: Path, options: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(video), "--checkpoint", str(trained_run), *options]) == 2
+    assert message in capsys.readouterr().err

@@ -130,3 +130,16 @@ def test_settings_that_contradict_each_other(capsys: pytest.CaptureFixture[str])
             status = e.code
         assert status == 2
         assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("1s", 1), ("500ms", 0.5), ("2 min", 120), ("1.5h", 5400), ("4", 4), (".25s", 0.25)]
+)
+def test_times(text: str, seconds: float) -> None:
+    assert cli.seconds(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "s", "-1s", "1 day", "1e3s", "nan"])
+def test_what_is_no_time(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match="must be a time such as"):
+        cli.seconds(text)

@@ -5,6 +5,7 @@ from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fractions import Fraction
 from itertools import groupby
 from pathlib import Path
 
@@ -41,13 +42,15 @@ class VideoIndex:
     """What demuxing alone tells about a video.
 
     count: frames. times, keyframes: presentation times of all frames and of the keyframes, ascending; None and empty
-    where packets carry none. codec, pixel_format, container: FFmpeg's names; colorspace: its number. rate: frames per
+    where packets carry none. tick: seconds of a unit of these, or of a frame where there are none; None where the
+    header has no rate either. codec, pixel_format, container: FFmpeg's names; colorspace: its number. rate: frames per
     second, None where the header has none.
     """
 
     count: int
     times: Sequence[int] | None
     keyframes: Sequence[int]
+    tick: Fraction | None
     codec: str
     pixel_format: str
     colorspace: int
@@ -59,6 +62,23 @@ class VideoIndex:
     def frames_at(self, positions: Sequence[float]) -> list[int]:
         """Numbers of the frames at relative positions in [0, 1)."""
         return [min(int(position * self.count), self.count - 1) for position in positions]
+
+    def time_of(self, number: int) -> Fraction:
+        """When a frame is shown, in seconds from the first one."""
+        assert self.tick is not None
+        return self.tick * (number if self.times is None else self.times[number] - self.times[0])
+
+    def frame_at(self, time: Fraction) -> int:
+        """Number of the frame that is shown at a time, in seconds from the first one."""
+        assert self.tick is not None
+        ticks = int(time / self.tick)
+        number = ticks if self.times is None else bisect.bisect_right(self.times, self.times[0] + ticks) - 1
+        return min(number, self.count - 1)
+
+    @property
+    def duration(self) -> Fraction:
+        """Seconds, the last frame shown as long as frames are on average."""
+        return self.time_of(self.count - 1) * Fraction(self.count, max(1, self.count - 1))
 
 
 def decode_clip(path: str | Path, positions: Sequence[float]) -> Frames:
@@ -133,10 +153,12 @@ def _list_frames(path: str | Path, container: "av.container.InputContainer") -> 
     if timed:
         _check_duration(path, container, video, ordered, end)
     codec = video.codec_context
+    tick = video.time_base if timed else 1 / video.average_rate if video.average_rate else None
     return VideoIndex(
         count,
         ordered if timed else None,
         _sorted(keyframes) if timed else array("q"),
+        tick,
         codec.codec.canonical_name,
         codec.pix_fmt or "unknown",
         codec.colorspace,

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from alt_fast.corpus import Corpus, Entity
 from alt_fast.data.annotations import Video
 from alt_fast.data.batch import Failure
-from alt_fast.data.config import AugmentConfig, ClipSpec
+from alt_fast.data.config import AugmentConfig, ClipSpec, Loading
 from alt_fast.data.decode import VideoError
 from alt_fast.distributed import World
 from alt_fast.errors import ArgumentError, CheckpointError
@@ -27,12 +27,15 @@ from alt_fast.inference.explain import explain
 from alt_fast.inference.features import features
 from alt_fast.inference.predict import Prediction, predict
 from alt_fast.inference.scoring import EvalConfig, Result, evaluate, summarize
+from alt_fast.inference.segments import Hysteresis
+from alt_fast.inference.windows import Judge, find_segments
 from alt_fast.model.alt import ALT
 from alt_fast.model.clip_weights import build_clip
 from alt_fast.model.config import Head, ModelConfig
 from alt_fast.model.text import TEMPLATES
 from alt_fast.progress import Progress
 from alt_fast.report.explanation import Explanation
+from alt_fast.report.timeline import Timeline
 from alt_fast.tome.rules import RotaryRule
 from alt_fast.tome.schedule import Reduction
 
@@ -180,6 +183,33 @@ class TrainedModel:
                     raise
                 results.append(Failure(e.path, e.cause))
         return results
+
+    def find_segments(
+        self,
+        video: PathLike,
+        labels: Sequence[str] | None = None,
+        every: float = 1.0,
+        window: float = 4.0,
+        rule: Hysteresis | None = None,
+        head: Head | None = None,
+        loading: Loading | None = None,
+    ) -> Timeline:
+        """Say what happens when in a long video, by windows that overlap; each frame is encoded once.
+
+        labels: texts to choose from; by default the classes trained on. window, every: seconds that one score is of,
+        and from one to the next. rule: when a label begins and ends. head: as in `classify`. The Timeline has
+        `.segments`, and `.save` writes it as a table, as subtitles or as a page. Raises VideoError for a video that
+        cannot be used or shows nothing, ArgumentError for a window of fewer frames than the model takes.
+        """
+        for name, value in (("every", every), ("window", window)):
+            if not value > 0:
+                raise ArgumentError(f"{name} must be > 0 seconds, got {value}")
+        head = self.head if head is None else head
+        if head != "clip":
+            self._check_trained()
+        labels = self.classes if labels is None else list(labels)
+        judge = Judge(self.model, self.spec, self.embed(labels), head)
+        return find_segments(video, judge, labels, window, every, rule or Hysteresis(), loading or Loading())
 
     def features(self, videos: PathLike | Sequence[PathLike], testing: EvalConfig | None = None) -> Tensor:
         """Return the video vectors z (eq. 9): [d] fp32 of one video, [N, d] of several, on the CPU.
