@@ -7,7 +7,8 @@ by their number is told here:
 - No image shows a motion, so that image and text alone would leave the text tower deaf to motions, and all labels of an
   object the same. Real text towers have read about motions: a text-to-text term has labels match their rewordings.
 - From many captions each, CLIP's image tokens come to mean what they show. Here the generator knows what is where: a
-  grounding term has every patch match the corpus's texts of what it shows, and the class token those of the frame.
+  grounding term has every patch match the corpus's texts of what it shows, and the class token those of the frame, with
+  where it is and how large.
 """
 
 from collections.abc import Sequence
@@ -40,8 +41,8 @@ BACKGROUND_WEIGHT = 0.25
 class CaptionedFrames(Dataset[tuple[Tensor, str, Tensor, Tensor]]):
     """By index, endless: a frame [3, size, size] fp32 normalised, its caption, what the frame and its patches show.
 
-    The latter are [K] and [P, K] fp32, distributions over the texts of `corpus`; zeros where a patch shows nothing for
-    sure.
+    The latter are [K] and [P, K] fp32, distributions over `texts`, the corpus's and the level's layouts; zeros where a
+    patch shows nothing for sure. A frame's have the same for the layouts that are true of it besides.
     """
 
     def __init__(
@@ -49,16 +50,18 @@ class CaptionedFrames(Dataset[tuple[Tensor, str, Tensor, Tensor]]):
     ) -> None:
         self.level, self.seed, self.size, self.patch = level, seed, size, patch
         self.texts = {entity.unit: entity.text for entity in corpus.entities}
+        self.texts |= {text: text for group in LEVELS[level].LAYOUTS for text in group}
         self.place = {unit: place for place, unit in enumerate(self.texts)}
         self.mean, self.std = (torch.tensor(values).view(3, 1, 1) for values in MEAN_STD[normalize])
 
     def __getitem__(self, index: int) -> tuple[Tensor, str, Tensor, Tensor]:
-        image, caption, about, things = LEVELS[self.level].captioned_frame(self.seed, index, self.size)
+        image, caption, about, things, layout = LEVELS[self.level].captioned_frame(self.seed, index, self.size)
         rng = generator(self.seed, Stream.CAPTION, 1, index)
         if rng.random() < CORPUS_CAPTIONS:
             caption = self.texts[about[int(rng.integers(len(about)))]]
         names = [[name for names in thing.names.values() for name in names] for thing in things]
         frame, *shown = (self._evenly(units) for units in (about, *names, []))  # the last one: nothing for sure
+        frame = frame + len(layout) * self._evenly(layout)
         pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1).float() / 255
         patches = torch.stack(shown)[owners(things, self.patch).ravel()]
         return (pixels - self.mean) / self.std, caption, frame, patches
@@ -83,7 +86,7 @@ def contrastive_loss(image: Tensor, text: Tensor, captions: Sequence[str], scale
 def frame_loss(image: Tensor, texts: Tensor, shown: Tensor, scale: Tensor, members: Tensor) -> Tensor:
     """Cross-entropy of unit class tokens [B, d] and unit texts [K, d] against what frames show, [B, K].
 
-    members: [C, K] bool, the texts of each category, among which alone a category's are told apart.
+    members: [C, K] bool, the texts of each category or layout, among which alone its own are told apart.
     """
     logits = (scale * image @ texts.T)[:, None].masked_fill(~members, -torch.inf).log_softmax(-1)
     of_category = shown[:, None] * members
@@ -128,9 +131,10 @@ class ClipStage:
         corpus = Corpus.load(self.level.CORPUS).select(ALIGNED)
         size, patch = clip.visual.image_size[0], clip.visual.patch_size
         self.frames = CaptionedFrames(level, corpus, seed, size, patch, normalize)
-        self.entities = self.tokenizer([entity.text for entity in corpus.entities]).to(device)
-        categories = [[entity.category == name for entity in corpus.entities] for name in ALIGNED]
-        self.members = torch.tensor(categories, device=device)
+        self.texts = self.tokenizer(list(self.frames.texts.values())).to(device)
+        groups = [[entity.unit for entity in corpus.entities if entity.category == name] for name in ALIGNED]
+        groups += map(list, self.level.LAYOUTS)
+        self.members = torch.tensor([[name in group for name in self.frames.texts] for group in groups], device=device)
         self.settings = StageSettings(
             schedule=Schedule(config.steps, warmup=min(50, config.steps // 4)),
             steps_per_epoch=config.steps,
@@ -153,9 +157,9 @@ class ClipStage:
         """Return CLIP's loss of frames against captions, of labels against rewordings, and the grounding term."""
         clip, (images, captions, *shown) = self.module, batch
         labels, rewordings = self.level.reworded_labels(generator(self.seed, Stream.CAPTION, 2, number))
-        tokens = torch.cat([self.tokenizer([*captions, *labels, *rewordings]).to(self.device), self.entities])
-        parts = (len(captions), len(labels), len(labels), len(self.entities))
-        caption, label, reworded, entity = clip.encode_text(tokens, normalize=True).split(parts)
+        tokens = torch.cat([self.tokenizer([*captions, *labels, *rewordings]).to(self.device), self.texts])
+        parts = (len(captions), len(labels), len(labels), len(self.texts))
+        caption, label, reworded, texts = clip.encode_text(tokens, normalize=True).split(parts)
         image, patches = clip.visual(images.to(self.device))
         image, patches = F.normalize(image, dim=-1), F.normalize(patches @ clip.visual.proj, dim=-1)
         scale = clip.logit_scale.exp().clamp(max=100)
@@ -163,8 +167,8 @@ class ClipStage:
         loss = loss + contrastive_loss(label, reworded, labels, scale)
         if self.config.grounding:
             of_frame, of_patches = (part.to(self.device) for part in shown)
-            grounding = frame_loss(image, entity, of_frame, scale, self.members)
-            grounding = grounding + patch_loss(patches, entity, of_patches, scale, self.members[ALIGNED.index("scene")])
+            grounding = frame_loss(image, texts, of_frame, scale, self.members)
+            grounding = grounding + patch_loss(patches, texts, of_patches, scale, self.members[ALIGNED.index("scene")])
             loss = loss + self.config.grounding * grounding
         return loss
 

@@ -129,15 +129,18 @@ class PretrainConfig:
         batch_size: frames per batch.
         lr: peak learning rate.
         grounding: weight of the term that has image tokens match the corpus's texts of what they show; 0 for none.
+        positions: what the tower's fixed positions are multiplied by at the start: 3 where patches have grown so large
+            beside them that the class token cannot learn where things are.
     """
 
     steps: int = 500
     batch_size: int = 128
     lr: float = 1e-3
     grounding: float = 1.0
+    positions: float = 1.0
 
     def __post_init__(self) -> None:
-        check_at_least(self, steps=1, batch_size=1, lr=0, grounding=0)
+        check_at_least(self, steps=1, batch_size=1, lr=0, grounding=0, positions=0)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from alt_fast.data.motion_shapes import DEFAULT_ROOT, LEVELS, list_files
 from alt_fast.data.motion_shapes.generate import generate
 from alt_fast.data.rng import Stream, integer
 from alt_fast.distributed import World, pick_device
-from alt_fast.errors import RunError
+from alt_fast.errors import ArgumentError, RunError
 from alt_fast.files import CARD, CLASSES, CLIP, METRICS, WEIGHTS, read_json, write_csv, write_json, write_text
 from alt_fast.inference.model_card import model_card
 from alt_fast.inference.scoring import EvalConfig
@@ -161,6 +161,12 @@ def _pretrain(job: Job, path: Path) -> float:
     if config.model.pretrained is None:
         # Wider than CLIP's 0.02, which needs far longer training to tell words apart.
         torch.nn.init.normal_(clip.token_embedding.weight, std=0.3)
+    if config.pretrain.positions != 1:
+        if clip.visual.positional_embedding is None:
+            raise ArgumentError(
+                f"pretrain.positions is for fixed positions, and {config.model.backbone!r} has rotary ones"
+            )
+        clip.visual.positional_embedding.data *= config.pretrain.positions
     clip.to(job.device)
     level, normalize = config.data.shapes.level, config.augment.normalize
     stage = ClipStage(clip, config.pretrain, level, config.seed, normalize, config.data.workers, job.device)

@@ -14,7 +14,7 @@ from alt_fast.data.augment import cut, view_record
 from alt_fast.data.config import AugmentConfig, MotionShapesConfig
 from alt_fast.data.decode import decode_clip
 from alt_fast.data.motion_shapes import LEVELS, Level, level2
-from alt_fast.data.motion_shapes.drawing import MOTIONS, OPPOSITE, Thing, owners
+from alt_fast.data.motion_shapes.drawing import MOTIONS, OPPOSITE, Thing, owners, place_name
 from alt_fast.data.motion_shapes.generate import generate
 from alt_fast.data.motion_shapes.level1 import (
     OBJECTS,
@@ -176,6 +176,28 @@ def test_level_2_played_backwards_a_clip_shows_the_opposite_motion(motion: str) 
     for time in TIMES:
         for (_, there), (_, back) in zip(level2._moving(clip, time), level2._moving(opposite, 1 - time), strict=True):
             np.testing.assert_allclose(there, back, atol=1e-9)
+
+
+def test_level_2_layouts_tell_where_the_actor_is_and_how_large() -> None:
+    areas: dict[str, list[float]] = {name: [] for name in level2.EXTENTS}
+    checked = 0
+    for index in range(150):
+        found = level2.captioned_frame(0, index, 48)
+        (mask,) = [thing.mask for thing in found.things if "body" in thing.names]
+        actor = next(iter(level2.ACTORS.keys() & set(found.about)))
+        place, extent = found.layout
+        assert [found.layout[i] in group for group in level2.LAYOUTS for i in (0, 1)].count(True) == 2
+        areas[extent.split()[1]].append(float(mask.sum()))
+        assert extent.endswith(f" {actor}")
+        if mask[[0, -1]].any() or mask[:, [0, -1]].any():
+            continue  # cut off: its middle is elsewhere
+        y, x = ((np.indices(mask.shape) + 0.5) * mask).sum((1, 2)) / mask.sum() / len(mask)
+        if min(abs(x - 0.4), abs(x - 0.6), abs(y - 0.4), abs(y - 0.6)) > 0.06:  # a moon's middle is beside it
+            assert place == f"a {actor} at the {place_name(x, y)}"
+            checked += 1
+    assert checked > 40
+    sizes = [np.median(area) for area in areas.values()]
+    assert sizes == sorted(sizes)
 
 
 def test_level_2_corpus_is_what_is_drawn() -> None:

@@ -16,7 +16,8 @@ def test_patches_show_what_is_there(level: int) -> None:
     """Patches of a thing have all that is true of it, evenly; those of neither nothing. Other processes agree."""
     corpus = Corpus.load(LEVELS[level].CORPUS).select(ALIGNED)
     frames = pickle.loads(pickle.dumps(CaptionedFrames(level, corpus, 0, 64, (8, 8), "imagenet")))
-    units = [entity.unit for entity in corpus.entities]
+    units = list(frames.texts)
+    assert units[: len(corpus)] == [entity.unit for entity in corpus.entities]
     texts = {entity.text for entity in corpus.entities}
     told = 0
     for index in range(12):
@@ -28,8 +29,9 @@ def test_patches_show_what_is_there(level: int) -> None:
         shown = {units[i] for i in patches.sum(0).nonzero()[:, 0].tolist()}
         true = {name for thing in captioned.things for names in thing.names.values() for name in names}
         assert shown <= true
-        assert {units[i] for i in frame.nonzero()[:, 0].tolist()} == set(captioned.about)
-        assert frame.sum() == pytest.approx(1)
+        assert {units[i] for i in frame.nonzero()[:, 0].tolist()} == {*captioned.about, *captioned.layout}
+        assert frame[: len(corpus)].sum() == pytest.approx(1)
+        assert frame[len(corpus) :].sum() == pytest.approx(len(captioned.layout))
         told += caption in texts
     assert told > 0
 

@@ -24,9 +24,14 @@ ALIGNED = ("object", "body", "scene")
 
 
 class Level(Protocol):
-    """What a level is; classes and clips are its own. CORPUS: name of its text corpus."""
+    """What a level is; classes and clips are its own.
+
+    CORPUS: name of its text corpus. LAYOUTS: further texts, by groups of which one can be true of a frame: where
+    something is, how large it is.
+    """
 
     CORPUS: str
+    LAYOUTS: tuple[tuple[str, ...], ...]
     TRAINED: tuple[Any, ...]
     UNSEEN: tuple[Any, ...]
 

@@ -58,13 +58,14 @@ class Thing(NamedTuple):
 class Captioned(NamedTuple):
     """What CLIP's pretraining sees. image: uint8 [size, size, 3]. things: what is in it, the background first.
 
-    about: units of the corpus that a caption of it may be about.
+    about: units of the corpus that a caption of it may be about. layout: what is true of it of the level's LAYOUTS.
     """
 
     image: Image8
     caption: str
     about: Sequence[str]
     things: Sequence[Thing]
+    layout: Sequence[str] = ()
 
 
 def travel(motion: str, amount: float, progress: float, phase: float, orbit: float) -> tuple[float, float, float]:
@@ -106,6 +107,10 @@ def coverage(shape: str, place: tuple[float, float, float], tilt: float, size: i
     canvas = Image.new("L", (size * _FINE, size * _FINE))
     ImageDraw.Draw(canvas).polygon([tuple(point) for point in points.tolist()], fill=255)
     return np.asarray(canvas.reduce(_FINE), np.float32) / np.float32(255)
+
+
+PLACES = ("top left", "top", "top right", "left", "center", "right", "bottom left", "bottom", "bottom right")
+"""What `place_name` returns."""
 
 
 def place_name(x: float, y: float) -> str:

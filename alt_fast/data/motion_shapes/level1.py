@@ -29,6 +29,8 @@ from alt_fast.data.rng import Stream, generator
 
 CORPUS = "motion_shapes"
 
+LAYOUTS: tuple[tuple[str, ...], ...] = ()  # its corpus has places and sizes
+
 OBJECTS = ("square", "triangle", "star", "cross", "heart", "moon")
 
 DESCRIPTIONS = {

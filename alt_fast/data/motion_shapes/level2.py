@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from alt_fast.data.motion_shapes.drawing import (
     MOTIONS,
     OPPOSITE,
+    PLACES,
     SPLITS,
     TEXTURES,
     WORDINGS,
@@ -141,6 +142,18 @@ def label_of(triple: Triple) -> str:
     return f"{with_article(actor)} {motion} with {with_article(tool)}"
 
 
+EXTENTS = {"tiny": 0.0, "small": 0.1, "middle-sized": 0.12, "large": 0.14, "huge": 0.17}
+"""How large an actor is, and from which radius on."""
+
+
+def _layouts(actor: str) -> tuple[list[str], list[str]]:
+    """Where an actor may be, and how large."""
+    return [f"{with_article(actor)} at the {place}" for place in PLACES], [f"a {extent} {actor}" for extent in EXTENTS]
+
+
+LAYOUTS = tuple(tuple(texts) for actor in ACTORS for texts in _layouts(actor))
+
+
 def draw_clip(seed: int, split: str, index: int, triple: Triple) -> Clip:
     """The random choices of clip `index` of a split."""
     clip, rng = _draw_clip(seed, split, index, triple)
@@ -253,14 +266,22 @@ def things(clip: Clip, time: float, size: int) -> list[Thing]:
 
 
 def captioned_frame(seed: int, index: int, size: int) -> Captioned:
-    """A single frame and a caption: what CLIP's pretraining sees. Any tool is carried here, and any lies about.
+    """A single frame and a caption: what CLIP's pretraining sees.
 
-    Captions tell actor, tool, place and background. Where one names a motion, as captions of photographs do, it is any:
-    a still frame shows none. It is never that of an unseen class.
+    Any tool is carried here, anywhere, larger or smaller than in videos, and any lies about. Captions tell actor, tool,
+    place and background. Where one names a motion, as captions of photographs do, it is any: a still frame shows none.
+    It is never that of an unseen class.
     """
     clip, time, rng = _captioned_clip(seed, index)
     about = (clip.tool, clip.tool, clip.actor, f"{clip.texture} background")
-    return Captioned(render(clip, seed, [time], size)[0], _caption(clip, time, rng), about, things(clip, time, size))
+    image, shown = render(clip, seed, [time], size)[0], things(clip, time, size)
+    return Captioned(image, _caption(clip, time, rng), about, shown, _layout(clip, time))
+
+
+def _layout(clip: Clip, time: float) -> tuple[str, str]:
+    x, y, radius = dict(_moving(clip, time))[clip.actor]
+    extent = [name for name, least in EXTENTS.items() if radius >= least][-1]
+    return f"{with_article(clip.actor)} at the {place_name(x, y)}", f"a {extent} {clip.actor}"
 
 
 def _captioned_clip(seed: int, index: int) -> tuple[Clip, float, np.random.Generator]:
@@ -268,7 +289,13 @@ def _captioned_clip(seed: int, index: int) -> tuple[Clip, float, np.random.Gener
     actor, motion = str(rng.choice(list(ACTORS))), str(rng.choice(MOTIONS))
     clip, _ = _draw_clip(seed, "pretrain", index, (actor, motion, NAMES[index % len(NAMES)]))
     time = float(rng.uniform())
-    clip = replace(clip, center=(float(rng.uniform(0.2, 0.8)), float(rng.uniform(0.2, 0.8))))
+    scale = float(np.exp(rng.uniform(-0.4, 0.4)))
+    clip = replace(
+        clip,
+        center=(float(rng.uniform(0.2, 0.8)), float(rng.uniform(0.2, 0.8))),
+        actor_radius=scale * clip.actor_radius,
+        tool_radius=scale * clip.tool_radius,
+    )
     return _lay(clip, rng, NAMES, [time]), time, rng
 
 
