@@ -61,6 +61,21 @@ def test_scan_of_a_good_list_and_of_none(dataset: Path, tmp_path: Path, capsys: 
     assert "cannot read" in capsys.readouterr().err
 
 
+def test_a_numbered_list_is_scanned_without_a_class_file(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    numbered = dataset.with_name("numbered.txt")
+    numbered.write_text("a.mp4 10\nb.webm 9\nc.avi 10\n")
+    assert main(["check", str(numbered), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["classes"] == {"9": 1, "10": 2}
+
+
+def test_a_folder_of_class_folders_is_scanned(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, label in (("a.mp4", "run"), ("b.webm", "jump"), ("empty.mp4", "jump")):
+        (dataset.parent / "clips" / label).mkdir(parents=True, exist_ok=True)
+        (dataset.parent / name).rename(dataset.parent / "clips" / label / name)
+    assert main(["check", str(dataset.parent / "clips")]) == 1
+    assert "classes  2, from 1 (run) to 2 videos (jump)" in capsys.readouterr().out
+
+
 def test_a_hanging_file_does_not_hang_the_scan(
     dataset: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
