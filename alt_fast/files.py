@@ -18,7 +18,8 @@ from alt_fast.errors import FileError, RunError
 
 CONFIG, ENVIRONMENT, METRICS, LOG = "config.yaml", "environment.json", "metrics.json", "log.jsonl"
 WEIGHTS, CLIP, CLASSES, CARD = "model.safetensors", "clip.safetensors", "classes.csv", "README.md"
-"""What a run folder holds."""
+LISTS, MISSING = {name: f"{name}.csv" for name in ("train", "test", "unseen")}, "missing.jsonl"
+"""What a run folder holds; the lists, where the run made them."""
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:

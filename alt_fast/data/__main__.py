@@ -21,7 +21,12 @@ COMMANDS = {
 
 
 def _add_list(parser: Any, *, nargs: str | None = None) -> None:
-    parser.add_argument("list", metavar="LIST", nargs=nargs, help="list of videos, in any form that training takes, or a folder with a folder per class")
+    parser.add_argument(
+        "list",
+        metavar="LIST",
+        nargs=nargs,
+        help="list of videos, in any form that training takes, or a folder with a folder per class",
+    )
     parser.add_argument("--classes", metavar="FILE", help="class file, where the list does not name its classes")
     parser.add_argument("--root", metavar="DIR", help="folder that video paths start from; default: the list's")
     parser.add_argument("--subset", choices=["train", "test"], help="rows of a list that holds both (default train)")
@@ -41,8 +46,9 @@ def _check(arguments: Any) -> int:
     from alt_fast.data.annotations import read_list
     from alt_fast.data.check import scan, summarize
 
-    subset = arguments.subset or "train"
-    videos, classes = read_list(arguments.list, arguments.classes, arguments.root, subset, numbers=True)
+    videos, classes = read_list(
+        arguments.list, arguments.classes, arguments.root, arguments.subset or "train", numbers=True
+    )
     facts, failures = scan(videos, arguments.workers, arguments.timeout)
     summary = summarize(videos, classes, facts, failures)
     if arguments.json:

@@ -5,16 +5,18 @@ alt-fast data check train.csv --classes classes.csv --workers 8
 
 import statistics
 from collections import Counter
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 from alt_fast.data.annotations import Video
 from alt_fast.data.batch import Failure
-from alt_fast.data.decode import VideoError, decode_frames, index_video
+from alt_fast.data.decode import VideoError, decode_frames, index_video, open_video
 from alt_fast.data.sampling import segment_positions
 from alt_fast.data.storage import locate
 from alt_fast.data.workers import LostError, Workers
 from alt_fast.progress import Progress
+
+T = TypeVar("T")
 
 _SAMPLES = 8  # frames decoded of each file, spread as training takes them
 
@@ -39,17 +41,29 @@ def inspect(path: str) -> Facts:
 
 def scan(videos: Sequence[Video], workers: int, timeout: float) -> tuple[list[Facts], list[Failure]]:
     """Inspect all files, in `workers` processes."""
-    facts, failures = [], []
-    with Workers(inspect, workers, timeout) as pool:
+    return _of_all(inspect, "check", videos, workers, timeout)
+
+
+def find_missing(videos: Sequence[Video], workers: int, timeout: float) -> list[Failure]:
+    """Return the videos that are not there, and files that hold no video, by opening all."""
+    return _of_all(open_video, "look for videos", videos, workers, timeout)[1]
+
+
+def _of_all(
+    function: Callable[[str], T], name: str, videos: Sequence[Video], workers: int, timeout: float
+) -> tuple[list[T], list[Failure]]:
+    """Call a function with every path; returns what it returns, and where it raised VideoError, hung or crashed."""
+    found, failures = [], []
+    with Workers(function, workers, timeout) as pool:
         pending = [(video.path, pool.submit(str(video.path))) for video in videos]
-        for path, result in Progress(pending, "check", "video"):
+        for path, result in Progress(pending, name, "video"):
             try:
-                facts.append(result.result())
+                found.append(result.result())
             except VideoError as e:
                 failures.append(Failure(str(path), e.cause))
             except LostError as e:
                 failures.append(Failure(str(path), str(e)))
-    return facts, failures
+    return found, failures
 
 
 def summarize(

@@ -82,6 +82,12 @@ def index_video(path: str | Path) -> VideoIndex:
         return _list_frames(path, container)
 
 
+def open_video(path: str | Path) -> None:
+    """Find a video in a file, and read none of it. Raises VideoError."""
+    with _errors_of(path), _open(path) as container:
+        _check_stream(path, container)
+
+
 def decode_frames(path: str | Path, index: VideoIndex, wanted: Sequence[int]) -> Frames:
     """The frames numbered `wanted` (ascending, repeats allowed), as `decode_clip` returns them. Raises VideoError."""
     with _errors_of(path), _open(path) as container:
@@ -110,10 +116,14 @@ def _open(path: str | Path) -> "av.container.InputContainer":
     return av.open(locate(path).url(), metadata_errors="ignore")
 
 
-def _list_frames(path: str | Path, container: "av.container.InputContainer") -> VideoIndex:
+def _check_stream(path: str | Path, container: "av.container.InputContainer") -> None:
     if not container.streams.video:
         kinds = ", ".join(sorted({stream.type for stream in container.streams})) or "no"
         raise VideoError(path, f"no video stream (it has {kinds} streams)")
+
+
+def _list_frames(path: str | Path, container: "av.container.InputContainer") -> VideoIndex:
+    _check_stream(path, container)
     video = container.streams.video[0]
     count, times, keyframes = 0, array("q"), array("q")
     end = 0.0  # of any stream, in seconds
