@@ -125,7 +125,7 @@ def test_rotation_turns_the_right_way() -> None:
         def reformat(self, frame: "Frame", **options: object) -> "Frame":
             return self
 
-    turned = _upright(Frame(), Frame())  # type: ignore[arg-type]
+    turned = np.stack(_upright(Frame(), Frame()))  # type: ignore[arg-type]
     assert turned.shape == (3, 4, 2)
     assert turned[0].tolist() == [[3, 7], [2, 6], [1, 5], [0, 4]]
     assert turned[1, 0].tolist() == [103, 107]
