@@ -137,7 +137,7 @@ def read_list(
         rows = _read_hmdb(path, subset) if "*" in path.name else _read_rows(path)
     if not rows:
         raise AnnotationError(f"{path}: the list names no videos")
-    numbered = all(row.label.isdigit() for row in rows)
+    numbered = all(row.label.isdecimal() for row in rows)
     starts_at_one = numbered and _UCF_TRAIN.fullmatch(path.name) is not None
     if classes is None and numbered:
         if starts_at_one:
@@ -172,6 +172,28 @@ def _look_up(rows: Sequence[_Row], folder: Path, lookup: Mapping[str, int]) -> l
 def write_list(path: Path, videos: Sequence[Video], names: Sequence[str]) -> None:
     """Write a list that `read_list` takes from anywhere: CSV of absolute paths and class names. Raises FileError."""
     write_csv(path, ("path", "label"), ((video.path.absolute(), names[video.label]) for video in videos))
+
+
+def merge_lists(lists: Mapping[str, tuple[Sequence[Video], Sequence[str]]]) -> tuple[list[Video], list[str], int]:
+    """Return the videos of several lists, their classes, and how many videos were listed again.
+
+    lists: videos and class names, by what errors call them. Classes are one by `name_key`, under the first of their
+    names; those of the first list come first. Raises AnnotationError for a video of two classes.
+    """
+    names: dict[str, str] = {}
+    for _, own in lists.values():
+        for name in own:
+            names.setdefault(name_key(name), name)
+    place = {key: label for label, key in enumerate(names)}
+    merged: dict[Path, int] = {}
+    for source, (videos, own) in lists.items():
+        for video in videos:
+            path, label = video.path.absolute(), place[name_key(own[video.label])]
+            if merged.setdefault(path, label) != label:
+                first, second = (list(names.values())[number] for number in (merged[path], label))
+                raise AnnotationError(f"{source}: {path} is of class {second!r}, and of {first!r} in a list before")
+    again = sum(len(videos) for videos, _ in lists.values()) - len(merged)
+    return [Video(path, label) for path, label in merged.items()], list(names.values()), again
 
 
 def spoken(name: str) -> str:

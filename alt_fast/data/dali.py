@@ -101,6 +101,8 @@ def reason_against(path: Any, index: VideoIndex, gpu: bool) -> str | None:
         return "DALI's CPU decoder takes every video for BT.601"
     if index.times is None:
         return "its packets carry no times"
+    if index.first:
+        return "it begins before its first keyframe"
     if locate(path).size > _MAX_BYTES:
         return f"larger than {_MAX_BYTES >> 20} MiB"
     if "mp4" in index.container and display_rotation(path):

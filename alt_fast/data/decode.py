@@ -64,9 +64,14 @@ class VideoIndex:
     height: int
     rate: float | None
 
+    @property
+    def first(self) -> int:
+        """Number of the first keyframe. Files cut by stream copy show frames before it that refer to what is gone."""
+        return bisect.bisect_left(self.times, self.keyframes[0]) if self.times and self.keyframes else 0
+
     def frames_at(self, positions: Sequence[float]) -> list[int]:
-        """Numbers of the frames at relative positions in [0, 1)."""
-        return [min(int(position * self.count), self.count - 1) for position in positions]
+        """Numbers of the frames at relative positions in [0, 1); the first keyframe for those before it."""
+        return [max(min(int(position * self.count), self.count - 1), self.first) for position in positions]
 
 
 def whole(planes: Planes) -> Frames:

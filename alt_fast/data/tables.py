@@ -1,12 +1,13 @@
 """Lists as people write them, as rows: encodings, delimiters, headers and comments, before what the cells mean.
 
-A file is UTF-8 or UTF-16, with or without a byte-order mark (UTF-16 with one); its cells are parted by commas,
+A file is in UTF-8, with or without a byte-order mark, or in UTF-16 with one; its cells are parted by commas,
 semicolons, tabs or blanks; a line that begins with # is a comment.
 """
 
 import codecs
 import csv
 import io
+import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ VIDEO_SUFFIXES = frozenset(f".{kind}" for kind in _KINDS.split())
 
 _DELIMITERS = ",;\t"
 _BLANKS = ""  # stands for them among delimiters
+_LOOKED_AT = 100  # lines, to tell the delimiter
 _NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?")
 _NUMBERS = re.compile(rf"(.*?\S)\s+((?:{_NUMBER.pattern}\s+)+{_NUMBER.pattern})")  # `folder 120 3`
 _BEHIND_VIDEO = re.compile(rf"(.*?(?:{'|'.join(map(re.escape, VIDEO_SUFFIXES))}))\s+(.*)", re.IGNORECASE)
@@ -39,7 +41,7 @@ class Pair(NamedTuple):
 
 def is_video(name: str) -> bool:
     """Whether a file's name ends as that of a video."""
-    return Path(name).suffix.casefold() in VIDEO_SUFFIXES
+    return os.path.splitext(name)[1].casefold() in VIDEO_SUFFIXES
 
 
 def read_text(path: Path) -> str:
@@ -57,10 +59,10 @@ def read_text(path: Path) -> str:
     return text
 
 
-def content_lines(text: str) -> list[tuple[int, str]]:
-    """Return lines without blanks around them, with their numbers; blank lines and comments are left out."""
+def content_lines(text: str) -> Iterator[tuple[int, str]]:
+    """Lines without blanks around them, with their numbers; blank lines and comments are left out."""
     lines = enumerate((line.strip() for line in io.StringIO(text, newline=None)), start=1)
-    return [(number, line) for number, line in lines if not _is_idle(line)]
+    return ((number, line) for number, line in lines if not _is_idle(line))
 
 
 def header(text: str) -> list[str]:
@@ -91,13 +93,14 @@ def read_table(path: Path, text: str, columns: Sequence[str]) -> list[tuple[str,
 def read_pairs(path: Path, text: str) -> list[Pair]:
     """Return the rows of a list without a header, each a path and a label.
 
-    What parts the two is what most lines have behind the name of a video file: a comma, a semicolon, a tab or blanks.
-    Among blanks the last word is the label. Raises AnnotationError for lines of another form.
+    What parts the two is what most of the first lines have behind the name of a video file: a comma, a semicolon, a tab
+    or blanks. Among blanks the last word is the label. Raises AnnotationError for lines of another form.
     """
-    lines = content_lines(text)
-    delimiter = _delimiter(path, [line for _, line in lines])
+    lines = list(content_lines(text))
+    beginning = [line for _, line in lines[:_LOOKED_AT]]
+    delimiter = _delimiter(path, beginning)
     if lines and delimiter != _BLANKS:
-        first, *others = (_cells(line, delimiter)[0] for _, line in lines)
+        first, *others = (_cells(line, delimiter)[0] for line in beginning)
         if not is_video(first) and any(map(is_video, others)):  # a header, of names that read_table was not asked for
             raise AnnotationError(f"{path}: column 'path' is missing (found {', '.join(header(text))})")
     if lines and lines[0][1].casefold().split() == ["path", "label"]:
@@ -125,17 +128,14 @@ def _refuse(where: str, cells: Sequence[str], delimiter: str) -> NoReturn:
 
 
 def _delimiter(path: Path, lines: Sequence[str]) -> str:
-    """Return what parts path from label in most lines."""
-
-    def fitting(delimiter: str) -> int:
-        split = (_cells(line, delimiter) for line in lines)
-        return sum(len(cells) > 1 and is_video(cells[0]) for cells in split)
-
-    best = max([*_DELIMITERS, _BLANKS], key=fitting)
-    if fitting(best) or path.suffix not in (".csv", ".tsv"):
-        return best if fitting(best) else _BLANKS
-    by_cells = max(_DELIMITERS, key=lambda delimiter: sum(len(_cells(line, delimiter)) > 1 for line in lines))
-    return by_cells if any(len(_cells(line, by_cells)) > 1 for line in lines) else _BLANKS
+    """Return what parts path from label in most lines; where no path ends as a video's, by the suffix of the list."""
+    split = {delimiter: [_cells(line, delimiter) for line in lines] for delimiter in (*_DELIMITERS, _BLANKS)}
+    parted = {delimiter: [cells for cells in rows if len(cells) > 1] for delimiter, rows in split.items()}
+    fitting = {delimiter: sum(is_video(cells[0]) for cells in rows) for delimiter, rows in parted.items()}
+    if any(fitting.values()):
+        return max(fitting, key=fitting.__getitem__)
+    most = max(_DELIMITERS, key=lambda delimiter: len(parted[delimiter]))
+    return most if path.suffix in (".csv", ".tsv") and parted[most] else _BLANKS
 
 
 def _cells(line: str, delimiter: str) -> list[str]:
