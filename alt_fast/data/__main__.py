@@ -151,8 +151,9 @@ def _merge(arguments: Any) -> int:
 
     if arguments.out.suffix != ".csv":
         raise ArgumentError(f"--out must end in .csv, got {arguments.out}")
-    subset = arguments.subset or "train"
-    lists = {path: read_list(path, arguments.classes, arguments.root, subset) for path in arguments.list}
+    lists = {
+        path: read_list(path, arguments.classes, arguments.root, arguments.subset or "train") for path in arguments.list
+    }
     videos, classes, again = merge_lists(lists)
     make_folder(arguments.out.parent)
     write_list(arguments.out, videos, classes)
