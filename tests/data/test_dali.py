@@ -229,6 +229,7 @@ def test_what_dali_is_not_given(videos: list[Video], gpu: bool, where: str, monk
         ({"codec": "prores"}, f"DALI does not decode prores on a {where}"),
         ({"pixel_format": "yuv420p10le"}, "DALI is not used for yuv420p10le"),
         ({"times": None}, "its packets carry no times"),
+        ({"keyframes": list(index.times or ())[2:3]}, "it begins before its first keyframe"),
     ]
     for changes, reason in cases:
         assert dali.reason_against(path, replace(index, **changes), gpu) == reason
