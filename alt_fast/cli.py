@@ -160,7 +160,7 @@ def add_also_r(parser: Any, what: str, *old_names: str) -> None:
 def add_list(parser: Any, required: bool, what: str, classes: str, several: bool = False) -> None:
     """Add --list, with --classes and --root. classes: what is taken without --classes."""
     names, nargs = (("--list", "--lists"), "+") if several else (("--list",), None)
-    parser.add_argument(*names, required=required, nargs=nargs, metavar="FILE", help=what)
+    parser.add_argument(*names, required=required, nargs=nargs, metavar="LIST", help=what)
     parser.add_argument("--classes", metavar="FILE", help=f"class file of --list; default: {classes}")
     parser.add_argument("--root", metavar="DIR", help="folder that video paths start from; default: the list's")
 

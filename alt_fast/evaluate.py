@@ -121,6 +121,7 @@ def run(arguments: argparse.Namespace) -> int:
     from alt_fast.data.annotations import read_list
     from alt_fast.distributed import join_world
     from alt_fast.inference.lists import run_lists
+    from alt_fast.progress import print_aside
     from alt_fast.tome.schedule import merge_schedule
 
     check_report(arguments)
@@ -129,8 +130,8 @@ def run(arguments: argparse.Namespace) -> int:
         for r in arguments.also_r or ():
             merge_schedule(r, len(trained.model.encoder.schedule))
         if arguments.list:
-            classes = arguments.classes or trained.classes
-            lists = [(arguments.list, *read_list(arguments.list, classes, arguments.root, "test"))]
+            classes, tell = arguments.classes or trained.classes, print_aside if world.main else _say_nothing
+            lists = [(arguments.list, *read_list(arguments.list, classes, arguments.root, "test", tell=tell))]
         else:
             lists = run_lists(Path(arguments.checkpoint), trained)
         tower = check_tower(arguments)
@@ -160,6 +161,10 @@ def run(arguments: argparse.Namespace) -> int:
     for failure in failures:
         print(f"unreadable, counted as wrong: {failure['path']}: {failure['cause']}", file=sys.stderr)
     return 1 if failures else 0
+
+
+def _say_nothing(message: str) -> None:
+    """What processes other than the main one print."""
 
 
 def score(

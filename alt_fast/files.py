@@ -18,7 +18,8 @@ from alt_fast.errors import FileError, RunError
 
 CONFIG, ENVIRONMENT, METRICS, LOG = "config.yaml", "environment.json", "metrics.json", "log.jsonl"
 WEIGHTS, CLIP, CLASSES, CARD = "model.safetensors", "clip.safetensors", "classes.csv", "README.md"
-"""What a run folder holds."""
+LISTS, MISSING = {name: f"{name}.csv" for name in ("train", "test", "unseen")}, "missing.jsonl"
+"""What a run folder holds; the lists, where the run made them."""
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -56,13 +57,19 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Write a table with commas, quotes and line ends in its cells as they are, atomically. Raises FileError."""
+    """Write a table with commas, quotes and line ends in its cells as they are, atomically. Raises FileError.
+
+    A cell that would be taken for a comment (#) is quoted too.
+    """
 
     def write(partial: Path) -> None:
         with partial.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(header)
-            writer.writerows(rows)
+            plain = csv.writer(file, lineterminator="\n")
+            quoted = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL)
+            plain.writerow(header)
+            for row in rows:
+                cells = [str(cell) for cell in row]
+                (quoted if cells[0].startswith("#") or "\r" in "".join(cells) else plain).writerow(cells)
 
     write_atomically(path, write)
 

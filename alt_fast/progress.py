@@ -64,3 +64,8 @@ class Progress(Generic[T]):
 def print_line(message: str) -> None:
     """Print a line for the person who watches."""
     print(message, flush=True)
+
+
+def print_aside(message: str) -> None:
+    """Print a line for the person who watches that is no part of a command's output, on standard error."""
+    print(message, file=sys.stderr, flush=True)

@@ -332,6 +332,30 @@ MUTATIONS = [
         f"{_LISTS}::test_case_and_punctuation_tell_no_classes_apart",
     ),
     Mutation(
+        "alt_fast/data/augment.py",
+        "clip = torch.from_numpy(crop_picture(record, planes, axis=0))[None]",
+        "clip = torch.from_numpy(np.stack(planes))[None]",
+        "tests/data/test_loader.py::test_clips_cut_frame_by_frame_are_whole_clips_cut_at_once",
+    ),
+    Mutation(
+        "alt_fast/data/decode.py",
+        "bisect.bisect_left(self.times, self.keyframes[0]) if self.times and self.keyframes else 0",
+        "0",
+        "tests/data/test_decode.py::test_the_first_keyframe_stands_in_for_what_a_stream_copy_cut_off",
+    ),
+    Mutation(
+        "alt_fast/data/split.py",
+        "return all(held[label] + count < total[label]",
+        "return all(held[label] + count <= total[label]",
+        "tests/data/test_split.py",
+    ),
+    Mutation(
+        "alt_fast/data/tables.py",
+        "if start == 0 and _is_idle(line.strip()):",
+        "if _is_idle(line.strip()):",
+        _LISTS,
+    ),
+    Mutation(
         "alt_fast/data/annotations.py",
         'wanted = {"train": "1", "test": "2"}',
         'wanted = {"train": "1", "test": "1"}',

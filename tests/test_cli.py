@@ -43,9 +43,9 @@ def test_a_missing_extra_is_named(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_every_error_of_ours_has_one_base() -> None:
     from alt_fast.corpus import CorpusError
-    from alt_fast.data.annotations import AnnotationError
     from alt_fast.data.decode import VideoError
     from alt_fast.data.storage import StorageError
+    from alt_fast.data.tables import AnnotationError
     from alt_fast.data.workers import LostError
     from alt_fast.model.clip_weights import WeightsError
     from alt_fast.training.loop import DivergedError, TerminatedError

@@ -44,7 +44,17 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
         make_folder(tmp_path / "file" / "below")
 
 
-NAMES = ["plain", "one, then another", 'the "quoted" one', "two\nlines", "打篮球", "a;b", "semi\r\ncolon", " spaced "]
+NAMES = [
+    "# 1",
+    "plain",
+    "one, then another",
+    'the "quoted" one',
+    "two\nlines",
+    "打篮球",
+    "a;b",
+    "semi\r\ncolon",
+    " spaced ",
+]
 
 
 def test_names_come_back_as_they_were_written(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import re
+import shutil
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import is_dataclass, replace
@@ -290,6 +291,34 @@ def test_own_videos_with_a_bad_one(
     assert [Path(entry["path"]).name for entry in metrics["unreadable"]] == ["none.mp4"]
     assert metrics["test_videos"] == 3
     assert "quarantined" in capsys.readouterr().out
+
+
+def test_a_folder_of_clips_is_all_it_takes(
+    write_video: VideoWriter, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is held out is tested, and stays so whatever comes into the folder."""
+    clip = write_video("clip.mp4", frames=4)
+    for label in ("playing_guitar", "tai_chi"):
+        (tmp_path / "clips" / label).mkdir(parents=True)
+        for i in range(15):
+            shutil.copy(clip, tmp_path / "clips" / label / f"{i}.mp4")
+    options = ["--frame_only", "false", "--pretrain.steps", "1", "--optim.epochs", "1", "--optim.warmup_epochs", "0"]
+    folders = ["--data.train", str(tmp_path / "clips"), "--out", str(tmp_path / "run")]
+    arguments = [*SMALL_JOB, "--data.generate", "null", *options, *folders, "--data.workers", "0"]
+    assert main([*arguments, "--data.missing", "skip"]) == 0
+    out = capsys.readouterr().out
+    assert "data.train: 0 of 30 videos (0.0%) are missing and left out\n" in out
+    assert "no data.test: 6 of 30 videos (20.0%) are held out with seed 0" in out
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert (metrics["test_videos"], metrics["missing"]) == (6, {})
+    shutil.copy(clip, tmp_path / "clips" / "tai_chi" / "new.mp4")
+    assert evaluate(["--checkpoint", str(tmp_path / "run"), "--workers", "0", "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert (row["list"], row["videos"], row["top1"]) == (str(tmp_path / "run" / "test.csv"), 6, metrics["top1"])
+    assert main([*arguments, "--data.missing", "skip", "--resume"]) == 0
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["top1"] == metrics["top1"]
+    assert main([*arguments, "--resume"]) == 1
+    assert "data.missing was 'skip', now 'error'" in capsys.readouterr().err
 
 
 def test_an_unseen_list_may_share_classes(

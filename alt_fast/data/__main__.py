@@ -1,4 +1,4 @@
-"""Look at videos and pack them: `alt-fast data check`, `browse`, `shard`, `generate`."""
+"""Look at lists of videos, make new ones, pack them: `alt-fast data check`, `stats`, `split`, `merge` and so on."""
 
 import json
 import sys
@@ -9,11 +9,14 @@ from typing import Any
 
 from alt_fast import cli
 from alt_fast.data.config import AugmentConfig, ClipSpec, Loading, MotionShapesConfig
-from alt_fast.errors import ArgumentError
+from alt_fast.errors import ArgumentError, RunError
 from alt_fast.settings import make_settings_parser
 
 COMMANDS = {
     "check": "scan a list of videos for what cannot be used",
+    "stats": "say what a list holds: classes, lengths, sizes, sources",
+    "split": "hold out a part of a list for testing",
+    "merge": "write one list of several",
     "browse": "draw a contact sheet of clips as the model sees them",
     "shard": "pack a list of videos into tar archives",
     "generate": "write Motion Shapes, the generated dataset",
@@ -21,7 +24,12 @@ COMMANDS = {
 
 
 def _add_list(parser: Any, *, nargs: str | None = None) -> None:
-    parser.add_argument("list", metavar="LIST", nargs=nargs, help="list of videos, in any form that training takes")
+    parser.add_argument(
+        "list",
+        metavar="LIST",
+        nargs=nargs,
+        help="list of videos, in any form that training takes, or a folder with a folder per class",
+    )
     parser.add_argument("--classes", metavar="FILE", help="class file, where the list does not name its classes")
     parser.add_argument("--root", metavar="DIR", help="folder that video paths start from; default: the list's")
     parser.add_argument("--subset", choices=["train", "test"], help="rows of a list that holds both (default train)")
@@ -41,7 +49,9 @@ def _check(arguments: Any) -> int:
     from alt_fast.data.annotations import read_list
     from alt_fast.data.check import scan, summarize
 
-    videos, classes = read_list(arguments.list, arguments.classes, arguments.root, arguments.subset or "train")
+    videos, classes = read_list(
+        arguments.list, arguments.classes, arguments.root, arguments.subset or "train", numbers=True
+    )
     facts, failures = scan(videos, arguments.workers, arguments.timeout)
     summary = summarize(videos, classes, facts, failures)
     if arguments.json:
@@ -52,7 +62,12 @@ def _check(arguments: Any) -> int:
 
 
 def _print_summary(summary: dict[str, Any]) -> None:
-    print(f"{summary['videos']} videos, {summary['bytes'] / 1e6:,.1f} MB, {len(summary['unusable'])} of them unusable")
+    count, unusable = summary["videos"], len(summary["unusable"])
+    print(f"{count} videos, {summary['bytes'] / 1e6:,.1f} MB, {unusable} of them unusable ({unusable / count:.1%})")
+    for kind, number in summary["causes"].items():
+        print(f"         {number} ({number / count:.1%}): {kind}")
+    if summary["late"]:
+        print(f"late     {summary['late']} begin before their first keyframe, which stands in for what is before it")
     for name, unit in (("codecs", ""), ("sizes", ""), ("rates", " frames/s")):
         most = list(summary[name].items())
         line = ", ".join(f"{value}{unit}: {count}" for value, count in most[:8])
@@ -65,6 +80,85 @@ def _print_summary(summary: dict[str, Any]) -> None:
     print(f"classes  {len(counts)}, from {few[1]} ({few[0]}) to {many[1]} videos ({many[0]})")
     for failure in summary["unusable"]:
         print(f"unusable {failure['path']}: {failure['cause']}")
+
+
+def _stats_parser() -> Any:
+    parser = cli.make_parser("data stats", "Say what a list holds: how even its classes are, lengths, sizes, sources.")
+    _add_list(parser)
+    cli.add_workers(parser)
+    cli.add_json(parser)
+    return parser
+
+
+def _stats(arguments: Any) -> int:
+    from alt_fast.data.annotations import read_list
+    from alt_fast.data.stats import describe, lines
+
+    videos, classes = read_list(
+        arguments.list, arguments.classes, arguments.root, arguments.subset or "train", numbers=True
+    )
+    stats = describe(videos, classes, arguments.workers, arguments.timeout)
+    print(json.dumps(stats, indent=2) if arguments.json else "\n".join(lines(stats)))
+    return 1 if stats["unusable"] else 0
+
+
+def _split_parser() -> Any:
+    parser = cli.make_parser(
+        "data split",
+        "Write DIR/train.csv and DIR/test.csv: a share of every class is held out, and clips of one source, as their "
+        "names tell (v_YoYo_g01_c02, ID_000010_000020), stay together.",
+    )
+    _add_list(parser)
+    cli.add_out(parser, "DIR", "folder to write to")
+    parser.add_argument("--test-size", type=float, metavar="SHARE", help="of every class to hold out (default 0.2)")
+    parser.add_argument("--seed", type=int, default=0, help="draws what is held out (default 0)")
+    return parser
+
+
+def _split(arguments: Any) -> int:
+    from alt_fast.data.annotations import read_list, write_list
+    from alt_fast.data.split import TEST_SIZE, split
+    from alt_fast.files import make_folder
+
+    share = TEST_SIZE if arguments.test_size is None else arguments.test_size
+    if not 0 < share < 1:
+        raise ArgumentError(f"--test-size must be in (0, 1), got {share:g}")
+    if arguments.seed < 0:
+        raise ArgumentError(f"--seed must be >= 0, got {arguments.seed}")
+    videos, classes = read_list(
+        arguments.list, arguments.classes, arguments.root, arguments.subset or "train", numbers=True
+    )
+    train, test = split(videos, share, arguments.seed)
+    if not test:
+        raise RunError(f"no class of {arguments.list} has videos of two sources, so none can be held out")
+    make_folder(arguments.out)
+    for name, part in (("train", train), ("test", test)):
+        write_list(arguments.out / f"{name}.csv", part, classes)
+        print(f"{len(part)} videos ({len(part) / len(videos):.1%}) in {arguments.out / f'{name}.csv'}")
+    return 0
+
+
+def _merge_parser() -> Any:
+    parser = cli.make_parser("data merge", "Write one list of several. Classes of the same name are one.")
+    _add_list(parser, nargs="+")
+    cli.add_out(parser, "FILE", "list to write (.csv)")
+    return parser
+
+
+def _merge(arguments: Any) -> int:
+    from alt_fast.data.annotations import merge_lists, read_list, write_list
+    from alt_fast.files import make_folder
+
+    if arguments.out.suffix != ".csv":
+        raise ArgumentError(f"--out must end in .csv, got {arguments.out}")
+    lists = {
+        path: read_list(path, arguments.classes, arguments.root, arguments.subset or "train") for path in arguments.list
+    }
+    videos, classes, again = merge_lists(lists)
+    make_folder(arguments.out.parent)
+    write_list(arguments.out, videos, classes)
+    print(f"{len(videos)} videos of {len(classes)} classes in {arguments.out}; {again} were listed again")
+    return 0
 
 
 def _browse_parser() -> Any:
@@ -171,6 +265,9 @@ def _generate(arguments: Any) -> int:
 
 _RUN = {
     "check": (_check_parser, _check),
+    "stats": (_stats_parser, _stats),
+    "split": (_split_parser, _split),
+    "merge": (_merge_parser, _merge),
     "browse": (_browse_parser, _browse),
     "shard": (_shard_parser, _shard),
     "generate": (_generate_parser, _generate),

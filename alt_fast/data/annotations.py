@@ -4,36 +4,38 @@
 
 | dataset | file | video file |
 |---|---|---|
+| any | a folder with a folder per class | LABEL/v.mp4, with any usual suffix |
 | any | `path label` lines, or CSV with columns path,label | path below the root |
+| any | CSV without a header: `path,label`, `path label` (VideoMAE's, InternVideo's, V-JEPA's) | path below the root |
 | Kinetics | CSV (label,youtube_id,time_start,time_end,...) or JSON | ID_START_END.mp4, or LABEL/ID_START_END.mp4 |
 | UCF-101 | trainlist01.txt (`Class/v.avi 1`), testlist01.txt (`Class/v.avi`) | Class/v.avi |
 | HMDB-51 | a folder of CLASS_test_splitN.txt (`v.avi 1`), given as FOLDER/*_test_splitN.txt | CLASS/v.avi, or v.avi |
 | Something-Something V2 | JSON of {id, label, template} | ID.webm |
 
-A label is a class's id or its name (in `path label` lines a single word: use CSV for names with spaces).
+A label is a class's id or its name (in `path label` lines a single word: use CSV for names with spaces). Encodings,
+delimiters and comments: `tables`.
 `read_classes` takes `id,name` CSV files, UCF-101's classInd.txt and Something-Something's labels.json.
 """
 
-import csv
-import io
 import json
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from alt_fast.errors import AltFastError
+from alt_fast.data.folders import read_folders
+from alt_fast.data.tables import AnnotationError, Pair, content_lines, header, read_pairs, read_table, read_text
+from alt_fast.files import write_csv
+from alt_fast.progress import print_aside
 
 Subset = Literal["train", "test"]
 
+_UCF_TRAIN, _UCF_TEST = re.compile(r"trainlist\d\d\.txt"), re.compile(r"testlist\d\d\.txt")
+
 KINETICS = "kinetics400"
 """Stands for a file of the class names of Kinetics-400."""
-
-
-class AnnotationError(AltFastError, ValueError):
-    """A list or class file that cannot be used; the message names file, line and cause."""
 
 
 class Video(NamedTuple):
@@ -55,13 +57,13 @@ class _Row:
 def read_classes(path: str | Path) -> list[str]:
     """Class names in the order of their ids, as text that a person would say."""
     path = Path(path)
-    text = _read(path)
+    text = read_text(path)
     if path.suffix == ".json":
         numbered = [(str(number), name) for name, number in _json(path, text, dict).items()]
     elif path.suffix == ".csv":
-        numbered = [(row["id"], row["name"]) for row in _csv(path, text, ("id", "name"))]
+        numbered = [(row["id"], row["name"]) for _, row in read_table(path, text, ("id", "name"))]
     else:  # UCF-101's classInd.txt: `1 ApplyEyeMakeup`
-        pairs = [line.split(maxsplit=1) for line in text.splitlines() if line.strip()]
+        pairs = [line.split(maxsplit=1) for _, line in content_lines(text)]
         if not all(len(pair) == 2 for pair in pairs):
             raise AnnotationError(f"{path}: expected `id,name` CSV or lines of `number name`")
         numbered = [(number, spoken(name)) for number, name in pairs]
@@ -96,7 +98,7 @@ def read_names(path: str) -> list[str]:
         return list(R3D_18_Weights.KINETICS400_V1.meta["categories"])
     if Path(path).suffix in (".csv", ".json"):
         return read_classes(path)
-    lines = [line.strip() for line in _read(Path(path)).splitlines() if line.strip()]
+    lines = [line.strip() for line in read_text(Path(path)).splitlines() if line.strip()]
     if not lines:
         raise AnnotationError(f"{path} names no labels")
     numbered = all(re.match(r"\d+\s+\S", line) for line in lines)  # UCF-101's classInd.txt
@@ -108,13 +110,16 @@ def read_list(
     classes: str | Path | Sequence[str] | None = None,
     root: str | Path | None = None,
     subset: Subset = "train",
+    numbers: bool = False,
+    tell: Callable[[str], object] = print_aside,
 ) -> tuple[list[Video], list[str]]:
     """Return labelled videos, and the class names that their labels index.
 
-    path: the list; for HMDB-51 a glob of its split files. classes: a class file for `read_classes`, or the names; None
-    takes the labels found, in alphabetical order (datasets that name their classes). root: where video paths start; the
-    list's folder by default.
-    subset: which rows of a file that holds both, as HMDB-51's do.
+    path: the list; a folder with a folder for each class; for HMDB-51 a glob of its split files. classes: a class file
+    for `read_classes`, or the names; None takes the labels found, in alphabetical order, or for UCF-101 the folders.
+    root: where video paths start; the list's folder by default; folders have their own.
+    subset: which rows of a file that holds both, as HMDB-51's do. numbers: whether labels that are numbers are names
+    where no class file names them, for who only counts. tell: takes a line that says what was passed over.
 
     Raises AnnotationError for unreadable files, unknown formats, labels outside the classes and paths named twice.
     Whether the videos exist shows when they are opened.
@@ -123,20 +128,37 @@ def read_list(
     folder = Path(root) if root is not None else path.parent
     if isinstance(classes, str | Path):
         classes = read_classes(classes)
-    rows = _read_hmdb(path, subset) if "*" in path.name else _read_rows(path)
+    if path.is_dir():
+        folder, (pairs, passed_over) = path, read_folders(path)
+        rows = [_row(pair) for pair in pairs]
+        if passed_over:
+            tell(f"{path}: {len(rows)} videos; {passed_over} files passed over, which are hidden or no videos")
+    else:
+        rows = _read_hmdb(path, subset) if "*" in path.name else _read_rows(path)
     if not rows:
         raise AnnotationError(f"{path}: the list names no videos")
-    if classes is None:
-        if all(row.label.isdigit() for row in rows):
+    numbered = all(row.label.isdecimal() for row in rows)
+    starts_at_one = numbered and _UCF_TRAIN.fullmatch(path.name) is not None
+    if classes is None and numbered:
+        if starts_at_one:
+            rows = _labelled_by_folder(rows)
+        elif numbers:
+            classes = sorted({row.label for row in rows}, key=int)
+        else:
             raise AnnotationError(f"{path}: its labels are numbers, so a class file is needed to name them")
-        classes = sorted({spoken(row.label) for row in rows})
-    lookup = _label_lookup(classes, starts_at_one=_counts_from_one(path, rows))
+    classes = sorted({spoken(row.label) for row in rows}) if classes is None else list(classes)
+    return _look_up(rows, folder, _label_lookup(classes, starts_at_one)), classes
+
+
+def _look_up(rows: Sequence[_Row], folder: Path, lookup: Mapping[str, int]) -> list[Video]:
     videos: list[Video] = []
     seen: dict[Path, str] = {}
     for row in rows:
         label = lookup.get(row.label, lookup.get(spoken(row.label)))
         if label is None:
-            raise AnnotationError(f"{row.where}: label {row.label!r} is not among the {len(classes)} classes")
+            raise AnnotationError(
+                f"{row.where}: label {row.label!r} is not among the {len(set(lookup.values()))} classes"
+            )
         found = folder / row.paths[0]
         if len(row.paths) > 1:
             found = next((folder / name for name in row.paths if (folder / name).exists()), found)
@@ -144,7 +166,34 @@ def read_list(
             raise AnnotationError(f"{row.where}: {found} was listed before ({seen[found]})")
         seen[found] = row.where
         videos.append(Video(found, label))
-    return videos, list(classes)
+    return videos
+
+
+def write_list(path: Path, videos: Sequence[Video], names: Sequence[str]) -> None:
+    """Write a list that `read_list` takes from anywhere: CSV of absolute paths and class names. Raises FileError."""
+    write_csv(path, ("path", "label"), ((video.path.absolute(), names[video.label]) for video in videos))
+
+
+def merge_lists(lists: Mapping[str, tuple[Sequence[Video], Sequence[str]]]) -> tuple[list[Video], list[str], int]:
+    """Return the videos of several lists, their classes, and how many videos were listed again.
+
+    lists: videos and class names, by what errors call them. Classes are one by `name_key`, under the first of their
+    names; those of the first list come first. Raises AnnotationError for a video of two classes.
+    """
+    names: dict[str, str] = {}
+    for _, own in lists.values():
+        for name in own:
+            names.setdefault(name_key(name), name)
+    place = {key: label for label, key in enumerate(names)}
+    merged: dict[Path, int] = {}
+    for source, (videos, own) in lists.items():
+        for video in videos:
+            path, label = video.path.absolute(), place[name_key(own[video.label])]
+            if merged.setdefault(path, label) != label:
+                first, second = (list(names.values())[number] for number in (merged[path], label))
+                raise AnnotationError(f"{source}: {path} is of class {second!r}, and of {first!r} in a list before")
+    again = sum(len(videos) for videos, _ in lists.values()) - len(merged)
+    return [Video(path, label) for path, label in merged.items()], list(names.values()), again
 
 
 def spoken(name: str) -> str:
@@ -187,39 +236,46 @@ def _label_lookup(classes: Sequence[str], starts_at_one: bool) -> dict[str, int]
     return lookup | {name: index for index, name in enumerate(classes)}
 
 
-def _counts_from_one(path: Path, rows: Sequence[_Row]) -> bool:
-    return re.fullmatch(r"trainlist\d\d\.txt", path.name) is not None and all(row.label.isdigit() for row in rows)
+def _labelled_by_folder(rows: Sequence[_Row]) -> list[_Row]:
+    """Return UCF-101's numbered rows with the folder of each video for its number. Raises AnnotationError."""
+    folders: dict[str, str] = {}
+    numbers: dict[str, str] = {}
+    for row in rows:
+        folder = _folder(row.paths[0])
+        if folders.setdefault(row.label, folder) != folder or numbers.setdefault(folder, row.label) != row.label:
+            raise AnnotationError(
+                f"{row.where}: class {row.label} is in the folder {folder}, which does not fit the lines before; "
+                "a class file is needed to name the classes"
+            )
+    return [replace(row, label=_folder(row.paths[0])) for row in rows]
 
 
 def _read_rows(path: Path) -> list[_Row]:
-    text = _read(path)
+    text = read_text(path)
     if path.suffix == ".json":
         content = _json(path, text, (list, dict))
         return _something_rows(path, content) if isinstance(content, list) else _kinetics_json_rows(path, content)
-    header = text.splitlines()[0] if text.strip() else ""
-    if "youtube_id" in header.split(","):
+    names = header(text)
+    if "youtube_id" in names:
         return [
-            _kinetics_row(f"{path}, line {number}", row["youtube_id"], row["time_start"], row["time_end"], row["label"])
-            for number, row in enumerate(_csv(path, text, ("label", "youtube_id", "time_start", "time_end")), start=2)
+            _kinetics_row(where, row["youtube_id"], row["time_start"], row["time_end"], row["label"])
+            for where, row in read_table(path, text, ("label", "youtube_id", "time_start", "time_end"))
         ]
-    if path.suffix == ".csv":
-        table = _csv(path, text, ("path", "label"))
-        return [_Row(f"{path}, line {n}", (row["path"],), row["label"]) for n, row in enumerate(table, start=2)]
-    return list(_line_rows(path, text))
+    if {"path", "label"} <= set(names):
+        table = read_table(path, text, ("path", "label"))
+        return [_row(Pair(where, row["path"], row["label"])) for where, row in table]
+    if _UCF_TEST.fullmatch(path.name):  # paths alone, whose folders are the classes
+        lines = content_lines(text)
+        return [_row(Pair(f"{path}, line {number}", line, _folder(line))) for number, line in lines]
+    return [_row(pair) for pair in read_pairs(path, text)]
 
 
-def _line_rows(path: Path, text: str) -> Iterable[_Row]:
-    """`path label` lines; in UCF-101's test lists the path alone, whose folder is the class."""
-    unlabelled = re.fullmatch(r"testlist\d\d\.txt", path.name) is not None
-    for number, line in enumerate(text.splitlines(), start=1):
-        if not line.strip():
-            continue
-        parts = [line.strip()] if unlabelled else line.rsplit(maxsplit=1)
-        if unlabelled:
-            parts.append(parts[0].split("/")[0])
-        if len(parts) != 2:
-            raise AnnotationError(f"{path}, line {number}: expected `path label`, got {line.strip()!r}")
-        yield _Row(f"{path}, line {number}", (parts[0].strip(),), parts[1])
+def _row(pair: Pair) -> _Row:
+    return _Row(pair.where, (pair.path,), pair.label)
+
+
+def _folder(name: str) -> str:
+    return name.split("/")[0]
 
 
 def _kinetics_json_rows(path: Path, content: dict[str, Any]) -> list[_Row]:
@@ -266,23 +322,13 @@ def _read_hmdb(pattern: Path, subset: Subset) -> list[_Row]:
         match = re.fullmatch(r"(.+)_test_split\d\.txt", file.name)
         if match is None:
             raise AnnotationError(f"{file}: a pattern must match HMDB-51's split files, CLASS_test_splitN.txt")
-        for number, line in enumerate(_read(file).splitlines(), start=1):
+        for number, line in content_lines(read_text(file)):
             parts = line.split()
-            if not parts:
-                continue
             if len(parts) != 2 or parts[1] not in ("0", "1", "2"):
-                raise AnnotationError(f"{file}, line {number}: expected `name.avi 0|1|2`, got {line.strip()!r}")
+                raise AnnotationError(f"{file}, line {number}: expected `name.avi 0|1|2`, got {line!r}")
             if parts[1] == wanted:
                 rows.append(_Row(f"{file}, line {number}", (f"{match[1]}/{parts[0]}", parts[0]), match[1]))
     return rows
-
-
-def _read(path: Path) -> str:
-    try:
-        with path.open(encoding="utf-8", newline="") as file:  # line ends inside quoted cells stay
-            return file.read()
-    except (OSError, UnicodeDecodeError) as e:
-        raise AnnotationError(f"cannot read {path}: {e}") from e
 
 
 def _json(path: Path, text: str, kinds: type | tuple[type, ...]) -> Any:
@@ -293,21 +339,6 @@ def _json(path: Path, text: str, kinds: type | tuple[type, ...]) -> Any:
     if not isinstance(content, kinds):
         raise AnnotationError(f"{path}: unexpected JSON, a {type(content).__name__} at the top")
     return content
-
-
-def _csv(path: Path, text: str, columns: Sequence[str]) -> list[dict[str, str]]:
-    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
-    try:
-        missing = sorted(set(columns) - set(reader.fieldnames or ()))
-        if missing:
-            raise AnnotationError(f"{path}: column {missing[0]!r} is missing (found {reader.fieldnames})")
-        rows = list(reader)
-    except csv.Error as e:
-        raise AnnotationError(f"{path}, line {reader.line_num}: {e}") from e
-    for number, row in enumerate(rows, start=2):
-        if any(not row[column] for column in columns):
-            raise AnnotationError(f"{path}, line {number}: {', '.join(columns)} must not be empty")
-    return rows
 
 
 def _is_file(text: str) -> bool:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from alt_fast.data.config import AugmentConfig
-from alt_fast.data.decode import Frames
+from alt_fast.data.decode import Frames, Planes
 from alt_fast.data.sampling import Positions, segment_positions
 
 MEAN_STD = {
@@ -127,6 +127,22 @@ def cut(record: ClipRecord, frames: Frames, size: tuple[int, int]) -> Tensor:
     """Crop, resize, flip. frames: uint8 RGB [T, H, W, 3]. size: height and width. Returns uint8 [T, 3, *size]."""
     top, left, height, width = crop_box(record, *frames.shape[1:3])
     clip = torch.from_numpy(frames[:, top : top + height, left : left + width]).permute(0, 3, 1, 2).contiguous()
+    return _resize(record, clip, size)
+
+
+def cut_picture(record: ClipRecord, size: tuple[int, int], planes: Planes) -> Frames:
+    """Crop, resize and flip one picture, as `cut` does a clip. Returns uint8 [3, *size]."""
+    clip = torch.from_numpy(crop_picture(record, planes, axis=0))[None]
+    return _resize(record, clip, size)[0].numpy()
+
+
+def crop_picture(record: ClipRecord, planes: Planes, axis: int) -> Frames:
+    """Return the record's box of one picture, uint8, with the colours on this axis."""
+    top, left, height, width = crop_box(record, *planes[0].shape)
+    return np.stack([plane[top : top + height, left : left + width] for plane in planes], axis)
+
+
+def _resize(record: ClipRecord, clip: Tensor, size: tuple[int, int]) -> Tensor:
     if clip.shape[2:] != size:
         clip = F.interpolate(clip, size, mode="bilinear", antialias=True, align_corners=False)
     return (clip.flip(-1) if record.flip else clip).contiguous()

@@ -1,5 +1,6 @@
 """What goes through a loader: requests for clips, clips under way, batches, and the backends that make them."""
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple, Protocol
@@ -16,6 +17,11 @@ class Failure(NamedTuple):
 
     path: str
     cause: str
+
+
+def kinds(failures: Iterable[Failure]) -> dict[str, int]:
+    """How many failures there are of each kind, most frequent first: of causes, what comes before the particulars."""
+    return dict(Counter(re.split("[:(]", failure.cause)[0].strip() for failure in failures).most_common())
 
 
 class Batch(NamedTuple):

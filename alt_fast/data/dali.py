@@ -8,6 +8,7 @@ import gc
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from nvidia.dali import fn, math, pipeline_def, types
 
-from alt_fast.data.augment import MEAN_STD, color_map, crop_box
+from alt_fast.data.augment import MEAN_STD, color_map, crop_box, crop_picture
 from alt_fast.data.batch import Batch, PendingClip, Request
 from alt_fast.data.config import ClipSpec
 from alt_fast.data.dataset import Clips
@@ -37,8 +38,8 @@ _NO_FRAMES = np.zeros((1, 1, 1, 3), np.uint8)
 class DaliItem(NamedTuple):
     """One clip, as the graph's inputs by their names, and the way it takes.
 
-    encoded: bytes of the file, with the `frames` to decode; or decoded: uint8 RGB [T, H, W, 3]. box: top, left, height,
-    width. color: [T, 3, 4].
+    encoded: bytes of the file, with the `frames` to decode; or decoded: uint8 RGB [T, H, W, 3], cropped already, since
+    whole frames of a clip are large. box: top, left, height, width. color: [T, 3, 4].
     """
 
     encoded: NDArray[np.uint8]
@@ -64,7 +65,6 @@ class DaliReader:
         encoded, decoded, way = _NO_BYTES, _NO_FRAMES, "no video"
         if request.video is None:
             decoded = np.zeros((spec.num_frames, 16, 16, 3), np.uint8)
-            height, width = decoded.shape[1:3]
         else:
             path = self.clips.videos[request.video].path
             index = index_video(path)
@@ -72,16 +72,18 @@ class DaliReader:
             cause = "DALI failed on it or on one beside it" if request.plain else reason_against(path, index, self.gpu)
             if cause is None:
                 encoded, way = locate(path).read(), f"decoded by DALI on a {'GPU' if self.gpu else 'CPU'}"
-                height, width = index.height, index.width
+                box = crop_box(record, index.height, index.width)
             else:
-                decoded, way = np.ascontiguousarray(decode_frames(path, index, numbers)), f"decoded by PyAV: {cause}"
-                height, width = decoded.shape[1:3]
+                decoded = decode_frames(path, index, numbers, partial(crop_picture, record, axis=-1))
+                way = f"decoded by PyAV: {cause}"
+        if decoded is not _NO_FRAMES:
+            box = (0, 0, *decoded.shape[1:3])
         return DaliItem(
             encoded,
             np.array(numbers, np.int32),
             decoded,
             np.array(decoded is _NO_FRAMES),
-            np.array(crop_box(record, height, width), np.int32),
+            np.array(box, np.int32),
             np.array(record.flip, np.int32),
             color_map(record).numpy(),
             way,
@@ -99,6 +101,8 @@ def reason_against(path: Any, index: VideoIndex, gpu: bool) -> str | None:
         return "DALI's CPU decoder takes every video for BT.601"
     if index.times is None:
         return "its packets carry no times"
+    if index.first:
+        return "it begins before its first keyframe"
     if locate(path).size > _MAX_BYTES:
         return f"larger than {_MAX_BYTES >> 20} MiB"
     if "mp4" in index.container and display_rotation(path):

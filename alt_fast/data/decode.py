@@ -1,8 +1,11 @@
-"""Decode chosen frames of a video file with PyAV, without trusting its header."""
+"""Decode chosen frames of a video file with PyAV, without trusting its header.
+
+Whoever needs less than whole frames says what to take of each: the rest is gone before the next one is decoded.
+"""
 
 import bisect
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -21,6 +24,11 @@ _EXACT_COLORS = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolat
 """As DALI converts; FFmpeg's default darkens by one level of 255."""
 
 Frames = NDArray[np.uint8]
+Planes = Sequence[Frames]
+"""Red, green and blue of one picture, each [H, W]."""
+
+Take = Callable[[Planes], Frames]
+"""What is kept of a picture: a copy, since its planes are FFmpeg's memory."""
 
 _MISSING_FRAMES = 2  # packets at the end that may give no frame, as in some AVIs
 _MISSING_SHARE = 0.1  # of the promised duration: more than this missing is a truncated file
@@ -59,9 +67,14 @@ class VideoIndex:
     height: int
     rate: float | None
 
+    @property
+    def first(self) -> int:
+        """Number of the first keyframe. Files cut by stream copy show frames before it that refer to what is gone."""
+        return bisect.bisect_left(self.times, self.keyframes[0]) if self.times and self.keyframes else 0
+
     def frames_at(self, positions: Sequence[float]) -> list[int]:
-        """Numbers of the frames at relative positions in [0, 1)."""
-        return [min(int(position * self.count), self.count - 1) for position in positions]
+        """Numbers of the frames at relative positions in [0, 1); the first keyframe for those before it."""
+        return [max(min(int(position * self.count), self.count - 1), self.first) for position in positions]
 
     def time_of(self, number: int) -> Fraction:
         """When a frame is shown, in seconds from the first one."""
@@ -81,11 +94,17 @@ class VideoIndex:
         return self.time_of(self.count - 1) * Fraction(self.count, max(1, self.count - 1))
 
 
-def decode_clip(path: str | Path, positions: Sequence[float]) -> Frames:
+def whole(planes: Planes) -> Frames:
+    """All of a picture: RGB [H, W, 3], planar inside."""
+    return np.stack(planes).transpose(1, 2, 0)
+
+
+def decode_clip(path: str | Path, positions: Sequence[float], take: Take = whole) -> Frames:
     """Frames at relative positions of a video.
 
     path: a file, or a member of a tar archive as ARCHIVE.tar/NAME. positions: ascending numbers in [0, 1); position p
-    of a video of n frames is frame floor(p * n). Returns uint8 RGB [len(positions), H, W, 3], upright; planar inside.
+    of a video of n frames is frame floor(p * n). take: of each upright frame. Returns what it took, stacked: by default
+    uint8 RGB [len(positions), H, W, 3].
 
     The packets are listed first (demuxing decodes nothing), so frame counts are true whatever the header says; then
     only the groups of pictures that hold a wanted frame are decoded. Raises VideoError for files that are missing,
@@ -93,7 +112,7 @@ def decode_clip(path: str | Path, positions: Sequence[float]) -> Frames:
     """
     with _errors_of(path), _open(path) as container:
         index = _list_frames(path, container)
-        return _decode(path, container, index, index.frames_at(positions))
+        return _decode(path, container, index, index.frames_at(positions), take)
 
 
 def index_video(path: str | Path) -> VideoIndex:
@@ -102,10 +121,16 @@ def index_video(path: str | Path) -> VideoIndex:
         return _list_frames(path, container)
 
 
-def decode_frames(path: str | Path, index: VideoIndex, wanted: Sequence[int]) -> Frames:
+def open_video(path: str | Path) -> None:
+    """Find a video in a file, and read none of it. Raises VideoError."""
+    with _errors_of(path), _open(path) as container:
+        _check_stream(path, container)
+
+
+def decode_frames(path: str | Path, index: VideoIndex, wanted: Sequence[int], take: Take = whole) -> Frames:
     """The frames numbered `wanted` (ascending, repeats allowed), as `decode_clip` returns them. Raises VideoError."""
     with _errors_of(path), _open(path) as container:
-        return _decode(path, container, index, wanted)
+        return _decode(path, container, index, wanted, take)
 
 
 def display_rotation(path: str | Path) -> int:
@@ -130,10 +155,14 @@ def _open(path: str | Path) -> "av.container.InputContainer":
     return av.open(locate(path).url(), metadata_errors="ignore")
 
 
-def _list_frames(path: str | Path, container: "av.container.InputContainer") -> VideoIndex:
+def _check_stream(path: str | Path, container: "av.container.InputContainer") -> None:
     if not container.streams.video:
         kinds = ", ".join(sorted({stream.type for stream in container.streams})) or "no"
         raise VideoError(path, f"no video stream (it has {kinds} streams)")
+
+
+def _list_frames(path: str | Path, container: "av.container.InputContainer") -> VideoIndex:
+    _check_stream(path, container)
     video = container.streams.video[0]
     count, times, keyframes = 0, array("q"), array("q")
     end = 0.0  # of any stream, in seconds
@@ -197,23 +226,45 @@ def _check_duration(
         raise VideoError(path, f"truncated: the header promises {promised:.2f} s, the file holds {found:.2f} s")
 
 
+class _Pictures:
+    """What was taken of wanted frames, by number, and the sizes that they had."""
+
+    def __init__(self, take: Take) -> None:
+        self.taken: dict[int, Frames] = {}
+        self.sizes: set[str] = set()
+        self._take, self._convert = take, VideoReformatter()
+
+    def add(self, number: int, frame: av.VideoFrame) -> None:
+        planes = _upright(frame, self._convert)
+        height, width = planes[0].shape
+        self.sizes.add(f"{width} x {height}")
+        self.taken[number] = self._take(planes)
+
+
 def _decode(
-    path: str | Path, container: "av.container.InputContainer", index: VideoIndex, wanted: Sequence[int]
+    path: str | Path,
+    container: "av.container.InputContainer",
+    index: VideoIndex,
+    wanted: Sequence[int],
+    take: Take,
 ) -> Frames:
     distinct = sorted(set(wanted))
-    pictures = None if index.times is None else _decode_seeking(container, index.times, index.keyframes, distinct)
-    if pictures is None:
-        pictures = _decode_linear(path, index, distinct)
-    sizes = sorted({f"{picture.shape[2]} x {picture.shape[1]}" for picture in pictures.values()})
-    if len(sizes) > 1:
-        raise VideoError(path, f"its frames differ in size ({', '.join(sizes)})")
-    return np.stack([pictures[number] for number in wanted]).transpose(0, 2, 3, 1)
+    pictures = _Pictures(take)
+    if not _decode_seeking(container, index, distinct, pictures):
+        pictures = _Pictures(take)
+        _decode_linear(path, index, distinct, pictures)
+    if len(pictures.sizes) > 1:
+        raise VideoError(path, f"its frames differ in size ({', '.join(sorted(pictures.sizes))})")
+    return np.stack([pictures.taken[number] for number in wanted])
 
 
 def _decode_seeking(
-    container: "av.container.InputContainer", times: Sequence[int], keyframes: Sequence[int], wanted: Sequence[int]
-) -> dict[int, Frames] | None:
-    """Decode each wanted frame from the keyframe before it; None when the container does not seek exactly."""
+    container: "av.container.InputContainer", index: VideoIndex, wanted: Sequence[int], pictures: _Pictures
+) -> bool:
+    """Decode each wanted frame from the keyframe before it; false where the container does not seek exactly."""
+    if index.times is None:
+        return False
+    times, keyframes = index.times, index.keyframes
 
     def start(number: int) -> int:
         place = bisect.bisect_right(keyframes, times[number])
@@ -221,15 +272,13 @@ def _decode_seeking(
 
     stream = container.streams.video[0]
     stream.thread_type = "NONE"  # loader workers are the parallelism
-    convert = VideoReformatter()
-    pictures: dict[int, Frames] = {}
     for key, group in groupby(wanted, start):
         numbers = {times[number]: number for number in group}
         container.seek(key, stream=stream)
         for frame in _decode_only(container, stream, key, set(numbers)):
             if frame.pts in numbers:
-                pictures[numbers[frame.pts]] = _upright(frame, convert)
-    return pictures if len(pictures) == len(wanted) else None
+                pictures.add(numbers[frame.pts], frame)
+    return len(pictures.taken) == len(wanted)
 
 
 def _decode_only(
@@ -250,15 +299,13 @@ def _decode_only(
             return
 
 
-def _decode_linear(path: str | Path, index: VideoIndex, wanted: Sequence[int]) -> dict[int, Frames]:
+def _decode_linear(path: str | Path, index: VideoIndex, wanted: Sequence[int], pictures: _Pictures) -> None:
     """Decode from the start; each wanted number or time takes the first frame that is not before it.
 
     Packets may give no frame (hidden frames of VP8, the last ones of some AVIs): at the end the last frame stands in.
     """
     order: Sequence[int] = range(index.count) if index.times is None else index.times
-    pictures: dict[int, Frames] = {}
     pending = list(wanted)
-    convert = VideoReformatter()
     frame, decoded = None, 0
     with _open(path) as container:
         stream = container.streams.video[0]
@@ -269,21 +316,22 @@ def _decode_linear(path: str | Path, index: VideoIndex, wanted: Sequence[int]) -
                 raise VideoError(path, "its frames carry no times")
             decoded = bisect.bisect_right(order, place)
             while pending and order[pending[0]] <= place:
-                pictures[pending.pop(0)] = _upright(frame, convert)
+                pictures.add(pending.pop(0), frame)
             if not pending:
-                return pictures
+                return
     if frame is None or index.count - decoded > _MISSING_FRAMES:
         raise VideoError(path, f"broken: decoding ends at frame {decoded} of {index.count}")
-    return pictures | dict.fromkeys(pending, _upright(frame, convert))
+    for number in pending:
+        pictures.add(number, frame)
 
 
-def _upright(frame: av.VideoFrame, convert: VideoReformatter) -> Frames:
-    """RGB [3, H, W] with the display rotation (degrees, counter-clockwise) applied."""
+def _upright(frame: av.VideoFrame, convert: VideoReformatter) -> Planes:
+    """Return the picture with the display rotation (degrees, counter-clockwise) applied, in FFmpeg's memory."""
     if frame.height % 2:  # FFmpeg's planar conversion rounds odd heights otherwise
-        packed = convert.reformat(frame, format="rgb24", interpolation=_EXACT_COLORS)
-        picture = packed.to_ndarray().transpose(2, 0, 1)
+        packed = convert.reformat(frame, format="rgb24", interpolation=_EXACT_COLORS).to_ndarray()
+        planes = [packed[..., channel] for channel in range(3)]
     else:  # at twice the speed
         planar = convert.reformat(frame, format="gbrp", interpolation=_EXACT_COLORS)
         rows = [np.asarray(memoryview(planar.planes[i])).reshape(planar.height, -1) for i in (2, 0, 1)]
-        picture = np.stack([row[:, : planar.width] for row in rows])
-    return np.rot90(picture, (frame.rotation // 90) % 4, axes=(1, 2))
+        planes = [row[:, : planar.width] for row in rows]
+    return [np.rot90(plane, (frame.rotation // 90) % 4) for plane in planes]

@@ -4,16 +4,26 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from alt_fast.data.augment import color_map, cut, paint
+from alt_fast.data.augment import ClipRecord, color_map, cut_picture, paint
 from alt_fast.data.batch import Batch, PendingClip, Request
 from alt_fast.data.dataset import Clips
 from alt_fast.data.decode import decode_clip
+
+
+def read_clip(path: str | Path, record: ClipRecord, size: tuple[int, int]) -> NDArray[np.uint8]:
+    """Decode a clip, cut and shrunk a frame at a time: `augment.cut` of `decode_clip`, in the memory of one frame.
+
+    Returns uint8 [T, 3, *size]. Raises VideoError.
+    """
+    return decode_clip(path, record.positions, partial(cut_picture, record, size))
 
 
 @dataclass(frozen=True)
@@ -26,8 +36,8 @@ class TorchReader:
         spec, record = self.clips.spec, self.clips.record(request.key)
         if request.video is None:
             return np.zeros((spec.num_frames, 3, *spec.size), np.uint8), color_map(record).numpy()
-        frames = decode_clip(self.clips.videos[request.video].path, record.positions)
-        return cut(record, frames, spec.size).numpy(), color_map(record).numpy()
+        pixels = read_clip(self.clips.videos[request.video].path, record, spec.size)
+        return pixels, color_map(record).numpy()
 
 
 class TorchBackend:

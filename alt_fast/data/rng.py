@@ -22,6 +22,7 @@ class Stream(IntEnum):
     UNSEEN = 9  # classes to test zero-shot
     PROBE = 10  # batches of a linear probe
     MIX = 11  # mixing of a batch
+    SPLIT = 12  # videos held out for testing
 
 
 def generator(seed: int, stream: Stream, epoch: int = 0, sample: int = 0) -> np.random.Generator:

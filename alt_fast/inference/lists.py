@@ -5,7 +5,7 @@ from pathlib import Path
 from alt_fast.data.annotations import Video, read_list
 from alt_fast.data.motion_shapes import DEFAULT_ROOT, list_files
 from alt_fast.errors import RunError
-from alt_fast.files import CLIP, CONFIG, read_yaml
+from alt_fast.files import CLIP, CONFIG, LISTS, read_yaml
 from alt_fast.inference.trained import TrainedModel
 
 
@@ -17,6 +17,8 @@ def run_lists(checkpoint: Path, trained: TrainedModel) -> list[tuple[str, list[V
     data = read_yaml(recorded, "data")["data"]
     if data["generate"] == "motion_shapes":
         data |= list_files(data["root"] or DEFAULT_ROOT) | {"root": None}
+    made = {name: str(checkpoint / file) for name, file in LISTS.items() if (checkpoint / file).exists()}
+    data |= made  # of absolute paths
     lists = [(data["test"], *read_list(data["test"], trained.classes, data["root"], "test"))]
     if data["unseen"] is not None:
         lists.append((data["unseen"], *read_list(data["unseen"], data["unseen_classes"], data["root"], "test")))

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from alt_fast.corpus import Corpus
-from alt_fast.data.augment import apply, view_record
+from alt_fast.data.augment import color_map, paint, view_record
 from alt_fast.data.config import ClipSpec
-from alt_fast.data.decode import decode_clip
+from alt_fast.data.pyav import read_clip
 from alt_fast.model.alt import ALT
 from alt_fast.model.config import Head
 
@@ -64,7 +64,8 @@ class Prediction(Sequence[tuple[str, float]]):
 def load_video(path: str | Path, spec: ClipSpec) -> Tensor:
     """Return the middle frames of a video's segments as the model takes them, [1, T, 3, H, W]. Raises VideoError."""
     record = view_record(spec.augment, spec.num_frames)
-    return apply(record, decode_clip(path, record.positions), spec.size, spec.augment)[None]
+    pixels = torch.from_numpy(read_clip(path, record, spec.size))
+    return paint(pixels[None], color_map(record)[None], spec.augment)
 
 
 @torch.inference_mode()

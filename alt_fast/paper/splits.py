@@ -3,10 +3,10 @@
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from alt_fast.data.annotations import Video, keep_classes, name_key, read_list, read_names
+from alt_fast.data.annotations import Video, keep_classes, name_key, read_list, read_names, write_list
 from alt_fast.data.rng import Stream, generator
 from alt_fast.errors import RunError
-from alt_fast.files import make_folder, write_csv
+from alt_fast.files import make_folder
 
 RENAMED = {
     "changing wheel (not on bike)": "changing wheel",
@@ -101,4 +101,4 @@ def tests_of(
 
 def _write(path: Path, videos: Sequence[Video], names: Sequence[str]) -> None:
     make_folder(path.parent)
-    write_csv(path, ("path", "label"), ((video.path.absolute(), names[video.label]) for video in videos))
+    write_list(path, videos, names)

@@ -16,8 +16,11 @@ class DataConfig:
     """Where the videos are.
 
     Args:
-        train: list of training videos; `path label` lines, CSV, or a public dataset's own annotation file.
-        test: list of test videos.
+        train: list of training videos: `path label` lines, CSV, a public dataset's own annotation file, or a folder
+            with a folder for each class.
+        test: list of test videos; where there is none, a part of `train` is held out, and listed in the run folder.
+        test_size: share of every class that is held out then; default: 0.2.
+        split_seed: draws what is held out.
         classes: class file, `id,name` CSV or a public dataset's own; may be left out where lists name their classes.
         unseen: list of videos to test zero-shot: over all classes, and over those alone that were never trained on.
         unseen_classes: class file of `unseen`.
@@ -27,11 +30,15 @@ class DataConfig:
         loader: who crops, resizes and colours: "dali", "torch", or "auto", DALI where it and a GPU are there.
         workers: decoding processes.
         timeout: seconds that one video may take to decode before it counts as unusable.
+        missing: what to do about videos that are not there, and files that hold no video: "error", they count as
+            unusable when their turn comes; "skip", they are looked for first, left out, and listed in the run folder.
         max_bad_share: stop when more than this share of the training videos cannot be used.
     """
 
     train: str | None = None
     test: str | None = None
+    test_size: float | None = None
+    split_seed: int = 0
     classes: str | None = None
     unseen: str | None = None
     unseen_classes: str | None = None
@@ -41,10 +48,20 @@ class DataConfig:
     loader: LoaderName = "auto"
     workers: int = 2
     timeout: float = 60.0
+    missing: Literal["error", "skip"] = "error"
     max_bad_share: float = 0.01
 
     def __post_init__(self) -> None:
-        check_at_least(self, workers=0, max_bad_share=0)
+        check_at_least(self, workers=0, max_bad_share=0, split_seed=0)
+        if self.test_size is not None and not 0 < self.test_size < 1:
+            raise ArgumentError(f"test_size must be in (0, 1), got {self.test_size}")
+        if self.test_size is not None and self.test is not None:
+            raise ArgumentError("test_size is for jobs without a test list: leave out test or test_size")
+        if self.generate is not None and (self.train or self.test or self.unseen):
+            raise ArgumentError(
+                f"generate {self.generate} has lists of its own: take another --config, or --data.generate null, to "
+                "train on the videos that train, test and unseen name"
+            )
         if not self.timeout > 0:
             raise ArgumentError(f"timeout must be > 0, got {self.timeout}")
 

@@ -33,7 +33,8 @@ class Quarantine:
         if len(self.causes) > self.max_share * self.num_videos:
             raise RunError(
                 f"{len(self.causes)} of {self.num_videos} training videos cannot be used, more than "
-                f"data.max_bad_share {self.max_share} allows; they are listed in {self.path}"
+                f"data.max_bad_share {self.max_share} allows; they are listed in {self.path}. Where videos are not "
+                "there, data.missing skip leaves them out"
             )
 
     def _write(self) -> None:

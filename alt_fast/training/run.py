@@ -13,11 +13,10 @@ from typing import Any
 import torch
 
 from alt_fast.corpus import PACKAGED, Corpus
-from alt_fast.data.annotations import Video, read_list
+from alt_fast.data.annotations import Video
 from alt_fast.data.dataset import TrainClips
 from alt_fast.data.loader import open_backend
-from alt_fast.data.motion_shapes import DEFAULT_ROOT, LEVELS, list_files
-from alt_fast.data.motion_shapes.generate import generate
+from alt_fast.data.motion_shapes import LEVELS
 from alt_fast.data.rng import Stream, integer
 from alt_fast.distributed import World, pick_device
 from alt_fast.errors import ArgumentError, RunError
@@ -25,15 +24,16 @@ from alt_fast.files import CARD, CLASSES, CLIP, METRICS, WEIGHTS, read_json, wri
 from alt_fast.inference.model_card import model_card
 from alt_fast.inference.scoring import EvalConfig
 from alt_fast.inference.trained import TrainedModel, load, load_weights, save_model, save_module
-from alt_fast.inference.zero_shot import find_unseen, score_zero_shot
+from alt_fast.inference.zero_shot import score_zero_shot
 from alt_fast.model.alignment import certainty
 from alt_fast.model.alt import ALT
 from alt_fast.model.clip_weights import build_clip
 from alt_fast.model.config import ModelConfig
 from alt_fast.training.alt_stage import AltStage, describe_batch
 from alt_fast.training.clip_stage import ClipStage
-from alt_fast.training.config import DataConfig, TrainConfig
-from alt_fast.training.job import Job, Lists
+from alt_fast.training.config import TrainConfig
+from alt_fast.training.job import Job
+from alt_fast.training.lists import count_missing, prepare_data, read_lists
 from alt_fast.training.loop import fit
 from alt_fast.training.run_folder import open_run_folder
 from alt_fast.training.run_log import RunLog
@@ -57,7 +57,7 @@ def run(config: TrainConfig, world: World | None = None) -> dict[str, Any]:
         (folder, *_) = world.gather(folder)
         assert folder is not None
         started = time.monotonic()
-        (data, *_) = world.gather(prepare_data(config.data) if world.main else None)
+        (data, *_) = world.gather(prepare_data(config.data, folder) if world.main else None)
         assert data is not None
         lists, corpus = read_lists(data), load_corpus(config)
         if world.main:
@@ -94,6 +94,7 @@ def run_stages(job: Job, data_seconds: float) -> dict[str, Any]:
     metrics |= {
         "seconds": round(sum(seconds.values()), 1),  # over all restarts
         "stage_seconds": {name: round(value, 1) for name, value in seconds.items()},
+        "missing": count_missing(folder),
         "parameters": trained.model.count_parameters(),
         "seed": config.seed,
     }
@@ -103,31 +104,6 @@ def run_stages(job: Job, data_seconds: float) -> dict[str, Any]:
         write_json(folder / METRICS, metrics)
         write_text(folder / CARD, model_card(trained, folder))
     return metrics
-
-
-def prepare_data(data: DataConfig) -> DataConfig:
-    """Generate the dataset when asked to, and fill in its lists."""
-    if data.generate is None:
-        return data
-    root = Path(data.root or DEFAULT_ROOT)
-    generate(root, data.shapes)
-    files: dict[str, Any] = dict(list_files(root))
-    return replace(data, root=None, **files)
-
-
-def read_lists(data: DataConfig) -> Lists:
-    """Read every list of the job. Raises RunError or AnnotationError."""
-    if data.train is None or data.test is None:
-        raise RunError("name the videos: --data.train LIST and --data.test LIST (or --data.generate motion_shapes)")
-
-    train, classes = read_list(data.train, data.classes, data.root, "train")
-    test, _ = read_list(data.test, classes, data.root, "test")
-    unseen: list[Video] = []
-    unseen_classes: list[str] = []
-    if data.unseen is not None:
-        unseen, unseen_classes = read_list(data.unseen, data.unseen_classes, data.root, "test")
-        find_unseen(data.unseen, unseen, unseen_classes, classes)
-    return Lists(train, test, classes, unseen, unseen_classes)
 
 
 def load_corpus(config: TrainConfig) -> Corpus | None:

@@ -1,19 +1,23 @@
 """Lists and class files as datasets are distributed."""
 
 import json
+import tempfile
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from alt_fast.data.annotations import (
-    AnnotationError,
     Video,
     keep_classes,
     name_key,
     read_classes,
     read_list,
     spoken,
+    write_list,
 )
+from alt_fast.data.tables import AnnotationError
 
 
 def write(path: Path, text: str) -> Path:
@@ -32,6 +36,85 @@ def test_plain_list(tmp_path: Path) -> None:
     path = write(tmp_path / "train.txt", "a clip.mp4 1\nb/c.webm  0\n\nd.mp4 waving\n")
     expected = [("a clip.mp4", "waving"), ("b/c.webm", "eating"), ("d.mp4", "waving")]
     assert labelled(path, ["eating", "waving"]) == expected
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-be-marked"])
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.csv", "path,label\na é.mp4,1\nb/c.webm,eating\n"),
+        ("a.csv", "Path;Label;note\r\na é.mp4;1;\r\nb/c.webm;eating;good, I think\r\n"),
+        ("a.tsv", "# two clips\npath\tlabel\n\na é.mp4\t1\n# the second:\nb/c.webm\teating\n"),
+        ("a.csv", "a é.mp4,1\nb/c.webm,eating\n"),
+        ("a.csv", "a é.mp4, 1\n b/c.webm ,eating\n"),
+        ("a.csv", "a é.mp4 1\nb/c.webm eating\n"),
+        ("a.csv", "path label\na é.mp4 1\nb/c.webm eating\n"),
+        ("a.csv", '"a é.mp4";1\n"b/c.webm";eating\n'),
+        ("a.txt", "a é.mp4;1\nb/c.webm;eating\n"),
+        ("a.txt", "a é.mp4\t1\nb/c.webm\teating\n"),
+        ("a.txt", "#path label\na é.mp4 1\n  # a comment\nb/c.webm\teating\n"),
+        ("a.txt", "path,label\na é.mp4,1\nb/c.webm,eating\n"),
+    ],
+)
+def test_lists_as_people_write_them(tmp_path: Path, name: str, text: str, encoding: str) -> None:
+    content = b"\xfe\xff" + text.encode("utf-16-be") if encoding.endswith("marked") else text.encode(encoding)
+    (tmp_path / name).write_bytes(content)
+    assert labelled(tmp_path / name, ["eating", "waving"]) == [("a é.mp4", "waving"), ("b/c.webm", "eating")]
+
+
+def test_class_files_as_people_write_them(tmp_path: Path) -> None:
+    (tmp_path / "classes.csv").write_bytes("id;name\r\n0;küssen, lang\r\n1;b\r\n".encode("utf-16"))
+    assert read_classes(tmp_path / "classes.csv") == ["küssen, lang", "b"]
+    (tmp_path / "classInd.txt").write_text("# classes\n1 YoYo\n", encoding="utf-8-sig")
+    assert read_classes(tmp_path / "classInd.txt") == ["yo yo"]
+    (tmp_path / "labels.json").write_text('{"Holding": "0"}', encoding="utf-8-sig")
+    assert read_classes(tmp_path / "labels.json") == ["Holding"]
+
+
+def test_a_comma_in_a_name_is_no_delimiter(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.txt", "b, c.mp4 1\nd; e.MOV 0\nwithout suffix, f 1\n")
+    names = [("b, c.mp4", "waving"), ("d; e.MOV", "eating"), ("without suffix, f", "waving")]
+    assert labelled(path, ["eating", "waving"]) == names
+    unknown = write(tmp_path / "unknown.csv", "a.gif,playing guitar\nb.gif,1\n")
+    assert labelled(unknown, ["x", "playing guitar"]) == [("a.gif", "playing guitar"), ("b.gif", "playing guitar")]
+
+
+_CELL = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1).filter(str.strip)
+_NAME = _CELL.filter(lambda name: name not in (".", "..") and "/" not in name and ".tar" not in name)
+
+
+@given(
+    st.lists(st.tuples(_NAME, st.integers(0, 2)), min_size=1, unique_by=lambda row: row[0]),
+    st.lists(_CELL, min_size=3, max_size=3, unique=True),
+)
+def test_our_own_lists_read_back_whatever_the_names(rows: list[tuple[str, int]], classes: list[str]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "list.csv"
+        videos = [Video(Path(folder) / name, label) for name, label in rows]
+        write_list(path, videos, classes)
+        assert read_list(path, classes) == (videos, classes)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("train.txt", "a clip.mp4 0\nb/c.webm 1\n"),
+        ("train.csv", "a clip.mp4;eating\nb/c.webm;waving\n"),
+        ("trainlist01.txt", "Eating/v_g08.avi 1\nWaving/v_g01.avi 2\n"),
+        ("testlist01.txt", "Eating/v_g02.avi\nWaving/v_g02.avi\n"),
+        ("kinetics.csv", "label,youtube_id,time_start,time_end\nwaving,abc,4,14\neating,abd,0,10\n"),
+        ("kinetics.json", '{"abc": {"annotations": {"label": "waving", "segment": [4, 14]}}}'),
+        ("ssv2.json", '[{"id": "7", "template": "[waving]"}]'),
+        ("waving_test_split1.txt", "hello.avi 1\n"),
+    ],
+)
+def test_every_form_reads_back_as_our_own(tmp_path: Path, name: str, text: str) -> None:
+    path = write(tmp_path / name, text)
+    given = tmp_path / "*_test_split1.txt" if "split" in name else path
+    classes = ["eating", "waving"]
+    videos, _ = read_list(given, classes)
+    write_list(tmp_path / "elsewhere.csv", videos, classes)
+    assert read_list(tmp_path / "elsewhere.csv", classes, root="ignored") == (videos, classes)
 
 
 def test_csv_list_and_root(tmp_path: Path) -> None:
@@ -68,6 +151,30 @@ def test_ucf101(tmp_path: Path) -> None:
     assert labelled(train, classes) == [("ApplyEyeMakeup/v_g08.avi", "apply eye makeup"), ("YoYo/v_g01.avi", "yo yo")]
     test = write(tmp_path / "testlist01.txt", "YoYo/v_g02.avi\n")
     assert labelled(test, classes) == [("YoYo/v_g02.avi", "yo yo")]
+
+
+def test_numbered_ucf101_without_a_class_file(tmp_path: Path) -> None:
+    lines = "YoYo/v_g01.avi 2\nApplyEyeMakeup/v_g08.avi 1\nYoYo/v_g02.avi 2\n"
+    train = write(tmp_path / "trainlist01.txt", lines)
+    videos, classes = read_list(train)
+    assert classes == ["apply eye makeup", "yo yo"]
+    assert [video.label for video in videos] == [1, 0, 1]
+    test = write(tmp_path / "testlist01.txt", "YoYo/v_g02.avi\n")
+    assert labelled(test, classes) == [("YoYo/v_g02.avi", "yo yo")]
+
+
+@pytest.mark.parametrize("last", ["Surfing/v_g02.avi 2", "YoYo/v_g02.avi 3"])
+def test_numbers_that_do_not_fit_their_folders_need_a_class_file(tmp_path: Path, last: str) -> None:
+    path = write(tmp_path / "trainlist01.txt", f"YoYo/v_g01.avi 2\n{last}\n")
+    with pytest.raises(AnnotationError, match="line 2: class . is in the folder .* a class file is needed"):
+        read_list(path)
+
+
+def test_numbers_count_as_names_for_who_only_counts(tmp_path: Path) -> None:
+    videos, classes = read_list(write(tmp_path / "a.txt", "a.mp4 10\nb.mp4 9\nc.mp4 10\n"), numbers=True)
+    assert classes == ["9", "10"]
+    assert [video.label for video in videos] == [1, 0, 1]
+    assert read_list(tmp_path / "a.txt", [str(i) for i in range(11)], numbers=True)[1][10] == "10"
 
 
 def test_hmdb51(tmp_path: Path) -> None:
@@ -126,7 +233,18 @@ def test_case_and_punctuation_tell_no_classes_apart() -> None:
         ("a.txt", "a.mp4 0\nb.mp4 7\n", "line 2: label '7' is not among the 2 classes"),
         ("a.txt", "a.mp4 0\na.mp4 1\n", "line 2: .*a.mp4 was listed before .*line 1"),
         ("a.txt", "a.mp4 0\nb.mp4\n", "line 2: expected `path label`"),
+        ("a.txt", "a.mp4 1 2 3\n", "line 1: 'a.mp4 1 2 3' has the form `path number number number`. A video has one"),
+        ("a.txt", "b.mp4 1\na clip.MP4 run jump\n", "line 2: .* has the form `path word word`"),
+        ("a.txt", "b/some folder 120 3\n", "'b/some folder 120 3' has the form `path number number`. .* frame counts"),
+        ("a.txt", "a.mp4 0.5 10.25 1\n", "has the form `path number number number`"),
+        ("a.csv", "a.mp4,1,2\n", "line 1: 'a.mp4,1,2' has the form `path,number,number`"),
+        ("a.csv", "a.mp4,\n", "line 1: expected `path label`, got 'a.mp4,'"),
+        ("a.csv", "path,label\na.mp4,1,2\n", "line 2: 'a.mp4,1,2' has the form `path,number,number`"),
+        ("a.csv", "# by hand\n\npath,label\n\na.mp4,7\n", "line 5: label '7'"),
+        ("a.csv", 'path,label\n"a\n# b.mp4",1\n"c\nd.mp4,1\n', "line 5: unexpected end of data"),
         ("a.txt", "", "names no videos"),
+        ("a.csv", "# nothing yet\n", "names no videos"),
+        ("a.csv", "path,label\n", "names no videos"),
         ("a.csv", "file,label\na.mp4,0\n", "column 'path' is missing"),
         ("a.csv", "path,label\na.mp4,\n", "line 2: path, label must not be empty"),
         ("a.json", "{", "is not JSON"),
@@ -157,6 +275,15 @@ def test_bad_lists(tmp_path: Path, name: str, text: str, message: str) -> None:
 def test_bad_class_files(tmp_path: Path, name: str, text: str, message: str) -> None:
     with pytest.raises(AnnotationError, match=message):
         read_classes(write(tmp_path / name, text))
+
+
+def test_texts_in_no_known_encoding(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes("path,label\na.mp4,0\n".encode("utf-16-le"))
+    with pytest.raises(AnnotationError, match=r"a.csv: it holds zero bytes, as UTF-16 without a byte-order mark does"):
+        read_list(tmp_path / "a.csv", ["x"])
+    (tmp_path / "b.csv").write_bytes("path,label\né.mp4,0\n".encode("latin-1"))
+    with pytest.raises(AnnotationError, match=r"cannot read .*b.csv: 'utf-8' codec can't decode byte 0xe9"):
+        read_list(tmp_path / "b.csv", ["x"])
 
 
 def test_missing_files(tmp_path: Path) -> None:

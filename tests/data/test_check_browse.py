@@ -2,6 +2,7 @@
 
 import json
 import time
+import wave
 from itertools import pairwise
 from pathlib import Path
 
@@ -11,7 +12,9 @@ from PIL import Image
 
 from alt_fast.data import check
 from alt_fast.data.__main__ import main
+from alt_fast.data.annotations import read_list
 from tests.conftest import VideoWriter
+from tests.data.test_decode import write_late
 
 
 @pytest.fixture
@@ -37,6 +40,7 @@ def test_scan(dataset: Path, workers: str, capsys: pytest.CaptureFixture[str]) -
     assert summary["frames"] == [10, 20, 30]
     assert summary["classes"] == {"jump": 2, "run": 3}
     assert summary["bytes"] == sum((dataset.parent / name).stat().st_size for name in ("a.mp4", "b.webm", "c.avi"))
+    assert (summary["late"], summary["causes"]) == (0, {"empty file": 1, "no such file": 1})
     assert summary["unusable"] == [
         {"path": str(dataset.parent / "empty.mp4"), "cause": "empty file (0 bytes)"},
         {"path": str(dataset.parent / "missing.mp4"), "cause": "no such file"},
@@ -46,7 +50,13 @@ def test_scan(dataset: Path, workers: str, capsys: pytest.CaptureFixture[str]) -
 def test_report(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", str(dataset)]) == 1
     out = capsys.readouterr().out
-    for line in ("5 videos", "2 of them unusable", "h264: 1", "classes  2, from 2 (jump) to 3 videos (run)"):
+    for line in (
+        "5 videos",
+        "2 of them unusable (40.0%)",
+        "1 (20.0%): no such file",
+        "h264: 1",
+        "classes  2, from 2 (jump) to 3 videos (run)",
+    ):
         assert line in out
     assert f"unusable {dataset.parent / 'missing.mp4'}: no such file" in out
 
@@ -59,6 +69,43 @@ def test_scan_of_a_good_list_and_of_none(dataset: Path, tmp_path: Path, capsys: 
     assert "1 of them unusable" in capsys.readouterr().out
     assert main(["check", str(tmp_path / "no.csv")]) == 1
     assert "cannot read" in capsys.readouterr().err
+
+
+def test_kinetics_as_people_have_it(
+    write_video: VideoWriter, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Some videos gone, some with sound alone, some cut before their first keyframe."""
+    write_late(write_video("whole.mp4", gop=10), "late.mp4")
+    for name in ("sound.mp4", "more.mp4"):
+        with wave.open(str(tmp_path / name), "wb") as sound:
+            sound.setnchannels(1)
+            sound.setsampwidth(2)
+            sound.setframerate(8000)
+            sound.writeframes(bytes(16000))
+    names = ["whole.mp4", "late.mp4", "sound.mp4", "more.mp4", "gone.mp4"]
+    (tmp_path / "list.csv").write_text("path,label\n" + "".join(f"{name},run\n" for name in names))
+    assert main(["check", str(tmp_path / "list.csv"), "--workers", "0"]) == 1
+    out = capsys.readouterr().out
+    assert "5 videos, " in out
+    assert "3 of them unusable (60.0%)\n         2 (40.0%): no video stream\n         1 (20.0%): no such file\n" in out
+    assert "late     1 begin before their first keyframe, which stands in for what is before it" in out
+    missing = check.find_missing(read_list(tmp_path / "list.csv")[0], 0, 60)
+    assert [Path(failure.path).name for failure in missing] == names[2:]
+
+
+def test_a_numbered_list_is_scanned_without_a_class_file(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    numbered = dataset.with_name("numbered.txt")
+    numbered.write_text("a.mp4 10\nb.webm 9\nc.avi 10\n")
+    assert main(["check", str(numbered), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["classes"] == {"9": 1, "10": 2}
+
+
+def test_a_folder_of_class_folders_is_scanned(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, label in (("a.mp4", "run"), ("b.webm", "jump"), ("empty.mp4", "jump")):
+        (dataset.parent / "clips" / label).mkdir(parents=True, exist_ok=True)
+        (dataset.parent / name).rename(dataset.parent / "clips" / label / name)
+    assert main(["check", str(dataset.parent / "clips")]) == 1
+    assert "classes  2, from 1 (run) to 2 videos (jump)" in capsys.readouterr().out
 
 
 def test_a_hanging_file_does_not_hang_the_scan(

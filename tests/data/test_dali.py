@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from alt_fast.data.annotations import Video
-from alt_fast.data.augment import MEAN_STD, color_map
+from alt_fast.data.augment import MEAN_STD, color_map, crop_box
 from alt_fast.data.batch import Batch, Request
 from alt_fast.data.config import AugmentConfig, ClipSpec, Loading
 from alt_fast.data.dataset import NO_LABEL, EpochSampler, EvalClips, TrainClips, batched
@@ -130,6 +130,26 @@ def test_batches_that_are_kept_do_not_change(videos: list[Video]) -> None:
     assert all(torch.equal(*pair) for pair in zip(kept, copies, strict=True))
 
 
+def test_cropped_frames_give_what_whole_ones_give(videos: list[Video], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of what PyAV decodes, the graph is given no more than the crop."""
+    clips = TrainClips(videos, ClipSpec(4, (32, 32), AugmentConfig()), seed=4)
+    keys = [[(epoch, i) for i in (5, 6, 7, 8)] for epoch in range(4)]  # what DALI does not decode on a CPU
+    found, _ = load(clips, keys, "dali")
+
+    def read_whole(reader: dali.DaliReader, request: Request) -> dali.DaliItem:
+        item = read(reader, request)
+        assert request.video is not None
+        path, record = videos[request.video].path, clips.record(request.key)
+        frames = np.ascontiguousarray(decode_frames(path, index_video(path), item.frames.tolist()))
+        assert item.decoded.size < frames.size
+        return item._replace(decoded=frames, box=np.array(crop_box(record, *frames.shape[1:3]), np.int32))
+
+    read = dali.DaliReader.__call__
+    monkeypatch.setattr(dali.DaliReader, "__call__", read_whole)
+    expected, _ = load(clips, keys, "dali")
+    assert all(torch.equal(one.video, other.video) for one, other in zip(found, expected, strict=True))
+
+
 def test_batches_may_grow(videos: list[Video]) -> None:
     clips = TrainClips(videos, ClipSpec(2, (32, 32), PLAIN), seed=3)
     keys = [[(0, i) for i in range(n)] for n in (1, 2, 5, 3)]
@@ -209,6 +229,7 @@ def test_what_dali_is_not_given(videos: list[Video], gpu: bool, where: str, monk
         ({"codec": "prores"}, f"DALI does not decode prores on a {where}"),
         ({"pixel_format": "yuv420p10le"}, "DALI is not used for yuv420p10le"),
         ({"times": None}, "its packets carry no times"),
+        ({"keyframes": list(index.times or ())[2:3]}, "it begins before its first keyframe"),
     ]
     for changes, reason in cases:
         assert dali.reason_against(path, replace(index, **changes), gpu) == reason

@@ -125,7 +125,7 @@ def test_rotation_turns_the_right_way() -> None:
         def reformat(self, frame: "Frame", **options: object) -> "Frame":
             return self
 
-    turned = _upright(Frame(), Frame())  # type: ignore[arg-type]
+    turned = np.stack(_upright(Frame(), Frame()))  # type: ignore[arg-type]
     assert turned.shape == (3, 4, 2)
     assert turned[0].tolist() == [[3, 7], [2, 6], [1, 5], [0, 4]]
     assert turned[1, 0].tolist() == [103, 107]
@@ -248,6 +248,34 @@ def test_damage_anywhere_gives_frames_or_a_video_error(write_video: VideoWriter,
         except VideoError:
             outcomes["error"] += 1
     assert all(outcomes.values())
+
+
+LATE = [("late.mp4", "libx264"), ("late.mkv", "libx264"), ("late.webm", "libvpx-vp9"), ("late.mp4", "libx265")]
+
+
+@pytest.mark.parametrize(("name", "codec"), LATE)
+def test_the_first_keyframe_stands_in_for_what_a_stream_copy_cut_off(
+    write_video: VideoWriter, name: str, codec: str
+) -> None:
+    path = write_late(write_video(f"whole-{name}", codec, gop=10), name)
+    index = index_video(path)
+    assert 0 < index.first < 10
+    numbers = frame_numbers(decode_clip(path, [(i + 0.5) / index.count for i in range(index.count)]))
+    key = numbers[index.first]
+    assert numbers == [key] * index.first + list(range(key, 30))
+
+
+def write_late(source: Path, name: str, dropped: int = 5) -> Path:
+    """Copy a video without its first packets, as cutting without encoding again does."""
+    path = source.with_name(name)
+    with av.open(str(source)) as old, av.open(str(path), "w") as new:
+        stream = new.add_stream_from_template(old.streams.video[0])
+        packets = [packet for packet in old.demux(video=0) if packet.dts is not None][dropped:]
+        start = packets[0].dts
+        for packet in packets:
+            packet.pts, packet.dts, packet.stream = packet.pts - start, packet.dts - start, stream
+            new.mux(packet)
+    return path
 
 
 def test_files_that_are_no_videos(tmp_path: Path) -> None:

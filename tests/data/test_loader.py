@@ -2,6 +2,8 @@
 
 import os
 import re
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,14 +14,14 @@ import torch
 from numpy.typing import NDArray
 
 from alt_fast.data.annotations import Video, read_classes, read_list
-from alt_fast.data.augment import apply
+from alt_fast.data.augment import apply, cut, draw_record, view_record
 from alt_fast.data.batch import Batch, Failure, Request
 from alt_fast.data.config import AugmentConfig, ClipSpec, Loading
 from alt_fast.data.dataset import NO_LABEL, EpochSampler, EvalClips, TrainClips, batched
 from alt_fast.data.decode import decode_clip
 from alt_fast.data.loader import Loader, open_backend
-from alt_fast.data.pyav import TorchBackend, TorchReader
-from tests.conftest import VideoWriter
+from alt_fast.data.pyav import TorchBackend, TorchReader, read_clip
+from tests.conftest import NoiseWriter, VideoWriter
 
 SPEC = ClipSpec(4, (32, 32), AugmentConfig())
 CPU = torch.device("cpu")
@@ -47,6 +49,50 @@ def test_batches_are_the_records_executed(videos: list[Video], workers: int) -> 
             frames = decode_clip(videos[index].path, record.positions)
             torch.testing.assert_close(video, apply(record, frames, SPEC.size, SPEC.augment))
             assert label == videos[index].label
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "options"),
+    [
+        ("h264.mp4", "libx264", {"width": 96, "height": 70}),
+        ("odd.mkv", "libvpx-vp9", {"width": 37, "height": 53}),
+        ("mjpeg.avi", "mjpeg", {"pix_fmt": "yuvj420p"}),
+        ("mpeg4.avi", "mpeg4", {"frames": 3}),
+    ],
+)
+@pytest.mark.parametrize("size", [(24, 24), (48, 36), (224, 224)])
+def test_clips_cut_frame_by_frame_are_whole_clips_cut_at_once(
+    write_noise: NoiseWriter, name: str, codec: str, options: dict, size: tuple[int, int]
+) -> None:
+    path = write_noise(name, codec, **options)
+    config = AugmentConfig(flip=0.5)
+    records = [draw_record(np.random.default_rng(seed), config, 6) for seed in range(6)] + [view_record(config, 6)]
+    for record in records:
+        expected = cut(record, decode_clip(path, record.positions), size)
+        assert np.array_equal(read_clip(path, record, size), expected.numpy())
+
+
+MEASURE = """
+import resource, sys
+import alt_fast
+from alt_fast.data.augment import view_record
+from alt_fast.data.config import AugmentConfig
+from alt_fast.data.pyav import read_clip
+
+def peak(frames):
+    read_clip(sys.argv[1], view_record(AugmentConfig(), frames), (112, 112))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+few = peak(4)
+print(peak(96) - few)
+"""
+
+
+def test_a_clip_takes_the_memory_of_one_frame_and_of_what_the_model_takes(write_video: VideoWriter) -> None:
+    path = write_video("large.mp4", frames=100, width=1280, height=720, gop=25)
+    done = subprocess.run([sys.executable, "-c", MEASURE, str(path)], capture_output=True, text=True, check=True)
+    clip, frame = 96 * 3 * 112 * 112, 3 * 1280 * 720  # bytes
+    assert int(done.stdout) * 1024 < 2 * clip + 4 * frame < 96 * frame / 10
 
 
 def test_bad_videos_are_replaced_the_same_way_every_time(videos: list[Video], tmp_path: Path) -> None:

@@ -1,0 +1,48 @@
+"""A folder of videos with a folder for each class, read as a list."""
+
+import os
+from pathlib import Path
+
+from alt_fast.data.tables import AnnotationError, Pair, is_video
+
+
+def read_folders(folder: Path) -> tuple[list[Pair], int]:
+    """Return FOLDER/LABEL/VIDEO as rows, by label and name, and the number of files that were passed over.
+
+    What is hidden, and what has no suffix of a video's, is passed over; so are files beside the classes, and folders
+    inside them. Raises AnnotationError for a folder without classes, a class without videos and names that no list can
+    hold.
+    """
+    beside, classes = _entries(folder)
+    if not classes:
+        found = "videos, but no folders" if any(map(is_video, beside)) else "no folders"
+        raise AnnotationError(f"{folder} holds {found}: expected a folder for each class, {folder}/LABEL/*.mp4")
+    rows, passed_over = [], len(beside)
+    for label in classes:
+        files, inner = _entries(folder / label)
+        videos = [name for name in files if is_video(name) and not name.startswith(".")]
+        if not videos:
+            deeper = f" but the folder {inner[0]}; classes are one level below what is named" if inner else ""
+            raise AnnotationError(f"{folder / label} holds no videos{deeper}")
+        rows += [Pair(str(folder / label), f"{label}/{name}", label) for name in map(_writable, videos)]
+        passed_over += len(files) - len(videos)
+    return rows, passed_over
+
+
+def _entries(folder: Path) -> tuple[list[str], list[str]]:
+    """Names of the files, and of the folders that are not hidden."""
+    try:
+        with os.scandir(folder) as found:
+            entries = sorted((entry.name, entry.is_dir()) for entry in found)
+    except OSError as e:
+        raise AnnotationError(f"cannot read folder {folder}: {e.strerror or e}") from e
+    folders = [name for name, is_folder in entries if is_folder and not name.startswith(".")]
+    return [name for name, is_folder in entries if not is_folder], folders
+
+
+def _writable(name: str) -> str:
+    try:
+        name.encode()
+    except UnicodeEncodeError as e:
+        raise AnnotationError(f"the file name {name!r} is not UTF-8: rename it") from e
+    return name
