@@ -6,8 +6,8 @@ python -m benchmarks.alignment --out FILE.jsonl --seeds 20 --rows frame learned 
 The tower is frozen and every clip's tokens are computed once, so that a run, alignment and decoder trained on the 40
 classes, takes seconds. Seeds draw first weights, order and noise; videos and tower stay. Each run is tested on the
 trained classes and, zero-shot, on the 40 unseen ones, as it is and with the queries of other videos, and after training
-on 1, 2, 4 and 8 videos of each unseen class. Beside top-1 stands how often the tool is right, whatever its motion.
-Stop it, and the same command goes on where it was.
+on 1, 2, 4 and 8 videos of each unseen class. Beside top-1 stands how often the tool is right, whatever its motion, and
+how often it would be by what queries are made of alone, untrained. Stop it, and the same command goes on where it was.
 """
 
 import argparse
@@ -42,8 +42,9 @@ from alt_fast.training.config import TrainConfig, parse
 from alt_fast.training.schedule import Schedule, parameter_groups
 from benchmarks.lines import Row, append_row, read_rows
 
-Control = Literal["random", "permuted", "oracle"]
-"""Entities drawn at random, under each other's names, or those that are truly in the frame."""
+Control = Literal["random", "permuted", "oracle", "everything"]
+"""Entities drawn at random, under each other's names, those that the label is of and the background ("oracle"), or
+those of all that is there, the tools that lie about too ("everything")."""
 
 SHOTS = (1, 2, 4, 8)
 DRAWS = 4  # of every training video: frames and crops
@@ -69,7 +70,8 @@ CASES = {
     "entities": Case("entities of regions"),
     "random": Case("entities at random", {}, "random"),
     "permuted": Case("names permuted", {}, "permuted"),
-    "oracle": Case("oracle: the true entities", {}, "oracle"),
+    "oracle": Case("oracle: the true tool, actor and background", {}, "oracle"),
+    "everything": Case("oracle: all that is there", {}, "everything"),
     "literal": Case("the paper's letter", LITERAL),
     "literal-oracle": Case("the paper's letter, oracle", LITERAL, "oracle"),
     "no-shortcut": Case("without the shortcut", {"shortcut": False}),
@@ -98,7 +100,11 @@ HYPOTHESES = (
 
 @dataclass(frozen=True)
 class Tokens:
-    """What the frozen tower sees in clips. truth: [V, 3], the tool, the actor and the background, of the corpus."""
+    """What the frozen tower sees in clips.
+
+    truth: [V, 5] of the corpus: tool, actor, background and two tools that lie about, the carried one again for each
+    that is not there.
+    """
 
     tokens: Tensor
     size: Tensor
@@ -177,13 +183,14 @@ class Experiment:
         return Tokens(tokens, size, label, truth)
 
     def truth(self, video: Video) -> list[int]:
-        """Return the corpus's index of a video's tool, actor and background."""
+        """Return the corpus's index of all that is in a video, as `Tokens` has it."""
         dataset = read_dataset(video.path)
         clip = None if dataset is None else clip_of(video.path, dataset)
         assert clip is not None
         corpus = self.corpus.select(self.config.model.categories)
         units = [entity.unit for entity in corpus.entities]
-        return [units.index(name) for name in (clip.tool, clip.actor, f"{clip.texture} background")]
+        lying = [*(lying.tool for lying in clip.lying), clip.tool, clip.tool][:2]
+        return [units.index(name) for name in (clip.tool, clip.actor, f"{clip.texture} background", *lying)]
 
     def run(self, case: Case, seed: int) -> Row:
         """Train and test a row."""
@@ -213,8 +220,9 @@ class Experiment:
         if case.control is None:
             return pooled
         size = part.size
-        if case.control == "oracle":
-            index = part.truth[:, None].expand(-1, part.tokens.shape[1], -1)
+        if case.control in ("oracle", "everything"):
+            truth = part.truth if case.control == "everything" else part.truth[:, :3]
+            index = truth[:, None].expand(-1, part.tokens.shape[1], -1)
             size = torch.ones_like(index, dtype=size.dtype)
         elif case.control == "permuted":
             index = order[index]
@@ -254,7 +262,7 @@ class Experiment:
     def test(self, model: ALT, case: Case, order: Tensor, part: Tokens, classes: Tensor) -> dict[str, float]:
         """Return top-1 by what was done to the queries; "clip" and "both": by CLIP's frame tokens, and with them.
 
-        "tool": the share of videos whose tool is right.
+        "tool": the share of videos whose tool is right. "untrained": likewise, by what queries are made of alone.
         """
         model.eval()
         frames = part.tokens[:, :, 0]
@@ -267,10 +275,13 @@ class Experiment:
         def top1(scores: Tensor) -> float:
             return (scores.argmax(1) == part.label).float().mean().item()
 
-        tool = (alt.argmax(1) // 2 == part.label // 2).float().mean().item()  # a tool's two classes are neighbours
+        def tool(scores: Tensor) -> float:
+            return (scores.argmax(1) // 2 == part.label // 2).float().mean().item()  # its two classes are neighbours
+
         return {
             "": top1(alt),
-            ", tool": tool,
+            ", tool": tool(alt),
+            ", untrained": tool(model.logits(pooled.mean(1), classes)),
             ", shuffled": top1(shuffled),
             ", clip": top1(clip),
             ", both": top1(alt + clip),
@@ -282,6 +293,7 @@ COLUMNS = (
     "test, shuffled",
     "unseen",
     "unseen, tool",
+    "unseen, untrained",
     "unseen, shuffled",
     "unseen, both",
     *(f"{shots}-shot" for shots in SHOTS),

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from alt_fast.data.motion_shapes import level2
 from alt_fast.inference.trained import save_module
 from alt_fast.model.clip_weights import build_clip
 from alt_fast.model.config import TINY
@@ -39,9 +40,9 @@ def test_it_runs_every_row_once(small: list[str], tmp_path: Path, capsys: pytest
     assert [(row["case"], row["seed"]) for row in rows] == [
         (case, seed) for seed in (0, 1) for case in ("frame", "entities", "oracle")
     ]
-    assert all(0 <= row[column] <= 1 for row in rows for column in (*COLUMNS[:6],))
+    assert all(0 <= row[column] <= 1 for row in rows for column in (*COLUMNS[:7],))
     printed = capsys.readouterr().out
-    assert "| oracle: the true entities |" in printed
+    assert "| oracle: the true tool, actor and background |" in printed
     assert "more than frame tokens: entities of regions > frame tokens" in printed
     out.write_text(out.read_text()[:-40])  # killed while it wrote
     assert main(command) == 0
@@ -53,7 +54,7 @@ def test_controls_change_the_entities_and_nothing_else(small: list[str]) -> None
     experiment = Experiment(parse(["--config", "motion_shapes_2", *small]))
     model = experiment.build({"pool": "mean"}).eval()
     entities, count = model.alignment.entities, len(model.corpus or ())
-    part = Tokens(torch.randn(3, 2, 5, 64), torch.ones(3, 2, 5), torch.arange(3), torch.arange(9).view(3, 3))
+    part = Tokens(torch.randn(3, 2, 5, 64), torch.ones(3, 2, 5), torch.arange(3), torch.arange(15).view(3, 5))
     order = torch.randperm(count)
     _, index = model.alignment(part.tokens, part.size, None)
 
@@ -62,7 +63,8 @@ def test_controls_change_the_entities_and_nothing_else(small: list[str]) -> None
 
     torch.testing.assert_close(pooled("entities"), entities[index].mean(2))
     torch.testing.assert_close(pooled("permuted"), entities[order[index]].mean(2))
-    torch.testing.assert_close(pooled("oracle"), entities[part.truth].mean(1)[:, None].expand(3, 2, 64))
+    torch.testing.assert_close(pooled("oracle"), entities[part.truth[:, :3]].mean(1)[:, None].expand(3, 2, 64))
+    torch.testing.assert_close(pooled("everything"), entities[part.truth].mean(1)[:, None].expand(3, 2, 64))
     assert not torch.equal(pooled("random"), pooled("random"))
     for case in CASES.values():
         experiment.build(case.changes)
@@ -74,9 +76,11 @@ def test_the_truth_is_that_of_the_labels(small: list[str]) -> None:
     units = [entity.unit for entity in experiment.corpus.select(["object", "body", "scene"]).entities]
     assert seen.train.tokens.shape == (40, 2, 65, 64)
     assert seen.unseen.label.tolist() == list(range(40))
-    tool, actor, scene = (units[number] for number in seen.unseen.truth[0].tolist())
+    tool, actor, scene, *lying = (units[number] for number in seen.unseen.truth[0].tolist())
     assert (tool, actor) == ("flute", "robot")
     assert scene.endswith(" background")
+    assert set(lying) <= {"flute", *level2.LYING}
+    assert len(set(seen.unseen.truth[:, 3:].ravel().tolist())) > 10
 
 
 def test_the_table_and_its_tests_are_over_seeds() -> None:
