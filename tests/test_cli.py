@@ -94,7 +94,7 @@ def test_cp(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["cp", "kinetics400_b16", str(mine)]) == 1
     assert "is there already" in capsys.readouterr().err
     assert main(["cp", "kinetics", str(mine)]) == 2
-    assert "CONFIG must be one of few_shot_b16, " in capsys.readouterr().err
+    assert "CONFIG must be one of clips, few_shot_b16, " in capsys.readouterr().err
 
 
 def test_settings_are_spelled_with_hyphens_or_as_in_files() -> None:

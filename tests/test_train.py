@@ -302,9 +302,11 @@ def test_a_folder_of_clips_is_all_it_takes(
         (tmp_path / "clips" / label).mkdir(parents=True)
         for i in range(15):
             shutil.copy(clip, tmp_path / "clips" / label / f"{i}.mp4")
-    options = ["--frame_only", "false", "--pretrain.steps", "1", "--optim.epochs", "1", "--optim.warmup_epochs", "0"]
+    tower = ["--model.backbone", "tiny", "--model.pretrained", "motion_shapes_2", "--model.image-size", "64"]
+    options = ["--model.frames", "2", "--model.r", "4", "--optim.epochs", "1", "--optim.warmup-epochs", "0"]
     folders = ["--data.train", str(tmp_path / "clips"), "--out", str(tmp_path / "run")]
-    arguments = [*SMALL_JOB, "--data.generate", "null", *options, *folders, "--data.workers", "0"]
+    arguments = [*folders, *tower, *options, "--data.workers", "0"]
+    assert parse(folders).model.pretrained == "openai"  # without a configuration: a CLIP, on one's own clips
     assert main([*arguments, "--data.missing", "skip"]) == 0
     out = capsys.readouterr().out
     assert "data.train: 0 of 30 videos (0.0%) are missing and left out\n" in out

@@ -226,8 +226,9 @@ def make_parser() -> Any:
     """Return the command line of training: a YAML file (by default the Motion Shapes job), changed by options."""
     parser = make_settings_parser(
         "train",
-        "Train ALT. Without --config: the default job, Motion Shapes on a tiny CLIP, in minutes on a CPU. "
-        "--resume, --compile and --frame-only may stand without a value.",
+        "Train ALT. Without --config: with --data.train, CLIP on clips of your own, as `clips` has it; else the "
+        "default job, Motion Shapes on a tiny CLIP, in minutes on a CPU. --resume, --compile and --frame-only may "
+        "stand without a value.",
         usage="alt-fast train [--config FILE] [--out RUN] [--resume] [--compile] [--SETTING VALUE ...]",
         rewrite=_complete,
     )
@@ -238,7 +239,7 @@ def make_parser() -> Any:
 
 
 def _complete(arguments: Sequence[str]) -> list[str]:
-    """Spell out what may be left out: the default configuration, folders of packaged ones, values of switches."""
+    """Spell out what may be left out: the configuration, folders of packaged ones, values of switches."""
     switches = {field.name for field in fields(TrainConfig) if field.type is bool}
     packaged = config_files()
     found: list[str] = []
@@ -256,8 +257,10 @@ def _complete(arguments: Sequence[str]) -> list[str]:
             found.append(f"--config={packaged.get(value, value)}")
         else:
             found.append(f"--{name}{equals}{value}")
-    if not any(argument.startswith("--config=") for argument in found):
-        found.insert(0, f"--config={packaged['motion_shapes']}")
+    options = {argument.partition("=")[0] for argument in found}
+    if "--config" not in options:
+        own = "--data.train" in options and "--data.generate" not in options
+        found.insert(0, f"--config={packaged['clips' if own else 'motion_shapes']}")
     return found
 
 
