@@ -1,8 +1,11 @@
 """What tests share: a tiny corpus, a tiny dataset of real video files, and a trained run."""
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from functools import partial
+from importlib.util import cache_from_source, find_spec
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +45,24 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     from xdist.scheduler import WorkStealingScheduling  # not needed for `make test-gpu`
 
     return WorkStealingScheduling(config, log)
+
+
+IMPORTED = (
+    "alt_fast.train, torch._dynamo.utils, torch._inductor",
+    "sympy, nltk, matplotlib.figure, hypothesis, sentence_transformers",
+)
+"""Modules that bring most of what all tests import, in two halves that take about as long."""
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_setupnodes() -> None:
+    """In a new environment two processes compile what is imported, before the workers come and each do it all."""
+    torch = find_spec("torch")
+    assert torch is not None
+    assert torch.origin is not None
+    if not Path(cache_from_source(torch.origin)).exists():
+        for half in [subprocess.Popen([sys.executable, "-c", f"import {names}"]) for names in IMPORTED]:
+            half.wait()
 
 
 LONGEST = ("test_distributed", "test_train", "test_ablations")

@@ -24,7 +24,8 @@ def test_there_are_as_many_as_promised() -> None:
 
 
 @pytest.fixture
-def tree(tmp_path: Path) -> Path:
+def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")  # its tests need none
     for folder in (tmp_path / "alt_fast", tmp_path / "tests"):
         folder.mkdir()
         (folder / "__init__.py").touch()
