@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -327,11 +328,12 @@ def _decode_linear(path: str | Path, index: VideoIndex, wanted: Sequence[int], p
 
 def _upright(frame: av.VideoFrame, convert: VideoReformatter) -> Planes:
     """Return the picture with the display rotation (degrees, counter-clockwise) applied, in FFmpeg's memory."""
+    exact: dict[str, Any] = {"interpolation": _EXACT_COLORS, "threads": 1}  # starting more takes longer than the work
     if frame.height % 2:  # FFmpeg's planar conversion rounds odd heights otherwise
-        packed = convert.reformat(frame, format="rgb24", interpolation=_EXACT_COLORS).to_ndarray()
+        packed = convert.reformat(frame, format="rgb24", **exact).to_ndarray()
         planes = [packed[..., channel] for channel in range(3)]
     else:  # at twice the speed
-        planar = convert.reformat(frame, format="gbrp", interpolation=_EXACT_COLORS)
+        planar = convert.reformat(frame, format="gbrp", **exact)
         rows = [np.asarray(memoryview(planar.planes[i])).reshape(planar.height, -1) for i in (2, 0, 1)]
         planes = [row[:, : planar.width] for row in rows]
     return [np.rot90(plane, (frame.rotation // 90) % 4) for plane in planes]
