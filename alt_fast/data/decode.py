@@ -106,15 +106,23 @@ def _errors_of(path: str | Path) -> Iterator[None]:
         raise VideoError(path, str(e)) from e
 
 
+def video_stream(path: str | Path, container: "av.container.InputContainer") -> "av.video.stream.VideoStream":
+    """Return the first video stream of what was opened as `path`. Raises VideoError for none that can be decoded."""
+    if not container.streams.video:
+        kinds = ", ".join(sorted({stream.type for stream in container.streams})) or "no"
+        raise VideoError(path, f"no video stream (it has {kinds} streams)")
+    video = container.streams.video[0]
+    if video.codec_context is None:
+        raise VideoError(path, "FFmpeg, as PyAV brings it, has no decoder for its video codec")
+    return video
+
+
 def _open(path: str | Path) -> "av.container.InputContainer":
     return av.open(locate(path).url(), metadata_errors="ignore")
 
 
 def _list_frames(path: str | Path, container: "av.container.InputContainer") -> VideoIndex:
-    if not container.streams.video:
-        kinds = ", ".join(sorted({stream.type for stream in container.streams})) or "no"
-        raise VideoError(path, f"no video stream (it has {kinds} streams)")
-    video = container.streams.video[0]
+    video = video_stream(path, container)
     count, times, keyframes = 0, array("q"), array("q")
     end = 0.0  # of any stream, in seconds
     for packet in container.demux():  # packets are not kept: together they are as large as the file
@@ -206,7 +214,7 @@ def _decode_seeking(
         container.seek(key, stream=stream)
         for frame in _decode_only(container, stream, key, set(numbers)):
             if frame.pts in numbers:
-                pictures[numbers[frame.pts]] = _upright(frame, convert)
+                pictures[numbers[frame.pts]] = upright(frame, convert)
     return pictures if len(pictures) == len(wanted) else None
 
 
@@ -247,16 +255,16 @@ def _decode_linear(path: str | Path, index: VideoIndex, wanted: Sequence[int]) -
                 raise VideoError(path, "its frames carry no times")
             decoded = bisect.bisect_right(order, place)
             while pending and order[pending[0]] <= place:
-                pictures[pending.pop(0)] = _upright(frame, convert)
+                pictures[pending.pop(0)] = upright(frame, convert)
             if not pending:
                 return pictures
     if frame is None or index.count - decoded > _MISSING_FRAMES:
         raise VideoError(path, f"broken: decoding ends at frame {decoded} of {index.count}")
-    return pictures | dict.fromkeys(pending, _upright(frame, convert))
+    return pictures | dict.fromkeys(pending, upright(frame, convert))
 
 
-def _upright(frame: av.VideoFrame, convert: VideoReformatter) -> Frames:
-    """RGB [3, H, W] with the display rotation (degrees, counter-clockwise) applied."""
+def upright(frame: av.VideoFrame, convert: VideoReformatter) -> Frames:
+    """Return a frame as uint8 RGB [3, H, W], turned as its display rotation (degrees, counter-clockwise) says."""
     if frame.height % 2:  # FFmpeg's planar conversion rounds odd heights otherwise
         packed = convert.reformat(frame, format="rgb24", interpolation=_EXACT_COLORS)
         picture = packed.to_ndarray().transpose(2, 0, 1)
