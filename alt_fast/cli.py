@@ -5,6 +5,7 @@ Nothing here, and nothing that a command needs to build its parser, imports PyTo
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -98,6 +99,15 @@ class Parser(argparse.ArgumentParser):
 def make_parser(command: str, description: str, **options: Any) -> argparse.ArgumentParser:
     """Return an empty parser of `alt-fast COMMAND`."""
     return Parser(f"alt-fast {command}", description=description, **options)
+
+
+def seconds(text: str) -> float:
+    """Read a length of time, as 4s, 0.5 s, 800ms, 2min or a number of seconds; for an argument's `type`."""
+    found = re.fullmatch(r"(\d+\.?\d*|\.\d+) ?(ms|s|min|)", text.strip())
+    length = 0.0 if found is None else float(found[1]) * {"ms": 0.001, "min": 60.0}.get(found[2], 1.0)
+    if length <= 0:
+        raise argparse.ArgumentTypeError(f"must be a time above 0, such as 4s or 800ms, got {text!r}")
+    return length
 
 
 def add_checkpoint(parser: Any, required: bool = True) -> None:
