@@ -138,7 +138,10 @@ class Output:
     def end(self) -> None:
         """Print how it went."""
         self._say(self._status.line())
-        if self._terminal:
+
+    def close(self) -> None:
+        """Leave the terminal's line to others."""
+        if self._terminal and self._printed is not None:
             print(file=sys.stderr)
 
     def _say(self, line: str) -> None:
@@ -217,6 +220,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     if arguments.host is not None and arguments.page is None:
         raise ArgumentError("--host has no effect without --page PORT")
+    if arguments.head == "clip" and (arguments.corpus or arguments.categories):
+        raise ArgumentError("--corpus and --categories have no effect on --head clip")
     if arguments.top_k is not None and arguments.top_k < 1:
         raise ArgumentError(f"--top-k must be >= 1, got {arguments.top_k}")
     labels = read_labels(arguments.labels) if arguments.labels else None
@@ -234,6 +239,7 @@ def run(arguments: argparse.Namespace) -> int:
         ending = stack.enter_context(until_asked())
         watch = Watch(recogniser, capture, arguments.window, clock, ending)
         output = Output(arguments, recogniser, Status(capture, watch, clock), clock, page)
+        stack.callback(output.close)
         for judgement in watch:
             output.show(judgement)
         output.end()

@@ -147,6 +147,7 @@ def test_bad_requests(
     path = write_noise("a.mp4", "libx264", frames=10)
     for request, status, message in [
         (command(trained_run, path, "--host", "0.0.0.0"), 2, "--host has no effect without --page PORT"),
+        (command(trained_run, path, "--head", "clip", "--categories", "object"), 2, "have no effect on --head clip"),
         (command(trained_run, path, "--top-k", "0"), 2, "--top-k must be >= 1, got 0"),
         (command(trained_run, path, "--window", "100ms"), 2, "the window must hold the 2 frames of a clip"),
         (command(trained_run, path, "--page", "-1"), 2, "the port of the page must be in 0 ... 65535, got -1"),

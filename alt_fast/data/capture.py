@@ -85,7 +85,7 @@ class Capture:
         say: Callable[[str], object] = lambda line: None,
         clock: Clock | None = None,
     ) -> None:
-        self.name = re.sub(r"//[^/@]*@", "//", source)  # without a password
+        self.name = re.sub(r"://[^/]*@", "://", source)  # without a password
         self.received = self.passed_over = self.damaged = self.lost = 0
         self.rate: float | None = None
         self.ended = threading.Event()
@@ -158,7 +158,7 @@ class Capture:
         except av.error.ExitError:
             return endless, f"no data for {self._timeout:g} s"
         except av.error.FFmpegError as e:
-            return endless, _explain(self._source, e, self._timeout)
+            return endless, self._explain(e)
         return endless, ""
 
     def _open(self) -> "av.container.InputContainer":
@@ -209,6 +209,21 @@ class Capture:
         if self._in_a_row == _MOST_DAMAGED:
             raise error
 
+    def _explain(self, error: av.error.FFmpegError) -> str:
+        """Return why the source cannot be opened, or was lost."""
+        if _is_camera(self._source) and isinstance(error, FileNotFoundError):
+            there = ", ".join(map(str, sorted(Path("/dev").glob("video*"))))
+            return f"no such camera; there {f'are {there}' if there else 'is none'}"
+        if self.received == 0 and re.match(r"https?://", self._source):
+            try:
+                with urlopen(self._source, timeout=self._timeout) as answer:
+                    kind = answer.headers.get_content_type()
+            except (OSError, ValueError, HTTPException):
+                kind = ""  # FFmpeg has said it
+            if kind == "text/html":
+                return "it answers with a web page (text/html), not with video"
+        return error.strerror or type(error).__name__  # its text has the address, and the password in it
+
     def _show(self, frame: av.VideoFrame) -> None:
         with self._lock:
             self.passed_over += not self._looked
@@ -233,19 +248,3 @@ class _StandardInput:
 
 def _is_camera(source: str) -> bool:
     return re.match(r"/dev/v(ideo|4l)", source) is not None
-
-
-def _explain(source: str, error: av.error.FFmpegError, timeout: float) -> str:
-    """Return why a source cannot be opened, or was lost."""
-    if _is_camera(source) and isinstance(error, FileNotFoundError):
-        there = ", ".join(map(str, sorted(Path("/dev").glob("video*"))))
-        return f"no such camera; there {f'are {there}' if there else 'is none'}"
-    if re.match(r"https?://", source):
-        try:
-            with urlopen(source, timeout=timeout) as answer:
-                kind = answer.headers.get_content_type()
-        except (OSError, ValueError, HTTPException):
-            kind = ""  # FFmpeg has said it
-        if kind == "text/html":
-            return "it answers with a web page (text/html), not with video"
-    return error.strerror or str(error)

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from alt_fast.data.augment import apply, crop_box, view_record
@@ -44,7 +45,7 @@ class Recogniser:
         self._record = view_record(trained.augment, 1)
         trained.model.eval()
         height, width = trained.spec.size
-        blank = self.see([torch.zeros(height, width, 3, dtype=torch.uint8).numpy()])  # what first calls do is done
+        blank = self.see([np.zeros((height, width, 3), np.uint8)])  # what first calls do is done
         self.judge(join([blank] * self.clip_frames))
 
     @property

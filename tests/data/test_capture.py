@@ -195,7 +195,7 @@ def test_sources_that_are_none(write_video: VideoWriter, tmp_path: Path) -> None
     assert error_of(str(unknown)) == f"{unknown}: FFmpeg, as PyAV brings it, has no decoder for its video codec"
     assert error_of(str(tmp_path / "none.mp4")) == f"{tmp_path / 'none.mp4'}: no such file"
     assert error_of(str(silent)) == f"{silent}: Invalid data found when processing input"
-    assert error_of("nonsense://user:secret@host") == "nonsense://host: Protocol not found"
+    assert error_of("nonsense://user:s@cret@host") == "nonsense://host: Protocol not found"
     assert error_of("rtsp://user:secret@127.0.0.1:1/a") == "rtsp://127.0.0.1:1/a: Connection refused"
 
 
