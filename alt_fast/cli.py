@@ -6,10 +6,11 @@ Nothing here, and nothing that a command needs to build its parser, imports PyTo
 import argparse
 import os
 import re
+import select
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, TextIO, get_args
 
 from alt_fast.corpus import CATEGORIES
 from alt_fast.data.config import LoaderName
@@ -62,13 +63,17 @@ def run(
         print(interrupted, file=sys.stderr)
         return 130
     except BrokenPipeError:
-        try:
-            sys.stdout.flush()
-        except BrokenPipeError:  # "... | head" has seen enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 141
-        raise  # another pipe broke
+        if not _has_no_reader(sys.stdout):
+            raise  # another pipe broke
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # "... | head" has seen enough
+        return 141
     return status
+
+
+def _has_no_reader(file: TextIO) -> bool:
+    poll = select.poll()
+    poll.register(file, 0)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
 
 
 def choose(

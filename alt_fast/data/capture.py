@@ -163,7 +163,7 @@ class Capture:
 
     def _open(self) -> "av.container.InputContainer":
         if self._source == "-":
-            return av.open(_StandardInput(self._ending), "r", metadata_errors="ignore")
+            return av.open(_StandardInput(self._ending), "r", options=_OPTIONS, metadata_errors="ignore")
         if _is_camera(self._source):
             return av.open(self._source, format="v4l2", metadata_errors="ignore")
         if "://" in self._source:
