@@ -11,6 +11,7 @@ COMMANDS = {
     "train": "train ALT; without options the whole default job, on any machine",
     "evaluate": "test a trained model on lists of videos, as a table or a page",
     "classify": "name the action in videos",
+    "live": "name the action in a camera's picture, or any other stream, as it happens",
     "explain": "show what the model saw in a video, as a page, a picture or a video",
     "visualize": "show which patches of an image merge in any vision transformer",
     "extract": "write the video vectors of a list of videos",

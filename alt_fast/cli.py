@@ -6,10 +6,11 @@ Nothing here, and nothing that a command needs to build its parser, imports PyTo
 import argparse
 import os
 import re
+import select
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, TextIO, get_args
 
 from alt_fast.corpus import CATEGORIES
 from alt_fast.data.config import LoaderName
@@ -62,13 +63,17 @@ def run(
         print(interrupted, file=sys.stderr)
         return 130
     except BrokenPipeError:
-        try:
-            sys.stdout.flush()
-        except BrokenPipeError:  # "... | head" has seen enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 141
-        raise  # another pipe broke
+        if not _has_no_reader(sys.stdout):
+            raise  # another pipe broke
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # "... | head" has seen enough
+        return 141
     return status
+
+
+def _has_no_reader(file: TextIO) -> bool:
+    poll = select.poll()
+    poll.register(file, 0)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
 
 
 def choose(
@@ -102,11 +107,12 @@ def make_parser(command: str, description: str, **options: Any) -> argparse.Argu
 
 
 def seconds(text: str) -> float:
-    """Read a time: "500ms", "1.5s", "2min", "1h", or a number of seconds."""
-    found = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+)\s*(ms|s|min|h|)", text.strip())
-    if found is None:
-        raise argparse.ArgumentTypeError(f"must be a time such as 1s, 500ms or 2min, got {text!r}")
-    return float(found[1]) * {"ms": 0.001, "s": 1, "": 1, "min": 60, "h": 3600}[found[2]]
+    """Read a length of time, as 4s, 0.5 s, 800ms, 2min, 1h or a number of seconds; for an argument's `type`."""
+    found = re.fullmatch(r"(\d+\.?\d*|\.\d+) ?(ms|s|min|h|)", text.strip())
+    length = 0.0 if found is None else float(found[1]) * {"ms": 0.001, "min": 60.0, "h": 3600.0}.get(found[2], 1.0)
+    if length <= 0:
+        raise argparse.ArgumentTypeError(f"must be a time above 0, such as 4s or 800ms, got {text!r}")
+    return length
 
 
 def add_checkpoint(parser: Any, required: bool = True) -> None:

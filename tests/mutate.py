@@ -445,6 +445,42 @@ MUTATIONS = [
         "glosses=not arguments.no_glosses",
         "tests/corpus/builder/test_build.py::test_the_paper_s_steps_alone",
     ),
+    Mutation(
+        "alt_fast/data/capture.py",
+        "FIRST_PAUSE if self.received > before else min(2 * pause, LONGEST_PAUSE)",
+        "min(2 * pause, LONGEST_PAUSE)",
+        "tests/data/test_capture.py::test_a_lost_connection_is_opened_again_after_growing_pauses",
+    ),
+    Mutation(
+        "alt_fast/data/capture.py",
+        "self.passed_over += not self._looked",
+        "self.passed_over += 1",
+        "tests/data/test_capture.py::test_a_file_is_played_in_real_time_and_ends",
+    ),
+    Mutation(
+        "alt_fast/inference/stream.py",
+        "tick += 1 + missed",
+        "tick += 1",
+        "tests/inference/test_stream.py::test_a_slow_machine_passes_ticks_over_evenly",
+    ),
+    Mutation(
+        "alt_fast/inference/stream.py",
+        "if self._clock.now() - picture.time > window:",
+        "if False:",
+        "tests/inference/test_stream.py::test_a_silent_source_is_not_judged",
+    ),
+    Mutation(
+        "alt_fast/report/live.py",
+        'host.partition(":")[0] in (LOOPBACK, "localhost")',
+        "True",
+        "tests/report/test_live.py::test_a_page_on_this_machine_answers_to_no_other_name",
+    ),
+    Mutation(
+        "alt_fast/report/live.py",
+        "slash and secrets.compare_digest(given.encode(), self.token.encode())",
+        "slash",
+        "tests/report/test_live.py::test_another_host_needs_the_token",
+    ),
     Mutation("alt_fast/training/job.py", "PROMPTS[self.config.templates]", 'PROMPTS["action"]', _RECIPE),
     Mutation(
         "benchmarks/closed_form.py",

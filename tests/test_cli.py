@@ -76,6 +76,21 @@ def test_a_reader_that_has_seen_enough_ends_it_quietly() -> None:
     assert done.stderr == ""
 
 
+def test_a_reader_that_leaves_in_the_middle_ends_it_quietly() -> None:
+    script = (
+        "import sys; from alt_fast import cli; work = lambda arguments: [print(1, flush=True) for _ in range(10**6)]"
+    )
+    script += "; sys.exit(cli.run(lambda: cli.make_parser('test', ''), work, []))"
+    path = ":".join(path for path in sys.path if path)
+    done = subprocess.run(
+        ["bash", "-c", f'{sys.executable} -c "$1" | head -n 1; echo "${{PIPESTATUS[0]}}"', "bash", script],
+        capture_output=True,
+        text=True,
+        env={"PYTHONPATH": path, "PATH": "/usr/bin:/bin"},
+    )
+    assert (done.stdout, done.stderr) == ("1\n141\n", "")
+
+
 def test_ls(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["ls"]) == 0
     printed = capsys.readouterr().out

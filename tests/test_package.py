@@ -167,6 +167,7 @@ CASES = {  # command lines, and the extra that each needs
     "train --config kinetics400_b16 --data.train none.csv --out run": "train",
     "evaluate --checkpoint none": "video",
     "classify a.mp4 --checkpoint none": "video",
+    "live a.mp4 --checkpoint none": "video",
     "explain a.mp4 --checkpoint none --out a.html": "video",
     "extract --checkpoint none --list none.csv --out out": "video",
     "export --checkpoint none --out out": "video",

@@ -125,7 +125,7 @@ def index_video(path: str | Path) -> VideoIndex:
 def open_video(path: str | Path) -> None:
     """Find a video in a file, and read none of it. Raises VideoError."""
     with _errors_of(path), _open(path) as container:
-        _check_stream(path, container)
+        video_stream(path, container)
 
 
 def decode_frames(path: str | Path, index: VideoIndex, wanted: Sequence[int], take: Take = whole) -> Frames:
@@ -152,19 +152,23 @@ def _errors_of(path: str | Path) -> Iterator[None]:
         raise VideoError(path, str(e)) from e
 
 
+def video_stream(path: str | Path, container: "av.container.InputContainer") -> "av.video.stream.VideoStream":
+    """Return the first video stream of what was opened as `path`. Raises VideoError for none that can be decoded."""
+    if not container.streams.video:
+        kinds = ", ".join(sorted({stream.type for stream in container.streams})) or "no"
+        raise VideoError(path, f"no video stream (it has {kinds} streams)")
+    video = container.streams.video[0]
+    if video.codec_context is None:
+        raise VideoError(path, "FFmpeg, as PyAV brings it, has no decoder for its video codec")
+    return video
+
+
 def _open(path: str | Path) -> "av.container.InputContainer":
     return av.open(locate(path).url(), metadata_errors="ignore")
 
 
-def _check_stream(path: str | Path, container: "av.container.InputContainer") -> None:
-    if not container.streams.video:
-        kinds = ", ".join(sorted({stream.type for stream in container.streams})) or "no"
-        raise VideoError(path, f"no video stream (it has {kinds} streams)")
-
-
 def _list_frames(path: str | Path, container: "av.container.InputContainer") -> VideoIndex:
-    _check_stream(path, container)
-    video = container.streams.video[0]
+    video = video_stream(path, container)
     count, times, keyframes = 0, array("q"), array("q")
     end = 0.0  # of any stream, in seconds
     for packet in container.demux():  # packets are not kept: together they are as large as the file
@@ -236,7 +240,7 @@ class _Pictures:
         self._take, self._convert = take, VideoReformatter()
 
     def add(self, number: int, frame: av.VideoFrame) -> None:
-        planes = _upright(frame, self._convert)
+        planes = upright(frame, self._convert)
         height, width = planes[0].shape
         self.sizes.add(f"{width} x {height}")
         self.taken[number] = self._take(planes)
@@ -326,8 +330,8 @@ def _decode_linear(path: str | Path, index: VideoIndex, wanted: Sequence[int], p
         pictures.add(number, frame)
 
 
-def _upright(frame: av.VideoFrame, convert: VideoReformatter) -> Planes:
-    """Return the picture with the display rotation (degrees, counter-clockwise) applied, in FFmpeg's memory."""
+def upright(frame: av.VideoFrame, convert: VideoReformatter) -> Planes:
+    """Return a frame turned as its display rotation (degrees, counter-clockwise) says, in FFmpeg's memory."""
     exact: dict[str, Any] = {"interpolation": _EXACT_COLORS, "threads": 1}  # starting more takes longer than the work
     if frame.height % 2:  # FFmpeg's planar conversion rounds odd heights otherwise
         packed = convert.reformat(frame, format="rgb24", **exact).to_ndarray()

@@ -31,12 +31,13 @@ class FrameFeatures(NamedTuple):
     """All that a clip's score takes of its frames, [..., T, ...] of clips or [F, ...] of frames by themselves.
 
     frame: [..., d] the class token in the joint space. pooled: [..., d] what its query is made of. entity: [..., n]
-    int64, the corpus index of each aligned token.
+    int64, the corpus index of each aligned token. source: [..., N] int32, as in `Regions`, for who draws them.
     """
 
     frame: Tensor
     pooled: Tensor
     entity: Tensor
+    source: Tensor
 
 
 class ALT(nn.Module):
@@ -117,8 +118,7 @@ class ALT(nn.Module):
 
         CLIP aligns nothing: n is 0.
         """
-        tokens, size, _ = self.encode(video, schedule)
-        seen = self._features(tokens, size, head)
+        seen = self._features(self.encode(video, schedule), head)
         return self.score(seen, classes, head), seen.entity
 
     def see(self, frames: Tensor, head: Head = "alt", schedule: MergeSchedule | None = None) -> FrameFeatures:
@@ -131,8 +131,8 @@ class ALT(nn.Module):
             raise ArgumentError(
                 "this model has adapters over time (tuning 'stm'): its frames cannot be seen one by one"
             )
-        tokens, size, _ = self.encoder(frames, schedule)
-        return FrameFeatures(*(part[:, 0] for part in self._features(tokens[:, None], size[:, None], head)))
+        regions = Regions(*(part[:, None] for part in self.encoder(frames, schedule)))
+        return FrameFeatures(*(part[:, 0] for part in self._features(regions, head)))
 
     def score(self, seen: FrameFeatures, classes: Tensor, head: Head = "alt") -> Tensor:
         """Return how likely each class is in clips of T frames, [B, I] fp32. seen: [B, T, ...]. classes: [I, d]."""
@@ -146,13 +146,14 @@ class ALT(nn.Module):
             scores.append(self.clip_logits(seen.frame, classes).softmax(-1))
         return torch.stack(scores).mean(0)
 
-    def _features(self, tokens: Tensor, size: Tensor, head: Head) -> FrameFeatures:
-        """tokens, size: of `encode`."""
-        frame = tokens[:, :, 0]
+    def _features(self, regions: Regions, head: Head) -> FrameFeatures:
+        """regions: of `encode`."""
+        frame = regions.tokens[:, :, 0]
         if head == "clip":
-            nothing = torch.empty(*tokens.shape[:2], 0, dtype=torch.int64, device=tokens.device)
-            return FrameFeatures(frame, frame, nothing)
-        return FrameFeatures(frame, *self.alignment(tokens, size, None))
+            nothing = torch.empty(*frame.shape[:2], 0, dtype=torch.int64, device=frame.device)
+            return FrameFeatures(frame, frame, nothing, regions.source)
+        pooled, entity = self.alignment(regions.tokens, regions.size, None)
+        return FrameFeatures(frame, pooled, entity, regions.source)
 
     def embed_corpus(self) -> None:
         """Set the entities' embeddings by the text tower as it is now; those of open_clip's towers are kept on disk."""

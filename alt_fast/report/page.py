@@ -37,7 +37,7 @@ def page_data(seen: Seen) -> dict[str, Any]:
     return {
         "video": seen.video,
         "grid": seen.grid,
-        "images": [_data_uri(image) for image in seen.images],
+        "images": [data_uri(image) for image in seen.images],
         "own": seen.own,
         "views": [
             {
@@ -80,7 +80,8 @@ def fill_page(template: str, data: Any) -> str:
     return page.replace("/*STYLE*/", style).replace("/*SCRIPT*/", script).replace("/*DATA*/", text)
 
 
-def _data_uri(image: Image.Image) -> str:
+def data_uri(image: Image.Image) -> str:
+    """Return an address that holds a picture, as JPEG."""
     file = io.BytesIO()
     image.save(file, "JPEG", quality=90)
     return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()

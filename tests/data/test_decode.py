@@ -10,7 +10,7 @@ import av
 import numpy as np
 import pytest
 
-from alt_fast.data.decode import VideoError, _upright, decode_clip, index_video
+from alt_fast.data.decode import VideoError, decode_clip, index_video, upright
 from tests.conftest import VideoWriter
 
 CODECS = [
@@ -125,7 +125,7 @@ def test_rotation_turns_the_right_way() -> None:
         def reformat(self, frame: "Frame", **options: object) -> "Frame":
             return self
 
-    turned = np.stack(_upright(Frame(), Frame()))  # type: ignore[arg-type]
+    turned = np.stack(upright(Frame(), Frame()))  # type: ignore[arg-type]
     assert turned.shape == (3, 4, 2)
     assert turned[0].tolist() == [[3, 7], [2, 6], [1, 5], [0, 4]]
     assert turned[1, 0].tolist() == [103, 107]

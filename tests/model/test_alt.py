@@ -361,6 +361,7 @@ def test_frames_seen_once_make_the_scores_of_all_clips_they_are_in(corpus: Corpu
         whole, entity = model.probabilities(frames[clips], names, head)
         torch.testing.assert_close(scores, whole)
         assert torch.equal(seen.entity[clips], entity)
+        assert torch.equal(seen.source, model.encoder(frames).source)
 
 
 def test_frames_that_look_at_each_other_cannot_be_seen_one_by_one(corpus: Corpus) -> None:

@@ -1,0 +1,171 @@
+"""Judge pictures that come one by one: each is seen once, and the last T of them are a clip."""
+
+import math
+import threading
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from alt_fast.data.augment import apply, crop_box, view_record
+from alt_fast.data.capture import Capture, Clock, Picture
+from alt_fast.data.decode import Frames
+from alt_fast.errors import ArgumentError
+from alt_fast.inference.predict import EntityShare, entity_shares, rank
+from alt_fast.inference.trained import TrainedModel
+from alt_fast.model.alt import FrameFeatures
+from alt_fast.model.config import Head
+
+WINDOW = 4.0  # seconds that a clip spans, where nobody says another number
+_LOOK = 0.02  # seconds between looks for the first picture
+
+
+class Recogniser:
+    """A trained model in two halves: `see` is what a picture costs, `judge` what a clip of seen pictures costs besides.
+
+    labels: texts to choose from; by default the classes trained on. head: who scores; by default the model's own. What
+    it says of a clip is what `TrainedModel.classify` says of a video with these frames.
+
+    Raises ArgumentError for no labels or the same one twice, a head that was not trained, and a model whose frames look
+    at each other.
+    """
+
+    def __init__(self, trained: TrainedModel, labels: Sequence[str] | None = None, head: Head | None = None) -> None:
+        self.trained = trained
+        self.labels = trained.classes if labels is None else list(labels)
+        self.head = trained.head if head is None else head
+        twice = [label for number, label in enumerate(self.labels) if label in self.labels[:number]]
+        if twice:
+            raise ArgumentError(f"labels must differ, got {twice[0]!r} twice")
+        if self.head != "clip":
+            trained._check_trained()
+        self._classes = trained.embed(self.labels)
+        self._record = view_record(trained.augment, 1)
+        trained.model.eval()
+        height, width = trained.spec.size
+        blank = self.see([np.zeros((height, width, 3), np.uint8)])  # what first calls do is done
+        self.judge(join([blank] * self.clip_frames))
+
+    @property
+    def clip_frames(self) -> int:
+        """How many frames a clip has, T."""
+        return self.trained.spec.num_frames
+
+    @torch.inference_mode()
+    def see(self, pictures: Sequence[Frames]) -> FrameFeatures:
+        """Encode F pictures, cropped and resized as test clips are. pictures: uint8 RGB [H, W, 3], of any sizes."""
+        spec = self.trained.spec
+        frames = torch.cat([apply(self._record, picture[None], spec.size, spec.augment) for picture in pictures])
+        return self.trained.model.see(frames.to(self.trained.device), self.head)
+
+    def entities(self, seen: FrameFeatures) -> list[EntityShare]:
+        """Return what the regions of a picture aligned to, by falling share. seen: of one picture, [1, ...]."""
+        return entity_shares(self.trained.model.corpus, seen.entity[0].tolist())
+
+    def token_entities(self, seen: FrameFeatures) -> list[str]:
+        """Return the entity of each of a picture's tokens; none where nothing aligns. seen: [1, ...]."""
+        corpus = self.trained.model.corpus
+        return [] if corpus is None else [corpus.entities[i].unit for i in seen.entity[0].tolist()]
+
+    def crop(self, picture: Frames) -> Frames:
+        """Return the part of a picture that is seen, uint8 RGB [h, w, 3], with the pixels that it has there."""
+        top, left, height, width = crop_box(self._record, *picture.shape[:2])
+        return picture[top : top + height, left : left + width]
+
+    @torch.inference_mode()
+    def judge(self, window: FrameFeatures) -> list[tuple[str, float]]:
+        """Return the labels with their probabilities, likeliest first. window: of T pictures in the order of time."""
+        clip = FrameFeatures(*(part[None] for part in window))
+        return rank(self.labels, self.trained.model.score(clip, self._classes, self.head)[0])
+
+
+def join(seen: Sequence[FrameFeatures]) -> FrameFeatures:
+    """Return features one behind the other."""
+    return FrameFeatures(*(torch.cat(parts) for parts in zip(*seen, strict=True)))
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What is said of the last T pictures.
+
+    labels: with probabilities, likeliest first. picture, seen: the newest picture, and its features [1, ...]. time:
+    when it came, in seconds since the first one.
+    """
+
+    labels: list[tuple[str, float]]
+    picture: Picture
+    seen: FrameFeatures
+    time: float
+
+
+class Watch:
+    """Iterates over what is said of a source, tick by tick, until it ends or is to; None where nothing can be said.
+
+    A clip's T frames are `window` seconds / T apart: at every such tick the newest picture is seen, and the last T are
+    judged. A tick without a new picture repeats the one before. Ticks that pass while one is worked on are passed over
+    and not made up for, so that a slow machine judges every second one, or third; they count as repeats too. When
+    nothing has come for a whole window, it is emptied, and filled again before anything is said.
+
+    window: by default four seconds, or as long as T pictures take. judged, passed_over: ticks.
+
+    Raises ArgumentError for a window in which the source has fewer pictures than a clip has frames; VideoError.
+    """
+
+    def __init__(
+        self, recogniser: Recogniser, capture: Capture, window: float | None, clock: Clock, ending: threading.Event
+    ) -> None:
+        self.judged = self.passed_over = 0
+        self._recogniser, self._capture, self._clock, self._ending = recogniser, capture, clock, ending
+        self._asked = window
+
+    def __iter__(self) -> Iterator[Judgement | None]:
+        first = self._wait_for_first()
+        if first is None:
+            return
+        window = self._check_window()
+        count = self._recogniser.clip_frames
+        spacing, start = window / count, self._clock.now()
+        clip: deque[FrameFeatures] = deque(maxlen=count)
+        tick, number = 0, -1
+        while not self._ending.is_set():
+            last = self._capture.ended.is_set()  # asked before, so that the very last picture is judged
+            picture = self._capture.newest() or first
+            if picture.number != number:
+                seen, number = self._recogniser.see([picture.rgb()]), picture.number
+            clip.append(seen)
+            if self._clock.now() - picture.time > window:
+                clip.clear()
+            if len(clip) == count:
+                self.judged += 1
+                yield Judgement(self._recogniser.judge(join(clip)), picture, seen, picture.time - first.time)
+            else:
+                yield None
+            if last:
+                return
+            missed = max(0, math.ceil((self._clock.now() - start) / spacing) - tick - 1)
+            self.passed_over += missed
+            if clip:
+                clip.extend([seen] * min(missed, count))
+            tick += 1 + missed
+            self._clock.wait(self._ending, start + tick * spacing - self._clock.now())
+
+    def _wait_for_first(self) -> Picture | None:
+        while not self._ending.is_set():
+            picture = self._capture.newest()
+            if picture is not None or self._capture.ended.is_set():
+                return picture
+            self._clock.wait(self._ending, _LOOK)
+        return None
+
+    def _check_window(self) -> float:
+        count, rate = self._recogniser.clip_frames, self._capture.rate
+        least = count / rate if rate else 0.0
+        window = max(WINDOW, least) if self._asked is None else self._asked
+        if window < least:
+            raise ArgumentError(
+                f"the window must hold the {count} frames of a clip: at {rate:g} pictures/s it must be "
+                f">= {least:.3g} s, got {window:g} s"
+            )
+        return window

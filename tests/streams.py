@@ -1,0 +1,158 @@
+"""Streams over the loopback address and through a pipe, and clocks that nobody waits for."""
+
+import contextlib
+import io
+import socket
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import av
+import numpy as np
+from av.video.stream import VideoStream
+from PIL import Image
+
+from alt_fast.data.capture import Picture
+
+PADDING = (b"\x47\x1f\xff\x10" + b"\xff" * 184) * 1100
+"""Packets of MPEG-TS without content, as broadcasts have them: enough for a reader to know what it reads."""
+
+
+def mpegts(frames: int = 20, start: int = 0, width: int = 64, height: int = 48, rate: int = 10) -> bytes:
+    """MPEG-TS with H.264. Frame i has grey level 20 + 6 * i, modulo 256, and i goes on from `start`.
+
+    A reader gives the last two frames when more follows, or at the end.
+    """
+    file = io.BytesIO()
+    with av.open(file, "w", format="mpegts") as container:
+        stream = container.add_stream("libx264", rate=rate, options={"tune": "zerolatency", "preset": "ultrafast"})
+        assert isinstance(stream, VideoStream)
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        stream.codec_context.gop_size = 5
+        for number in range(start, start + frames):
+            frame = av.VideoFrame.from_ndarray(np.full((height, width, 3), (20 + 6 * number) % 256, np.uint8), "rgb24")
+            frame.pts = number
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return file.getvalue() + PADDING
+
+
+def jpegs(count: int) -> list[bytes]:
+    """Pictures 64 pixels wide and 48 high, of the grey levels of `mpegts`."""
+    made = []
+    for number in range(count):
+        file = io.BytesIO()
+        Image.new("RGB", (64, 48), (20 + 6 * number,) * 3).save(file, "JPEG")
+        made.append(file.getvalue())
+    return made
+
+
+def shows(picture: Picture | None, number: int) -> bool:
+    """Whether this is frame `number` of `mpegts`, by its grey level."""
+    assert picture is not None
+    return abs(float(picture.rgb().mean()) - (20 + 6 * number) % 256) < 2.5
+
+
+@contextlib.contextmanager
+def serve_tcp(connections: Sequence[Sequence[bytes]], hold_last: bool = False) -> Iterator[str]:
+    """Give the address of a server that sends one sequence of bytes to each connection, and closes it.
+
+    hold_last: after its last one, stay silent, until the block ends, rather than close. More connections get nothing.
+    """
+    over = threading.Event()
+
+    def serve(server: socket.socket) -> None:
+        sequences = iter(connections)
+        left = len(connections)
+        while not over.is_set():
+            with contextlib.suppress(OSError), server.accept()[0] as client:
+                for chunk in next(sequences, ()):
+                    client.sendall(chunk)
+                left -= 1
+                if hold_last and left == 0:
+                    over.wait()
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=serve, args=(server,))
+        thread.start()
+        try:
+            yield f"tcp://127.0.0.1:{server.getsockname()[1]}"
+        finally:
+            over.set()
+            server.shutdown(socket.SHUT_RDWR)  # wakes it
+            thread.join()
+
+
+@contextlib.contextmanager
+def serve_http(kind: str, body: Sequence[bytes], status: int = 200) -> Iterator[str]:
+    """Give the address of a server that answers everything with this body of this MIME type."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status)
+            self.send_header("Content-Type", kind)
+            self.end_headers()
+            with contextlib.suppress(OSError):
+                for chunk in body:
+                    self.wfile.write(chunk)
+
+        def log_message(self, format: str, *arguments: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}/video"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def parts(pictures: Sequence[bytes]) -> list[bytes]:
+    """MJPEG as cameras send it: parts of multipart/x-mixed-replace; boundary=frame."""
+    head = b"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: %d\r\n\r\n"
+    return [head % len(picture) + picture + b"\r\n" for picture in pictures]
+
+
+class HurriedClock:
+    """Waits for nothing: time jumps to where a wait would have ended. waits: what was asked for, in seconds."""
+
+    def __init__(self) -> None:
+        self.waits: list[float] = []
+        self._ahead = 0.0
+
+    def now(self) -> float:
+        return time.monotonic() + self._ahead
+
+    def wait(self, event: threading.Event, seconds: float) -> None:
+        self.waits.append(seconds)
+        self._ahead += max(0.0, seconds)
+
+
+class SharedClock:
+    """The time of two threads: it stands still while one works, and jumps to what comes first when both wait."""
+
+    def __init__(self) -> None:
+        self._time = 0.0
+        self._threads: set[threading.Thread] = set()
+        self._due: dict[threading.Thread, float] = {}
+        self._moved = threading.Condition()
+
+    def now(self) -> float:
+        return self._time
+
+    def wait(self, event: threading.Event, seconds: float) -> None:
+        own = threading.current_thread()
+        with self._moved:
+            self._threads.add(own)
+            self._due[own] = self._time + max(0.0, seconds)
+            while self._time < self._due[own] and not event.is_set():
+                ended = sum(not thread.is_alive() for thread in self._threads)
+                if len(self._due) + ended == 2:
+                    self._time = max(self._time, min(self._due.values()))
+                    self._moved.notify_all()
+                if self._time < self._due[own]:
+                    self._moved.wait(0.01)
+            del self._due[own]

@@ -1,0 +1,171 @@
+"""Recognising a stream from the command line: what is printed, how it ends, and what is refused."""
+
+import json
+import re
+import signal
+import sys
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from urllib.request import urlopen
+
+import pytest
+
+from alt_fast.live import main, until_asked
+from tests.conftest import NoiseWriter, noise_video
+from tests.processes import Command, start
+from tests.streams import SharedClock
+
+LABELS = ["a star growing", "a moon growing", "surfing"]
+
+
+@pytest.fixture(scope="module")
+def long(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A minute of video."""
+    return noise_video(tmp_path_factory.mktemp("video"), "long.mp4", "libx264", 600, options={"preset": "ultrafast"})
+
+
+def command(run: Path, source: object, *more: str) -> list[str]:
+    return [str(source), "--checkpoint", str(run), "--labels", *LABELS, *more]
+
+
+@pytest.fixture
+def in_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seconds pass when nobody works, and are not waited for."""
+    monkeypatch.setattr("alt_fast.data.capture.WallClock", SharedClock)
+
+
+@pytest.mark.usefixtures("in_no_time")
+def test_lines_when_the_label_changes(
+    trained_run: Path, write_noise: NoiseWriter, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_noise("a.mp4", "libx264", frames=12)
+    assert main(command(trained_run, path, "--window", "400ms")) == 0
+    out, err = capsys.readouterr()
+    lines = out.splitlines()
+    found = [re.fullmatch(r" {5}(\d\.\d) s   \d\d\.\d%  (.*)", line) for line in lines]
+    assert all(found)
+    labels = [match[2] for match in found if match]
+    assert set(labels) <= set(LABELS)
+    assert all(one != other for one, other in pairwise(labels))
+    (status,) = err.splitlines()
+    assert re.search(r"latency \d+ ms, .* pictures/s, .* judged/s; \d+ pictures and \d+ ticks passed over, 0 d", status)
+
+
+@pytest.mark.usefixtures("in_no_time")
+def test_json_holds_every_clip_with_all_there_is(
+    trained_run: Path, write_noise: NoiseWriter, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_noise("a.mp4", "libx264", frames=12)
+    assert main(command(trained_run, path, "--window", "400ms", "--json")) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert 5 <= len(rows) <= 6
+    assert [row["time"] for row in rows] == sorted({row["time"] for row in rows})
+    for row in rows:
+        assert {found["label"] for found in row["labels"]} == set(LABELS)
+        assert sum(found["probability"] for found in row["labels"]) == pytest.approx(1)
+        assert sum(share["share"] for share in row["entities"]) == pytest.approx(1)
+        assert 0 <= row["latency"] <= 0.2
+
+
+@pytest.mark.usefixtures("in_no_time")
+def test_every_so_often_the_likeliest_ones(
+    trained_run: Path, write_noise: NoiseWriter, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_noise("a.mp4", "libx264", frames=16)
+    assert main(command(trained_run, path, "--window", "200ms", "--every", "0.5", "--top-k", "2")) == 0
+    lines = capsys.readouterr().out.splitlines()
+    times = [float(line.split(" s ")[0]) for line in lines]
+    assert 3 <= len(lines) <= 4
+    assert all(0.4 < later - sooner < 0.7 for sooner, later in pairwise(times))
+    assert all(line.count("%  ") == 2 for line in lines)
+
+
+@pytest.fixture
+def running(trained_run: Path, long: Path) -> Iterator[Command]:
+    more = ["--window", "400ms", "--json", "--page", "0"]
+    with start("alt_fast.live", *command(trained_run, long, *more)) as started:
+        started.wait_until(lambda: started.output.count("\n") > 2)
+        yield started
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_it_ends_when_asked(running: Command, number: signal.Signals) -> None:
+    running.kill(number)
+    assert running.wait() == 0
+    assert "Traceback" not in running.errors
+    assert running.errors.splitlines()[-1].startswith("latency ")
+    assert all(json.loads(line) for line in running.output.splitlines())  # the last one is whole
+
+
+def test_its_page_is_there_while_it_runs(running: Command) -> None:
+    found = re.search(r"page: (http://127\.0\.0\.1:\d+/)\n", running.errors)
+    assert found is not None
+    with urlopen(found[1], timeout=60) as page:
+        assert b'{"source":"' in page.read()
+    with urlopen(f"{found[1]}events", timeout=60) as events:
+        told = [json.loads(line[6:]) for line in [events.readline() for _ in range(8)] if line.startswith(b"data: ")]
+        running.kill(signal.SIGTERM)
+        assert running.wait() == 0
+    judged = [row for row in told if "labels" in row]
+    assert told[0]["past"]
+    assert judged
+    for row in judged:
+        assert row["picture"].startswith("data:image/jpeg;base64,")
+        assert len(row["regions"]) == row["grid"][0] * row["grid"][1] == 36
+        assert max(row["regions"]) == len(row["tokens"]) - 1
+        assert sum(share for _, share in row["entities"]) == pytest.approx(1)
+
+
+def test_the_second_signal_does_what_it_did_before() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with until_asked() as ending:
+        signal.raise_signal(signal.SIGTERM)
+        assert ending.wait(10)
+        assert signal.getsignal(signal.SIGTERM) == before
+        assert signal.getsignal(signal.SIGINT) != signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
+
+
+@pytest.mark.usefixtures("in_no_time")
+def test_a_terminal_shows_how_it_goes_in_place(
+    trained_run: Path, write_noise: NoiseWriter, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("alt_fast.live.STATUS_EVERY", 0.3)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    path = write_noise("a.mp4", "libx264", frames=16)
+    assert main(command(trained_run, path, "--window", "200ms")) == 0
+    shown = capsys.readouterr().err
+    assert 4 <= shown.count("\r\x1b[Klatency") <= 6
+    assert shown.count("\n") == 1
+    assert shown.endswith("\n")
+
+
+def test_bad_requests(
+    trained_run: Path, write_noise: NoiseWriter, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_noise("a.mp4", "libx264", frames=10)
+    for request, status, message in [
+        (command(trained_run, path, "--host", "0.0.0.0"), 2, "--host has no effect without --page PORT"),
+        (command(trained_run, path, "--head", "clip", "--categories", "object"), 2, "have no effect on --head clip"),
+        (command(trained_run, path, "--top-k", "0"), 2, "--top-k must be >= 1, got 0"),
+        (command(trained_run, path, "--window", "100ms"), 2, "the window must hold the 2 frames of a clip"),
+        (command(trained_run, path, "--page", "-1"), 2, "the port of the page must be in 0 ... 65535, got -1"),
+        ([*command(trained_run, path), "surfing"], 2, "labels must differ, got 'surfing' twice"),
+        (command(tmp_path, path), 1, "not a run folder"),
+        (command(trained_run, tmp_path / "none.mp4"), 1, "none.mp4: no such file"),
+        (command(trained_run, "/dev/video97"), 1, "/dev/video97: no such camera"),
+        (command(trained_run, "tcp://127.0.0.1:1"), 1, "tcp://127.0.0.1:1: Connection refused"),
+    ]:
+        assert main(request) == status, message
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("error: ")
+        assert message in line
+
+
+@pytest.mark.parametrize("text", ["0", "-1s", "4 hours", "s", "1.2.3", "nan"])
+def test_lengths_of_time_that_are_none(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(["a.mp4", "--checkpoint", "run", f"--window={text}"])
+    assert left.value.code == 2
+    assert f"must be a time above 0, such as 4s or 800ms, got '{text}'" in capsys.readouterr().err
