@@ -154,7 +154,7 @@ def test_times(text: str, seconds: float) -> None:
     assert cli.seconds(text) == seconds
 
 
-@pytest.mark.parametrize("text", ["", "s", "-1s", "1 day", "1e3s", "nan"])
+@pytest.mark.parametrize("text", ["", "s", "-1s", "0s", "1 day", "1e3s", "nan"])
 def test_what_is_no_time(text: str) -> None:
-    with pytest.raises(argparse.ArgumentTypeError, match="must be a time such as"):
+    with pytest.raises(argparse.ArgumentTypeError, match="must be a time above 0, such as"):
         cli.seconds(text)

@@ -14,6 +14,7 @@ from typing import Protocol
 from urllib.request import urlopen
 
 import av
+import numpy as np
 from av.video.reformatter import VideoReformatter
 
 from alt_fast.data.decode import Frames, VideoError, upright, video_stream

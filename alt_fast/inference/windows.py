@@ -5,6 +5,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from alt_fast.data.augment import color_map, cut, paint, view_record
+from alt_fast.data.augment import color_map, cut_picture, paint, view_record
 from alt_fast.data.config import ClipSpec, Loading
 from alt_fast.data.decode import VideoError, VideoIndex, decode_frames, index_video
 from alt_fast.data.workers import LostError, Workers
@@ -79,8 +80,8 @@ class ChunkReader:
     spec: ClipSpec
 
     def __call__(self, numbers: Sequence[int]) -> NDArray[np.uint8]:
-        frames = decode_frames(self.path, self.index, numbers)
-        return cut(view_record(self.spec.augment, self.spec.num_frames), frames, self.spec.size).numpy()
+        take = partial(cut_picture, view_record(self.spec.augment, self.spec.num_frames), self.spec.size)
+        return decode_frames(self.path, self.index, numbers, take)
 
 
 def read_frames(
