@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from alt_fast.data.storage import is_video
 from alt_fast.errors import AltFastError
 
 Subset = Literal["train", "test"]
@@ -137,14 +138,38 @@ def read_list(
         label = lookup.get(row.label, lookup.get(spoken(row.label)))
         if label is None:
             raise AnnotationError(f"{row.where}: label {row.label!r} is not among the {len(classes)} classes")
-        found = folder / row.paths[0]
-        if len(row.paths) > 1:
-            found = next((folder / name for name in row.paths if (folder / name).exists()), found)
+        found = _find(row, folder)
         if found in seen:
             raise AnnotationError(f"{row.where}: {found} was listed before ({seen[found]})")
         seen[found] = row.where
         videos.append(Video(found, label))
     return videos, list(classes)
+
+
+def read_paths(path: str | Path, root: str | Path | None = None) -> list[Path]:
+    """Return the videos of a list, in its order, whatever their labels. path, root: as in `read_list`.
+
+    A file whose lines all end as names of videos do has a path a line. Raises AnnotationError.
+    """
+    path = Path(path)
+    folder = Path(root) if root is not None else path.parent
+    if "*" in path.name:
+        rows = _read_hmdb(path, "train") + _read_hmdb(path, "test")
+    else:
+        lines = [line.strip() for line in _read(path).splitlines() if line.strip()]
+        alone = all(map(is_video, lines))
+        rows = [_Row(str(path), (line,), "") for line in lines] if alone else _read_rows(path)
+    if not rows:
+        raise AnnotationError(f"{path}: the list names no videos")
+    return [_find(row, folder) for row in rows]
+
+
+def _find(row: _Row, folder: Path) -> Path:
+    """Return the first of a row's paths where there is something, or else its first."""
+    found = folder / row.paths[0]
+    if len(row.paths) > 1:
+        found = next((folder / name for name in row.paths if (folder / name).exists()), found)
+    return found
 
 
 def spoken(name: str) -> str:

@@ -14,6 +14,15 @@ from numpy.typing import NDArray
 
 from alt_fast.errors import AltFastError
 
+_KINDS = "3gp asf avi flv m2ts m4v mkv mov mp4 mpeg mpg mts ogv ts webm wmv"
+VIDEO_SUFFIXES = frozenset(f".{kind}" for kind in _KINDS.split())
+"""What names of video files end in, in any case."""
+
+
+def is_video(name: str) -> bool:
+    """Whether a file's name ends as that of a video."""
+    return Path(name).suffix.casefold() in VIDEO_SUFFIXES
+
 
 class StorageError(AltFastError, ValueError):
     """There are no bytes to read; the message says why."""
