@@ -63,7 +63,7 @@ def test_classify_several(model: alt_fast.TrainedModel, videos: list[Path], tmp_
 
 def test_classify_several_views(model: alt_fast.TrainedModel, videos: list[Path]) -> None:
     """The mean over them, also where a video's views do not fit a batch, as tests take it."""
-    testing = EvalConfig(2, crops=3, loading=Loading("torch", workers=0), head="both")
+    testing = EvalConfig(2, clips=3, loading=Loading("torch", workers=0), head="both")
     several = model.classify(videos, LABELS, None, "both", testing=testing)
     listed = [Video(video, 0) for video in videos]
     scores = evaluate(model.model, listed, model.spec, model.embed(LABELS), testing).scores
