@@ -3,41 +3,73 @@
 alt-fast classify clip.mp4 --checkpoint runs/mine --top-k 3
 alt-fast classify clip.mp4 --head clip --pretrained openai --labels "playing guitar" "surfing"
 alt-fast classify match.mp4 --checkpoint runs/mine --every 1s --window 4s --out match.html
+alt-fast classify clips --checkpoint runs/mine --out results.csv
+torchrun --nproc-per-node 8 -m alt_fast.classify clips --checkpoint runs/mine --out results.csv
 """
 
 import argparse
+import hashlib
 import json
+import os
 import sys
 from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from alt_fast import cli
 from alt_fast.errors import ArgumentError
 
 if TYPE_CHECKING:
+    from alt_fast.data.config import Loading
+    from alt_fast.distributed import World
     from alt_fast.inference.predict import Prediction
+    from alt_fast.inference.scoring import EvalConfig
     from alt_fast.inference.trained import TrainedModel
 
 BACKBONE, PRETRAINED = "ViT-B-16", "openai"
 
+SETTINGS = ("rotary", "head", "batch_size")
+"""Options that a file of results depends on, as they are given."""
+
 
 def make_parser() -> argparse.ArgumentParser:
     """Return the command line."""
-    parser = cli.make_parser("classify", "Name the action in videos.")
-    parser.add_argument("videos", nargs="+", metavar="VIDEO", help="video file")
+    parser = cli.make_parser(
+        "classify",
+        "Name the action in videos. With --out, the same command goes on after an interruption.",
+    )
+    parser.add_argument(
+        "videos",
+        nargs="+",
+        metavar="VIDEO",
+        help="video file, folder of videos, glob in quotes, or list (.txt, .csv, .json), as training takes it or with "
+        "a path a line",
+    )
+    parser.add_argument("--root", metavar="DIR", help="folder that a list's paths start from; default: the list's")
     cli.add_checkpoint(parser, required=False)
     cli.add_labels(parser)
     cli.add_corpus(parser)
     cli.add_r(parser)
     cli.add_rotary(parser)
-    parser.add_argument("--top-k", type=int, metavar="K", help="labels to print (default: 5, all with --json)")
+    parser.add_argument("--top-k", type=int, metavar="K", help="labels of a video (default: 5, all with --json)")
     cli.add_head(parser)
     parser.add_argument(
         "--backbone", metavar="NAME", help=f"--head clip without a checkpoint: open_clip model name ({BACKBONE})"
     )
     parser.add_argument("--pretrained", metavar="TAG|FILE", help=f"... and its weights ({PRETRAINED})")
+    cli.add_batch_size(parser)
+    cli.add_loader(parser)
+    cli.add_workers(parser)
     cli.add_device(parser)
     cli.add_json(parser)
+    cli.add_out(
+        parser,
+        "FILE",
+        "write instead of printing: a row for each video (.csv, .jsonl); of a long one, its segments (.csv, .jsonl, "
+        ".srt), or a page to look around in (.html)",
+        required=False,
+    )
     long = parser.add_argument_group(
         "long videos", "What happens when: one score every so often, of what is around it."
     )
@@ -45,8 +77,7 @@ def make_parser() -> argparse.ArgumentParser:
     long.add_argument("--window", type=cli.seconds, metavar="TIME", help="that a score is of (default 4s)")
     long.add_argument("--enter", type=float, metavar="P", help="probability from which a label begins (default 0.5)")
     long.add_argument("--leave", type=float, metavar="P", help="probability below which it ends (default 0.3)")
-    long.add_argument("--min-length", type=cli.seconds, metavar="TIME", help="what is shorter is not told (default 0s)")
-    cli.add_out(long, "FILE", "segments as .csv, .jsonl or .srt, or a page to look around in, .html", required=False)
+    long.add_argument("--min-length", type=cli.seconds, metavar="TIME", help="what is shorter is not told")
     return parser
 
 
@@ -89,11 +120,11 @@ def print_prediction(prediction: "Prediction") -> None:
         print(f"  frame {number}: {aligned}")
 
 
-LONG = ("window", "enter", "leave", "min_length", "out")
+LONG = ("window", "enter", "leave", "min_length")
 """Options that take --every."""
 
 
-def tell_segments(arguments: argparse.Namespace, trained: "TrainedModel", labels: list[str] | None) -> int:
+def tell_segments(arguments: argparse.Namespace, labels: list[str] | None, loading: "Loading") -> int:
     """Say what happens when in a long video."""
     from alt_fast.inference.segments import Hysteresis
     from alt_fast.report.timeline import check_suffix, clock
@@ -107,7 +138,8 @@ def tell_segments(arguments: argparse.Namespace, trained: "TrainedModel", labels
     )
     window = 4.0 if arguments.window is None else arguments.window
     (video,) = arguments.videos
-    found = trained.find_segments(video, labels, arguments.every, window, rule, arguments.head)
+    trained = open_model(arguments)
+    found = trained.find_segments(video, labels, arguments.every, window, rule, arguments.head, loading)
     if arguments.out is not None:
         found.save(arguments.out)
     if arguments.json:
@@ -125,18 +157,77 @@ def tell_segments(arguments: argparse.Namespace, trained: "TrainedModel", labels
 def run(arguments: argparse.Namespace) -> int:
     """Classify the videos; returns 1 when one could not be read."""
     from alt_fast.data.annotations import read_labels
+    from alt_fast.data.config import Loading
+    from alt_fast.data.find import find_videos
+    from alt_fast.distributed import join_world
+    from alt_fast.inference.results import check_path
+    from alt_fast.inference.scoring import EvalConfig
+
+    labels = read_labels(arguments.labels) if arguments.labels else None
+    loading = Loading(arguments.loader, arguments.workers, arguments.timeout)
+    if arguments.every is not None:
+        return tell_segments(arguments, labels, loading)
+    for name in LONG:
+        if getattr(arguments, name) is not None:
+            raise ArgumentError(f"--{name.replace('_', '-')} is for long videos: it needs --every TIME")
+    if arguments.out is not None:
+        check_path(arguments.out)
+        if arguments.json:
+            raise ArgumentError("--json has no effect on --out: .jsonl holds what it prints, a line for each video")
+    testing = EvalConfig(arguments.batch_size, loading=loading, head=arguments.head)
+    with join_world(arguments.device) as world:
+        if world.size > 1 and arguments.out is None:
+            raise ArgumentError("several processes share the work on a file: name it with --out")
+        videos = world.gather(find_videos(arguments.videos, arguments.root))[0]  # a folder may be growing
+        trained = open_model(arguments)
+        if arguments.out is not None:
+            return write_file(arguments, trained, videos, labels, testing, world)
+        return print_all(arguments, trained, videos, labels, testing)
+
+
+def write_file(
+    arguments: argparse.Namespace,
+    trained: "TrainedModel",
+    videos: Sequence[Path],
+    labels: Sequence[str] | None,
+    testing: "EvalConfig",
+    world: "World",
+) -> int:
+    """Write what is found to --out; returns 1 when a video could not be read."""
+    from alt_fast.inference.predict import predict_batches, shares_of
+    from alt_fast.inference.results import write_results
+
+    top_k = 5 if arguments.top_k is None else arguments.top_k
+    choice = trained.choice(labels, top_k)
+    top_k = min(top_k, len(choice.labels))
+    settings = {name: getattr(arguments, name) for name in SETTINGS}
+    settings |= {"model": trained.fingerprint(), "r": list(trained.model.encoder.schedule), "top_k": top_k}
+    settings |= {"labels": text_of(choice.labels), "videos": text_of([str(path) for path in videos])}
+    find = partial(predict_batches, videos, trained.model, trained.spec, choice, testing)
+    failed = write_results(arguments.out, top_k, settings, shares_of(len(videos), testing.batch_size), find, world)
+    if world.main:
+        print(f"{len(videos)} videos in {arguments.out}" + f", {failed} of them unreadable" * (failed > 0))
+    return int(failed > 0)
+
+
+def text_of(names: Sequence[str]) -> str:
+    """Return a short text that stands for these names and no others."""
+    digest = hashlib.sha256(os.fsencode("\0".join(names))).hexdigest()
+    return f"{len(names)} ({digest[:16]})"
+
+
+def print_all(
+    arguments: argparse.Namespace,
+    trained: "TrainedModel",
+    videos: Sequence[Path],
+    labels: Sequence[str] | None,
+    testing: "EvalConfig",
+) -> int:
+    """Print what is found; returns 1 when a video could not be read."""
     from alt_fast.data.batch import Failure
 
-    if arguments.every is None:
-        for name in LONG:
-            if getattr(arguments, name) is not None:
-                raise ArgumentError(f"--{name.replace('_', '-')} is for long videos: it needs --every TIME")
-    trained = open_model(arguments)
-    labels = read_labels(arguments.labels) if arguments.labels else None
-    if arguments.every is not None:
-        return tell_segments(arguments, trained, labels)
     top_k = arguments.top_k if arguments.top_k is not None or arguments.json else 5
-    results = trained.classify(arguments.videos, labels, top_k, arguments.head, errors="return")
+    results = trained.classify(videos, labels, top_k, arguments.head, errors="return", testing=testing)
     if arguments.json:
         rows = [
             {"video": found.path, "error": found.cause} if isinstance(found, Failure) else found.as_dict()
@@ -153,7 +244,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
-    return cli.run(make_parser, run, argv)
+    return cli.run(make_parser, run, argv, "interrupted; with --out, the same command goes on")
 
 
 if __name__ == "__main__":

@@ -183,6 +183,11 @@ def add_loader(parser: Any) -> None:
     )
 
 
+def add_batch_size(parser: Any) -> None:
+    """Add --batch-size."""
+    parser.add_argument("--batch-size", type=int, default=32, metavar="B", help="clips per batch (default 32)")
+
+
 def add_workers(parser: Any) -> None:
     """Add --workers and --timeout."""
     parser.add_argument("--workers", type=int, default=2, metavar="N", help="decoding processes (default 2)")
@@ -215,7 +220,7 @@ def add_testing(parser: Any) -> None:
     add_corpus(parser)
     add_r(parser)
     add_rotary(parser)
-    parser.add_argument("--batch-size", type=int, default=32, metavar="B", help="clips per batch (default 32)")
+    add_batch_size(parser)
     parser.add_argument("--crops", type=int, default=1, metavar="N", help="spatial crops per clip (default 1)")
     parser.add_argument("--clips", type=int, default=1, metavar="N", help="temporal clips per video (default 1)")
     add_loader(parser)

@@ -2,7 +2,7 @@
 
 import sys
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Generic, TypeVar
 
 from tqdm import tqdm
@@ -27,12 +27,20 @@ class Progress(Generic[T]):
     """Iterates over `items` and shows how many are done, on standard error.
 
     name: what is under way. unit: of the items. total: how many there are; by default their length. initial: how many
-    were done before. shown: false shows nothing, for all but one of several processes.
+    were done before. shown: false shows nothing, for all but one of several processes. size: how many units an item is.
     """
 
     def __init__(
-        self, items: Iterable[T], name: str, unit: str, total: int | None = None, initial: int = 0, shown: bool = True
+        self,
+        items: Iterable[T],
+        name: str,
+        unit: str,
+        total: int | None = None,
+        initial: int = 0,
+        shown: bool = True,
+        size: Callable[[T], int] = lambda item: 1,
     ) -> None:
+        self.items, self.size = items, size
         self.lines = shown and not sys.stderr.isatty()
         options: dict[str, Any] = {"initial": initial, "unit": unit, "disable": not shown}
         if self.lines:  # it only counts, every item
@@ -44,7 +52,10 @@ class Progress(Generic[T]):
         if self.lines:
             threading.Thread(target=self._print_lines, args=(done,), daemon=True).start()
         try:
-            yield from self.bar
+            with self.bar:
+                for item in self.items:
+                    yield item
+                    self.bar.update(self.size(item))
         finally:
             done.set()
 

@@ -121,6 +121,7 @@ _AUGMENT, _DATASET, _LISTS = (
     "tests/data/test_dataset.py",
     "tests/data/test_annotations.py",
 )
+_RESULTS = "tests/inference/test_results.py"
 _DESTINATIONS = "tests/tome/test_destinations.py"
 _CONFIGS = "alt_fast/training/configs"
 
@@ -360,6 +361,42 @@ MUTATIONS = [
         'wanted = {"train": "1", "test": "2"}',
         'wanted = {"train": "1", "test": "1"}',
         _LISTS,
+    ),
+    Mutation(
+        "alt_fast/data/find.py",
+        "list(dict.fromkeys(found))",
+        "list(found)",
+        "tests/data/test_find.py::test_names_keep_their_order_and_every_video_comes_once",
+    ),
+    Mutation(
+        "alt_fast/inference/results.py",
+        'if line.endswith(b"\\n"):',
+        "if line:",
+        f"{_RESULTS}::test_interrupted_twice_and_by_other_numbers_of_processes",
+    ),
+    Mutation(
+        "alt_fast/inference/results.py",
+        "if number not in done]",
+        "if True]",
+        f"{_RESULTS}::test_interrupted_twice_and_by_other_numbers_of_processes",
+    ),
+    Mutation(
+        "alt_fast/inference/results.py",
+        "_rows([places[number] for number in range(len(shares))])",
+        "_rows(list(places.values()))",
+        f"{_RESULTS}::test_interrupted_twice_and_by_other_numbers_of_processes",
+    ),
+    Mutation(
+        "alt_fast/inference/results.py",
+        "files[place.path].readline()",
+        "files[place.path].read().splitlines()[0]",
+        f"{_RESULTS}::test_memory_is_that_of_a_share",
+    ),
+    Mutation(
+        "alt_fast/inference/predict.py",
+        "(-1, clips.views)).mean(1)",
+        "(-1, clips.views))[:, 0]",
+        "tests/inference/test_use.py::test_classify_several_views",
     ),
     Mutation(
         "alt_fast/inference/scoring.py",

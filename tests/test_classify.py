@@ -1,18 +1,27 @@
-"""Naming the action in a video from the command line."""
+"""Naming the action in a video, or in many, from the command line."""
 
+import csv
 import json
+import shutil
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from alt_fast import distributed
 from alt_fast.classify import main
 from alt_fast.corpus import Corpus
+from alt_fast.data.pyav import one_thread
+from alt_fast.distributed import World
+from alt_fast.inference import predict
 from alt_fast.inference.predict import load_video
 from alt_fast.inference.trained import load
 from alt_fast.model.clip_weights import build_clip
 from tests.browser import data_of
 from tests.conftest import NoiseWriter, VideoWriter
+from tests.processes import start, start_torchrun
 
 
 @pytest.fixture
@@ -154,6 +163,134 @@ def test_another_corpus(
     torch.save(build_clip("tiny", None).state_dict(), tmp_path / "tiny.pt")
     assert main([*bare, "--labels", "a", "b", "--categories", "motion"]) == 2
     assert "have no effect on --head clip" in capsys.readouterr().err
+
+
+@pytest.fixture
+def many(trained_run: Path, tmp_path: Path) -> list[str]:
+    """The command for a folder of seven videos, one of which is broken."""
+    folder = tmp_path / "clips"
+    folder.mkdir()
+    for number in range(6):
+        shutil.copy(trained_run.parent / "data" / "test" / f"{number:05}.webm", folder / f"{number}, 视频.webm")
+    (folder / "3, broken.mp4").write_text("no video")
+    return [str(folder), "--checkpoint", str(trained_run), "--batch-size", "2", "--workers", "0"]
+
+
+def test_a_folder_becomes_a_table(
+    many: list[str], trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In order, with the model's own answers, and the cause of what cannot be read."""
+    out = tmp_path / "results.csv"
+    assert main([*many, "--out", str(out), "--top-k", "2"]) == 1
+    assert f"7 videos in {out}, 1 of them unreadable\n" in capsys.readouterr().out
+    with out.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    names = sorted([*(f"{number}, 视频.webm" for number in range(6)), "3, broken.mp4"])
+    assert [Path(row["video"]).name for row in rows] == names
+    trained = load(trained_run)
+    for row in rows:
+        if "broken" in row["video"]:
+            assert row["error"].startswith("truncated, damaged or no video")
+            assert row["label"] == row["probability_2"] == ""
+        else:
+            (label, probability), second = trained.classify(row["video"], top_k=2)
+            assert (row["error"], row["label"], row["label_2"]) == ("", label, second[0])
+            assert float(row["probability"]) == pytest.approx(probability, rel=1e-4)
+
+
+def test_lines_say_what_json_does(many: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """For a glob that leaves the broken file out, so that the status is 0."""
+    command = [f"{many[0]}/*.webm", *many[1:], "--labels", "a star", "a moon"]
+    assert main([*command, "--out", str(tmp_path / "a.jsonl")]) == 0
+    capsys.readouterr()
+    assert main([*command, "--json"]) == 0
+    assert [json.loads(line) for line in (tmp_path / "a.jsonl").open()] == json.loads(capsys.readouterr().out)
+
+
+def test_a_list_of_training_is_taken(many: list[str], trained_run: Path, tmp_path: Path) -> None:
+    data = trained_run.parent / "data"
+    paths = [line.split()[0] for line in (data / "unseen.txt").read_text().splitlines()]
+    assert main([str(data / "unseen.txt"), *many[1:], "--out", str(tmp_path / "a.csv"), "--top-k", "1"]) == 0
+    with (tmp_path / "a.csv").open(encoding="utf-8", newline="") as file:
+        assert [row["video"] for row in csv.DictReader(file)] == [str(data / path) for path in paths]
+
+
+def test_killed_it_goes_on_with_more_processes(
+    many: list[str], trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """To the bytes of one go, and nobody else writes the file meanwhile."""
+    command = [many[0], str(trained_run.parent / "data" / "test"), *many[1:], "--device", "cpu", "--batch-size", "1"]
+    with one_thread():
+        assert main([*command, "--out", str(tmp_path / "one.jsonl")]) == 1
+    out, part = tmp_path / "more.jsonl", tmp_path / "more.jsonl.partial" / "00000.jsonl"
+    with start("alt_fast.classify", *command, "--out", str(out)) as first:
+        first.wait_until(lambda: part.exists() and part.read_bytes().count(b"\n") > 2)
+        capsys.readouterr()
+        assert main([*command, "--out", str(out)]) == 1
+        assert f"more.jsonl.partial is being written by process {first.pid} on " in capsys.readouterr().err
+        first.kill()
+        assert first.wait() == -9
+    assert not out.exists()
+    assert part.read_bytes().count(b"\n") < 43
+    with start_torchrun("alt_fast.classify", *command, "--out", str(out)) as both:
+        assert both.wait() == 1
+        assert both.output.count("43 videos in ") == 1
+    assert out.read_bytes() == (tmp_path / "one.jsonl").read_bytes()
+
+
+def test_interrupted_it_goes_on_with_the_same_settings(
+    many: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    predict_batches, asked = predict.predict_batches, []
+
+    def interrupted(*arguments: Any) -> Any:
+        asked.append(arguments[-1])
+        for place, found in enumerate(predict_batches(*arguments)):
+            if place == 1 and len(asked) == 1:
+                raise KeyboardInterrupt
+            yield found
+
+    monkeypatch.setattr(predict, "predict_batches", interrupted)
+    command = [*many, "--out", str(tmp_path / "a.csv")]
+    assert main(command) == 130
+    assert "with --out, the same command goes on" in capsys.readouterr().err
+    for options, changed in (
+        (["--r", "0"], "r was [4, 4, 4, 4], now [0, 0, 0, 0]"),
+        (["--top-k", "3"], "top_k was 5, now 3"),
+        (["--batch-size", "3"], "batch_size was 2, now 3"),
+        (["--labels", "a", "b"], "labels was '36 ("),
+        (["--corpus", "motion_shapes", "--categories", "motion"], "model was "),
+    ):
+        assert main([*command, *options]) == 1
+        error = capsys.readouterr().err
+        assert "a.csv.partial was begun otherwise: " in error
+        assert changed in error
+    assert main([f"{many[0]}/*.webm", *command[1:]]) == 1
+    assert "videos was '7 (" in capsys.readouterr().err
+    assert main(command) == 1  # one is broken
+    assert asked == [[range(2), range(2, 4), range(4, 6), range(6, 7)], [range(2, 4), range(4, 6), range(6, 7)]]
+    capsys.readouterr()
+    assert main(command) == 1
+    assert "a.csv is there already: remove it, or choose another --out" in capsys.readouterr().err
+
+
+def test_files_that_cannot_be_meant(
+    many: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "empty").mkdir()
+    for command, message in (
+        ([*many, "--out", "a.txt"], "--out must end in .csv or .jsonl, got a.txt"),
+        ([*many, "--out", "a.csv", "--json"], "--json has no effect on --out"),
+        ([*many, "--root", "x"], "root x has no effect without a list"),
+        ([str(tmp_path / "empty"), *many[1:]], "holds no videos"),
+        ([*many, "--batch-size", "0"], "batch_size must be >= 1, got 0"),
+        ([*many, "--timeout", "0"], "timeout > 0"),
+    ):
+        assert main(command) == 2
+        assert message in capsys.readouterr().err
+    monkeypatch.setattr(distributed, "join_world", lambda device: nullcontext(World(1, 2)))
+    assert main(many) == 2
+    assert "several processes share the work on a file: name it with --out" in capsys.readouterr().err
 
 
 # What happens when in a long video.

@@ -35,6 +35,17 @@ def test_nothing_where_it_is_not_shown(monkeypatch: pytest.MonkeyPatch, capsys: 
     assert capsys.readouterr().err == ""
 
 
+def test_items_of_many_units(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """The rate is that of units, however many come at once."""
+    monkeypatch.setattr(progress, "LINE_EVERY", 0.25)
+    for _ in Progress([range(30), range(30), range(10)], "work", "video", total=70, size=len):
+        time.sleep(0.2)
+    first = capsys.readouterr().err.splitlines()[0]
+    rate = re.search(r" 30/70 \[.*, +([\d.]+)video/s\]", first)
+    assert rate is not None, first
+    assert 30 < float(rate[1]) < 300
+
+
 def test_a_bar_in_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     assert list(Progress(iter("abc"), "work", "letter", total=3)) == ["a", "b", "c"]

@@ -26,7 +26,16 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from alt_fast.data.folders import read_folders
-from alt_fast.data.tables import AnnotationError, Pair, content_lines, header, read_pairs, read_table, read_text
+from alt_fast.data.tables import (
+    AnnotationError,
+    Pair,
+    content_lines,
+    header,
+    is_video,
+    read_pairs,
+    read_table,
+    read_text,
+)
 from alt_fast.files import write_csv
 from alt_fast.progress import print_aside
 
@@ -159,9 +168,7 @@ def _look_up(rows: Sequence[_Row], folder: Path, lookup: Mapping[str, int]) -> l
             raise AnnotationError(
                 f"{row.where}: label {row.label!r} is not among the {len(set(lookup.values()))} classes"
             )
-        found = folder / row.paths[0]
-        if len(row.paths) > 1:
-            found = next((folder / name for name in row.paths if (folder / name).exists()), found)
+        found = _find(row, folder)
         if found in seen:
             raise AnnotationError(f"{row.where}: {found} was listed before ({seen[found]})")
         seen[found] = row.where
@@ -194,6 +201,32 @@ def merge_lists(lists: Mapping[str, tuple[Sequence[Video], Sequence[str]]]) -> t
                 raise AnnotationError(f"{source}: {path} is of class {second!r}, and of {first!r} in a list before")
     again = sum(len(videos) for videos, _ in lists.values()) - len(merged)
     return [Video(path, label) for path, label in merged.items()], list(names.values()), again
+
+
+def read_paths(path: str | Path, root: str | Path | None = None) -> list[Path]:
+    """Return the videos of a list, in its order, whatever their labels. path, root: as in `read_list`.
+
+    A file whose lines all end as names of videos do has a path a line. Raises AnnotationError.
+    """
+    path = Path(path)
+    folder = Path(root) if root is not None else path.parent
+    if "*" in path.name:
+        rows = _read_hmdb(path, "train") + _read_hmdb(path, "test")
+    else:
+        lines = [line.strip() for _, line in content_lines(read_text(path))]
+        alone = all(map(is_video, lines))
+        rows = [_Row(str(path), (line,), "") for line in lines] if alone else _read_rows(path)
+    if not rows:
+        raise AnnotationError(f"{path}: the list names no videos")
+    return [_find(row, folder) for row in rows]
+
+
+def _find(row: _Row, folder: Path) -> Path:
+    """Return the first of a row's paths where there is something, or else its first."""
+    found = folder / row.paths[0]
+    if len(row.paths) > 1:
+        found = next((folder / name for name in row.paths if (folder / name).exists()), found)
+    return found
 
 
 def spoken(name: str) -> str:

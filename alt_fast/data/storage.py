@@ -31,7 +31,7 @@ class Location:
     def url(self) -> str:
         """For FFmpeg."""
         if self.member is None:
-            return str(self.path)
+            return f"file:{self.path}"  # else "12:30.mp4" would be of the protocol "12"
         return f"subfile,,start,{self.offset},end,{self.offset + self.size},,:{self.path}"
 
     def read(self) -> NDArray[np.uint8]:

@@ -1,8 +1,9 @@
-"""Name the action in one video."""
+"""Name the action in one video, or in many at once."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, overload
 
@@ -10,9 +11,14 @@ import torch
 from torch import Tensor
 
 from alt_fast.corpus import Corpus
+from alt_fast.data.annotations import Video
 from alt_fast.data.augment import color_map, paint, view_record
+from alt_fast.data.batch import Failure
 from alt_fast.data.config import ClipSpec
+from alt_fast.data.dataset import EvalClips, batched
+from alt_fast.data.loader import Loader, open_backend
 from alt_fast.data.pyav import read_clip
+from alt_fast.inference.scoring import EvalConfig
 from alt_fast.model.alt import ALT
 from alt_fast.model.config import Head
 
@@ -30,7 +36,8 @@ class EntityShare:
 class Prediction(Sequence[tuple[str, float]]):
     """The likeliest labels of a video with their probabilities, likeliest first: a sequence of (label, probability).
 
-    frames: what the tokens of each frame aligned to, by falling share; empty where nothing aligns.
+    frames: what the tokens of each frame aligned to, by falling share; empty where nothing aligns. Several views stand
+    one after the other.
     """
 
     video: str
@@ -68,15 +75,74 @@ def load_video(path: str | Path, spec: ClipSpec) -> Tensor:
     return paint(pixels[None], color_map(record)[None], spec.augment)
 
 
+@dataclass(frozen=True)
+class Choice:
+    """Labels to choose from, their embeddings [I, d] on the model's device, and how many to keep; None keeps all."""
+
+    labels: Sequence[str]
+    classes: Tensor
+    top_k: int | None = None
+
+    def prediction(self, video: str, probabilities: Tensor, entity: Tensor, corpus: Corpus | None) -> Prediction:
+        """Return what is said of a video. probabilities: [I]. entity: [T, n], of what `corpus` holds."""
+        frames = [entity_shares(corpus, frame) for frame in entity.tolist()]
+        ranked = rank(self.labels, probabilities)[: self.top_k]
+        return Prediction(video, ranked, [frame for frame in frames if frame])
+
+
 @torch.inference_mode()
-def predict(
-    path: str | Path, model: ALT, spec: ClipSpec, labels: Sequence[str], classes: Tensor, head: Head = "alt"
-) -> Prediction:
-    """Score a video against all labels. classes: their embeddings [I, d], on the model's device. Raises VideoError."""
-    video = load_video(path, spec).to(classes.device)
-    probabilities, entity = model.probabilities(video, classes, head)
-    frames = [entity_shares(model.corpus, frame) for frame in entity[0].tolist()]
-    return Prediction(str(path), rank(labels, probabilities[0]), [frame for frame in frames if frame])
+def predict(path: str | Path, model: ALT, spec: ClipSpec, choice: Choice, head: Head = "alt") -> Prediction:
+    """Score a video against all labels. Raises VideoError."""
+    video = load_video(path, spec).to(choice.classes.device)
+    probabilities, entity = model.probabilities(video, choice.classes, head)
+    return choice.prediction(str(path), probabilities[0], entity[0], model.corpus)
+
+
+def shares_of(count: int, size: int) -> list[range]:
+    """Return the numbers of `count` videos, by `size` that run together; the last ones are fewer."""
+    return [range(start, min(start + size, count)) for start in range(0, count, size)]
+
+
+def predict_batches(
+    paths: Sequence[str | Path],
+    model: ALT,
+    spec: ClipSpec,
+    choice: Choice,
+    testing: EvalConfig,
+    shares: Sequence[range] | None = None,
+) -> Iterator[list[Prediction | Failure]]:
+    """Score videos against all labels, `testing.batch_size` clips at once, while other processes decode the next ones.
+
+    Yields what was found by share, in order; of several views the mean probabilities. shares: numbers of the videos to
+    score, those that run together in a range; by default all, `testing.batch_size` in each. What is said of a video
+    depends on its share, in the last bits, and on nothing else: not on who else scores what.
+    """
+    model.eval()
+    size, device = testing.batch_size, choice.classes.device
+    shares = shares_of(len(paths), size) if shares is None else shares
+    clips = EvalClips([Video(Path(path), 0) for path in paths], spec, testing.crops, testing.clips)
+    views = range(clips.views)
+    keys = [list(batched([(number, view) for number in share for view in views], size)) for share in shares]
+    backend, _ = open_backend(testing.loading.loader, clips, device, threads=max(1, testing.loading.workers))
+    loaded = iter(Loader(clips, list(chain.from_iterable(keys)), backend, testing.loading))
+    for share, own in zip(shares, keys, strict=True):
+        scores, entities, causes = [], [], dict[str, str]()
+        for batch in islice(loaded, len(own)):
+            with torch.inference_mode():
+                probabilities, entity = model.probabilities(batch.video, choice.classes, testing.head)
+            scores.append(probabilities.cpu())
+            entities.append(entity.cpu())
+            causes |= dict(batch.failures)
+        mean = torch.cat(scores).unflatten(0, (-1, clips.views)).mean(1)
+        seen = torch.cat(entities).unflatten(0, (-1, clips.views)).flatten(1, 2)
+        found: list[Prediction | Failure] = []
+        for number, probabilities, entity in zip(share, mean, seen, strict=True):
+            cause = causes.get(str(clips.videos[number].path))
+            name = str(paths[number])
+            found.append(
+                Failure(name, cause) if cause else choice.prediction(name, probabilities, entity, model.corpus)
+            )
+        yield found
 
 
 def rank(labels: Sequence[str], probabilities: Tensor) -> list[tuple[str, float]]:

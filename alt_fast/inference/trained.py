@@ -25,14 +25,14 @@ from alt_fast.files import WEIGHTS, write_atomically
 from alt_fast.inference.alignment import probe_alignment
 from alt_fast.inference.explain import explain
 from alt_fast.inference.features import features
-from alt_fast.inference.predict import Prediction, predict
+from alt_fast.inference.predict import Choice, Prediction, predict, predict_batches
 from alt_fast.inference.scoring import EvalConfig, Result, evaluate, summarize
 from alt_fast.inference.segments import Hysteresis
 from alt_fast.inference.windows import Judge, find_segments
 from alt_fast.model.alt import ALT
 from alt_fast.model.clip_weights import build_clip
 from alt_fast.model.config import Head, ModelConfig
-from alt_fast.model.text import TEMPLATES
+from alt_fast.model.text import TEMPLATES, hash_weights
 from alt_fast.progress import Progress
 from alt_fast.report.explanation import Explanation
 from alt_fast.report.timeline import Timeline
@@ -112,11 +112,33 @@ class TrainedModel:
         if self.head != "alt":
             raise ArgumentError('this is CLIP alone, whose ALT is not trained: it can only classify, with head="clip"')
 
+    def fingerprint(self) -> str:
+        """Return the SHA-256 of weights, kind of device, settings, prompts and entities, whatever files they came from.
+
+        Answers depend on this, on labels and head, and on r and the rule for rotary positions where these were set.
+        """
+        settings = asdict(self.model.config) | asdict(self.augment) | {"templates": self.templates}
+        corpus = self.model.corpus
+        entities = [] if corpus is None else [asdict(entity) for entity in corpus.entities]
+        digest = hash_weights(self.model)
+        digest.update(json.dumps([settings, entities]).encode())
+        return digest.hexdigest()
+
     def embed(self, labels: Sequence[str]) -> Tensor:
         """Return the embeddings of class names, [I, d]. Raises ArgumentError for none."""
         if not labels:
             raise ArgumentError("labels must not be empty")
         return self.model.text.classes(labels, self.templates)
+
+    def choice(self, labels: Sequence[str] | None = None, top_k: int | None = 5) -> Choice:
+        """Return labels to choose from, by default the classes trained on, and how many of the likeliest to keep.
+
+        Raises ArgumentError for no labels or top_k < 1.
+        """
+        if top_k is not None and top_k < 1:
+            raise ArgumentError(f"top_k must be >= 1, got {top_k}")
+        labels = self.classes if labels is None else list(labels)
+        return Choice(labels, self.embed(labels), top_k)
 
     @overload
     def classify(  # type: ignore[overload-overlap]  # a str is a sequence of str, too
@@ -131,6 +153,7 @@ class TrainedModel:
         top_k: int | None = 5,
         head: Head | None = None,
         errors: Literal["raise"] = "raise",
+        testing: EvalConfig | None = None,
     ) -> list[Prediction]: ...
 
     @overload
@@ -142,6 +165,7 @@ class TrainedModel:
         head: Head | None = None,
         *,
         errors: Literal["return"],
+        testing: EvalConfig | None = None,
     ) -> list[Prediction | Failure]: ...
 
     def classify(
@@ -151,37 +175,29 @@ class TrainedModel:
         top_k: int | None = 5,
         head: Head | None = None,
         errors: Literal["raise", "return"] = "raise",
+        testing: EvalConfig | None = None,
     ) -> Prediction | list[Prediction] | list[Prediction | Failure]:
-        """Name the action in a video, or in each of several.
+        """Name the action in a video, or in each of several, by batches.
 
         labels: texts to choose from; by default the classes trained on. top_k: how many to return, the likeliest; None
         for all. head: "alt", "clip" for CLIP's own zero-shot scores, or "both"; by default the model's. errors:
-        "return" puts a Failure in the place of a video that cannot be read. Raises VideoError, and ArgumentError for no
-        labels or top_k < 1.
+        "return" puts a Failure in the place of a video that cannot be read. testing: of several, their views, batch
+        size and decoding processes; who scores, `head` says. Raises VideoError, and ArgumentError for no labels or
+        top_k < 1.
         """
-        if top_k is not None and top_k < 1:
-            raise ArgumentError(f"top_k must be >= 1, got {top_k}")
-        head = self.head if head is None else head
+        choice, head = self.choice(labels, top_k), self.head if head is None else head
         if head != "clip":
             self._check_trained()
-        labels = self.classes if labels is None else list(labels)
-        classes = self.embed(labels)
-        self.model.eval()
-
-        def one(path: PathLike) -> Prediction:
-            found = predict(path, self.model, self.spec, labels, classes, head)
-            return replace(found, labels=found.labels[:top_k])
-
         if isinstance(videos, str | Path):
-            return one(videos)
+            return predict(videos, self.model.eval(), self.spec, choice, head)
+        testing = replace(testing or EvalConfig(), head=head)
+        batches = predict_batches(videos, self.model, self.spec, choice, testing)
         results: list[Prediction | Failure] = []
-        for path in Progress(videos, "classify", "video", shown=len(videos) > 1):
-            try:
-                results.append(one(path))
-            except VideoError as e:
-                if errors == "raise":
-                    raise
-                results.append(Failure(e.path, e.cause))
+        for found in Progress(batches, "classify", "video", len(videos), shown=len(videos) > 1, size=len):
+            results += found
+            failed = next((one for one in found if isinstance(one, Failure)), None)
+            if failed and errors == "raise":
+                raise VideoError(failed.path, failed.cause)
         return results
 
     def find_segments(

@@ -1,5 +1,6 @@
 """Exact frames from every codec the installed FFmpeg writes, and a clear error for every kind of bad file."""
 
+import os
 import tracemalloc
 import wave
 from dataclasses import replace
@@ -88,6 +89,15 @@ def test_memory_does_not_grow_with_length(write_video: VideoWriter) -> None:
 def test_one_frame(write_video: VideoWriter) -> None:
     clip = decode_clip(write_video("one.webm", "libvpx-vp9", frames=1), [0.1, 0.5, 0.9])
     assert frame_numbers(clip) == [0, 0, 0]
+
+
+@pytest.mark.parametrize("name", [b"12:30.mp4", b"caf\xe9.mp4", b"%d, 100%.mp4", b"file:a.mp4"])
+def test_names_that_are_no_address_and_no_pattern(
+    write_video: VideoWriter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: bytes
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_video("plain.mp4").rename(os.fsdecode(name))
+    assert frame_numbers(decode_clip(os.fsdecode(name), [0.1])) == [3]
 
 
 @pytest.mark.parametrize("header", [0, 7, 2000])

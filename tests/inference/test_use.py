@@ -11,8 +11,8 @@ from alt_fast.data.annotations import Video
 from alt_fast.data.batch import Failure
 from alt_fast.data.config import Loading
 from alt_fast.data.decode import VideoError
-from alt_fast.inference.predict import load_video
-from alt_fast.inference.scoring import EvalConfig
+from alt_fast.inference.predict import load_video, predict_batches
+from alt_fast.inference.scoring import EvalConfig, evaluate
 from alt_fast.inference.zero_shot import score_zero_shot
 from tests.browser import data_of
 
@@ -46,14 +46,38 @@ def test_classify_one(model: alt_fast.TrainedModel, videos: list[Path]) -> None:
 
 def test_classify_several(model: alt_fast.TrainedModel, videos: list[Path], tmp_path: Path) -> None:
     several = model.classify(videos, LABELS)
-    assert several == [model.classify(video, LABELS) for video in videos]
+    for found, video in zip(several, videos, strict=True):
+        alone = model.classify(video, LABELS)
+        assert (found.video, found.frames) == (alone.video, alone.frames)
+        assert dict(found) == pytest.approx(dict(alone), rel=1e-4)
     bad = tmp_path / "broken.mp4"
     bad.write_text("no video")
     with pytest.raises(VideoError, match=r"broken.mp4"):
         model.classify([videos[0], bad], LABELS)
     first, second = model.classify([bad, videos[1]], LABELS, errors="return")
     assert isinstance(first, Failure)
-    assert (first.path, second) == (str(bad), several[1])
+    assert isinstance(second, alt_fast.Prediction)
+    assert (first.path, second.video) == (str(bad), str(videos[1]))
+    assert dict(second) == pytest.approx(dict(several[1]), rel=1e-4)
+
+
+def test_classify_several_views(model: alt_fast.TrainedModel, videos: list[Path]) -> None:
+    """The mean over them, also where a video's views do not fit a batch, as tests take it."""
+    testing = EvalConfig(2, clips=3, loading=Loading("torch", workers=0), head="both")
+    several = model.classify(videos, LABELS, None, "both", testing=testing)
+    listed = [Video(video, 0) for video in videos]
+    scores = evaluate(model.model, listed, model.spec, model.embed(LABELS), testing).scores
+    for found, row in zip(several, scores.tolist(), strict=True):
+        assert dict(found) == pytest.approx(dict(zip(LABELS, row, strict=True)), rel=1e-4)
+        assert len(found.frames) == 3 * model.model.config.frames
+
+
+def test_what_is_said_depends_on_the_share_alone(model: alt_fast.TrainedModel, videos: list[Path]) -> None:
+    """To the last bit, whoever else is asked about what."""
+    testing, choice = EvalConfig(2, loading=Loading("torch", workers=0)), model.choice(LABELS)
+    first, second = predict_batches(videos, model.model, model.spec, choice, testing)
+    assert (len(first), len(second)) == (2, 1)
+    assert list(predict_batches(videos, model.model, model.spec, choice, testing, [range(2, 3)])) == [second]
 
 
 def test_what_cannot_be_asked(model: alt_fast.TrainedModel, videos: list[Path]) -> None:

@@ -1,0 +1,63 @@
+"""Which videos a command is to take: files, folders, globs and lists."""
+
+import glob
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from alt_fast.data.annotations import read_paths
+from alt_fast.data.tables import is_video
+from alt_fast.errors import ArgumentError, FileError
+
+LIST_SUFFIXES = frozenset((".txt", ".csv", ".json"))
+
+
+def find_videos(names: Sequence[str | Path], root: str | Path | None = None) -> list[Path]:
+    """Return the videos that these names stand for, each once, in the order of the names.
+
+    | name | stands for |
+    |---|---|
+    | a folder | all videos in it and in the folders below, sorted; neither hidden ones nor folders behind links |
+    | what ends in .txt, .csv or .json | a list (`annotations.read_paths`), from `root` on |
+    | what has `*`, `?` or `[` in it and is no file | the files that it matches, sorted; `**` is any number of folders |
+    | any other | a video; whether it is there shows when it is opened |
+
+    Raises ArgumentError for a name that stands for no video, no names, and `root` without a list; AnnotationError for a
+    list and FileError for a folder that cannot be read.
+    """
+    if not names:
+        raise ArgumentError("videos must not be empty: name files, folders, globs or lists")
+    if root is not None and not any(map(_is_list, names)):
+        raise ArgumentError(f"root {root} has no effect without a list (.txt, .csv or .json)")
+    found = (path for name in names for path in _find(str(name), root))
+    return list(dict.fromkeys(found))
+
+
+def _is_list(name: str | Path) -> bool:
+    return Path(name).suffix in LIST_SUFFIXES and not os.path.isdir(name)
+
+
+def _find(name: str, root: str | Path | None) -> Sequence[Path]:
+    if os.path.isdir(name):
+        return _found(sorted(_walk(name)), f"the folder {name} holds no videos (.mp4, .avi, .mkv and the like)")
+    if _is_list(name):
+        return read_paths(name, root)
+    if glob.has_magic(name) and not os.path.exists(name):
+        matches = (Path(match) for match in glob.iglob(name, recursive=True))
+        return _found(sorted(filter(Path.is_file, matches)), f"no file matches {name}")
+    return [Path(name)]
+
+
+def _walk(folder: str) -> Iterator[Path]:
+    def refuse(error: OSError) -> None:
+        raise FileError(f"cannot read folder {error.filename}: {error.strerror}") from error
+
+    for place, folders, files in os.walk(folder, onerror=refuse):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield from (Path(place, name) for name in files if is_video(name) and not name.startswith("."))
+
+
+def _found(videos: Sequence[Path], complaint: str) -> Sequence[Path]:
+    if not videos:
+        raise ArgumentError(complaint)
+    return videos

@@ -1,0 +1,99 @@
+"""Which videos names stand for: folders, globs, lists and files, each video once."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from alt_fast.data.find import find_videos
+from alt_fast.data.tables import AnnotationError
+from alt_fast.errors import ArgumentError, FileError
+
+FILES = [
+    *("b/2.mp4", "b/10.AVI", "b/deep/er/x.webm", "a.mkv", "clip[1].mp4", "odd, name.mp4"),
+    *(".hidden.mp4", ".git/y.mp4", "notes.md", "b/labels.srt"),
+]
+
+
+@pytest.fixture
+def clips(tmp_path: Path) -> Path:
+    for name in FILES:
+        (tmp_path / "clips" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "clips" / name).touch()
+    return tmp_path / "clips"
+
+
+def test_a_folder_is_all_its_videos(clips: Path) -> None:
+    expected = ["a.mkv", "b/10.AVI", "b/2.mp4", "b/deep/er/x.webm", "clip[1].mp4", "odd, name.mp4"]
+    assert find_videos([clips]) == find_videos([f"{clips}/"]) == [clips / name for name in expected]
+
+
+def test_a_glob_is_what_it_matches(clips: Path) -> None:
+    assert find_videos([f"{clips}/b/*"]) == [clips / "b/10.AVI", clips / "b/2.mp4", clips / "b/labels.srt"]
+    assert find_videos([f"{clips}/**/*.webm"]) == [clips / "b/deep/er/x.webm"]
+    assert find_videos([str(clips / "clip[1].mp4")]) == [clips / "clip[1].mp4"]
+
+
+def test_names_keep_their_order_and_every_video_comes_once(clips: Path) -> None:
+    given: list[str | Path] = [clips / "b/2.mp4", "none.mp4", clips / "b", f"{clips}/./b/2.mp4"]
+    expected = [clips / "b/2.mp4", Path("none.mp4"), clips / "b/10.AVI", clips / "b/deep/er/x.webm"]
+    assert find_videos(given) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("list.txt", "b/2.mp4 7\nb/deep/er/x.webm waving\n"),
+        ("list.csv", "path,label\nb/2.mp4,7\nb/deep/er/x.webm,waving\n"),
+        ("testlist01.txt", "b/2.mp4\nb/deep/er/x.webm\n"),
+        ("alone.txt", "b/2.mp4\n\nb/deep/er/x.webm \n"),
+    ],
+)
+def test_labels_of_lists_do_not_count(clips: Path, tmp_path: Path, name: str, text: str) -> None:
+    expected = [clips / "b/2.mp4", clips / "b/deep/er/x.webm"]
+    (clips / name).write_text(text)
+    (tmp_path / name).write_text(text)
+    assert find_videos([clips / name]) == find_videos([tmp_path / name], root=clips) == expected
+
+
+def test_paths_alone_may_have_spaces(clips: Path) -> None:
+    (clips / "list.txt").write_text("odd, name.mp4\na.mkv\n")
+    assert find_videos([clips / "list.txt"]) == [clips / "odd, name.mp4", clips / "a.mkv"]
+
+
+def test_lists_of_public_datasets(tmp_path: Path) -> None:
+    (tmp_path / "something.json").write_text(json.dumps([{"id": 12, "template": "Pushing [something]"}]))
+    assert find_videos([tmp_path / "something.json"]) == [tmp_path / "12.webm"]
+    (tmp_path / "k.csv").write_text("label,youtube_id,time_start,time_end,split\nair drumming,abc,3,13,val\n")
+    (tmp_path / "air_drumming").mkdir()
+    (tmp_path / "air_drumming" / "abc_000003_000013.mp4").touch()
+    assert find_videos([tmp_path / "k.csv"]) == [tmp_path / "air_drumming" / "abc_000003_000013.mp4"]
+    (tmp_path / "wave_test_split1.txt").write_text("w1.avi 1\nw2.avi 2\n")
+    assert find_videos([f"{tmp_path}/*_test_split1.txt"]) == [tmp_path / "wave/w1.avi", tmp_path / "wave/w2.avi"]
+
+
+def test_names_that_stand_for_nothing(clips: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty.txt").touch()
+    for names, error, message in (
+        ([], ArgumentError, "videos must not be empty"),
+        (["empty"], ArgumentError, "folder .*empty holds no videos"),
+        (["clips", "clips/*.mov"], ArgumentError, r"no file matches .*\*\.mov"),
+        (["none.csv"], AnnotationError, "cannot read .*none.csv"),
+        (["empty.txt"], AnnotationError, "empty.txt: the list names no videos"),
+    ):
+        with pytest.raises(error, match=message):
+            find_videos([f"{tmp_path}/{name}" for name in names])
+    with pytest.raises(ArgumentError, match="root .* has no effect without a list"):
+        find_videos([clips], tmp_path)
+
+
+def test_a_folder_that_cannot_be_read(clips: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its videos are not lost without a word."""
+
+    def refuse(path: str) -> None:
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr("os.scandir", refuse)
+    with pytest.raises(FileError, match="cannot read folder .*clips: Permission denied"):
+        find_videos([clips])
