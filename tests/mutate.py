@@ -291,8 +291,8 @@ MUTATIONS = [
     ),
     Mutation(
         "alt_fast/training/loop.py",
-        "self.stage.loss(batch, number) / self.settings.accumulate",
-        "self.stage.loss(batch, number)",
+        "name: loss / self.settings.accumulate for",
+        "name: loss for",
         f"{_LOOP}::test_accumulation_equals_the_large_batch",
     ),
     Mutation(
