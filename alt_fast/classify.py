@@ -27,6 +27,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("videos", nargs="+", metavar="VIDEO", help="video file")
     cli.add_checkpoint(parser, required=False)
     cli.add_labels(parser)
+    cli.add_texts(parser)
     cli.add_corpus(parser)
     cli.add_r(parser)
     cli.add_rotary(parser)
@@ -133,6 +134,7 @@ def run(arguments: argparse.Namespace) -> int:
                 raise ArgumentError(f"--{name.replace('_', '-')} is for long videos: it needs --every TIME")
     trained = open_model(arguments)
     labels = read_labels(arguments.labels) if arguments.labels else None
+    trained.use_texts(arguments.texts, labels)
     if arguments.every is not None:
         return tell_segments(arguments, trained, labels)
     top_k = arguments.top_k if arguments.top_k is not None or arguments.json else 5
