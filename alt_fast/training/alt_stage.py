@@ -30,8 +30,8 @@ class AltStage:
     """Trains `trained.model` in place (see `loop.Stage`).
 
     A step's batch is in `accumulate` parts a process, so several processes do what one does in as many parts in all.
-    every_epoch: called with the epochs done, after each. With `optim.distill` the image tower as it is now, before any
-    checkpoint is read, stays beside it: every process has it whole, and no checkpoint needs it.
+    With `optim.distill` a frozen copy of the image tower stays beside it, as it is before any checkpoint is read: every
+    process has it whole, and no checkpoint needs it. every_epoch: called with the epochs done, after each.
     """
 
     def __init__(
@@ -114,8 +114,8 @@ def class_tokens(encoder: RegionEncoder, video: Tensor) -> Tensor:
 def distillation_loss(frames: Tensor, first: Tensor) -> Tensor:
     """Return the mean over frames of 1 - cosine between class tokens and those of the first tower, [..., d].
 
-    The distillation of FROSTER (Huang et al., arXiv 2402.03241) without its residual MLP, which adds weights that only
-    training needs.
+    The distillation of image features of FROSTER (Huang et al., arXiv 2402.03241) without its residual MLP, which adds
+    weights that only training needs.
     """
     return 1 - F.cosine_similarity(frames.float(), first.float(), dim=-1).mean()
 
