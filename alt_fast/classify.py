@@ -49,6 +49,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--root", metavar="DIR", help="folder that a list's paths start from; default: the list's")
     cli.add_checkpoint(parser, required=False)
     cli.add_labels(parser)
+    cli.add_texts(parser)
     cli.add_corpus(parser)
     cli.add_r(parser)
     cli.add_rotary(parser)
@@ -139,6 +140,7 @@ def tell_segments(arguments: argparse.Namespace, labels: list[str] | None, loadi
     window = 4.0 if arguments.window is None else arguments.window
     (video,) = arguments.videos
     trained = open_model(arguments)
+    trained.use_texts(arguments.texts, labels)
     found = trained.find_segments(video, labels, arguments.every, window, rule, arguments.head, loading)
     if arguments.out is not None:
         found.save(arguments.out)
@@ -180,6 +182,7 @@ def run(arguments: argparse.Namespace) -> int:
             raise ArgumentError("several processes share the work on a file: name it with --out")
         videos = world.gather(find_videos(arguments.videos, arguments.root))[0]  # a folder may be growing
         trained = open_model(arguments)
+        trained.use_texts(arguments.texts, labels)
         if arguments.out is not None:
             return write_file(arguments, trained, videos, labels, testing, world)
         return print_all(arguments, trained, videos, labels, testing)

@@ -144,6 +144,15 @@ def add_labels(parser: Any, required: bool = False, default: str = "the classes 
     )
 
 
+def add_texts(parser: Any) -> None:
+    """Add --texts, for `TrainedModel.use_texts`."""
+    parser.add_argument(
+        "--texts",
+        metavar="FILE",
+        help="CSV with columns name,text: descriptions of classes, read behind their names (corpus rephrase makes one)",
+    )
+
+
 def add_r(parser: Any, default: int | None = None) -> None:
     """Add --r."""
     what = "as trained" if default is None else default

@@ -24,6 +24,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     cli.add_testing(parser)
     cli.add_list(parser, False, "videos to test on; default: the lists of the run", "the classes trained on")
+    cli.add_texts(parser)
     cli.add_head(parser)
     cli.add_json(parser)
     parser.add_argument(
@@ -134,6 +135,8 @@ def run(arguments: argparse.Namespace) -> int:
             lists = [(arguments.list, *read_list(arguments.list, classes, arguments.root, "test", tell=tell))]
         else:
             lists = run_lists(Path(arguments.checkpoint), trained)
+        labels = [label for _, _, names in lists for label in names]
+        trained.use_texts(arguments.texts, labels)
         tower = check_tower(arguments)
         if arguments.report:
             rows = report(arguments, trained, testing, lists, world)
@@ -145,6 +148,7 @@ def run(arguments: argparse.Namespace) -> int:
                     rows[-1]["alignment"] = trained.probe_alignment(videos, names, testing)
         for share in arguments.interpolate:
             between = cli.load_model(arguments)
+            between.use_texts(arguments.texts, labels)
             between.interpolate(tower, share)
             for name, videos, names in lists:
                 row, _ = score(name, videos, names, between, testing, world)

@@ -57,6 +57,7 @@ def make_parser() -> argparse.ArgumentParser:
         help="names of the classes to test, one a line or id,name CSV, as the splits of Kinetics-600 are published; "
         "every list is tested with every file",
     )
+    cli.add_texts(zero)
     cli.add_head(zero)
     linear = commands.add_parser(
         "probe", help="linear probe", description="Train a linear layer on a frozen model's video vectors (Table 6)."
@@ -155,6 +156,7 @@ def test(arguments: argparse.Namespace) -> int:
             rows = probe(trained, splits, *where, testing, config)
         else:
             tests = tests_of(lists, *where, arguments.names)
+            trained.use_texts(arguments.texts, [label for _, _, names in tests for label in names])
             rows = zero_shot(trained, tests, arguments.only_unseen, testing, world)
     return int(world.main and report(rows, arguments.json) > 0)
 

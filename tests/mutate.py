@@ -259,6 +259,18 @@ MUTATIONS = [
         f"{_ALT}::test_text_tower_is_frozen_and_averages_templates",
     ),
     Mutation(
+        "alt_fast/model/text.py",
+        'return text if prompt == name else f"{prompt} {text}"',
+        "return text",
+        f"{_ALT}::test_descriptions_stand_behind_the_prompts_of_a_name",
+    ),
+    Mutation(
+        "alt_fast/evaluate.py",
+        "between.use_texts(arguments.texts, labels)",
+        "between.use_texts(None, labels)",
+        f"{_EVALUATE}::test_texts_of_all_lists",
+    ),
+    Mutation(
         "alt_fast/model/adapters.py",
         "nn.init.zeros_(self.up.weight)",
         "nn.init.normal_(self.up.weight)",
@@ -269,6 +281,12 @@ MUTATIONS = [
         'optim.backbone_lr if parameter.startswith("encoder.visual.") else optim.lr',
         "optim.lr",
         _RECIPE,
+    ),
+    Mutation(
+        "alt_fast/training/alt_stage.py",
+        "first = None if self.teacher is None else class_tokens(self.teacher, video)",
+        "first = None if self.teacher is None else output.frame.detach()",
+        "tests/training/test_alt_stage.py::test_the_term_is_added_by_its_weight_and_told_besides",
     ),
     Mutation("alt_fast/training/config.py", "    lr: float = 8e-5", "    lr: float = 8e-4", _RECIPE),
     Mutation("alt_fast/training/config.py", "backbone_lr: float = 8e-6", "backbone_lr: float = 8e-5", _RECIPE),
@@ -292,8 +310,8 @@ MUTATIONS = [
     ),
     Mutation(
         "alt_fast/training/loop.py",
-        "self.stage.loss(batch, number) / self.settings.accumulate",
-        "self.stage.loss(batch, number)",
+        "name: loss / self.settings.accumulate for",
+        "name: loss for",
         f"{_LOOP}::test_accumulation_equals_the_large_batch",
     ),
     Mutation(

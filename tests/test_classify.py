@@ -87,6 +87,23 @@ def test_labels_from_a_file(
     assert {row["label"] for row in answer["labels"]} == {"surfing", "eating"}
 
 
+def test_labels_with_texts(trained_run: Path, video: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The texts are read, the labels are printed; by default of the classes trained on."""
+    texts = {"surfing": "surfing: a person stands on a wave"}
+    (tmp_path / "texts.csv").write_text("name,text\nsurfing,surfing: a person stands on a wave\n")
+    command = [str(video), "--checkpoint", str(trained_run), "--texts", str(tmp_path / "texts.csv"), "--json"]
+    labels = ["surfing", "eating"]
+    assert main([*command, "--labels", *labels]) == 0
+    found = [(row["label"], row["probability"]) for row in json.loads(capsys.readouterr().out)[0]["labels"]]
+    trained = load(trained_run)
+    assert dict(found).keys() == set(labels)
+    assert found != list(trained.classify(video, labels))
+    trained.use_texts(texts, labels)
+    assert found == list(trained.classify(video, labels))
+    assert main(command) == 1
+    assert "texts.csv: class 'surfing' is not among the 36 classes" in capsys.readouterr().err
+
+
 def test_clip_head_with_and_without_a_checkpoint(
     trained_run: Path, video: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

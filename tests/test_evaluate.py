@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import Tensor
 
 from alt_fast import cli
 from alt_fast.corpus import Corpus
-from alt_fast.data.annotations import read_classes, read_list
+from alt_fast.data.annotations import Video, read_classes, read_list
 from alt_fast.data.config import Loading
 from alt_fast.data.dataset import EvalClips
+from alt_fast.data.texts import write_texts
 from alt_fast.evaluate import main, make_parser
 from alt_fast.inference.scoring import EvalConfig, Result, evaluate, mean_over_views
 from alt_fast.inference.trained import load
@@ -220,3 +222,28 @@ def test_interpolated_towers(trained_run: Path, tmp_path: Path, capsys: pytest.C
     err = capsys.readouterr().err
     for said in ("--interpolate must be in [0, 1], got 2", "--tower belongs to --interpolate", "name it with --tower"):
         assert said in err
+
+
+def test_texts_of_all_lists(
+    trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One file for the run's lists, and for interpolated towers too."""
+    trained, seen = load(trained_run), []
+
+    def evaluate(model: object, videos: list[Video], spec: object, classes: Tensor, *_: object) -> Result:
+        seen.append(classes)
+        return result([[1.0] * len(classes)] * len(videos), [video.label for video in videos])
+
+    monkeypatch.setattr("alt_fast.inference.scoring.evaluate", evaluate)
+    names = trained.classes, read_classes(trained_run.parent / "data" / "unseen_classes.csv")
+    texts = {name: f"{name}: a shape in motion" for part in names for name in part[:3]}
+    write_texts(tmp_path / "texts.csv", texts)
+    command = ["--checkpoint", str(trained_run), "--texts", str(tmp_path / "texts.csv")]
+    assert main([*command, "--interpolate", "0.5"]) == 0
+    trained.use_texts(texts, [*names[0], *names[1]])
+    expected = [trained.embed(part) for part in names] * 2
+    assert all(map(torch.equal, seen, expected))
+    assert len(seen) == 4
+    write_texts(tmp_path / "texts.csv", texts | {"yawning": "a mouth"})
+    assert main(command) == 1
+    assert "texts.csv: class 'yawning' is not among the 48 classes" in capsys.readouterr().err

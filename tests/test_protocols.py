@@ -1,14 +1,18 @@
 """Few-shot draws and zero-shot scores over splits."""
 
 import json
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from alt_fast.data.annotations import Video, name_key, read_classes, read_list, read_names, spoken
+from alt_fast.data.texts import write_texts
 from alt_fast.errors import RunError
+from alt_fast.inference.scoring import Result
 from alt_fast.inference.trained import load, save_model
 from alt_fast.paper.config import ProbeConfig
 from alt_fast.paper.probe import train_probe
@@ -66,6 +70,30 @@ def test_zero_shot_scores_of_splits(trained_run: Path, tmp_path: Path, capsys: p
     seen = ["--lists", str(data / "test.txt"), "--classes", str(data / "classes.csv")]
     assert main([*command, *seen]) == 1
     assert "every video is of a class that is trained on, so nothing in it is zero-shot" in capsys.readouterr().err
+
+
+def test_zero_shot_with_texts(
+    trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, seen = trained_run.parent / "data", []
+
+    def evaluate(model: object, videos: list[Video], spec: object, classes: Tensor, *_: object) -> Result:
+        seen.append(classes)
+        labels = torch.tensor([video.label for video in videos])
+        return Result(torch.ones(len(videos), len(classes)), labels, [], labels >= 0, Counter())
+
+    monkeypatch.setattr("alt_fast.inference.trained.evaluate", evaluate)
+    names = read_classes(data / "unseen_classes.csv")
+    write_texts(tmp_path / "texts.csv", {name: f"{name}: a shape in motion" for name in names})
+    command = ["zero-shot", "--checkpoint", str(trained_run), "--list", str(data / "unseen.txt")]
+    command += ["--classes", str(data / "unseen_classes.csv"), "--texts", str(tmp_path / "texts.csv")]
+    assert main(command) == 0
+    trained = load(trained_run)
+    trained.use_texts(tmp_path / "texts.csv", names)
+    assert torch.equal(seen[0], trained.embed(names))
+    (tmp_path / "first.txt").write_text("\n".join(names[:5]) + "\n")
+    assert main([*command, "--names", str(tmp_path / "first.txt")]) == 1
+    assert f"class {names[5]!r} is not among the 5 classes" in capsys.readouterr().err
 
 
 UCF101 = ["Archery", "BrushingTeeth", "CleanAndJerk", "PlayingGuitar", "Shotput", "TaiChi"]

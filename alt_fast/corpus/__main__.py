@@ -3,6 +3,7 @@
 alt-fast corpus build --labels classes.csv --out corpus.json
 alt-fast corpus extend corpus.json --labels more.csv --out larger.json
 alt-fast corpus stats corpus.json
+alt-fast corpus rephrase --labels classes.csv --out texts.csv
 """
 
 import argparse
@@ -16,6 +17,9 @@ from alt_fast.errors import ArgumentError
 
 if TYPE_CHECKING:
     from alt_fast.corpus.builder.build import Report
+    from alt_fast.corpus.builder.language_model import LanguageModel
+
+DEFAULT_SENSES = "lesk"
 
 
 def print_report(report: "Report", corpus: Corpus, asked: bool) -> None:
@@ -65,6 +69,38 @@ def show(corpus: Corpus, unit: str | None, label: str | None, category: str | No
             print(f"{entity.category:7} {entity.text}\n        {'; '.join(entity.sources)}")
 
 
+def add_describers(command: argparse.ArgumentParser) -> None:
+    """Add who describes words and labels."""
+    command.add_argument(
+        "--llm",
+        choices=("none", "openai"),
+        default="none",
+        help="language model to ask: any endpoint that speaks OpenAI's protocol, from OPENAI_BASE_URL, "
+        "OPENAI_API_KEY and OPENAI_MODEL (default: none)",
+    )
+    command.add_argument("--llm-timeout", type=float, metavar="S", help="seconds for one answer (default 60)")
+    command.add_argument("--llm-parallel", type=int, metavar="N", help="questions at once (default 8)")
+    command.add_argument(
+        "--senses",
+        metavar="WHO",
+        help="who chooses among descriptions: lesk (default; for what can be seen), plain-lesk (NLTK's), "
+        "encoder:MODEL (any sentence-transformers model), t5:MODEL (a T5 for word sense disambiguation)",
+    )
+
+
+def open_language_model(arguments: argparse.Namespace) -> "LanguageModel | None":
+    """Return the model that --llm asks for. Raises ArgumentError for options without an effect, and CorpusError."""
+    from alt_fast.corpus.builder.language_model import LanguageModel, Settings
+
+    options = {"timeout": arguments.llm_timeout, "parallel": arguments.llm_parallel}
+    given = {name: value for name, value in options.items() if value is not None}
+    if arguments.llm == "openai":
+        return LanguageModel(Settings.from_environment(**given))
+    if given:
+        raise ArgumentError(f"--llm-{next(iter(given))} has no effect without --llm openai")
+    return None
+
+
 def make_parser() -> argparse.ArgumentParser:
     """Return the command line."""
     top = cli.make_parser("corpus", "Make, look at and compare text corpora.")
@@ -78,22 +114,7 @@ def make_parser() -> argparse.ArgumentParser:
             command.add_argument("corpus", help="corpus file to start from; its entities stay, and stay first")
         cli.add_labels(command, required=True)
         cli.add_out(command, "FILE", "corpus file to write (JSON)")
-        command.add_argument(
-            "--llm",
-            choices=("none", "openai"),
-            default="none",
-            help="language model to ask: any endpoint that speaks OpenAI's protocol, from OPENAI_BASE_URL, "
-            "OPENAI_API_KEY and OPENAI_MODEL (default: none)",
-        )
-        command.add_argument("--llm-timeout", type=float, metavar="S", help="seconds for one answer (default 60)")
-        command.add_argument("--llm-parallel", type=int, metavar="N", help="questions at once (default 8)")
-        command.add_argument(
-            "--senses",
-            default="lesk",
-            metavar="WHO",
-            help="who chooses among descriptions: lesk (default; for what can be seen), plain-lesk (NLTK's), "
-            "encoder:MODEL (any sentence-transformers model), t5:MODEL (a T5 for word sense disambiguation)",
-        )
+        add_describers(command)
         command.add_argument(
             "--paper",
             action="store_true",
@@ -104,6 +125,16 @@ def make_parser() -> argparse.ArgumentParser:
         command.add_argument("--related", type=int, metavar="N", help="at most so many a step (default 20)")
         command.add_argument("--no-glosses", action="store_true", help="not what glosses of a label's words speak of")
         command.add_argument("--no-body-parts", action="store_true", help="only those that labels name")
+    rephrased = commands.add_parser(
+        "rephrase",
+        help="describe class names in a sentence",
+        description="Describe class names in a sentence each, for --texts of classify, evaluate and protocols "
+        "zero-shot: by WordNet's glosses of their words or, with --llm openai, by what a language model says that the "
+        "actions look like.",
+    )
+    cli.add_labels(rephrased, required=True)
+    cli.add_out(rephrased, "FILE", "CSV to write, with columns name,text")
+    add_describers(rephrased)
     shown = commands.add_parser("show", help="print entities", description="Print entities.")
     shown.add_argument("corpus")
     shown.add_argument("--unit", help="only entities of this unit")
@@ -123,7 +154,6 @@ def make_parser() -> argparse.ArgumentParser:
 def build_from(arguments: argparse.Namespace) -> None:
     """The commands `build` and `extend`."""
     from alt_fast.corpus.builder.build import BuildConfig, build, extend
-    from alt_fast.corpus.builder.language_model import LanguageModel, Settings
     from alt_fast.corpus.builder.wordnet import open_wordnet
     from alt_fast.data.annotations import read_labels
 
@@ -135,20 +165,14 @@ def build_from(arguments: argparse.Namespace) -> None:
     before = Corpus.load(arguments.corpus) if arguments.command == "extend" else None
     labels = read_labels(arguments.labels)
     config = BuildConfig(
-        senses=arguments.senses,
+        senses=arguments.senses or DEFAULT_SENSES,
         reach=0 if arguments.paper else 1 if arguments.reach is None else arguments.reach,
         related=20 if arguments.related is None else arguments.related,
         glosses=not (arguments.paper or arguments.no_glosses),
         body_parts=not arguments.no_body_parts,
         things_as_actions=arguments.paper,
     )
-    model = None
-    options = {"timeout": arguments.llm_timeout, "parallel": arguments.llm_parallel}
-    given = {name: value for name, value in options.items() if value is not None}
-    if arguments.llm == "openai":
-        model = LanguageModel(Settings.from_environment(**given))
-    elif given:
-        raise ArgumentError(f"--llm-{next(iter(given))} has no effect without --llm openai")
+    model = open_language_model(arguments)
     corpus, report = build(labels, open_wordnet(), config, model)
     whole = corpus if before is None else extend(before, corpus)
     whole.save(arguments.out)
@@ -156,10 +180,34 @@ def build_from(arguments: argparse.Namespace) -> None:
     print_report(report, corpus, asked=model is not None)
 
 
+def rephrase_labels(arguments: argparse.Namespace) -> None:
+    """The command `rephrase`."""
+    from alt_fast.corpus.builder.rephrase import rephrase, rephrase_by_model
+    from alt_fast.corpus.builder.wordnet import open_wordnet
+    from alt_fast.data.annotations import read_labels
+    from alt_fast.data.texts import write_texts
+
+    model, labels = open_language_model(arguments), read_labels(arguments.labels)
+    if model is None:
+        done = rephrase(labels, open_wordnet(), arguments.senses or DEFAULT_SENSES)
+    elif arguments.senses:
+        raise ArgumentError("--senses has no effect on rephrase --llm openai, which takes what the model says first")
+    else:
+        done = rephrase_by_model(labels, model)
+    write_texts(arguments.out, done.texts)
+    print(f"{len(done.texts) - len(done.plain)} of {len(done.texts)} classes described in {arguments.out}")
+    for label in done.repeated:
+        print(f"left out: label {label!r} repeats another label")
+    if done.plain:
+        print(f"not described, so that the name stays: {', '.join(done.plain)}")
+
+
 def run(arguments: argparse.Namespace) -> int:
     """Do what the command says; `diff` returns 1 for corpora that differ."""
     if arguments.command in ("build", "extend"):
         build_from(arguments)
+    elif arguments.command == "rephrase":
+        rephrase_labels(arguments)
     elif arguments.command == "diff":
         from alt_fast.corpus.builder.stats import diff
 

@@ -5,7 +5,7 @@ Loading runs no code from the file.
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -15,10 +15,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from alt_fast.corpus import Corpus, Entity
-from alt_fast.data.annotations import Video
+from alt_fast.data.annotations import Video, name_key
 from alt_fast.data.batch import Failure
 from alt_fast.data.config import AugmentConfig, ClipSpec, Loading
 from alt_fast.data.decode import VideoError
+from alt_fast.data.texts import read_texts, texts_by_class
 from alt_fast.distributed import World
 from alt_fast.errors import ArgumentError, CheckpointError
 from alt_fast.files import WEIGHTS, write_atomically
@@ -49,7 +50,8 @@ class TrainedModel:
     """A model with what it takes to use it.
 
     classes: names that it was trained on. templates: prompts for class names. augment: how its test clips are cropped
-    and normalised. head: who scores, "alt", or "clip" where ALT was not trained (`load_clip`).
+    and normalised. head: who scores, "alt", or "clip" where ALT was not trained (`load_clip`). texts: of `use_texts`,
+    by `name_key` of the class; no file keeps them.
 
         model = alt_fast.load("runs/k400")
         for label, probability in model.classify("clip.mp4", labels=["surfing", "diving"]): ...
@@ -60,6 +62,7 @@ class TrainedModel:
     templates: list[str]
     augment: AugmentConfig
     head: Head = "alt"
+    texts: dict[str, str] = field(default_factory=dict)
 
     @property
     def spec(self) -> ClipSpec:
@@ -83,6 +86,20 @@ class TrainedModel:
         """
         if corpus is not None or categories is not None:
             self.model.use_corpus(None if corpus is None else Corpus.load(corpus), categories)
+
+    def use_texts(self, texts: Mapping[str, str] | PathLike | None, labels: Sequence[str] | None = None) -> None:
+        """Read these texts behind the names of classes from now on; what is returned are the names as before.
+
+        texts: by class name, whatever its case and punctuation, or a CSV file with columns name,text; classes without
+        one are read as before. None keeps the present ones, {} takes them away. labels: the classes there are, by
+        default those trained on. Raises AnnotationError for an empty text, two of one class, and one of no class.
+        """
+        if texts is None:
+            return
+        pairs, source = (texts.items(), "texts") if isinstance(texts, Mapping) else (read_texts(texts), str(texts))
+        found = texts_by_class(pairs, self.classes if labels is None else labels, source)
+        self.texts.clear()
+        self.texts.update(found)
 
     def set_r(self, r: Reduction) -> None:
         """Merge r tokens away per layer from now on (`tome.schedule.merge_schedule`); no weight depends on it."""
@@ -113,7 +130,7 @@ class TrainedModel:
             raise ArgumentError('this is CLIP alone, whose ALT is not trained: it can only classify, with head="clip"')
 
     def fingerprint(self) -> str:
-        """Return the SHA-256 of weights, kind of device, settings, prompts and entities, whatever files they came from.
+        """Return the SHA-256 of weights, kind of device, settings, prompts, texts and entities, from whatever files.
 
         Answers depend on this, on labels and head, and on r and the rule for rotary positions where these were set.
         """
@@ -121,14 +138,15 @@ class TrainedModel:
         corpus = self.model.corpus
         entities = [] if corpus is None else [asdict(entity) for entity in corpus.entities]
         digest = hash_weights(self.model)
-        digest.update(json.dumps([settings, entities]).encode())
+        digest.update(json.dumps([settings, entities, self.texts]).encode())
         return digest.hexdigest()
 
     def embed(self, labels: Sequence[str]) -> Tensor:
-        """Return the embeddings of class names, [I, d]. Raises ArgumentError for none."""
+        """Return the embeddings of class names, [I, d], with the texts there are. Raises ArgumentError for none."""
         if not labels:
             raise ArgumentError("labels must not be empty")
-        return self.model.text.classes(labels, self.templates)
+        texts = {label: self.texts[key] for label in labels if (key := name_key(label)) in self.texts}
+        return self.model.text.classes(labels, self.templates, texts)
 
     def choice(self, labels: Sequence[str] | None = None, top_k: int | None = 5) -> Choice:
         """Return labels to choose from, by default the classes trained on, and how many of the likeliest to keep.

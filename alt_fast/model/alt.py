@@ -20,11 +20,16 @@ from alt_fast.model.text import TextTower
 
 
 class Output(NamedTuple):
-    """logits [B, I] over classes; video [B, d], the paper's z; entity [B, T, n], corpus index of each aligned token."""
+    """What `ALT.forward` gives.
+
+    logits: [B, I] over classes. video: [B, d], the paper's z. entity: [B, T, n], corpus index of each aligned token.
+    frame: [B, T, d], class tokens in the joint space.
+    """
 
     logits: Tensor
     video: Tensor
     entity: Tensor
+    frame: Tensor
 
 
 class FrameFeatures(NamedTuple):
@@ -73,14 +78,19 @@ class ALT(nn.Module):
         video: [B, T, 3, H, W] normalised. classes: [I, d] of `text.classes`. seed: int64 scalar, eq. 4's noise.
         schedule: tokens to merge away by layer; by default the encoder's own.
         """
-        z, entity = self.describe(video, seed, schedule)
-        return Output(self.logits(z, classes), z, entity)
+        tokens, size, _ = self.encode(video, schedule)
+        z, entity = self._describe(tokens, size, seed)
+        return Output(self.logits(z, classes), z, entity, tokens[:, :, 0])
 
     def describe(
         self, video: Tensor, seed: Tensor | None = None, schedule: MergeSchedule | None = None
     ) -> tuple[Tensor, Tensor]:
         """Do all of `forward` that needs no class names: return video vectors z [B, d] and entities [B, T, n]."""
         tokens, size, _ = self.encode(video, schedule)
+        return self._describe(tokens, size, seed)
+
+    def _describe(self, tokens: Tensor, size: Tensor, seed: Tensor | None) -> tuple[Tensor, Tensor]:
+        """tokens, size: of `encode`."""
         pooled, entity = self.alignment(tokens, size, seed if self.training and self.config.noise else None)
         return self.answer(pooled, tokens[:, :, 0]), entity
 

@@ -2,7 +2,7 @@
 
 import functools
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -117,15 +117,33 @@ class TextTower(nn.Module):
             digest.update(text.encode() + b"\0")
         return digest.hexdigest()
 
-    def classes(self, names: Sequence[str], templates: Sequence[str] = TEMPLATES) -> Tensor:
-        """Class embeddings [len(names), d]: the normalised mean over templates of each name's embeddings."""
-        prompts = [template.format(name) for name in names for template in templates]
+    def classes(
+        self, names: Sequence[str], templates: Sequence[str] = TEMPLATES, texts: Mapping[str, str] | None = None
+    ) -> Tensor:
+        """Class embeddings [len(names), d]: the normalised mean over templates of each name's embeddings.
+
+        texts: what describes a class, by name, for any of them (`prompt_of`).
+        """
+        texts = texts or {}
+        prompts = [prompt_of(template, name, texts.get(name)) for name in names for template in templates]
         embeddings = self(prompts).view(len(names), len(templates), -1)
         return F.normalize(embeddings.mean(1), dim=-1)
 
     def train(self, mode: bool = True) -> "TextTower":
         """Stays in eval mode: the tower is frozen."""
         return super().train(False)
+
+
+def prompt_of(template: str, name: str, text: str | None) -> str:
+    """Return a prompt for a class. text: what describes it, None for nothing.
+
+    As in FROSTER's code (Huang et al., arXiv 2402.03241): a description is a sentence, which goes into no template but
+    stands behind one that has the name in it, and alone where that is the name alone.
+    """
+    prompt = template.format(name)
+    if text is None:
+        return prompt
+    return text if prompt == name else f"{prompt} {text}"
 
 
 def hash_weights(module: nn.Module) -> "_Hash":

@@ -17,6 +17,7 @@ from alt_fast.distributed import World, shard
 from alt_fast.errors import RunError
 from alt_fast.inference.trained import TrainedModel
 from alt_fast.model.alt import ALT
+from alt_fast.model.encoder import RegionEncoder
 from alt_fast.training.config import OptimConfig
 from alt_fast.training.job import Job
 from alt_fast.training.loop import StageSettings
@@ -29,7 +30,8 @@ class AltStage:
     """Trains `trained.model` in place (see `loop.Stage`).
 
     A step's batch is in `accumulate` parts a process, so several processes do what one does in as many parts in all.
-    every_epoch: called with the epochs done, after each.
+    With `optim.distill` a frozen copy of the image tower stays beside it, as it is before any checkpoint is read: every
+    process has it whole, and no checkpoint needs it. every_epoch: called with the epochs done, after each.
     """
 
     def __init__(
@@ -45,6 +47,9 @@ class AltStage:
         self.settings = _settings(job)
         optim = job.config.optim
         self.classes = trained.embed(trained.classes)
+        self.teacher = None
+        if optim.distill:
+            self.teacher = copy.deepcopy(trained.model.encoder).requires_grad_(False).eval()
         self.module, self.forward, self.synchronize = wrap_parallel(trained.model, optim, job.world, job.device)
         self.tested = None if self.module is trained.model else trained.model
         if job.config.compile and name == "alt":  # one compilation a run
@@ -68,18 +73,26 @@ class AltStage:
         )
         return Loader(self.clips, keys, self.backend, self.job.config.data.loading)
 
-    def loss(self, batch: Batch, number: int) -> Tensor:
-        """Return the cross-entropy of a part, mixed and smoothed; videos that cannot be used are put in quarantine."""
-        job, amp = self.job, self.job.config.optim.amp
+    def loss(self, batch: Batch, number: int) -> dict[str, Tensor]:
+        """Return the cross-entropy of a part, mixed and smoothed; videos that cannot be used are put in quarantine.
+
+        With `optim.distill` that much of `distillation_loss` is added, which is told besides, as "distill".
+        """
+        job, optim = self.job, self.job.config.optim
         self.quarantine.add([failure for failures in job.world.gather(batch.failures) for failure in failures])
         if batch.failures and NO_LABEL in batch.label:
             path, cause = batch.failures[-1]
             raise RunError(f"video after video cannot be used, the last {path}: {cause}. Is data.root right?")
         video, target = self.mix(batch.video, batch.label, number)
-        with torch.autocast(job.device.type, torch.bfloat16, enabled=amp):
+        with torch.autocast(job.device.type, torch.bfloat16, enabled=optim.amp):
             seed = torch.tensor(integer(job.config.seed, Stream.STEP, sample=number), device=job.device)
-            logits = self.forward(video, self.classes, seed).logits
-        return F.cross_entropy(logits.float(), target)
+            output = self.forward(video, self.classes, seed)
+            first = None if self.teacher is None else class_tokens(self.teacher, video)
+        loss = F.cross_entropy(output.logits.float(), target)
+        if first is None:
+            return {"loss": loss}
+        distill = distillation_loss(output.frame, first)
+        return {"loss": loss + optim.distill * distill, "distill": distill.detach()}
 
     def samples(self, step: int) -> list[str]:
         """Return the paths of a step's videos."""
@@ -90,6 +103,21 @@ class AltStage:
     def end_epoch(self, done: int) -> None:
         """Test, when it is time to."""
         self.every_epoch(done)
+
+
+@torch.no_grad()
+def class_tokens(encoder: RegionEncoder, video: Tensor) -> Tensor:
+    """Return the class tokens [B, T, d] of a video [B, T, 3, H, W] by an encoder that does not train."""
+    return encoder(video.flatten(0, 1)).tokens[:, 0].unflatten(0, video.shape[:2])
+
+
+def distillation_loss(frames: Tensor, first: Tensor) -> Tensor:
+    """Return the mean over frames of 1 - cosine between class tokens and those of the first tower, [..., d].
+
+    The distillation of image features of FROSTER (Huang et al., arXiv 2402.03241) without its residual MLP, which adds
+    weights that only training needs.
+    """
+    return 1 - F.cosine_similarity(frames.float(), first.float(), dim=-1).mean()
 
 
 def _settings(job: Job) -> StageSettings:

@@ -153,7 +153,7 @@ class ClipStage:
         indices = [list(range(s * size, (s + 1) * size)) for s in range(step, self.config.steps)]
         return DataLoader(self.frames, batch_sampler=indices, num_workers=self.workers)
 
-    def loss(self, batch: tuple[Tensor, list[str], Tensor, Tensor], number: int) -> Tensor:
+    def loss(self, batch: tuple[Tensor, list[str], Tensor, Tensor], number: int) -> dict[str, Tensor]:
         """Return CLIP's loss of frames against captions, of labels against rewordings, and the grounding term."""
         clip, (images, captions, *shown) = self.module, batch
         labels, rewordings = self.level.reworded_labels(generator(self.seed, Stream.CAPTION, 2, number))
@@ -170,7 +170,7 @@ class ClipStage:
             grounding = frame_loss(image, texts, of_frame, scale, self.members)
             grounding = grounding + patch_loss(patches, texts, of_patches, scale, self.members[ALIGNED.index("scene")])
             loss = loss + self.config.grounding * grounding
-        return loss
+        return {"loss": loss}
 
     def samples(self, step: int) -> list[str]:
         """Return the numbers of the generated frames."""

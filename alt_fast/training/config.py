@@ -91,6 +91,8 @@ class OptimConfig:
         mix_switch: probability of CutMix when both are on.
         label_smoothing: probability mass spread over all classes.
         scale_from: batch size that the learning rates are for: others change them in proportion; null: as given.
+        distill: weight of a term that keeps class tokens near those of the image tower that training starts from; 0 for
+            none.
         ema: decay of an exponential moving average of the weights, which is what is tested and kept; 0 for none.
         sharded: split weights and optimizer state over the processes (FSDP2), and checkpoints too.
         amp: compute in bfloat16 where it is safe.
@@ -112,6 +114,7 @@ class OptimConfig:
     mix_switch: float = 0.5
     label_smoothing: float = 0.1
     scale_from: int | None = None
+    distill: float = 0.0
     ema: float = 0.0
     sharded: bool = False
     amp: bool = True
@@ -124,7 +127,7 @@ class OptimConfig:
 
     def __post_init__(self) -> None:
         check_at_least(self, epochs=1, batch_size=1, accumulate=1, lr=0, backbone_lr=0, final_lr=0, weight_decay=0)
-        check_at_least(self, max_skipped=0, mixup=0, cutmix=0, mix_switch=0, label_smoothing=0)
+        check_at_least(self, max_skipped=0, mixup=0, cutmix=0, mix_switch=0, label_smoothing=0, distill=0)
         if self.batch_size % self.accumulate:
             raise ArgumentError(f"accumulate must divide batch_size {self.batch_size}, got {self.accumulate}")
         if self.scale_from is not None and self.scale_from < 1:
@@ -210,6 +213,13 @@ class TrainConfig:
         if self.start_from is not None and (self.pretrain is not None or self.model.pretrained is not None):
             raise ArgumentError("start_from has all weights: set pretrain and model.pretrained to null")
         check_at_least(self, checkpoint_every=1, keep=1, eval_every=0, seed=0)
+        if self.optim.distill and self.model.tuning == "frozen":
+            raise ArgumentError("optim.distill has no effect on model.tuning frozen, whose image tower stays as it is")
+        if self.optim.distill and not (self.start_from or self.pretrain or self.model.pretrained):
+            raise ArgumentError(
+                "optim.distill keeps an image tower near the one it starts from, and random weights are none: set "
+                "model.pretrained, pretrain or start_from"
+            )
 
 
 CONFIGS = Path(__file__).parent / "configs"

@@ -4,7 +4,8 @@ import contextlib
 import math
 import signal
 import time
-from collections.abc import Iterable, Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -74,8 +75,11 @@ class Stage(Protocol):
         """Return batches from a step and on, `accumulate` of them per step."""
         ...
 
-    def loss(self, batch: Any, number: int) -> Tensor:
-        """Return the loss of a batch, given its running number among those of all processes."""
+    def loss(self, batch: Any, number: int) -> dict[str, Tensor]:
+        """Return the loss of a batch, given its running number among those of all processes.
+
+        As "loss" what is minimised; under other names what the log is to tell besides.
+        """
         ...
 
     def samples(self, step: int) -> list[str]:
@@ -105,9 +109,11 @@ def fit(stage: Stage, folder: Path, saving: SaveEvery, log: RunLog | None = None
     batches = iter(stage.batches(trainer.state.step))
     with _termination() as asked:
         for step in trainer.bar:
-            loss, stop = world.mean(trainer.backward(batches, step), float(bool(asked)))
-            trainer.update(step, loss)
-            trainer.record(loss)
+            own = trainer.backward(batches, step)
+            stop, *means = world.mean(float(bool(asked)), *own.values())
+            losses = dict(zip(own, means, strict=True))
+            trainer.update(step, losses["loss"])
+            trainer.record(losses)
             if trainer.state.step % stage.settings.steps_per_epoch == 0:
                 trainer.end_epoch()
             if stop or trainer.checkpoint_is_due:
@@ -166,17 +172,19 @@ class _Trainer:
     def checkpoint_is_due(self) -> bool:
         return self.finished or self.state.step % self.saving.every == 0
 
-    def backward(self, batches: Iterator[Any], step: int) -> float:
-        """Add up the gradients of one step; returns the mean loss of this process's batches."""
-        total = 0.0
+    def backward(self, batches: Iterator[Any], step: int) -> dict[str, float]:
+        """Add up the gradients of one step; returns the mean losses of this process's batches, by name."""
+        total: dict[str, float] = defaultdict(float)
         for part in range(self.settings.accumulate):
             number = (step * self.settings.accumulate + part) * self.world.size + self.world.rank
             with self.meter.waiting():
                 batch = next(batches)
             self.stage.synchronize(part == self.settings.accumulate - 1)
-            loss = self.stage.loss(batch, number) / self.settings.accumulate
-            loss.backward()
-            total += loss.item()
+            losses = self.stage.loss(batch, number)
+            shares = {name: loss / self.settings.accumulate for name, loss in losses.items()}
+            shares["loss"].backward()
+            for name, share in shares.items():
+                total[name] += share.item()
         return total
 
     def update(self, step: int, loss: float) -> None:
@@ -209,13 +217,13 @@ class _Trainer:
         if self.world.main:
             self.bar.write(f"{named}: skipped, {self.state.skipped} of at most {self.settings.max_skipped}")
 
-    def record(self, loss: float) -> None:
-        """Write the step down."""
-        self.meter.step(loss)
-        self.bar.annotate(f"loss={loss:.3f}")
+    def record(self, losses: Mapping[str, float]) -> None:
+        """Write the step down. losses: by name."""
+        self.meter.step(losses)
+        self.bar.annotate(f"loss={losses['loss']:.3f}")
         name, done, steps = self.stage.name, self.state.step, self.settings.schedule.steps
         if self.log is not None:
-            self.log.step(name, done, steps, loss, self.optimizer.param_groups[0]["lr"])
+            self.log.step(name, done, steps, losses, self.optimizer.param_groups[0]["lr"])
         if done % LOG_EVERY == 0 or done % self.settings.steps_per_epoch == 0 or self.finished:
             measured = self.meter.read()
             if self.log is not None:

@@ -4,7 +4,8 @@ import contextlib
 import json
 import resource
 import time
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -23,7 +24,7 @@ class Meter:
 
     def restart(self) -> None:
         """Count from now on."""
-        self.start, self.steps, self.waited, self.losses = time.monotonic(), 0, 0.0, 0.0
+        self.start, self.steps, self.waited, self.losses = time.monotonic(), 0, 0.0, defaultdict[str, float](float)
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
@@ -32,16 +33,19 @@ class Meter:
         yield
         self.waited += time.monotonic() - start
 
-    def step(self, loss: float) -> None:
-        """One more step is done."""
+    def step(self, losses: Mapping[str, float]) -> None:
+        """One more step is done. losses: by name, the same names for every step."""
         self.steps += 1
-        self.losses += loss
+        for name, loss in losses.items():
+            self.losses[name] += loss
 
     def read(self) -> dict[str, float]:
-        """loss: the mean. clips_per_s: of all processes. wait_share: of the time, 0 to 1. peak_bytes, batch_size."""
+        """Each loss by its name: the mean. clips_per_s: of all processes. wait_share: of the time, 0 to 1. peak_bytes,
+        batch_size.
+        """
         seconds = time.monotonic() - self.start
         values = {
-            "loss": self.losses / self.steps,
+            **{name: total / self.steps for name, total in self.losses.items()},
             "clips_per_s": self.steps * self.batch_size / seconds,
             "wait_share": self.waited / seconds,
             "peak_bytes": peak_bytes(),
@@ -65,7 +69,8 @@ class RunLog:
     """The log of a run folder; every stage and restart writes to the same.
 
     log.jsonl has an object a line: time (Unix seconds), stage, step, steps (of the stage), and what was measured since
-    the line before: loss, lr, clips_per_s, wait_share, peak_bytes, batch_size; or a score, such as top1.
+    the line before: loss, other losses by name (distill), lr, clips_per_s, wait_share, peak_bytes, batch_size; or a
+    score, such as top1.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -75,6 +80,7 @@ class RunLog:
         except OSError as e:
             raise FileError(f"cannot write to {folder / 'tensorboard'}: {e}") from e
         self.lr, self.steps = 0.0, 0
+        self.told = {"batch_size"}  # and what TensorBoard has of every step
 
     def __enter__(self) -> "RunLog":
         return self
@@ -82,16 +88,17 @@ class RunLog:
     def __exit__(self, *error: object) -> None:
         self.writer.close()
 
-    def step(self, stage: str, step: int, steps: int, loss: float, lr: float) -> None:
-        """Loss and rate of the step that has just been done, the step-th of `steps`."""
+    def step(self, stage: str, step: int, steps: int, losses: Mapping[str, float], lr: float) -> None:
+        """Losses, by name, and rate of the step that has just been done, the step-th of `steps`."""
         self.lr, self.steps = lr, steps
-        self.writer.add_scalar(f"{stage}/loss", loss, step - 1)
-        self.writer.add_scalar(f"{stage}/lr", lr, step - 1)
+        self.told |= losses.keys()
+        for name, value in {**losses, "lr": lr}.items():
+            self.writer.add_scalar(f"{stage}/{name}", value, step - 1)
 
     def measured(self, stage: str, step: int, values: dict[str, float]) -> None:
         """What a meter read."""
         for name, value in values.items():
-            if name not in ("loss", "batch_size"):
+            if name not in self.told:
                 self.writer.add_scalar(f"{stage}/{name}", value, step - 1)
         self._write(stage, step, {"lr": self.lr, **values})
 

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from alt_fast import Corpus, create_model
 from alt_fast.data.config import AugmentConfig
+from alt_fast.data.tables import AnnotationError
 from alt_fast.errors import CheckpointError
 from alt_fast.inference.trained import TrainedModel, load, save_model
 
@@ -81,3 +82,26 @@ def test_files_that_are_refused(trained: TrainedModel, tmp_path: Path) -> None:
     (empty / "alt-00000001.state").touch()
     with pytest.raises(CheckpointError, match=r"training has not finished: train with --out .* --resume"):
         load(empty)
+
+
+def test_texts_describe_classes_from_then_on(trained: TrainedModel, tmp_path: Path) -> None:
+    names = trained.embed(["growing", "shrinking"])
+    texts = {"Growing!": "growing: it becomes larger"}
+    trained.use_texts(texts)
+    found = trained.embed(["growing", "shrinking"])
+    torch.testing.assert_close(found[0], trained.model.text(["growing: it becomes larger"])[0])
+    assert torch.equal(found[1], names[1])
+    trained.use_texts(None)
+    assert torch.equal(trained.embed(["growing", "shrinking"]), found)
+    save_model(tmp_path / "model.safetensors", trained)
+    assert load(tmp_path).texts == {}
+    with pytest.raises(AnnotationError, match="texts: class 'turning' is not among the 2 classes"):
+        trained.use_texts({"turning": "round"})
+    with pytest.raises(AnnotationError, match="texts: class 'Growing!' is not among the 1 classes"):
+        trained.use_texts(texts, ["turning"])
+    assert torch.equal(trained.embed(["growing", "shrinking"]), found)
+    (tmp_path / "texts.csv").write_text("name,text\nturning,turning: round and round\n")
+    trained.use_texts(tmp_path / "texts.csv", ["turning"])
+    torch.testing.assert_close(trained.embed(["turning"]), trained.model.text(["turning: round and round"]))
+    trained.use_texts({})
+    assert torch.equal(trained.embed(["growing", "shrinking"]), names)

@@ -497,3 +497,12 @@ def test_text_tower_wants_the_image_tower_off() -> None:
 
     with pytest.raises(ValueError, match="take the image tower off"):
         TextTower(build_clip("tiny"))
+
+
+def test_descriptions_stand_behind_the_prompts_of_a_name(corpus: Corpus) -> None:
+    """As in FROSTER's code: `a video of NAME. TEXT`, and the text alone where the prompt is the name alone."""
+    text = build(corpus).text
+    prompts = ["surfing", "a video of surfing.", "star: it has tips", "a video of a star. star: it has tips"]
+    expected = F.normalize(text(prompts).view(2, 2, -1).mean(1), dim=-1)
+    templates, texts = ("{}", "a video of {}."), {"a star": "star: it has tips"}
+    torch.testing.assert_close(text.classes(["surfing", "a star"], templates, texts), expected)

@@ -23,6 +23,7 @@ JOB = [
     *SMALL_JOB,
     *("--frame_only", "false", "--optim.mixup", "0.8", "--optim.cutmix", "1.0", "--data.workers", "0"),
     *("--pretrain.steps", "1", "--model.depth", "1", "--optim.epochs", "3", "--device", "cpu"),
+    *("--optim.distill", "0.5"),
 ]
 """Nine steps."""
 
@@ -34,10 +35,10 @@ def finish(process: Command) -> str:
         return process.output
 
 
-def losses(run: Path) -> list[float]:
+def losses(run: Path, name: str = "loss") -> list[float]:
     events = EventAccumulator(str(run / "tensorboard"))
     events.Reload()
-    return [event.value for event in events.Scalars("alt/loss")]
+    return [event.value for event in events.Scalars(f"alt/{name}")]
 
 
 def near(value: Any) -> Any:
@@ -72,6 +73,9 @@ def test_two_processes_train_as_one(two: Path, data: list[str], tmp_path: Path) 
     one, both = losses(tmp_path / "one"), losses(two)
     assert len(one) == 9
     assert both == pytest.approx(one, rel=1e-4)
+    one, both = losses(tmp_path / "one", "distill"), losses(two, "distill")
+    assert one[-1] > 1e-4
+    assert both == pytest.approx(one, rel=1e-3, abs=1e-6)
     scores = [json.loads((run / "metrics.json").read_text()) for run in (tmp_path / "one", two)]
     assert scores[0]["test_videos"] == scores[1]["test_videos"] == 36
 

@@ -54,10 +54,10 @@ class Toy:
             whole = torch.randn(8, 4, generator=torch.Generator().manual_seed(number // accumulate))
             yield whole[number % accumulate * rows :][:rows]
 
-    def loss(self, batch: Tensor, number: int) -> Tensor:
+    def loss(self, batch: Tensor, number: int) -> dict[str, Tensor]:
         self.before_loss(number)
         loss = (self.module(batch)[:, 0] - batch.sum(1)).square().mean()
-        return loss * float("nan") if number in self.diverging else loss
+        return {"loss": loss * float("nan") if number in self.diverging else loss}
 
     def samples(self, step: int) -> list[str]:
         return [f"video {step}"]

@@ -34,6 +34,7 @@ OPTIM = {
     "mix_switch": 0.5,
     "label_smoothing": 0.1,
     "ema": 0.0,
+    "distill": 0.0,
 }
 MODEL = {"r": 8, "depth": 4, "query": "entities", "regions": True, "categories": None, "tau": 1.0, "noise": True}
 AUGMENT = {"scales": [1.0, 0.875, 0.75, 0.66], "flip": 0.5, "jitter": 0.8, "gray": 0.2, "normalize": "imagenet"}

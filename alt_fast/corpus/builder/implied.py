@@ -48,6 +48,16 @@ class Implied:
             known = self.descriptions.setdefault(phrase, [])
             known += [description for description in descriptions if description not in known]
 
+    def looks(self, actions: Sequence[str], model: LanguageModel) -> dict[str, str]:
+        """Return what actions look like in one sentence, of those that the answers say it of.
+
+        It is the first of a phrase's questions, whose answers `ask_for_descriptions` has as well. Raises CorpusError as
+        LanguageModel.ask does.
+        """
+        prompts = [PHRASE_PROMPTS[0].format(phrase=action) for action in actions]
+        answers = self._ask(prompts, parse_descriptions, "descriptions", model)
+        return {action: found[0] for action, found in zip(actions, answers, strict=True) if found}
+
     def _ask(
         self, prompts: Sequence[str], parse: Callable[[str], list[str]], what: str, model: LanguageModel
     ) -> list[list[str]]:
