@@ -31,6 +31,9 @@ EXTRAS = {
     "transformers": "corpus",
     "nvidia": "dali",
     "xformers": "gpu",
+    "onnx": "onnx",
+    "onnxruntime": "onnx",
+    "onnxscript": "onnx",
     "sentryward": "verify",
 }
 """Optional packages, by the name that is imported, and the extra that installs each."""

@@ -4,10 +4,11 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from importlib.util import cache_from_source, find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 # Hundreds of processes start here: what they import is compiled once, also where Python is told to keep no bytecode.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
@@ -27,6 +28,9 @@ from filelock import FileLock
 from alt_fast.corpus import Corpus, Entity
 from alt_fast.data.config import MotionShapesConfig
 from alt_fast.train import main
+
+if TYPE_CHECKING:
+    from alt_fast.model.alt import ALT
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -212,3 +216,42 @@ def trained_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         assert main([*SMALL_JOB, "--out", str(root / "run"), "--data.root", str(root / "data")]) == 0
 
     return once(tmp_path_factory, "job", train) / "run"
+
+
+SMALL_LABELS = ["a star growing", "a moon growing", "a star shrinking"]
+
+
+@contextmanager
+def one_block() -> Iterator[None]:
+    """Inside, the tiny image tower has one block: exporters take seconds for every block."""
+    from alt_fast.model.clip_weights import TINY_CONFIG
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(TINY_CONFIG["vision_cfg"], "layers", 1)
+        yield
+
+
+def small_alt(**options: Any) -> "ALT":
+    """A random ALT of one block, for clips of two frames."""
+    from alt_fast.model.alt import create_model
+
+    corpus = None if "query" in options else Corpus.load("motion_shapes")
+    with one_block():
+        return create_model("alt_tiny", corpus, **{"frames": 2, "depth": 1} | options).eval()
+
+
+@pytest.fixture(scope="session")
+def onnx_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `alt-fast export` makes of a small ALT: both halves as ONNX, in 32 and 8 bits."""
+    from alt_fast.data.config import AugmentConfig
+    from alt_fast.export import main as export
+    from alt_fast.inference.trained import TrainedModel, save_model
+
+    def make(folder: Path) -> None:
+        path = folder / "small.safetensors"
+        save_model(path, TrainedModel(small_alt(pool="size"), SMALL_LABELS, ["{}"], AugmentConfig()))
+        command = ["--checkpoint", str(path), "--out", str(folder / "exported"), "--head", "both", "--int8"]
+        with one_block():
+            assert export([*command, "--onnx", "frame_encoder", "decoder"]) == 0
+
+    return once(tmp_path_factory, "onnx", make) / "exported"

@@ -1,13 +1,16 @@
-"""The notebooks run from top to bottom, in an empty folder."""
+"""The notebooks run from top to bottom, in an empty folder; the script runs without PyTorch."""
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.conftest import SMALL_LABELS, VideoWriter
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 LEFT_BEHIND = {"merge_tokens": set(), "train_and_classify": {"clips", "corpus.json", "run", "why.html"}}
@@ -57,3 +60,38 @@ def test_notebook_is_kept_without_outputs(name: str) -> None:
     for cell in cells(EXAMPLES / f"{name}.ipynb"):
         assert not cell.get("outputs")
         assert cell.get("execution_count") is None
+
+
+LIVE = """
+import collections, runpy, sys
+import onnxruntime
+
+class Counting(onnxruntime.InferenceSession):
+    def run(self, outputs, inputs):
+        runs[len(inputs)] += 1
+        return super().run(outputs, inputs)
+
+runs = collections.Counter()
+onnxruntime.InferenceSession = Counting
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+assert "torch" not in sys.modules and "alt_fast" not in sys.modules
+print(runs[1], runs[3])
+"""
+"""Counts how often the encoder, of one input, and the decoder, of three, ran."""
+
+
+def test_live_actions_need_no_torch_and_every_frame_is_encoded_once(
+    onnx_folder: Path, write_video: VideoWriter
+) -> None:
+    video = write_video("clip.mp4", frames=30, width=96, height=64)  # 3 s, of which every 0.3 s is taken
+    command = [sys.executable, "-c", LIVE, str(EXAMPLES / "live_onnx.py"), str(onnx_folder), str(video)]
+    done = subprocess.run([*command, "--every", "0.3"], check=True, capture_output=True, text=True)
+    *lines, counts = done.stdout.splitlines()
+    assert counts == "10 9"  # ten frames, and clips of two
+    times, scores, labels = zip(
+        *(re.fullmatch(r" *([\d.]+) s +([\d.]+)%  (.+)", x).groups() for x in lines), strict=True
+    )
+    assert times == tuple(f"{0.3 * number:.2f}" for number in range(1, 10))
+    assert set(labels) <= set(SMALL_LABELS)
+    assert all(100 / len(SMALL_LABELS) < float(score) <= 100 for score in scores)

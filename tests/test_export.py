@@ -9,8 +9,11 @@ import pytest
 import torch
 
 import alt_fast
+from alt_fast.data.config import AugmentConfig
 from alt_fast.evaluate import main as evaluate
 from alt_fast.export import main
+from alt_fast.inference.trained import TrainedModel, save_model
+from tests.conftest import one_block, small_alt
 
 
 @pytest.fixture(scope="module")
@@ -65,8 +68,35 @@ def test_the_program_runs_without_our_models(folder: Path, tmp_path: Path) -> No
         torch.testing.assert_close(torch.load(tmp_path / "z.pt"), model.describe(video)[0])
 
 
-def test_what_cannot_be_exported(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_compiled_program_gives_the_same(tmp_path: Path) -> None:
+    model = small_alt(r=0, query="frame")
+    save_model(tmp_path / "small.safetensors", TrainedModel(model, ["a star"], ["{}"], AugmentConfig()))
+    with one_block():
+        assert (
+            main(["--checkpoint", str(tmp_path / "small.safetensors"), "--out", str(tmp_path / "new"), "--aoti"]) == 0
+        )
+    run = torch._inductor.aoti_load_package(str(tmp_path / "new" / "video_encoder.aoti.pt2"))
+    for count in (1, 3):
+        video = torch.randn(count, 2, 3, *model.image_size)
+        with torch.inference_mode():
+            torch.testing.assert_close(run(video), model.describe(video)[0], rtol=1e-4, atol=1e-4)
+
+
+def test_what_cannot_be_exported(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["--checkpoint", str(tmp_path), "--out", str(tmp_path / "new")]) == 1
     assert "holds no model.safetensors" in capsys.readouterr().err
     assert main(["--checkpoint", str(folder), "--out", str(folder)]) == 1
     assert "is no empty folder: choose another --out" in capsys.readouterr().err
+    command = ["--checkpoint", str(folder), "--out", str(tmp_path / "new")]
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.which", lambda name: None)
+        assert main([*command, "--aoti"]) == 1
+        assert "--aoti needs a C++ compiler, g++ or clang++" in capsys.readouterr().err
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "onnxscript", None)
+        patch.delitem(sys.modules, "alt_fast.inference.onnx", raising=False)
+        assert main([*command, "--onnx"]) == 1
+        assert "this needs onnxscript: pip install 'alt-fast[onnx]'" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()

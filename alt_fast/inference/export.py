@@ -1,12 +1,14 @@
-"""A trained model as a folder for others, and its video encoder as a program of torch.export."""
+"""A trained model as a folder for others, with programs of it that need less than our code."""
 
-from dataclasses import asdict
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from alt_fast.errors import RunError
+from alt_fast.errors import ArgumentError, RunError
 from alt_fast.files import (
     CARD,
     CONFIG,
@@ -22,8 +24,33 @@ from alt_fast.files import (
 from alt_fast.inference.model_card import model_card
 from alt_fast.inference.trained import load, save_model
 from alt_fast.model.alt import ALT
+from alt_fast.model.config import Head
 
-PROGRAM = "video_encoder.pt2"
+PROGRAM, COMPILED = "video_encoder.pt2", "video_encoder.aoti.pt2"
+
+
+@dataclass(frozen=True)
+class Programs:
+    """What a folder holds besides the weights.
+
+    program: the video encoder by torch.export. aoti: the same, compiled for this kind of machine by AOTInductor. onnx:
+    parts of the model as ONNX (`inference.onnx.PARTS`), empty for all. int8: of these also with weights of 8 bits.
+    head: who scores in them; None for the model's own. labels: whose embeddings come along; None for the classes
+    trained on.
+    """
+
+    program: bool = False
+    aoti: bool = False
+    onnx: Sequence[str] | None = None
+    int8: bool = False
+    head: Head | None = None
+    labels: Sequence[str] | None = None
+
+    def __post_init__(self) -> None:
+        given = {"--int8": self.int8, "--head": self.head, "--labels": self.labels}
+        alone = [name for name, value in given.items() if value]
+        if alone and self.onnx is None:
+            raise ArgumentError(f"{alone[0]} is of the ONNX files: add --onnx")
 
 
 class VideoEncoder(nn.Module):
@@ -51,15 +78,29 @@ def export_program(model: ALT) -> torch.export.ExportedProgram:
         )
 
 
-def export(checkpoint: str | Path, out: Path, program: bool) -> None:
-    """Fill the folder `out`. checkpoint: a run folder or a file. program: also write the video encoder by torch.export.
+def compile_program(program: torch.export.ExportedProgram, path: Path) -> None:
+    """Compile by AOTInductor, for machines like this one; `torch._inductor.aoti_load_package` runs the file."""
+    write_atomically(path, lambda file: torch._inductor.aoti_compile_and_package(program, package_path=str(file)))
 
-    Raises CheckpointError, FileError, and RunError when the folder holds something.
+
+def export(checkpoint: str | Path, out: Path, programs: Programs | None = None) -> None:
+    """Fill the folder `out`. checkpoint: a run folder or a file. programs: by default none.
+
+    Raises CheckpointError, FileError, ArgumentError for what cannot be exported so, and RunError when the folder holds
+    something or a compiler is missing.
     """
-    checkpoint = Path(checkpoint)
+    programs, checkpoint = programs or Programs(), Path(checkpoint)
     trained = load(checkpoint)
+    if programs.aoti and not any(map(shutil.which, ("g++", "clang++"))):
+        raise RunError("--aoti needs a C++ compiler, g++ or clang++, and none is on the PATH")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise RunError(f"{out} is no empty folder: choose another --out")
+    labels = trained.classes if programs.labels is None else programs.labels
+    files = None
+    if programs.onnx is not None:
+        from alt_fast.inference import onnx  # an extra
+
+        files = onnx.build(trained, programs.onnx, labels, programs.head or trained.head)
     make_folder(out)
     run = checkpoint if (checkpoint / CONFIG).exists() else None
     if run is not None:
@@ -81,7 +122,12 @@ def export(checkpoint: str | Path, out: Path, program: bool) -> None:
     )
     if trained.model.corpus is not None:
         trained.model.corpus.save(out / "corpus.json")
-    if program:
+    if programs.program or programs.aoti:
         exported = export_program(trained.model)
-        write_atomically(out / PROGRAM, lambda partial: torch.export.save(exported, partial))
+        if programs.program:
+            write_atomically(out / PROGRAM, lambda file: torch.export.save(exported, file))
+        if programs.aoti:
+            compile_program(exported, out / COMPILED)
+    if files is not None:
+        onnx.save(out, files, programs.int8)
     write_text(out / CARD, model_card(trained, run))

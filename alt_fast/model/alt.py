@@ -150,7 +150,7 @@ class ALT(nn.Module):
         if head != "clip":
             pooled = seen.pooled
             if self.config.query == "learned":  # by place in the clip, whatever the frame
-                pooled = self.alignment.learned.expand(len(pooled), -1, -1)
+                pooled = self.alignment.learned.expand(pooled.shape[0], -1, -1)
             scores.append(self.logits(self.answer(pooled, seen.frame), classes).float().softmax(-1))
         if head != "alt":
             scores.append(self.clip_logits(seen.frame, classes).softmax(-1))

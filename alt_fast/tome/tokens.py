@@ -37,7 +37,7 @@ class Tokens:
     def source(self) -> Tensor:
         """The token [B, N] int32 that each of the first N tokens is in now."""
         if not self.merges:
-            return torch.arange(self.x.shape[1], dtype=torch.int32, device=self.x.device).expand(len(self.x), -1)
+            return torch.arange(self.x.shape[1], dtype=torch.int32, device=self.x.device).expand(self.x.shape[0], -1)
         source = self.merges[0][0].slot
         for plan, _ in self.merges[1:]:
             source = compose(source, plan.slot)

@@ -1,0 +1,26 @@
+"""Top-1 of ONNX files beside PyTorch's, on the smallest dataset."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from benchmarks.onnx_accuracy import main
+from tests.conftest import one_block
+
+
+def test_it_scores_the_same_videos_by_all(onnx_folder: Path, shapes: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lists = ["--list", str(shapes / "unseen.txt"), "--classes", str(shapes / "unseen_classes.csv"), "--workers", "0"]
+    with one_block():
+        assert main([str(onnx_folder), *lists]) == 0
+        head, *rows = capsys.readouterr().out.splitlines()
+        assert head.endswith("unseen.txt: 12 videos")
+        top1 = {re.split("  +", row.strip())[0]: re.findall(r"([\d.]+)%", row) for row in rows}
+        assert list(top1) == ["PyTorch", "ONNX", "ONNX, int8"]
+        assert top1["ONNX"] == top1["PyTorch"]
+        assert top1["PyTorch"][1] == "100.0"
+
+
+def test_what_cannot_be_scored_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(tmp_path)]) == 1
+    assert "holds no model.safetensors" in capsys.readouterr().err
