@@ -37,14 +37,15 @@ _COUNTED = {"frames": "frames", "video": "clips", "frame": "clips", "pooled": "c
 
 
 class FrameEncoder(nn.Module):
-    """frames [F, 3, H, W] fp32, normalised -> frame, pooled [F, d] fp32, entity [F, n] int64: `FrameFeatures`."""
+    """frames [F, 3, H, W] fp32, normalised -> frame, pooled [F, d] fp32, entity [F, n] int64 of `FrameFeatures`."""
 
     def __init__(self, model: ALT, head: Head) -> None:
         super().__init__()
         self.model, self.head = model, head
 
-    def forward(self, frames: Tensor) -> FrameFeatures:
-        return self.model.see(frames, self.head)
+    def forward(self, frames: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        frame, pooled, entity, _ = self.model.see(frames, self.head)
+        return frame, pooled, entity
 
 
 class Decoder(nn.Module):
@@ -56,7 +57,7 @@ class Decoder(nn.Module):
 
     def forward(self, frame: Tensor, pooled: Tensor, classes: Tensor) -> Tensor:
         unused = torch.empty(*frame.shape[:2], 0, dtype=torch.int64)  # entities name what was seen, and score nothing
-        return self.model.score(FrameFeatures(frame, pooled, unused), classes, self.head)
+        return self.model.score(FrameFeatures(frame, pooled, unused, unused), classes, self.head)
 
 
 class Whole(nn.Module):
