@@ -191,4 +191,4 @@ def test_a_row_that_fails_is_named(tmp_path: Path, capsys: pytest.CaptureFixture
     error = capsys.readouterr().err
     assert "status 1 of" in error
     assert "base.log" in error
-    assert "name the videos" in (tmp_path / "seed0" / "base.log").read_text()
+    assert "cannot read none.csv" in (tmp_path / "seed0" / "base.log").read_text()

@@ -62,7 +62,7 @@ def test_the_numbers_are_the_model_s(trained: TrainedModel, video: Path, explana
 def check_view(view: View, model: ALT, clip: torch.Tensor, templates: Sequence[str]) -> None:
     with torch.inference_mode():
         classes = model.text.classes([label for label, _ in view.labels], templates)
-        logits, _, entity = model(clip, classes)
+        logits, _, entity, _ = model(clip, classes)
         seen = model.encoder(clip[0])
     assert [p for _, p in view.labels] == pytest.approx(logits[0].softmax(-1).tolist())
     assert [p for _, p in view.labels] == sorted((p for _, p in view.labels), reverse=True)

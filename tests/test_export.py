@@ -97,6 +97,7 @@ def test_what_cannot_be_exported(
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "onnxscript", None)
         patch.delitem(sys.modules, "alt_fast.inference.onnx", raising=False)
+        patch.delattr("alt_fast.inference.onnx", raising=False)
         assert main([*command, "--onnx"]) == 1
         assert "this needs onnxscript: pip install 'alt-fast[onnx]'" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()

@@ -118,13 +118,13 @@ def test_its_page_is_there_while_it_runs(running: Command) -> None:
 
 
 def test_the_second_signal_does_what_it_did_before() -> None:
-    before = signal.getsignal(signal.SIGTERM)
+    terminate, interrupt = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     with until_asked() as ending:
         signal.raise_signal(signal.SIGTERM)
         assert ending.wait(10)
-        assert signal.getsignal(signal.SIGTERM) == before
-        assert signal.getsignal(signal.SIGINT) != signal.default_int_handler
-    assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
+        assert signal.getsignal(signal.SIGTERM) == terminate
+        assert signal.getsignal(signal.SIGINT) != interrupt
+    assert signal.getsignal(signal.SIGINT) == interrupt
 
 
 @pytest.mark.usefixtures("in_no_time")
