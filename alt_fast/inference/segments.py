@@ -57,11 +57,9 @@ class Segmenter:
             self._open.setdefault(label, _Open(start))
         for label, segment in self._open.items():
             score = float(probabilities[label])
-            segment.steps, segment.total, segment.peak = (
-                segment.steps + 1,
-                segment.total + score,
-                max(segment.peak, score),
-            )
+            segment.steps += 1
+            segment.total += score
+            segment.peak = max(segment.peak, score)
 
     def stop(self, end: float) -> None:
         """End all that goes on: at the end, or before a gap."""

@@ -36,9 +36,6 @@ class Recogniser:
         self.trained = trained
         self.labels = trained.classes if labels is None else list(labels)
         self.head = trained.head if head is None else head
-        twice = [label for number, label in enumerate(self.labels) if label in self.labels[:number]]
-        if twice:
-            raise ArgumentError(f"labels must differ, got {twice[0]!r} twice")
         if self.head != "clip":
             trained._check_trained()
         self._classes = trained.embed(self.labels)

@@ -4,6 +4,7 @@ Loading runs no code from the file.
 """
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -142,9 +143,15 @@ class TrainedModel:
         return digest.hexdigest()
 
     def embed(self, labels: Sequence[str]) -> Tensor:
-        """Return the embeddings of class names, [I, d], with the texts there are. Raises ArgumentError for none."""
+        """Return the embeddings of class names, [I, d], with the texts there are.
+
+        Raises ArgumentError for none, and for the same one twice.
+        """
         if not labels:
             raise ArgumentError("labels must not be empty")
+        twice = [label for label, count in Counter(labels).items() if count > 1]
+        if twice:
+            raise ArgumentError(f"labels must differ, got {twice[0]!r} twice")
         texts = {label: self.texts[key] for label in labels if (key := name_key(label)) in self.texts}
         return self.model.text.classes(labels, self.templates, texts)
 

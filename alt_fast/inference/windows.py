@@ -171,20 +171,20 @@ def find_segments(
         raise VideoError(path, f"nothing can be told: {scan.gaps[0].cause}")
     times, top, probability = (np.concatenate(parts) for parts in zip(*scan.judged, strict=True))
     return Timeline(
-        Path(path).name,
-        float(windows.steps[-1]),
-        every,
-        window,
-        len(windows.numbers),
-        scan.encoded if judge.apart else windows.numbers.size,
-        labels,
-        sorted(scan.segmenter.segments, key=lambda segment: (segment.start, segment.end)),
-        scan.gaps,
-        times,
-        top,
-        probability,
-        scan.entities,
-        scan.pictures,
+        video=Path(path).name,
+        duration=float(windows.steps[-1]),
+        every=every,
+        window=window,
+        windows=len(windows.numbers),
+        encoded=scan.encoded if judge.apart else windows.numbers.size,
+        labels=labels,
+        segments=sorted(scan.segmenter.segments, key=lambda segment: (segment.start, segment.end)),
+        gaps=scan.gaps,
+        times=times,
+        top=top,
+        probability=probability,
+        entities=scan.entities,
+        pictures=scan.pictures,
     )
 
 

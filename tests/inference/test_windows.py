@@ -201,3 +201,5 @@ def test_what_cannot_be_asked(model: alt_fast.TrainedModel, long: Path) -> None:
         model.find_segments(long, LABELS, every=0)
     with pytest.raises(ArgumentError, match="labels must not be empty"):
         model.find_segments(long, [])
+    with pytest.raises(ArgumentError, match="labels must differ, got 'surfing' twice"):
+        model.find_segments(long, ["surfing", "eating", "surfing"])
