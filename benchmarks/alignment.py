@@ -33,6 +33,7 @@ from alt_fast.data.rng import Stream, integer
 from alt_fast.errors import AltFastError
 from alt_fast.inference.alignment import others_of
 from alt_fast.inference.trained import TrainedModel
+from alt_fast.measure.lines import Row, append_row, read_rows
 from alt_fast.model.alt import ALT
 from alt_fast.model.config import ModelConfig
 from alt_fast.model.text import PROMPTS
@@ -40,7 +41,6 @@ from alt_fast.paper.ablations import spread_text
 from alt_fast.progress import Progress
 from alt_fast.training.config import TrainConfig, parse
 from alt_fast.training.schedule import Schedule, parameter_groups
-from benchmarks.lines import Row, append_row, read_rows
 
 Control = Literal["random", "permuted", "oracle", "everything"]
 """Entities drawn at random, under each other's names, those that the label is of and the background ("oracle"), or

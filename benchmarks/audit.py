@@ -4,7 +4,6 @@ The counts: fvcore on the PyTorch references, fvcore with our handles on the fus
 attention as matrices, and the closed form. The papers' GFLOPs are 10^9 MACs; fvcore adds five per normalised element.
 """
 
-import copy
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,11 +14,9 @@ from typing import Any
 import torch
 from fvcore.nn import FlopCountAnalysis
 from torch import Tensor, nn
-from torch._subclasses import FakeTensorMode
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from alt_fast.corpus import Corpus, Entity
+from alt_fast.measure.counting import UNCOUNTED, UncountedError, dispatcher_count
 from alt_fast.model.alt import ALT
 from alt_fast.model.config import PRESETS, ModelConfig
 from alt_fast_kernels import use_backend
@@ -42,24 +39,6 @@ it equal the paper."""
 
 CLASSES = 400
 
-UNCOUNTED = {
-    "shapes and types, moves at most": """Int ScalarImplicit size view reshape flatten unflatten expand expand_as
-        permute transpose numpy_T select slice unbind chunk squeeze unsqueeze contiguous to""",
-    "fills and copies": "empty ones zeros_like arange cat stack embedding gather index",
-    "choices and plans of matching, no products": "argmax argsort sort max scatter split isnan eq masked_fill round",
-    "integers": "floor_divide remainder",
-    "elementwise: residuals, biases, scales, sizes": "add sub mul div exp log clamp_min",
-    "rotary positions: turns of queries and keys": "neg cos sin hypot clamp",
-    "merging: r weighted rows per image and layer, 0.001 % of a block": "scatter_add scatter_add_",
-    "activations": "gelu sigmoid softmax dropout",
-    "means and unit lengths": "mean linalg_vector_norm",
-}
-"""aten ops that no counter counts, by the reason; an op that is neither counted nor here fails the audit."""
-
-
-class UncountedError(RuntimeError):
-    """A model ran an op that nobody counts."""
-
 
 def fvcore_count(model: nn.Module, inputs: tuple[Tensor, ...]) -> Counter[str]:
     """MACs by operator (layer_norm: FLOPs), executed once. Raises UncountedError for an op that nobody counts."""
@@ -74,15 +53,6 @@ def fvcore_count(model: nn.Module, inputs: tuple[Tensor, ...]) -> Counter[str]:
     if unknown:
         raise UncountedError(f"neither counted nor known to need no count: {', '.join(unknown)}")
     return counts
-
-
-def dispatcher_count(model: nn.Module, inputs: tuple[Tensor, ...]) -> int:
-    """MACs by PyTorch's FlopCounterMode, which does not count norms; on shapes only, with attention as matrices."""
-    model = copy.deepcopy(model).requires_grad_(False)  # its module tracker trips over parameters in a fake world
-    shapes_only = FakeTensorMode(allow_non_fake_inputs=True)
-    with torch.no_grad(), shapes_only, FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        model(*inputs)
-    return counter.get_total_flops() // 2
 
 
 def _merge(

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 import alt_fast  # noqa: F401  (before timm: see alt_fast/_torchvision.py)
-from benchmarks.provenance import provenance
-from benchmarks.timing import WARM_UP, Race, Step
+from alt_fast.measure.provenance import provenance
+from alt_fast.measure.timing import WARM_UP, Race, Step
 
 STARTED = pytest.StashKey[float]()
 ROWS = pytest.StashKey[list[dict[str, Any]]]()

@@ -8,8 +8,9 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
+from alt_fast.measure.counting import dispatcher_count
 from alt_fast.model.clip_weights import build_clip
-from benchmarks.audit import CLASSES, Audit, dispatcher_count, fvcore_count
+from benchmarks.audit import CLASSES, Audit, fvcore_count
 from benchmarks.closed_form import VITS, encoder_macs
 from benchmarks.paper import Published
 

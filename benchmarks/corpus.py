@@ -24,7 +24,7 @@ from alt_fast.corpus.builder.stats import stats
 from alt_fast.corpus.builder.units import units_of
 from alt_fast.corpus.builder.wordnet import open_wordnet
 from alt_fast.data.annotations import read_names
-from benchmarks.provenance import provenance
+from alt_fast.measure.provenance import provenance
 
 CORPORA = {
     "Kinetics-400, no language model": BuildConfig(),

@@ -22,12 +22,12 @@ from torch import Tensor
 from alt_fast.data.config import AugmentConfig
 from alt_fast.inference import onnx
 from alt_fast.inference.trained import TrainedModel
+from alt_fast.measure.provenance import provenance
+from alt_fast.measure.timing import Race, Step
 from alt_fast.model.alt import ALT
 from alt_fast.model.config import PRESETS
 from benchmarks.audit import CLASSES, make_model
 from benchmarks.onnx_accuracy import session
-from benchmarks.provenance import provenance
-from benchmarks.timing import Race, Step
 
 MODELS = ("alt_tiny", "alt_b16")
 PLAIN, MERGED = "un-merged", "merged"

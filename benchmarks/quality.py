@@ -9,6 +9,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 from unittest.mock import patch
@@ -19,11 +20,11 @@ from torch import Tensor, nn
 
 import alt_fast
 from alt_fast.errors import AltFastError, ArgumentError
+from alt_fast.measure.provenance import provenance
 from alt_fast.model.image_models import load_image_model
 from alt_fast.tome.rotary import begin
 from alt_fast.tome.rules import RotaryRule, check_rule
-from alt_fast_kernels import MergePlan, match
-from benchmarks.provenance import provenance
+from alt_fast.tome.tokens import Attended, Tokens, merge_step
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 BATCH = 16
@@ -44,9 +45,9 @@ def read_images(folder: Path, transform: Callable[[Image.Image], Tensor]) -> Ten
     return torch.stack(images)
 
 
-def at_random(key: Tensor, r: int, *rest: Any) -> MergePlan:
-    """A plan of the same form whose pairs are chosen blindly. rest: `match`'s."""
-    return match(torch.randn_like(key), r, *rest)
+def at_random(at: Attended) -> tuple[Tokens, Tensor]:
+    """`merge_step` whose pairs are chosen blindly."""
+    return merge_step(replace(at, key=torch.randn_like(at.key)))
 
 
 def check_rope(model: nn.Module, image: Tensor, rules: Sequence[str]) -> None:
@@ -80,8 +81,8 @@ def quality(
         alt_fast.apply_patch(model, r=r, rotary=rotary)
         found = {"merged": embed()}
         torch.manual_seed(0)
-        with patch("alt_fast.tome.tokens.match", at_random):
-            found["random"] = embed()
+        alt_fast.apply_patch(model, r=r, rotary=rotary, step=at_random)
+        found["random"] = embed()
         alt_fast.remove_patch(model)
         cosines = {how: torch.cosine_similarity(x, expected) for how, x in found.items()}
         levels = torch.tensor([0.25, 0.5, 0.75])

@@ -19,12 +19,12 @@ from alt_fast.files import METRICS, read_json
 from alt_fast.inference.lists import run_lists
 from alt_fast.inference.scoring import EvalConfig
 from alt_fast.inference.trained import load
+from alt_fast.measure.lines import Row, append_row, read_rows
 from alt_fast.model.config import TINY_ROPE
 from alt_fast.paper.ablations import spread_text
 from alt_fast.tome.rules import RotaryRule
 from alt_fast.training.config import parse
 from alt_fast.training.run import run
-from benchmarks.lines import Row, append_row, read_rows
 
 RULES: tuple[RotaryRule, ...] = get_args(RotaryRule)
 MERGED, TRAINED = "merged without training", "trained merged"

@@ -11,21 +11,18 @@ import copy
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import alt_fast
-from alt_fast.tome.rules import RotaryRule
-from alt_fast.tome.tokens import Tokens
-from alt_fast_kernels import max_r
-from benchmarks.provenance import provenance
-from benchmarks.timing import Race
+from alt_fast.measure.ceiling import drop_step
+from alt_fast.measure.provenance import provenance
+from alt_fast.measure.timing import Race
 
 PLAIN, MERGED, DROPPED = "un-merged", "merged", "dropped"
 
@@ -80,25 +77,6 @@ CASES = {
 frames."""
 
 
-def drop_step(
-    tokens: Tokens,
-    branch: Tensor,
-    key: Tensor,
-    norm: nn.Module | None,
-    r: int | float,
-    protected: int,
-    rule: RotaryRule = "mean",
-    destinations: int = 2,
-) -> tuple[Tokens, Tensor]:
-    """`merge_step` that drops the last tokens, as many as would merge into every k-th, the destinations."""
-    num_tokens = tokens.x.shape[1]
-    r = int(r * (num_tokens - protected)) if isinstance(r, float) else r
-    kept = num_tokens - min(r, max_r(num_tokens, protected, destinations))
-    x = (tokens.x + branch)[:, :kept]
-    turns = None if tokens.turns is None else tokens.turns._replace(table=tokens.turns.table[:, :kept])
-    return replace(tokens, x=x, turns=turns), x if norm is None else norm(x)
-
-
 def measure(name: str, share: float, batch: int, rounds: int, device: str) -> dict[str, Any]:
     """Time one tower un-merged, merged and dropped; FLOPs by PyTorch's counter."""
     case = CASES[name]
@@ -106,21 +84,17 @@ def measure(name: str, share: float, batch: int, rounds: int, device: str) -> di
     plain = case.build().eval().to(device)
     x = torch.randn(batch, *case.shape, device=device)
     merging = alt_fast.apply_patch(copy.deepcopy(plain), r=share)
-
-    def dropped() -> object:
-        with patch("alt_fast.tome.block.merge_step", drop_step):
-            return case.call(merging, x)
-
+    dropping = alt_fast.apply_patch(copy.deepcopy(plain), r=share, step=drop_step)
     race = Race()
     with torch.inference_mode():
         flops = []
-        for step in (lambda: case.call(plain, x), dropped):
+        for step in (lambda: case.call(plain, x), lambda: case.call(dropping, x)):
             with FlopCounterMode(display=False) as counter:
                 step()
             flops.append(counter.get_total_flops())
         race.add(PLAIN, lambda: case.call(plain, x), device, graph=False)
         race.add(MERGED, lambda: case.call(merging, x), device, graph=False)
-        race.add(DROPPED, dropped, device, graph=False)
+        race.add(DROPPED, lambda: case.call(dropping, x), device, graph=False)
         if race.skipped:
             raise RuntimeError(f"{name}: {race.skipped}")
         for _ in range(rounds):

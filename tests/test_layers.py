@@ -11,6 +11,7 @@ LEAVES = {"errors", "files", "progress", "settings", "distributed", "_torchvisio
 MAY_IMPORT = {
     "tome": {"kernels"},
     "compat": {"tome", "kernels"},
+    "measure": {"tome", "kernels"},
     "data": set(),
     "corpus": {"data"},
     "report": {"data"},

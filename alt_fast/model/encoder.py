@@ -74,9 +74,10 @@ class RegionEncoder(nn.Module):
         check_tower(visual)
         self.visual = visual
         blocks = visual.transformer.resblocks
-        for number, block in enumerate(blocks, start=1):
-            last = number == len(blocks)  # for who runs the tower alone
-            settings = BlockSettings(0, CLASS_TOKENS, prop_attn=True, trace=True, unmerge=False, last=last)
+        for number, block in enumerate(blocks):  # for who runs the tower alone, too
+            settings = BlockSettings(
+                0, CLASS_TOKENS, True, trace=True, unmerge=False, layer=number, num_layers=len(blocks)
+            )
             RegionBlock.patch(block, settings)
         self.set_r(r)
         self.register_buffer("turn_table", None, persistent=False)

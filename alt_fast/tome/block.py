@@ -14,7 +14,7 @@ from alt_fast.tome.destinations import Destinations
 from alt_fast.tome.layout import Layout, apply_parts, part
 from alt_fast.tome.rotary import Turns, begin, merge_turns, rotation
 from alt_fast.tome.rules import RotaryRule
-from alt_fast.tome.tokens import Tokens, merge_step
+from alt_fast.tome.tokens import Attended, Step, Tokens, merge_step
 from alt_fast_kernels import Rotary
 
 
@@ -23,8 +23,9 @@ class BlockSettings:
     """What apply_patch decided for one block.
 
     r: tokens to remove, or a fraction. protected: leading tokens that never merge. prop_attn: attention uses sizes.
-    trace: keep where tokens went. unmerge: every patch has its token's features in what the host reads. last: of its
-    tower. rotary: what becomes of rotary positions. destinations: which tokens others merge into.
+    trace: keep where tokens went. unmerge: every patch has its token's features in what the host reads. layer,
+    num_layers: which block of its tower, from 0. rotary: what becomes of rotary positions. destinations: which tokens
+    others merge into. step: what removes tokens.
     """
 
     r: int | float
@@ -32,9 +33,16 @@ class BlockSettings:
     prop_attn: bool
     trace: bool
     unmerge: bool
-    last: bool
+    layer: int
+    num_layers: int
     rotary: RotaryRule = "mean"
     destinations: Destinations = 2
+    step: Step = merge_step
+
+    @property
+    def last(self) -> bool:
+        """Whether it is the last of its tower."""
+        return self.layer == self.num_layers - 1
 
 
 class Patched(nn.Module):
@@ -93,12 +101,27 @@ class MergingBlock(Patched):
         tokens, rotary = self._rotary(tokens, options or {})
         normed = tokens.x if layout.norm1 is None else part(self, layout.norm1)(tokens.x)
         size = tokens.token_size if tome.prop_attn else None
-        branch, key = layout.attend(part(self, layout.attention), normed, size, rotary)
+        attention = part(self, layout.attention)
+        branch, key = layout.attend(attention, normed, size, rotary)
         branch = apply_parts(self, layout.after_attention, branch)
         if "spatial" in at:
             branch = branch + at["spatial"](branch)
         norm = None if layout.norm2 is None else part(self, layout.norm2)
-        tokens, normed = merge_step(tokens, branch, key, norm, r, tome.protected, tome.rotary, tome.destinations)
+        attended = Attended(
+            tokens,
+            branch,
+            key,
+            r,
+            tome.protected,
+            layer=tome.layer,
+            num_layers=tome.num_layers,
+            norm=norm,
+            rule=tome.rotary,
+            destinations=tome.destinations,
+            attention=attention,
+            normed=normed,
+        )
+        tokens, normed = tome.step(attended)
         if callable(layout.mlp):
             x = tokens.x + layout.mlp(self, normed)
         elif layout.mlp:

@@ -16,7 +16,7 @@ from alt_fast.tome.destinations import Destinations, check_destinations
 from alt_fast.tome.layout import Tower
 from alt_fast.tome.rules import RotaryRule, check_rule
 from alt_fast.tome.schedule import Reduction, merge_schedule
-from alt_fast.tome.tokens import dense_outputs
+from alt_fast.tome.tokens import Step, dense_outputs, merge_step
 
 Model = TypeVar("Model", bound=nn.Module)
 FindTower = Callable[[nn.Module], Tower | None]
@@ -55,6 +55,7 @@ def apply_patch(
     rotary: RotaryRule = "mean",
     find_tower: FindTower | None = None,
     destinations: Destinations = 2,
+    step: Step = merge_step,
 ) -> Model:
     """Make every vision tower in `model` merge tokens; returns the model, patched in place.
 
@@ -75,6 +76,7 @@ def apply_patch(
         `OnePerCell`: one patch of every cell of a grid, in the first layer that merges, whose tokens are the prefix and
         the whole grid (an error of the forward pass, where they are not); later there is no grid, and every other
         token is a destination.
+    step: what removes tokens between attention and MLP, another method than ToMe's (`alt_fast.methods` has some).
 
     A model patched before gets the new settings. Raises ArgumentError naming what merging cannot honour (windows,
     relative position bias, other blocks or attentions), TypeError when model is no module; then the model is as it was
@@ -89,7 +91,7 @@ def apply_patch(
     try:
         check_rule(rotary)
         destinations = check_destinations(destinations)
-        towers = list(_towers(model, find_tower))
+        towers = list(find_towers(model, find_tower))
         if not towers:
             raise ArgumentError(
                 f"{type(model).__name__} holds no vision transformer that apply_patch knows ({', '.join(HOSTS)}); "
@@ -109,7 +111,7 @@ def apply_patch(
     for tower, schedule in zip(towers, schedules, strict=True):
         for i, (block, r_block) in enumerate(zip(tower.blocks, schedule, strict=True)):
             settings = BlockSettings(
-                r_block, tower.protected, prop_attn, trace_source, unmerge, i == len(schedule) - 1, rotary, destinations
+                r_block, tower.protected, prop_attn, trace_source, unmerge, i, len(schedule), rotary, destinations, step
             )
             merging = merging_class(type(block), tower.layouts[type(block)])  # type: ignore[arg-type]
             merging.patch(block, settings)
@@ -147,7 +149,8 @@ def merge_trace(model: nn.Module) -> MergeTrace:
     raise ArgumentError("the model keeps no trace: apply_patch(model, trace_source=True)")
 
 
-def _towers(model: nn.Module, find_tower: FindTower | None) -> Iterator[Tower]:
+def find_towers(model: nn.Module, find_tower: FindTower | None = None) -> Iterator[Tower]:
+    """Yield every vision tower in `model` that an adapter knows, as `apply_patch` finds them. Raises ArgumentError."""
     for module in model.modules():
         if find_tower is not None:
             tower = find_tower(module)

@@ -1,6 +1,7 @@
 """What flows between blocks that merge, and the merge itself: the step between attention and MLP."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -98,41 +99,66 @@ def _dense(value: Any) -> Any:
     return value
 
 
-def merge_step(
-    tokens: Tokens,
-    branch: Tensor,
-    key: Tensor,
-    norm: nn.Module | None,
-    r: int | float,
-    protected: int,
-    rule: RotaryRule = "mean",
-    destinations: Destinations = 2,
-) -> tuple[Tokens, Tensor]:
-    """What stands between attention and MLP: x + branch, merged by similarity of keys, and its norm.
+@dataclass(frozen=True, eq=False)
+class Attended:
+    """Where a `Step` stands in a block: behind attention, before its output is added.
 
-    branch: [B, N, C], attention's output. key: [B, N, H, D]. norm: the MLP's, or None. r: tokens to remove, or a
-    fraction. protected: leading tokens that never merge. rule: what becomes of rotary positions. destinations: which
-    tokens others merge into, `apply_patch`'s.
-    Returns the merged tokens and norm(x'), the MLP's input. Raises ArgumentError when these tokens are no grid of
-    destinations.
+    tokens: the block's. branch: [B, N, C], attention's output. key: [B, N, H, D], what was matched by, before positions
+    turn it. r: tokens to remove, or a fraction of those that are not protected. protected: leading tokens that never
+    merge. layer, num_layers: which block of its tower, from 0. norm: the MLP's, or None. rule: what becomes of rotary
+    positions. destinations: which tokens others merge into, `apply_patch`'s. attention, normed: the host's module, and
+    what it was given [B, N, C], for steps that need more of it than keys.
     """
-    num_tokens = tokens.x.shape[1]
-    if isinstance(r, float):
-        r = int(r * (num_tokens - protected))
-    receiving = 2 if r <= 0 else _receiving(destinations, tokens, protected)
-    if min(r, max_r(num_tokens, protected, receiving)) <= 0:
-        x = tokens.x + branch
-        return replace(tokens, x=x), x if norm is None else norm(x)
-    plan = match(key, r, protected, receiving)
-    before = tokens.sizes()
-    if norm is None:
-        x, size = merge(tokens.x, before, plan, branch)
-        normed = x
-    else:
-        x, size, normed = merge(tokens.x, before, plan, branch, norm=norm)
-    turns = None if tokens.turns is None else merge_turns(tokens.turns, before, plan, rule)
-    merges = (*tokens.merges, (plan, before))
-    return replace(tokens, x=x, token_size=size, merges=merges, turns=turns), normed
+
+    tokens: Tokens
+    branch: Tensor
+    key: Tensor
+    r: int | float
+    protected: int = 0
+    layer: int = 0
+    num_layers: int = 1
+    norm: nn.Module | None = None
+    rule: RotaryRule = "mean"
+    destinations: Destinations = 2
+    attention: nn.Module | None = None
+    normed: Tensor | None = None
+
+    @property
+    def reduction(self) -> int:
+        """How many tokens to remove, of as many as there are."""
+        return int(self.r * (self.tokens.x.shape[1] - self.protected)) if isinstance(self.r, float) else self.r
+
+    def keep(self) -> tuple[Tokens, Tensor]:
+        """Add the branch, and remove no token."""
+        x = self.tokens.x + self.branch
+        return replace(self.tokens, x=x), x if self.norm is None else self.norm(x)
+
+    def merge(self, plan: MergePlan) -> tuple[Tokens, Tensor]:
+        """Add the branch, and merge as a plan says."""
+        tokens, before = self.tokens, self.tokens.sizes()
+        if self.norm is None:
+            x, size = merge(tokens.x, before, plan, self.branch)
+            normed = x
+        else:
+            x, size, normed = merge(tokens.x, before, plan, self.branch, norm=self.norm)
+        turns = None if tokens.turns is None else merge_turns(tokens.turns, before, plan, self.rule)
+        merges = (*tokens.merges, (plan, before))
+        return replace(tokens, x=x, token_size=size, merges=merges, turns=turns), normed
+
+
+Step = Callable[[Attended], tuple[Tokens, Tensor]]
+"""Stands between attention and MLP: adds the branch, leaves fewer tokens, and returns norm(x') too, the MLP's input."""
+
+
+def merge_step(at: Attended) -> tuple[Tokens, Tensor]:
+    """x + branch, merged by similarity of keys (ToMe, section 3).
+
+    Raises ArgumentError when these tokens are no grid of destinations.
+    """
+    receiving = 2 if at.reduction <= 0 else _receiving(at.destinations, at.tokens, at.protected)
+    if min(at.reduction, max_r(at.tokens.x.shape[1], at.protected, receiving)) <= 0:
+        return at.keep()
+    return at.merge(match(at.key, at.reduction, at.protected, receiving))
 
 
 def _receiving(destinations: Destinations, tokens: Tokens, protected: int) -> int | Tensor:

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from alt_fast.corpus import Corpus, Entity
+from alt_fast.measure.counting import UncountedError
 from alt_fast.model.alt import ALT
 from alt_fast.model.config import PRESETS
 from alt_fast_kernels import match, merge, proportional_attention
 from alt_fast_kernels.counting import flop_formulas
-from benchmarks.audit import Audit, UncountedError, count_alt, describe, fused_ops_on_cpu, fvcore_count
+from benchmarks.audit import Audit, count_alt, describe, fused_ops_on_cpu, fvcore_count
 from benchmarks.closed_form import ALTShape, ViT
 from benchmarks.paper import CONTROLS, ROWS, Published
 

@@ -20,7 +20,7 @@ from alt_fast import OnePerCell
 from alt_fast.errors import ArgumentError
 from alt_fast.tome.destinations import Destinations
 from alt_fast.tome.schedule import merge_schedule
-from alt_fast.tome.tokens import Tokens, merge_step
+from alt_fast.tome.tokens import Attended, Tokens, merge_step
 from alt_fast_kernels import use_backend
 
 GRID = (5, 4, 4)  # of ten frames of 64 x 64 pixels, two in a tubelet
@@ -234,7 +234,7 @@ def test_the_merge_is_the_same_by_the_kernels() -> None:
     x, branch, key = torch.randn(2, 81, 16), torch.randn(2, 81, 16), torch.randn(2, 81, 2, 8)
 
     def step() -> Tokens:
-        return merge_step(Tokens(x), branch, key, None, 75, 1, destinations=OnePerCell(GRID, (5, 2, 2)))[0]
+        return merge_step(Attended(Tokens(x), branch, key, 75, 1, destinations=OnePerCell(GRID, (5, 2, 2))))[0]
 
     expected = step()
     with use_backend("triton"):

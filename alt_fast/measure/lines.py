@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from alt_fast.files import make_folder
-from benchmarks.provenance import provenance
+from alt_fast.measure.provenance import provenance
 
 Row = dict[str, Any]
 

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import torch
 
+import alt_fast
+
 PACKAGES = (
     *("triton", "timm", "open_clip_torch", "transformers", "torchvision", "fvcore", "xformers", "numpy"),
     *("av", "nvidia-dali-cuda120", "decord", "torchcodec"),
@@ -19,13 +21,21 @@ def provenance() -> dict[str, object]:
     """Device, clocks, versions and commit, for the head of a result file."""
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": _output("git", "rev-parse", "HEAD", cwd=Path(__file__).parent) or "unknown",
-        "uncommitted_changes": bool(_output("git", "status", "--porcelain", "-uno", cwd=Path(__file__).parent)),
+        **_commit(),
         "python": platform.python_version(),
         # of torch the build too, which a package's version leaves out where it comes from PyPI
         "packages": {"torch": torch.__version__} | {name: found for name in PACKAGES if (found := _version(name))},
         **(_gpu() if torch.cuda.is_available() else _cpu()),
     }
+
+
+def _commit() -> dict[str, object]:
+    """Of the checkout that this file belongs to; an installed package may lie in somebody else's."""
+    here = Path(__file__)
+    if not _output("git", "ls-files", here.name, cwd=here.parent):
+        return {"commit": "unknown", "uncommitted_changes": False, "alt_fast": alt_fast.__version__}
+    changes = _output("git", "status", "--porcelain", "-uno", cwd=here.parent)
+    return {"commit": _output("git", "rev-parse", "HEAD", cwd=here.parent), "uncommitted_changes": bool(changes)}
 
 
 def _version(package: str) -> str | None:
