@@ -123,6 +123,7 @@ _AUGMENT, _DATASET, _LISTS = (
 )
 _RESULTS = "tests/inference/test_results.py"
 _DESTINATIONS = "tests/tome/test_destinations.py"
+_METHODS, _RULES = "tests/methods/test_methods.py", "tests/methods/test_rules.py"
 _CONFIGS = "alt_fast/training/configs"
 
 MUTATIONS = [
@@ -209,6 +210,24 @@ MUTATIONS = [
         "return 2 if tokens.merges else _of_grid(",
         "return _of_grid(",
         f"{_DESTINATIONS}::test_an_int_holds_in_every_layer_and_a_grid_in_the_first_that_merges",
+    ),
+    Mutation(
+        "alt_fast/tome/tokens.py",
+        "merges = (*tokens.merges, (plan, counts))",
+        "merges = (*tokens.merges, (plan, before))",
+        f"{_METHODS}::test_a_dropped_token_moves_nobody",
+    ),
+    Mutation(
+        "alt_fast/methods/plans.py",
+        "kept = (keeper == token) & (size > 0)",
+        "kept = keeper == token",
+        f"{_METHODS}::test_images_are_padded_to_the_longest",
+    ),
+    Mutation(
+        "alt_fast/methods/pitome.py",
+        "(cosine - margin).expm1()",
+        "(cosine - margin).exp()",
+        f"{_RULES}::test_follows_its_rule_in_every_layer",
     ),
     Mutation(
         "alt_fast/tome/rotary.py",

@@ -11,7 +11,8 @@ LEAVES = {"errors", "files", "progress", "settings", "distributed", "_torchvisio
 MAY_IMPORT = {
     "tome": {"kernels"},
     "compat": {"tome", "kernels"},
-    "measure": {"tome", "kernels"},
+    "methods": {"tome", "kernels"},
+    "measure": {"methods", "tome", "kernels"},
     "data": set(),
     "corpus": {"data"},
     "report": {"data"},

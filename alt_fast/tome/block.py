@@ -120,6 +120,7 @@ class MergingBlock(Patched):
             destinations=tome.destinations,
             attention=attention,
             normed=normed,
+            rotary=rotary,
         )
         tokens, normed = tome.step(attended)
         if callable(layout.mlp):
@@ -148,10 +149,10 @@ class MergingBlock(Patched):
     def _turns(self, given: Rotary, tokens: Tokens) -> Turns:
         """Turns of all tokens that there ever were, merged as they were."""
         rule = self.tome.rotary
-        num_tokens = tokens.merges[0][0].slot.shape[1] if tokens.merges else tokens.x.shape[1]
+        num_tokens = tokens.merges[0][1].shape[1] if tokens.merges else tokens.x.shape[1]
         turns = begin(given, num_tokens, tokens.x.dtype, rule)
-        for plan, size in tokens.merges:
-            turns = merge_turns(turns, size, plan, rule)
+        for plan, weight in tokens.merges:
+            turns = merge_turns(turns, weight, plan, rule)
         return turns
 
     def _finish(self, tokens: Tokens) -> Tensor:

@@ -57,14 +57,21 @@ def rotation(turns: Turns, rule: RotaryRule) -> Rotary:
 
 
 def merge_turns(turns: Turns, size: Tensor, plan: MergePlan, rule: RotaryRule) -> Turns:
-    """Merge turns as the tokens, whose sizes [B, N] are those before the merge."""
-    table = turns.table.expand(size.shape[0], *turns.table.shape[1:])
+    """Merge turns as the tokens, whose sizes [B, N] are those before the merge, or what they weigh in its place."""
+    table = with_empty(turns.table.expand(size.shape[0], *turns.table.shape[1:]), plan)
+    size = with_empty(size, plan)
     if rule == "survivor":
         kept = plan.order[:, : plan.num_slots].long()
         table = table.gather(1, kept[:, :, None, None].expand(-1, -1, *table.shape[2:]))
     else:
         table = merge(table.flatten(2), size, plan)[0].unflatten(2, table.shape[2:])
     return turns._replace(table=table)
+
+
+def with_empty(x: Tensor, plan: MergePlan) -> Tensor:
+    """x [B, N, ...], and zeros behind it for as many tokens as the plan has more."""
+    more = plan.slot.shape[1] - x.shape[1]
+    return torch.cat((x, x.new_zeros(x.shape[0], more, *x.shape[2:])), 1) if more else x
 
 
 def _angles(cos: Tensor, sin: Tensor) -> Tensor:

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from alt_fast.errors import ArgumentError
 from alt_fast.tome.destinations import Destinations, OnePerCell
-from alt_fast.tome.rotary import Turns, merge_turns
+from alt_fast.tome.rotary import Turns, merge_turns, with_empty
 from alt_fast.tome.rules import RotaryRule
-from alt_fast_kernels import MergePlan, compose, match, max_r, merge, unmerge
+from alt_fast_kernels import MergePlan, Rotary, compose, match, max_r, merge, unmerge
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,9 +23,9 @@ class Tokens:
     `dense()`: every patch has the features of its token, where it was in the grid.
 
     x: [B, N', C]. token_size: [B, N'] fp32, patches in each token; None before the first merge, when all are 1.
-    merges: the plan of every merge so far, and the sizes [B, N] before it. turns: rotary positions, in hosts that have
-    them. unmerges: whether a host's own code sees all N tokens, or the N' merged ones. sequence_first: it sees
-    [N, B, C].
+    merges: the plan of every merge so far, and what the tokens before it weighed [B, N]: their sizes, as a rule. turns:
+    rotary positions, in hosts that have them. unmerges: whether a host's own code sees all N tokens, or the N' merged
+    ones. sequence_first: it sees [N, B, C].
     """
 
     x: Tensor
@@ -39,7 +39,8 @@ class Tokens:
         """The token [B, N] int32 that each of the first N tokens is in now."""
         if not self.merges:
             return torch.arange(self.x.shape[1], dtype=torch.int32, device=self.x.device).expand(self.x.shape[0], -1)
-        source = self.merges[0][0].slot
+        first, weight = self.merges[0]
+        source = first.slot[:, : weight.shape[1]]  # without the empty tokens that a plan may add
         for plan, _ in self.merges[1:]:
             source = compose(source, plan.slot)
         return source
@@ -106,8 +107,8 @@ class Attended:
     tokens: the block's. branch: [B, N, C], attention's output. key: [B, N, H, D], what was matched by, before positions
     turn it. r: tokens to remove, or a fraction of those that are not protected. protected: leading tokens that never
     merge. layer, num_layers: which block of its tower, from 0. norm: the MLP's, or None. rule: what becomes of rotary
-    positions. destinations: which tokens others merge into, `apply_patch`'s. attention, normed: the host's module, and
-    what it was given [B, N, C], for steps that need more of it than keys.
+    positions. destinations: which tokens others merge into, `apply_patch`'s. attention, normed, rotary: the host's
+    module, what it was given [B, N, C], and what turned its queries and keys, for steps that need more than keys.
     """
 
     tokens: Tokens
@@ -122,6 +123,7 @@ class Attended:
     destinations: Destinations = 2
     attention: nn.Module | None = None
     normed: Tensor | None = None
+    rotary: Rotary | None = None
 
     @property
     def reduction(self) -> int:
@@ -133,16 +135,25 @@ class Attended:
         x = self.tokens.x + self.branch
         return replace(self.tokens, x=x), x if self.norm is None else self.norm(x)
 
-    def merge(self, plan: MergePlan) -> tuple[Tokens, Tensor]:
-        """Add the branch, and merge as a plan says."""
+    def merge(self, plan: MergePlan, weight: Tensor | None = None) -> tuple[Tokens, Tensor]:
+        """Add the branch, and merge as a plan says.
+
+        plan: of these tokens, and of empty ones behind them, of size 0, where it has more. weight: [B, N] fp32 >= 0,
+        what tokens count in the mean of their slot, instead of their sizes: 0 for a token that is dropped into the one
+        that keeps the slot. Sizes add up all the same.
+        """
         tokens, before = self.tokens, self.tokens.sizes()
+        counts = before if weight is None else weight
+        x, branch = with_empty(tokens.x, plan), with_empty(self.branch, plan)
         if self.norm is None:
-            x, size = merge(tokens.x, before, plan, self.branch)
+            x, size = merge(x, with_empty(counts, plan), plan, branch)
             normed = x
         else:
-            x, size, normed = merge(tokens.x, before, plan, self.branch, norm=self.norm)
-        turns = None if tokens.turns is None else merge_turns(tokens.turns, before, plan, self.rule)
-        merges = (*tokens.merges, (plan, before))
+            x, size, normed = merge(x, with_empty(counts, plan), plan, branch, norm=self.norm)
+        if weight is not None:
+            size = torch.zeros_like(size).scatter_add(1, plan.slot.long(), with_empty(before, plan))
+        turns = None if tokens.turns is None else merge_turns(tokens.turns, counts, plan, self.rule)
+        merges = (*tokens.merges, (plan, counts))
         return replace(tokens, x=x, token_size=size, merges=merges, turns=turns), normed
 
 
