@@ -1,10 +1,12 @@
 """What a page shows is what the model did; and the page itself, in a browser."""
 
+import copy
 import html
 import json
 import re
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,12 +20,13 @@ from alt_fast.data.decode import decode_clip
 from alt_fast.explain import main
 from alt_fast.inference.explain import region_colors
 from alt_fast.inference.predict import load_video
+from alt_fast.inference.relevance import relevance_maps
 from alt_fast.inference.trained import TrainedModel
 from alt_fast.model.alt import ALT
 from alt_fast.model.decoder import Attention
 from alt_fast.report.explanation import Explanation
 from alt_fast.report.page import page_data, timeline, write_page
-from alt_fast.report.seen import View
+from alt_fast.report.seen import View, strongest
 from tests.browser import look, needs_browser
 
 
@@ -75,6 +78,7 @@ def check_view(view: View, model: ALT, clip: torch.Tensor, templates: Sequence[s
         assert sum(share for _, share in frame.ranking) == pytest.approx(1)
         sizes = frame.regions[-1].bincount(minlength=len(frame.tokens)).tolist()
         assert sizes[1:] == [token.size for token in frame.tokens[1:]]
+    assert list(view.maps) == [view.labels[0][0], *strongest(view.frames)]
     assert sum(view.attention) == pytest.approx(1)
     assert len(view.attention) == len(view.frames) == model.config.frames
 
@@ -155,6 +159,34 @@ def test_the_page_holds_the_numbers_and_nothing_from_elsewhere(explanation: Expl
     assert len(page) < 5_000_000
 
 
+def test_maps_are_what_a_token_s_strength_changes(trained: TrainedModel, video: Path) -> None:
+    """Activation times gradient is how a score changes when all of a token grows."""
+    model = copy.deepcopy(trained.model).double()
+    clip, schedule = load_video(video, trained.spec)[0].double(), [5] * 4
+    with torch.inference_mode():
+        texts = model.text.classes(["a star growing", "a moon"], trained.templates).double()
+        maps = relevance_maps(model.encoder, clip, texts, schedule)
+        tokens = model.encoder.start(clip)
+        *layers, last = model.encoder.layers(schedule)
+        for layer in layers:
+            tokens = model.encoder.run_layer(*layer, tokens)
+
+        def scores(scale: torch.Tensor) -> torch.Tensor:
+            x = tokens.x * scale[:, None]
+            seen = model.encoder.finish(model.encoder.run_layer(*last, replace(tokens, x=x))).tokens[:, 0]
+            return torch.cosine_similarity(seen[None], texts[:, None], dim=-1)  # [K, T]
+
+        ones, step = torch.ones(tokens.x.shape[1], dtype=torch.float64), 1e-3
+        grown = [ones + step * torch.eye(len(ones))[i] for i in range(len(ones))]
+        shrunk = [2 * ones - up for up in grown]
+        change = torch.stack(
+            [(scores(up) - scores(down)) / (2 * step) for up, down in zip(grown, shrunk, strict=True)], -1
+        )
+    change = change.relu().gather(2, tokens.source()[None, :, 1:].long().expand(2, -1, -1))
+    expected = change / change.amax((1, 2), keepdim=True)
+    torch.testing.assert_close(maps, expected.float(), rtol=1e-3, atol=1e-3)
+
+
 def test_a_notebook_shows_the_page(explanation: Explanation, tmp_path: Path) -> None:
     shown = re.fullmatch(r'<iframe srcdoc="([^"]*)"[^>]*></iframe>', explanation._repr_html_())
     assert shown is not None
@@ -202,6 +234,9 @@ setTimeout(() => {
   sought = "an entity that this r does not show";
   showView();
   seen.sane = patches();
+  byId("map").value = shown().maps[0][0];
+  byId("map").dispatchEvent(new Event("change"));
+  seen.map = [mapped()[1], [...byId("map").options].map((option) => option.value)];
   seen.bold = document.querySelectorAll("b").length;
   document.body.replaceChildren(JSON.stringify(seen));
 }, 300);
@@ -237,6 +272,8 @@ setTimeout(() => {
         for frame in explanation.view.frames
     ]
     assert seen["all"] == seen["sane"] == [36] * len(explanation.images)
+    name, shares = next(iter(explanation.view.maps.items()))
+    assert seen["map"] == [(100 * shares[1]).round().int().tolist(), ["-", *explanation.view.maps]]
     assert seen["bold"] == 0
     assert not seen["wide"]
 

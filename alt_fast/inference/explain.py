@@ -10,11 +10,12 @@ from torchvision.transforms.functional import to_pil_image
 from alt_fast.data.augment import unpaint
 from alt_fast.data.config import ClipSpec
 from alt_fast.inference.predict import entity_shares, load_video, rank
+from alt_fast.inference.relevance import relevance_maps
 from alt_fast.model.alt import ALT
 from alt_fast.model.encoder import MergeSchedule, RegionEncoder, Regions
 from alt_fast.progress import Progress
 from alt_fast.report.explanation import Explanation
-from alt_fast.report.seen import FrameView, RegionInfo, View
+from alt_fast.report.seen import FrameView, RegionInfo, View, strongest
 from alt_fast.tome.schedule import merge_schedule
 
 ENTITIES_PER_TOKEN = 5
@@ -71,6 +72,11 @@ def view_at(model: ALT, video: Tensor, classes: Tensor, labels: Sequence[str], s
         )
         for t in range(len(regions))
     ]
+    texts = {labelled[0][0]: classes[labels.index(labelled[0][0])]}
+    if model.corpus is not None:
+        units = [found.unit for found in model.corpus.entities]
+        texts |= {name: model.alignment.entities[units.index(name)] for name in strongest(frames)}
+    found = relevance_maps(model.encoder, video[0], torch.stack(list(texts.values())), schedule)
     unaligned = None
     if model.corpus is not None:
         drawn = torch.randint(len(model.corpus), (DRAWS, *entity.shape[1:]), generator=torch.Generator().manual_seed(0))
@@ -78,7 +84,7 @@ def view_at(model: ALT, video: Tensor, classes: Tensor, labels: Sequence[str], s
         pooled = model.alignment.pool(model.alignment.entities[drawn], drawn, size)
         logits = model.logits(model.answer(pooled, frame_tokens.expand(DRAWS, -1, -1)), classes)
         unaligned = logits.softmax(-1)[:, labels.index(labelled[0][0])].mean().item()
-    return View(list(schedule), labelled, unaligned, frames, attention)
+    return View(list(schedule), labelled, unaligned, frames, attention, dict(zip(texts, found, strict=True)))
 
 
 def _scaled(schedule: Sequence[int | float]) -> list[list[int | float]]:

@@ -3,7 +3,6 @@
 import base64
 import io
 import json
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,18 +10,14 @@ from typing import Any
 from PIL import Image
 
 from alt_fast.files import write_text
-from alt_fast.report.seen import Seen, View
+from alt_fast.report.seen import Seen, View, strongest
 
 PAGES = Path(__file__).parent / "pages"
-STRONGEST = 6  # entities in the timeline
 
 
 def timeline(view: View) -> dict[str, Any]:
     """Return the entities ("names") with the largest shares over all frames, and their "shares" in each."""
-    totals: Counter[str] = Counter()
-    for frame in view.frames:
-        totals.update(dict(frame.ranking))
-    names = [name for name, _ in totals.most_common(STRONGEST)]
+    names = strongest(view.frames)
     by_frame = [dict(frame.ranking) for frame in view.frames]
     return {"names": names, "shares": [[shares.get(name, 0.0) for shares in by_frame] for name in names]}
 
@@ -46,6 +41,7 @@ def page_data(seen: Seen) -> dict[str, Any]:
                 "labels": view.labels,
                 "unaligned": view.unaligned,
                 "attention": view.attention,
+                "maps": [[name, (100 * shown).round().int().tolist()] for name, shown in view.maps.items()],
                 "timeline": timeline(view),
                 "frames": [
                     {

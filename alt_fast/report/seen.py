@@ -1,9 +1,13 @@
 """What a model saw in a video, as numbers: what pages and pictures draw."""
 
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from PIL import Image
 from torch import Tensor
+
+STRONGEST = 6  # entities that are shown over time
 
 
 @dataclass(frozen=True)
@@ -27,12 +31,21 @@ class FrameView:
     ranking: list[tuple[str, float]]
 
 
+def strongest(frames: Iterable[FrameView]) -> list[str]:
+    """Return the entities with the largest shares over all frames."""
+    totals: Counter[str] = Counter()
+    for frame in frames:
+        totals.update(dict(frame.ranking))
+    return [name for name, _ in totals.most_common(STRONGEST)]
+
+
 @dataclass(frozen=True)
 class View:
     """What the model sees at one r. r: of every layer. labels: by falling probability.
 
     unaligned: the first label's probability with entities drawn at random, the mean of some draws; None where nothing
-    aligns. attention: of the decoder's queries to each frame, summing to 1.
+    aligns. attention: of the decoder's queries to each frame, summing to 1. maps: where texts are seen, [T, h * w] in
+    [0, 1] by text: the first label, then entities.
     """
 
     r: list[int | float]
@@ -40,6 +53,7 @@ class View:
     unaligned: float | None
     frames: list[FrameView]
     attention: list[float]
+    maps: dict[str, Tensor]
 
 
 @dataclass(frozen=True)
