@@ -14,6 +14,7 @@ COMMANDS = {
     "live": "name the action in a camera's picture, or any other stream, as it happens",
     "explain": "show what the model saw in a video, as a page, a picture or a video",
     "visualize": "show which patches of an image merge in any vision transformer",
+    "judge": "audit a way of removing tokens: speed beside its ceiling, agreement, faults",
     "extract": "write the video vectors of a list of videos",
     "export": "put a trained model in a folder for others",
     "watch": "show how training runs are going",
@@ -21,7 +22,7 @@ COMMANDS = {
     "data": "check, browse, pack and generate videos",
     "protocols": "the paper's few-shot, zero-shot and linear-probe experiments",
     "ablations": "the paper's ablation tables, with ours beside them",
-    "ls": "list configurations, backbones and hosts",
+    "ls": "list configurations, backbones, hosts and methods",
     "cp": "copy a configuration, to edit it",
 }
 

@@ -130,8 +130,9 @@ def tell_segments(arguments: argparse.Namespace, labels: list[str] | None, loadi
     from alt_fast.inference.segments import Hysteresis
     from alt_fast.report.timeline import check_suffix, clock
 
-    if len(arguments.videos) != 1 or (arguments.top_k, arguments.root) != (None, None) or arguments.loader == "dali":
-        raise ArgumentError("--every is for one video, and takes no --top-k, --root or --loader dali")
+    of_many = (arguments.top_k, arguments.root, arguments.batch_size) != (None, None, cli.BATCH_SIZE)
+    if len(arguments.videos) != 1 or of_many or arguments.loader == "dali":
+        raise ArgumentError("--every is for one video, and takes no --top-k, --root, --batch-size or --loader dali")
     if arguments.out is not None:
         check_suffix(arguments.out)
     rule = Hysteresis(

@@ -195,9 +195,13 @@ def add_loader(parser: Any) -> None:
     )
 
 
+BATCH_SIZE = 32
+
+
 def add_batch_size(parser: Any) -> None:
     """Add --batch-size."""
-    parser.add_argument("--batch-size", type=int, default=32, metavar="B", help="clips per batch (default 32)")
+    what = f"clips per batch (default {BATCH_SIZE})"
+    parser.add_argument("--batch-size", type=int, default=BATCH_SIZE, metavar="B", help=what)
 
 
 def add_workers(parser: Any) -> None:

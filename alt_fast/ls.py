@@ -1,4 +1,4 @@
-"""List what can be named on a command line: configurations, backbones, hosts.
+"""List what can be named on a command line: configurations, backbones, hosts, methods.
 
 alt-fast ls
 alt-fast ls backbones
@@ -42,10 +42,19 @@ def hosts() -> Iterator[str]:
     yield from (f"{library:14} {towers}" for library, (_, towers) in HOSTS.items())
 
 
+def methods() -> Iterator[str]:
+    """Yield ways to remove tokens, what they do, and what their r means."""
+    from alt_fast.methods import METHODS
+
+    for method in METHODS.values():
+        yield f"{method.name:10} {method.what} ({method.source}); r: {method.r}"
+
+
 KINDS = {
     "configs": (configs, "for alt-fast train --config NAME and alt-fast cp NAME FILE"),
     "backbones": (backbones, "for --model.backbone, create_model(backbone=...) and --backbone"),
     "hosts": (hosts, "for apply_patch: libraries, and their vision transformers"),
+    "methods": (methods, "for alt-fast judge --method NAME: ways to remove tokens"),
 }
 
 

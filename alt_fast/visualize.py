@@ -37,11 +37,13 @@ def regions(
 def make_parser() -> argparse.ArgumentParser:
     """Return the command line."""
     parser = cli.make_parser(
-        "visualize", "Show which patches of an image merge in a vision transformer of timm or open_clip."
+        "visualize", "Show which patches of an image merge in a vision transformer of timm, transformers or open_clip."
     )
     parser.add_argument("image", metavar="IMAGE", help="picture file")
-    parser.add_argument("--model", required=True, metavar="MODEL", help="timm:NAME or open_clip:NAME")
-    parser.add_argument("--weights", metavar="FILE", help="checkpoint file, or open_clip's tag; by default timm's own")
+    parser.add_argument("--model", required=True, metavar="MODEL", help="timm:NAME, hf:NAME or open_clip:NAME")
+    parser.add_argument(
+        "--weights", metavar="FILE", help="checkpoint file, or a tag of open_clip; default: the library's"
+    )
     parser.add_argument("--image-size", type=int, metavar="N", help="pixels; by default the architecture's own")
     cli.add_r(parser, default=8)
     cli.add_out(parser, "FILE", "picture to write, in a format that Pillow knows")

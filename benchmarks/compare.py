@@ -23,9 +23,10 @@ class Change:
 def read_results(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Provenance and rows of a result file. Raises ValueError naming the file when it is none."""
     try:
-        head, *rows = [json.loads(line) for line in path.read_text().splitlines()]
-        return head["provenance"], rows
-    except (OSError, ValueError, KeyError, TypeError) as e:
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        head = rows[0]["provenance"]  # alone in its line, or of the first of rows that all have their own
+        return head, rows if len(rows[0]) > 1 else rows[1:]
+    except (OSError, ValueError, KeyError, TypeError, IndexError) as e:
         raise ValueError(f"{path} is no result file: {e}") from e
 
 

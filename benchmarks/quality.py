@@ -91,7 +91,7 @@ def quality(
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.quality", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("model", help="timm:NAME or open_clip:NAME")
+    parser.add_argument("model", help="timm:NAME, hf:NAME or open_clip:NAME")
     parser.add_argument("--images", type=Path, required=True, help="folder of images")
     parser.add_argument("--weights", metavar="FILE", help="checkpoint file, or open_clip's tag; by default timm's own")
     parser.add_argument("--image-size", type=int, metavar="N", help="pixels; by default the architecture's own")

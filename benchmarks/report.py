@@ -32,7 +32,9 @@ def read_files(paths: Sequence[Path]) -> tuple[list[Row], list[Row]]:
     for path in paths:
         head, found = read_results(path)
         heads.append(head | {"file": path.name})
-        rows += [row | {"measured": heads[-1]} for row in found]
+        for row in found:
+            own = row.get("provenance")  # of files that grow line by line
+            rows.append(row | {"measured": heads[-1] if own is None else own | {"file": path.name}})
     return heads, rows
 
 
@@ -160,6 +162,34 @@ def towers_table(rows: Iterable[Row]) -> str:
     return "\n".join(lines)
 
 
+def methods_table(rows: Iterable[Row]) -> str:
+    """Markdown: ways to remove tokens, as `alt-fast judge` found them: a row by model, method, r, mode and batch."""
+    lines = [
+        "| | r | FLOPs | speed-up | ceiling | of it | cosine | least | top-1 | faults |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|--:|---|",
+    ]
+    about = None
+    for row in rows:
+        for raced in row.get("races", ()):
+            if not raced["speedup"]:
+                continue
+            case = f"{row['model']}, {raced['mode']}, batch {raced['batch']}"
+            if case != about:
+                about = case
+                lines.append(f"| **{case}** | | | | | | | | | |")
+            (low, middle, high), agreement = raced["speedup"], row["agreement"]
+            near = ("-", "-", "-")
+            if agreement and row["weights"] != "random":
+                near = (f"{agreement['cosine']:.4f}", f"{agreement['cosine_min']:.4f}", f"{agreement['same_top1']:.0%}")
+            cells = [
+                *(row["method"], f"{row['r']}", f"{row['flop_ratio']:.2f}", f"{middle:.2f} ({low:.2f} to {high:.2f})"),
+                *(f"{raced['ceiling'][1]:.2f}", f"{raced['share'][1]:.0%}", *near),
+                ", ".join(fault["name"] for fault in row["faults"]) or "none",
+            ]
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def loader_table(rows: Iterable[Row]) -> str:
     """Markdown: clips per second of every race between decoders or loaders, and speed-ups over its baseline."""
     lines = ["| | | clips/s | speed-up | over |", "|---|---|--:|--:|---|"]
@@ -196,6 +226,7 @@ TABLES = {
     "training": training_table,
     "quality": quality_table,
     "towers": towers_table,
+    "methods": methods_table,
     "loader": loader_table,
     "corpus": corpus_table,
     "senses": senses_table,

@@ -337,7 +337,8 @@ def test_segments_of_a_long_video_in_every_form(
     [
         (["--window", "4s"], "--window is for long videos: it needs --every TIME"),
         (["--min-length", "1s"], "--min-length is for long videos: it needs --every TIME"),
-        (["--every", "1s", "--top-k", "2"], "--every is for one video, and takes no --top-k, --root or --loader dali"),
+        (["--every", "1s", "--top-k", "2"], "--every is for one video, and takes no --top-k, --root, --batch-size or"),
+        (["--every", "1s", "--batch-size", "2"], "--every is for one video, and takes no --top-k, --root, --batch"),
         (["--every", "1s", "--root", "clips"], "--every is for one video, and takes no --top-k, --root"),
         (["--every", "1s", "--out", "segments.txt"], "must end in .csv, .jsonl, .srt, .html, got segments.txt"),
         (["--every", "1s", "--leave", "0.6"], "0 < leave <= enter <= 1, got 0.6 and 0.5"),

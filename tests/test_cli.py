@@ -94,12 +94,12 @@ def test_a_reader_that_leaves_in_the_middle_ends_it_quietly() -> None:
 def test_ls(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["ls"]) == 0
     printed = capsys.readouterr().out
-    for name in ("kinetics400_l14", "tiny", "ViT-B-16", "timm"):
+    for name in ("kinetics400_l14", "tiny", "ViT-B-16", "timm", "pitome"):
         assert f"\n  {name}" in printed
     assert main(["ls", "hosts"]) == 0
     assert "kinetics400" not in capsys.readouterr().out
     assert main(["ls", "everything"]) == 2
-    assert "KIND must be any of configs, backbones, hosts" in capsys.readouterr().err
+    assert "KIND must be any of configs, backbones, hosts, methods" in capsys.readouterr().err
 
 
 def test_cp(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -106,7 +106,7 @@ def test_the_command(image: Image.Image, tmp_path: Path, capsys: pytest.CaptureF
     (tmp_path / "text.png").write_text("no picture")
     for arguments, message in [
         ([str(tmp_path / "text.png"), *command[1:]], "text.png"),
-        ([str(photo), "--model", "vit", "--out", str(out)], "timm:NAME or open_clip:NAME"),
+        ([str(photo), "--model", "vit", "--out", str(out)], "timm:NAME, hf:NAME or open_clip:NAME"),
         ([str(photo), "--model", "timm:none", "--out", str(out)], "none"),
         ([*command[:-1], str(tmp_path / "out.doc")], "unknown file extension: .doc"),
         ([*command, "--r", "-1"], "r must be >= 0"),

@@ -1,9 +1,14 @@
 """The ceiling of a machine: tokens dropped where a method removes them, nothing chosen and nothing merged."""
 
-from dataclasses import replace
+import copy
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
+from alt_fast.measure.observe import Counts, block_names
+from alt_fast.tome.patch import apply_patch
 from alt_fast.tome.tokens import Attended, Tokens
 from alt_fast_kernels import max_r
 
@@ -12,12 +17,45 @@ def drop_step(at: Attended) -> tuple[Tokens, Tensor]:
     """Drop the last tokens, as many as `merge_step` would merge into every k-th one, the destinations."""
     assert isinstance(at.destinations, int)
     num_tokens = at.tokens.x.shape[1]
-    return drop_to(at, num_tokens - min(at.reduction, max_r(num_tokens, at.protected, at.destinations)))
+    return _drop(at, num_tokens - min(at.reduction, max_r(num_tokens, at.protected, at.destinations)))
 
 
-def drop_to(at: Attended, kept: int) -> tuple[Tokens, Tensor]:
-    """Drop all but the first `kept` tokens."""
-    tokens = at.tokens
-    x = (tokens.x + at.branch)[:, :kept]
+@dataclass(frozen=True)
+class DropTo:
+    """A step that leaves as many tokens as it is told. kept: by layer."""
+
+    kept: tuple[int, ...]
+
+    def __call__(self, at: Attended) -> tuple[Tokens, Tensor]:
+        """Drop the last tokens."""
+        return _drop(at, self.kept[at.layer])
+
+
+def dropping(model: nn.Module, counts: Counts) -> nn.Module:
+    """Return a copy of an un-merged model that has as many tokens as `counts` say, at attention and at every MLP.
+
+    It keeps the first ones. No way of removing as many tokens at these places can be faster, for it does nothing else.
+    Raises ArgumentError for a model that `apply_patch` does not know.
+    """
+    model = copy.deepcopy(model)
+    names = block_names(model)
+    apply_patch(model, r=0, step=DropTo(counts.mlp))
+    for name, before, after in zip(names[1:], counts.mlp, counts.attention[1:], strict=False):
+        if after < before:  # removed behind the MLP
+            model.get_submodule(name).register_forward_pre_hook(partial(_drop_before, after))
+    return model
+
+
+def _drop_before(kept: int, block: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    tokens, *others = args
+    return (_first(tokens, kept, tokens.x), *others)
+
+
+def _drop(at: Attended, kept: int) -> tuple[Tokens, Tensor]:
+    tokens = _first(at.tokens, kept, at.tokens.x + at.branch)
+    return tokens, tokens.x if at.norm is None else at.norm(tokens.x)
+
+
+def _first(tokens: Tokens, kept: int, x: Tensor) -> Tokens:
     turns = None if tokens.turns is None else tokens.turns._replace(table=tokens.turns.table[:, :kept])
-    return replace(tokens, x=x, turns=turns), x if at.norm is None else at.norm(x)
+    return replace(tokens, x=x[:, :kept], turns=turns)

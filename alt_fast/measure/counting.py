@@ -21,10 +21,12 @@ UNCOUNTED = {
     "fills and copies": """empty ones zeros_like arange cat stack embedding gather index full lift_fresh clone copy_
         constant_pad_nd repeat index_select new_empty new_zeros new_ones zeros ones_like full_like empty_like fill_
         scalar_tensor zero_ index_put index_put_ scatter_ select_scatter slice_scatter empty_strided
-        new_empty_strided new_full select_backward slice_backward""",
+        new_empty_strided new_full diagonal_scatter index_copy index_copy_ index_fill masked_scatter as_strided_scatter
+        take select_backward slice_backward""",
     "choices and plans of matching, no products": """argmax argsort sort max scatter split isnan eq masked_fill round
         argmin min topk amax amin nonzero masked_select _local_scalar_dense any all cumsum searchsorted scatter_reduce
-        one_hot bucketize unique_dim _unique2 rand randn randperm bernoulli_ uniform_ normal_ masked_fill_ triu tril""",
+        scatter_reduce_ one_hot bucketize unique_dim _unique2 unique_consecutive bincount histc count_nonzero kthvalue
+        cummax cummin aminmax argsort msort rand randn randperm bernoulli_ uniform_ normal_ masked_fill_ triu tril""",
     "integers": "floor_divide remainder",
     "elementwise: residuals, biases, scales, sizes": "add sub mul div exp log clamp_min",
     "rotary positions: turns of queries and keys": "neg cos sin hypot clamp",
@@ -34,7 +36,8 @@ UNCOUNTED = {
         _log_softmax_backward_data _safe_softmax""",
     "means, sums and unit lengths": """mean linalg_vector_norm sum norm var var_mean native_layer_norm
         native_layer_norm_backward native_group_norm native_batch_norm _native_batch_norm_legit_no_training
-        avg_pool2d avg_pool2d_backward _adaptive_avg_pool2d adaptive_avg_pool2d prod""",
+        avg_pool2d avg_pool2d_backward _adaptive_avg_pool2d adaptive_avg_pool2d prod logsumexp
+        max_pool2d_with_indices""",
     "resizing pictures and positions": "upsample_bilinear2d upsample_bicubic2d _upsample_bicubic2d_aa",
 }
 """aten ops that no counter counts, by the reason, as fvcore and the dispatcher name them."""

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from alt_fast.errors import FileError
 from alt_fast.files import make_folder
 from alt_fast.measure.provenance import provenance
 
@@ -24,11 +25,14 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def append_row(path: Path, row: Row) -> None:
-    """Add a result, with where it was measured."""
+    """Add a result, with where it was measured. Raises FileError."""
     make_folder(path.parent)
-    with path.open("a+b") as file:
-        if file.tell():
-            file.seek(-1, 2)
-            if file.read() != b"\n":  # of a line that was cut short
-                file.write(b"\n")
-        file.write(json.dumps({**row, "provenance": provenance()}).encode() + b"\n")
+    try:
+        with path.open("a+b") as file:
+            if file.tell():
+                file.seek(-1, 2)
+                if file.read() != b"\n":  # of a line that was cut short
+                    file.write(b"\n")
+            file.write(json.dumps({**row, "provenance": provenance()}).encode() + b"\n")
+    except OSError as e:
+        raise FileError(f"cannot write {path}: {e.strerror or e}") from e

@@ -111,5 +111,5 @@ class Race:
     def ratio(self, slow: str, fast: str) -> tuple[float, float, float]:
         """How many times faster `fast` is: the quartiles, low, median and high, of the rounds' own ratios."""
         rounds = [a / b for a, b in zip(self.seconds[slow], self.seconds[fast], strict=True)]
-        low, middle, high = statistics.quantiles(rounds, n=4)
+        low, middle, high = statistics.quantiles(rounds, n=4, method="inclusive")
         return low, middle, high

@@ -19,10 +19,10 @@ class MutualPairs:
     layers: how many of a tower's layers merge, evenly spread: the i-th, from 0, is (2 i + 1) n / (2 layers), rounded
     down, of n. Raises ArgumentError for a number that is none or below 0.
 
-    Tokens are compared by their features, and a pair becomes its plain mean, as in the paper, which puts the module
-    before blocks; here it stands where all methods do, between attention and MLP, and attention counts patches, as it
-    has to, since images keep different numbers of tokens: those with fewer are padded by tokens of size 0. So the host
-    waits for the device, and a compiled graph breaks. Equal similarities: the lower index is nearer.
+    Tokens are compared by their features, and a pair becomes its plain mean, as the paper's abstract has it; the paper
+    puts the module before blocks. Here it stands where all methods do, between attention and MLP, and attention counts
+    patches, as it has to, since images keep different numbers of tokens: those with fewer are padded by tokens of size
+    0. So the host waits for the device, and a compiled graph breaks. Equal similarities: the lower index is nearer.
     """
 
     layers: int

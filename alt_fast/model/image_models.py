@@ -1,4 +1,4 @@
-"""Trained image models of timm and open_clip, by name, with their preprocessing."""
+"""Image models of timm, transformers and open_clip, by name, with their preprocessing."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -15,8 +15,12 @@ class ImageModelError(AltFastError, RuntimeError):
     """A model that cannot be made, or weights that do not fit it; the message names both."""
 
 
+RANDOM = "random"
+"""In place of weights: none are read, and every parameter is drawn. Speed does not depend on them."""
+
+
 class ImageModel(NamedTuple):
-    """model: embeds images [B, 3, H, W]. transform: an image to [3, H, W]. mean, std: of its normalisation."""
+    """model: takes images [B, 3, H, W]. transform: an image to [3, H, W]. mean, std: of its normalisation."""
 
     model: nn.Module
     transform: Callable[[Image.Image], Tensor]
@@ -24,26 +28,31 @@ class ImageModel(NamedTuple):
     std: Sequence[float]
 
 
-def load_image_model(name: str, weights: str | None, image_size: int | None = None) -> ImageModel:
-    """Load "timm:ARCHITECTURE", or the image tower of "open_clip:ARCHITECTURE".
+def load_image_model(name: str, weights: str | None, image_size: int | None = None, head: bool = False) -> ImageModel:
+    """Load "timm:ARCHITECTURE", "hf:REPOSITORY" or "hf:FOLDER", or the image tower of "open_clip:ARCHITECTURE".
 
-    weights: a checkpoint file, or a tag of open_clip; without it timm's pretrained weights are fetched.
-    image_size: pixels, where it is not the architecture's own.
+    weights: a checkpoint file, a tag of open_clip, or RANDOM; without it the library's own are fetched, and those of
+    transformers come with the repository. image_size: pixels, where it is not the architecture's own. head: classify,
+    where the model can, instead of embedding.
     Raises ArgumentError for another name, ImageModelError or WeightsError when it cannot be had.
     """
     library, _, architecture = name.partition(":")
     if library == "timm":
-        return _load_timm(architecture, weights, image_size)
+        return _load_timm(architecture, weights, image_size, head)
+    if library == "hf":
+        return _load_huggingface(architecture, weights, image_size, head)
     if library == "open_clip":
         return _load_open_clip(architecture, weights, image_size)
-    raise ArgumentError(f"model must be timm:NAME or open_clip:NAME, got {name!r}")
+    raise ArgumentError(f"model must be timm:NAME, hf:NAME or open_clip:NAME, got {name!r}")
 
 
-def _load_timm(architecture: str, weights: str | None, image_size: int | None) -> ImageModel:
+def _load_timm(architecture: str, weights: str | None, image_size: int | None, head: bool) -> ImageModel:
     options: dict[str, Any] = {} if image_size is None else {"img_size": image_size}
+    if not head:
+        options["num_classes"] = 0
     try:
-        model = timm.create_model(architecture, pretrained=weights is None, num_classes=0, **options)
-        if weights is not None:  # the filter fits position embeddings to the image size
+        model = timm.create_model(architecture, pretrained=weights is None, **options)
+        if weights not in (None, RANDOM):  # the filter fits position embeddings to the image size
             timm.models.load_checkpoint(model, weights, filter_fn=checkpoint_filter_fn)
     except Exception as e:  # timm, its hub and PyTorch raise many kinds for names, downloads and files
         raise ImageModelError(f"cannot load timm:{architecture} ({weights or 'its own weights'}): {e}") from e
@@ -53,13 +62,40 @@ def _load_timm(architecture: str, weights: str | None, image_size: int | None) -
     return ImageModel(model.eval(), timm.data.create_transform(**config), config["mean"], config["std"])
 
 
+def _load_huggingface(name: str, weights: str | None, image_size: int | None, head: bool) -> ImageModel:
+    if weights not in (None, RANDOM):
+        raise ArgumentError(f"hf:{name} brings its own weights: --weights must be {RANDOM} or absent, got {weights}")
+    if image_size is not None:
+        raise ArgumentError(f"hf:{name} has a size of its own, got --image-size {image_size}")
+    import transformers  # an extra that models of timm do not need
+
+    kind = transformers.AutoModelForImageClassification if head else transformers.AutoModel
+    try:
+        config = transformers.AutoConfig.from_pretrained(name)
+        if head and type(config) not in kind._model_mapping:
+            kind = transformers.AutoModel
+        model = kind.from_config(config) if weights == RANDOM else kind.from_pretrained(name)
+        processor = transformers.AutoImageProcessor.from_pretrained(name)
+    except Exception as e:  # the hub, files and configurations raise many kinds
+        raise ImageModelError(f"cannot load hf:{name}: {e}") from e
+
+    def transform(image: Image.Image) -> Tensor:
+        pixels: Tensor = processor(images=image, return_tensors="pt")["pixel_values"][0]
+        return pixels
+
+    tower = getattr(model, "vision_model", model)  # of a model of pictures and text
+    return ImageModel(tower.eval(), transform, processor.image_mean, processor.image_std)
+
+
 def _load_open_clip(architecture: str, weights: str | None, image_size: int | None) -> ImageModel:
     if weights is None:
-        raise ArgumentError(f"open_clip:{architecture} needs --weights: a checkpoint file, or a tag such as openai")
+        raise ArgumentError(
+            f"open_clip:{architecture} needs --weights: a checkpoint file, a tag such as openai, or {RANDOM}"
+        )
     import open_clip  # an extra that models of timm do not need
 
     from alt_fast.model.clip_weights import build_clip
 
-    visual = build_clip(architecture, weights, image_size).visual
+    visual = build_clip(architecture, None if weights == RANDOM else weights, image_size).visual
     transform = open_clip.image_transform(visual.image_size, is_train=False)
     return ImageModel(visual, transform, open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD)

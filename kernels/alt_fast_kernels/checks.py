@@ -9,18 +9,18 @@ from torch.func import debug_unwrap
 
 from alt_fast_kernels.launch import is_intercepted
 
-_check_values = False
+_check_values: bool | None = None  # None: on a CPU
 
 
 @contextmanager
-def check_values() -> Iterator[None]:
-    """Check values (finite keys, no negative sizes) on every device, at the price of a synchronization per op.
+def check_values(enabled: bool = True) -> Iterator[None]:
+    """Check values (finite keys, no negative sizes) on every device, at a synchronization per op, or on none.
 
-    On a CPU they are always checked. On a GPU reading them would stall the stream, so outside this context a key that
-    is not finite merges last, and only when nothing else is left. It holds for the whole process.
+    Outside this context they are checked on a CPU. On a GPU reading them would stall the stream: there a key that is
+    not finite merges last, and only when nothing else is left. It holds for the whole process.
     """
     global _check_values
-    before, _check_values = _check_values, True
+    before, _check_values = _check_values, enabled
     try:
         yield
     finally:
@@ -34,7 +34,7 @@ def may_read_values(x: Tensor) -> bool:
         return False
     if is_intercepted():
         return False
-    return x.device.type == "cpu" or (_check_values and not x.is_meta)
+    return x.device.type == "cpu" if _check_values is None else _check_values and not x.is_meta
 
 
 def check_size(size: Tensor, like: Tensor) -> None:

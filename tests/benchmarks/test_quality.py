@@ -80,7 +80,7 @@ def test_rules_for_rotary_positions(tmp_path: Path, capsys: pytest.CaptureFixtur
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        ("keras:vit", "timm:NAME or open_clip:NAME"),
+        ("keras:vit", "timm:NAME, hf:NAME or open_clip:NAME"),
         ("open_clip:ViT-B-16", "needs --weights"),
         ("timm:test_vit", "has no images"),
     ],

@@ -1,0 +1,257 @@
+"""The audit of a way of removing tokens from a vision transformer: ours, or anybody's.
+
+alt-fast judge --model timm:vit_small_patch16_224 --method tome --r 8 13 --page tome.html
+alt-fast judge --model timm:vit_small_patch16_224 --method my_package.patching:patch --r 8 --claim 2.0
+alt-fast judge --model timm:vit_small_patch16_224 --sweep --out sweep.jsonl --page sweep.html
+"""
+
+import argparse
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from alt_fast import cli
+from alt_fast.errors import ArgumentError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from alt_fast.measure.judge import Mode, Settings
+    from alt_fast.methods import Method
+
+
+MODES = ("inference", "inference-compiled", "training", "training-compiled")
+
+
+def reduction(text: str) -> Any:
+    """Read an r: 8, 0.1, or one number per layer, 8,8,4,0."""
+    try:
+        values = [float(part) if "." in part else int(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a number, or one per layer with commas, got {text!r}") from None
+    return values[0] if len(values) == 1 else values
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Return the command line."""
+    parser = cli.make_parser(
+        "judge",
+        "Audit a way of removing tokens: the FLOPs it saves, the speed-up that arrives beside the highest that this "
+        "machine gives to so few tokens, how near the model stays to itself, and what is wrong.",
+    )
+    parser.add_argument("--model", required=True, metavar="MODEL", help="timm:NAME, hf:NAME or open_clip:NAME")
+    parser.add_argument(
+        "--weights",
+        metavar="FILE",
+        help="checkpoint file, a tag of open_clip, or random; by default those of the library",
+    )
+    parser.add_argument("--image-size", type=int, metavar="N", help="pixels; by default the architecture's own")
+    parser.add_argument(
+        "--method",
+        nargs="+",
+        metavar="METHOD",
+        help="methods to judge, as alt-fast ls methods names them, all, or module:function, which is called with the "
+        "model and r, and patches it in place; default: tome, with --sweep all",
+    )
+    parser.add_argument(
+        "--r",
+        nargs="+",
+        type=reduction,
+        metavar="R",
+        help="what methods are given; default: the second of their values in a sweep",
+    )
+    parser.add_argument(
+        "--path", type=Path, metavar="DIR", help="folder that the modules of --method are imported from"
+    )
+    parser.add_argument(
+        "--public",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("METHOD", "DIR"),
+        help="race the public code of a method beside ours: a checkout of its repository",
+    )
+    parser.add_argument(
+        "--images",
+        nargs="+",
+        metavar="FILE",
+        help="pictures, videos, or folders of them, for agreement; default: frames of Motion Shapes",
+    )
+    parser.add_argument("--count", type=int, default=16, metavar="N", help="how many of them (default 16)")
+    parser.add_argument(
+        "--modes", nargs="+", choices=MODES, default=MODES, metavar="MODE", help=f"of {', '.join(MODES)} (default: all)"
+    )
+    parser.add_argument("--batches", nargs="+", type=int, metavar="B", help="default: 1 and 8, on a GPU 1 and 256")
+    parser.add_argument("--rounds", type=int, metavar="N", help="of every race (default 9, on a GPU 30)")
+    parser.add_argument(
+        "--claim", type=float, metavar="X", help="a speed-up to judge; exits with 1 if it is impossible"
+    )
+    parser.add_argument("--sweep", action="store_true", help="many methods and r, by speed and agreement")
+    cli.add_out(parser, "FILE", "write all measurements, as JSON lines; a sweep goes on with them", required=False)
+    parser.add_argument("--page", type=Path, metavar="FILE", help="write a page (.html)")
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16", "float16"), help="default: float32, on a GPU bfloat16"
+    )
+    cli.add_device(parser)
+    return parser
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is judged on: a model, pictures as it takes them, and what both are, for the reader."""
+
+    model: "nn.Module"
+    images: "Tensor"
+    about: dict[str, Any]
+
+
+def load_case(arguments: argparse.Namespace) -> Case:
+    """Load the model, and its pictures."""
+    import torch
+
+    from alt_fast.data.images import drawn_images, read_images
+    from alt_fast.distributed import pick_device
+    from alt_fast.measure.provenance import provenance
+    from alt_fast.model.image_models import load_image_model
+
+    if arguments.count < 2:
+        raise ArgumentError(f"--count must be >= 2, got {arguments.count}")
+    device = pick_device(arguments.device)
+    loaded = load_image_model(arguments.model, arguments.weights, arguments.image_size, head=True)
+    if arguments.images is None:
+        pictures, what = drawn_images(arguments.count, 224), "frames of Motion Shapes 2"
+    else:
+        pictures = read_images(arguments.images, arguments.count)
+        what = f"of {', '.join(Path(name).name for name in arguments.images)}"
+    if len(pictures) < 2:
+        raise ArgumentError(f"--images must hold two pictures at least, got {len(pictures)}")
+    dtype = getattr(torch, arguments.dtype or ("bfloat16" if device.type == "cuda" else "float32"))
+    images = torch.stack([loaded.transform(picture) for picture in pictures]).to(device, dtype)
+    model = loaded.model.to(device, dtype)
+    about = {
+        "model": arguments.model,
+        "weights": arguments.weights,
+        "images": f"{len(pictures)} images, {images.shape[-2]} x {images.shape[-1]} pixels, {what}",
+        "dtype": str(dtype).removeprefix("torch."),
+        "provenance": provenance(),
+    }
+    return Case(model, images, about)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Judge, print, and write what was asked for."""
+    if arguments.path is not None:
+        sys.path.insert(0, str(arguments.path))
+    if arguments.sweep and (arguments.claim is not None or arguments.public):
+        raise ArgumentError("--claim and --public have no effect on a --sweep")
+    case = load_case(arguments)
+    return run_sweep(arguments, case) if arguments.sweep else run_judge(arguments, case)
+
+
+def chosen(arguments: argparse.Namespace, default: Iterable[str]) -> "list[Method]":
+    """Return the methods of --method. Raises ArgumentError."""
+    from alt_fast.methods import METHODS, find_method
+
+    names = METHODS if arguments.method == ["all"] else arguments.method or default
+    return [find_method(name) for name in names]
+
+
+def settings_of(
+    arguments: argparse.Namespace, case: Case, modes: "Sequence[Mode]", batches: Sequence[int], rounds: int
+) -> "Settings":
+    """Return how to measure: as was asked for, or these; on a GPU there are thirty rounds. Raises ArgumentError."""
+    from alt_fast.measure.judge import Settings
+
+    rounds = 30 if case.images.is_cuda else rounds
+    return Settings(modes, arguments.batches or batches, rounds if arguments.rounds is None else arguments.rounds)
+
+
+def run_judge(arguments: argparse.Namespace, case: Case) -> int:
+    """Audit methods one by one."""
+    from alt_fast.measure.lines import append_row
+    from alt_fast.report.judgement import judgement_lines, write_judgement
+
+    rows = []
+    for row in judgements(arguments, case):
+        print("\n".join(judgement_lines(row)), flush=True)
+        rows.append(row)
+        if arguments.out is not None:
+            append_row(arguments.out, {**case.about, **row})
+    if arguments.page is not None:
+        write_judgement(arguments.page, case.about, rows, [], [])
+    return 0 if all(row["verdict"] is None or row["verdict"]["possible"] for row in rows) else 1
+
+
+def judgements(arguments: argparse.Namespace, case: Case) -> Iterator[dict[str, Any]]:
+    """Yield a row for every method and r."""
+    from alt_fast.measure.faults import patched
+    from alt_fast.measure.judge import judge
+    from alt_fast.measure.observe import tower_shape
+    from alt_fast.methods.public import public_method
+    from alt_fast.progress import Progress
+
+    settings = settings_of(arguments, case, arguments.modes, [1, 256] if case.images.is_cuda else [1, 8], 9)
+    methods = chosen(arguments, ["tome"])
+    checkouts = {name: Path(checkout) for name, checkout in arguments.public}
+    if unused := sorted(checkouts.keys() - {method.name for method in methods}):
+        raise ArgumentError(f"--public {', '.join(unused)} has no effect: judge it with --method")
+    public = {name: public_method(name, checkout) for name, checkout in checkouts.items()}
+    shape = tower_shape(case.model, case.images)
+    work = [(method, r) for method in methods for r in arguments.r or [method.values[1]]]
+    for method, r in Progress(work, "judge", "setting"):
+        beside = {
+            f"public {name}": patched(case.model, patch, r) for name, patch in public.items() if name == method.name
+        }
+        claimed = None if method.tokens is None else method.tokens(*shape, r)
+        found = judge(method.name, case.model, method.apply, r, case.images, settings, claimed, beside)
+        verdict = None if arguments.claim is None else found.verdict(arguments.claim)
+        told = None if verdict is None else {"possible": verdict.possible, "text": str(verdict)}
+        yield {**found.as_row(), "verdict": told}
+
+
+def run_sweep(arguments: argparse.Namespace, case: Case) -> int:
+    """Measure many settings, and say which are worth having."""
+    from alt_fast.measure.sweep import front
+    from alt_fast.report.judgement import sweep_lines, write_judgement
+
+    rows = sweep_rows(arguments, case)
+    best = front(rows)
+    print("\n".join(sweep_lines(rows, best)))
+    if arguments.page is not None:
+        write_judgement(arguments.page, case.about, [], rows, best)
+    return 0
+
+
+def sweep_rows(arguments: argparse.Namespace, case: Case) -> list[dict[str, Any]]:
+    """Measure every method at every r, those that --out has not from before."""
+    from alt_fast.measure.lines import append_row, read_rows
+    from alt_fast.measure.sweep import sweep
+    from alt_fast.methods import METHODS
+    from alt_fast.progress import Progress
+
+    settings = settings_of(arguments, case, ["inference"], [256 if case.images.is_cuda else 4], 5)
+    batch = max(settings.batches)
+    about = {name: value for name, value in case.about.items() if name != "provenance"} | {"batch": batch}
+    kept = [row for row in (read_rows(arguments.out) if arguments.out else []) if about.items() <= row.items()]
+    rows = []
+    for method in Progress(chosen(arguments, METHODS), "sweep", "method"):
+        values = arguments.r or method.values
+        done = {str(row["r"]): row for row in kept if row["method"] == method.name}
+        missing = [r for r in values if str(r) not in done]
+        for row in sweep(case.model, method.apply, missing, case.images, batch, settings.rounds) if missing else ():
+            done[str(row["r"])] = {**about, "method": method.name, **row}
+            if arguments.out is not None:
+                append_row(arguments.out, done[str(row["r"])])
+        rows += [done[str(r)] for r in values]
+    return rows
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    return cli.run(make_parser, run, argv, "interrupted; with --out a sweep goes on where it was")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

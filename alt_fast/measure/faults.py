@@ -1,0 +1,199 @@
+"""What can be wrong with a way of removing tokens, found by running it; each fault has a name and what was seen."""
+
+import copy
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from alt_fast.measure.observe import Counts, count_tokens
+from alt_fast.measure.outputs import as_tensor
+from alt_fast_kernels import check_values
+
+Patch = Callable[[nn.Module, Any], object]
+"""Patches a model in place: patch(model, r). Returns the model, another one to use in its place, or None."""
+
+FAULTS = {
+    "output shape": "it returns another shape or dtype than the model",
+    "not finite": "it returns NaN or infinity where the model does not",
+    "state": "what it returns depends on what it was called with before",
+    "r ignored": "with another r it leaves the same tokens and returns the same",
+    "other tokens": "it leaves other tokens than it claims",
+    "host synchronisation": "it waits for the device to read values: no CUDA graph, and a stall in every call",
+    "changed weights": "it changes parameters of the model",
+}
+
+
+@dataclass(frozen=True)
+class Fault:
+    """name: a key of FAULTS. seen: what shows it."""
+
+    name: str
+    seen: str
+
+    def __str__(self) -> str:
+        return f"{self.name}: {FAULTS[self.name]} ({self.seen})"
+
+
+def patched(model: nn.Module, patch: Patch, r: Any) -> nn.Module:
+    """Return a patched copy of a model."""
+    taken = copy.deepcopy(model)
+    returned = patch(taken, r)
+    return returned if isinstance(returned, nn.Module) else taken
+
+
+def call(model: nn.Module, images: Tensor) -> Tensor:
+    """Run a model on images, with the same random numbers every time."""
+    with torch.random.fork_rng([images.device] if images.is_cuda else []), torch.inference_mode():
+        torch.manual_seed(0)
+        return as_tensor(model(images))
+
+
+def find_faults(
+    model: nn.Module, patch: Patch, r: Any, images: Tensor, blocks: list[str], claimed: Sequence[int] | None = None
+) -> list[Fault]:
+    """Look for every fault of FAULTS. images: at least two, all different. claimed: tokens at every MLP, or None.
+
+    Raises whatever the method raises.
+    """
+    first = patched(model, patch, r)
+    found: list[Fault] = []
+    expected = call(model, images)
+    with _Waits() as waits, check_values(False):  # our ops look at values on a CPU, and nowhere else
+        out = call(first, images)
+    if out.shape != expected.shape or out.dtype != expected.dtype:
+        seen = f"{tuple(out.shape)} {out.dtype}, not {tuple(expected.shape)} {expected.dtype}"
+        found.append(Fault("output shape", seen))
+    elif expected.isfinite().all() and not out.isfinite().all():
+        found.append(Fault("not finite", f"{int((~out.isfinite()).sum())} of {out.numel()} numbers"))
+    if waits.seen:
+        found.append(Fault("host synchronisation", ", ".join(waits.seen)))
+    found += _state(model, patch, r, images, out)
+    counts = count_tokens(first, blocks, images, lambda: call(first, images))
+    if claimed is not None and tuple(claimed) != counts.mlp:
+        found.append(Fault("other tokens", f"{_text(counts.mlp)} at the MLPs, claimed {_text(claimed)}"))
+    if _ignores_r(model, patch, r, images, blocks, counts, out):
+        found.append(Fault("r ignored", f"r = {r} and {_another(r)}"))
+    changed = _changed(model, first)
+    if changed:
+        found.append(Fault("changed weights", ", ".join(changed[:3])))
+    return found
+
+
+def _state(model: nn.Module, patch: Patch, r: Any, images: Tensor, fresh: Tensor) -> list[Fault]:
+    """Whether a second call, or one behind other images, returns what a fresh model does."""
+    kept = patched(model, patch, r)
+    others = {"the same images": images, "other images": images.flip(0), "fewer images": images[:1]}
+    for what, given in others.items():
+        call(kept, given)
+        if not _close(call(kept, images), fresh):
+            return [Fault("state", f"after {what}")]
+    return []
+
+
+def _close(a: Tensor, b: Tensor) -> bool:
+    largest = b.float().abs().nan_to_num(0, 0, 0).max().item()
+    return a.shape == b.shape and torch.allclose(a, b, rtol=1e-3, atol=1e-4 * largest, equal_nan=True)
+
+
+def _ignores_r(
+    model: nn.Module, patch: Patch, r: Any, images: Tensor, blocks: list[str], counts: Counts, out: Tensor
+) -> bool:
+    other = patched(model, patch, _another(r))
+    same: Tensor | None = None
+
+    def run() -> None:
+        nonlocal same
+        same = call(other, images)
+
+    return count_tokens(other, blocks, images, run) == counts and same is not None and _close(same, out)
+
+
+def _another(r: Any) -> Any:
+    """Another r of the same kind: half of it, or 1 where that is the same."""
+    if isinstance(r, Sequence):
+        return type(r)(_another(value) for value in r)  # type: ignore[call-arg]
+    half = r / 2 if isinstance(r, float) else r // 2
+    return half if half != r else type(r)(1)
+
+
+def _changed(before: nn.Module, after: nn.Module) -> list[str]:
+    kept = after.state_dict()
+    return [name for name, value in before.state_dict().items() if name in kept and not torch.equal(kept[name], value)]
+
+
+def _text(counts: Sequence[int]) -> str:
+    return ", ".join(map(str, counts))
+
+
+WAITING = frozenset(
+    f"aten::{name}"
+    for name in (
+        *("_local_scalar_dense", "nonzero", "masked_select", "_unique2", "unique_dim", "unique_consecutive", "equal"),
+        *("is_nonzero", "bincount", "item"),
+    )
+)
+"""Ops whose result, or its size, has to be known to the host before it goes on."""
+
+
+class _Waits:
+    """Where what runs inside waits for values: `seen`, each as the op and the line that asks for it."""
+
+    def __init__(self) -> None:
+        self.seen: list[str] = []
+
+    def __enter__(self) -> "_Waits":
+        self.modes = (_WaitingOps(self.seen), _WaitingMethods(self.seen))
+        for mode in self.modes:
+            mode.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        for mode in reversed(self.modes):
+            mode.__exit__(*error)
+
+
+class _WaitingOps(TorchDispatchMode):
+    def __init__(self, seen: list[str]) -> None:
+        super().__init__()
+        self.seen = seen
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func._overloadpacket._qualified_op_name
+        masks = name == "aten::index" and any(x is not None and x.dtype == torch.bool for x in args[1])
+        counted = name == "aten::repeat_interleave" and (kwargs or {}).get("output_size") is None
+        if name in WAITING or masks or counted:
+            _note(self.seen, name.removeprefix("aten::"))
+        return func(*args, **(kwargs or {}))
+
+
+class _WaitingMethods(TorchFunctionMode):
+    """Methods of tensors that no op stands for."""
+
+    METHODS = (Tensor.tolist, Tensor.numpy, Tensor.cpu, Tensor.__array__)
+
+    def __init__(self, seen: list[str]) -> None:
+        super().__init__()
+        self.seen = seen
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in self.METHODS:
+            _note(self.seen, func.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+def _note(seen: list[str], what: str) -> None:
+    """Keep the op, with the nearest line that is neither PyTorch's nor of this file."""
+    inside = (str(Path(torch.__file__).parent), __file__)
+    frames = traceback.extract_stack(sys._getframe())
+    at = next((frame for frame in reversed(frames) if not frame.filename.startswith(inside)), None)
+    line = what if at is None else f"{what} at {Path(at.filename).name}:{at.lineno}"
+    if line not in seen:
+        seen.append(line)

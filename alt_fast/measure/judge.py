@@ -1,0 +1,281 @@
+"""The audit of a way of removing tokens: what it saves, what arrives on the clock, what it costs, what is wrong."""
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from alt_fast.errors import ArgumentError
+from alt_fast.measure.ceiling import dropping
+from alt_fast.measure.counting import count_macs
+from alt_fast.measure.faults import FAULTS, Fault, Patch, call, find_faults, patched
+from alt_fast.measure.memory import saved_bytes
+from alt_fast.measure.observe import Counts, block_names, count_tokens
+from alt_fast.measure.outputs import agreement, as_tensor
+from alt_fast.measure.timing import Race, Step
+
+PLAIN, METHOD, DROPPED = "un-merged", "method", "dropped"
+"""Who runs in every race; DROPPED has the method's tokens and does nothing for them: the ceiling."""
+
+Mode = Literal["inference", "inference-compiled", "training", "training-compiled"]
+MODES: tuple[Mode, ...] = get_args(Mode)
+
+
+@dataclass(frozen=True)
+class Raced:
+    """One mode and batch. seconds: of every round, by contestant. memory: bytes by contestant, of MEMORY's kind."""
+
+    mode: Mode
+    batch: int
+    seconds: dict[str, list[float]]
+    memory: dict[str, int] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def speedup(self) -> tuple[float, float, float] | None:
+        """How many times faster the method is: quartiles of the rounds' own ratios. None where it did not run."""
+        return self.ratio(PLAIN, METHOD)
+
+    @property
+    def ceiling(self) -> tuple[float, float, float] | None:
+        """How many times faster it is to drop as many tokens."""
+        return self.ratio(PLAIN, DROPPED)
+
+    @property
+    def share(self) -> tuple[float, float, float] | None:
+        """The speed-up over the ceiling."""
+        return self.ratio(DROPPED, METHOD)
+
+    def as_row(self) -> dict[str, Any]:
+        """Return it as plain data: seconds too, from which the ratios can be computed again."""
+        ratios = {name: getattr(self, name) for name in ("speedup", "ceiling", "share")}
+        return {**asdict(self), **ratios}
+
+    def ratio(self, slow: str, fast: str) -> tuple[float, float, float] | None:
+        """Quartiles of how many times faster `fast` is than `slow`, round by round; None where one did not run."""
+        if not self.seconds.get(slow) or not self.seconds.get(fast):
+            return None
+        return Race(seconds=self.seconds).ratio(slow, fast)
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """All about one method at one r.
+
+    flop_ratio: MACs of the un-merged model over the method's. agreement: see `outputs.agreement`. properties: by name,
+    "yes", or why not. races: by mode and batch.
+    """
+
+    method: str
+    r: Any
+    counts: Counts
+    flop_ratio: float
+    agreement: dict[str, float]
+    properties: dict[str, str]
+    faults: list[Fault]
+    races: list[Raced]
+
+    def as_row(self) -> dict[str, Any]:
+        """Return all of it as plain data, for a result file or a page."""
+        return {
+            "method": self.method,
+            "r": self.r,
+            "tokens": self.counts._asdict(),
+            "flop_ratio": self.flop_ratio,
+            "agreement": self.agreement,
+            "properties": self.properties,
+            "faults": [{**asdict(fault), "what": FAULTS[fault.name]} for fault in self.faults],
+            "races": [raced.as_row() for raced in self.races],
+        }
+
+    def verdict(self, claim: float) -> "Verdict":
+        """What to think of a claimed speed-up."""
+        reached = [(raced.ceiling, raced) for raced in self.races if raced.ceiling is not None]
+        if not reached:
+            raise ArgumentError("a claim needs a race: give a mode in which the model runs")
+        (_, highest, _), raced = max(reached, key=lambda pair: pair[0])
+        return Verdict(claim, self.flop_ratio, highest, f"{raced.mode}, batch {raced.batch}")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A claimed speed-up beside what is possible. ceiling: the highest of all races; where: which one's."""
+
+    claim: float
+    flop_ratio: float
+    ceiling: float
+    where: str
+
+    @property
+    def possible(self) -> bool:
+        """Whether a machine that does nothing for its fewer tokens is as fast as was claimed."""
+        return self.claim <= self.ceiling
+
+    def __str__(self) -> str:
+        flops = "above" if self.claim > self.flop_ratio else "within"
+        ceiling = "within" if self.possible else "above"
+        return (
+            f"a speed-up of {self.claim:g} is {'possible' if self.possible else 'impossible'} here: {flops} the FLOP "
+            f"ratio of {self.flop_ratio:.2f}, {ceiling} the ceiling of {self.ceiling:.2f} ({self.where})"
+        )
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to measure. batches: of inference; training takes the largest. rounds: of every race, at least 2."""
+
+    modes: Sequence[Mode] = MODES
+    batches: Sequence[int] = (1, 8)
+    rounds: int = 9
+
+    def __post_init__(self) -> None:
+        if self.rounds < 2:
+            raise ArgumentError(f"rounds must be >= 2, for quartiles, got {self.rounds}")
+        if min(self.batches, default=0) < 1:
+            raise ArgumentError(f"batches must be >= 1, got {list(self.batches)}")
+
+    def races(self) -> Iterator[tuple[Mode, int]]:
+        """Yield every mode and batch."""
+        for mode in self.modes:
+            for batch in (max(self.batches),) if mode.startswith("training") else sorted(set(self.batches)):
+                yield mode, batch
+
+
+def judge(
+    name: str,
+    model: nn.Module,
+    patch: Patch,
+    r: Any,
+    images: Tensor,
+    settings: Settings,
+    claimed: Sequence[int] | None = None,
+    beside: dict[str, nn.Module] | None = None,
+) -> Judgement:
+    """Audit a method.
+
+    name: of the method. model: un-merged, in eval mode, with one vision tower that `apply_patch` knows; stays as it is.
+    patch: patch(model, r) patches in place. images: [B, 3, H, W] with B >= 2, on the model's device, which speak for
+    agreement and faults; batches of races are made of them. claimed: tokens at every MLP that the method claims, or
+    None. beside: other models to race, by name, as a method's public code.
+    Raises UncountedError for an op that nobody counts, ArgumentError for a model that has no tower, and what the method
+    raises.
+    """
+    blocks = block_names(model)
+    method = patched(model, patch, r)
+    expected, found = call(model, images), call(method, images)
+    counts = count_tokens(method, blocks, images, lambda: call(method, images))
+    models = {PLAIN: model, METHOD: method, DROPPED: dropping(model, counts), **(beside or {})}
+    return Judgement(
+        name,
+        r,
+        counts,
+        inference_macs(model, images) / inference_macs(method, images),
+        agreement(found, expected) if found.shape == expected.shape else {},
+        properties(model, method, images),
+        find_faults(model, patch, r, images, blocks, claimed),
+        [race(models, images, mode, batch, settings.rounds) for mode, batch in settings.races()],
+    )
+
+
+def inference_macs(model: nn.Module, images: Tensor) -> int:
+    """MACs of a forward pass."""
+    frozen = copy.deepcopy(model).requires_grad_(False)
+    with torch.no_grad():
+        return count_macs(lambda: frozen(images))
+
+
+def properties(model: nn.Module, method: nn.Module, images: Tensor) -> dict[str, str]:
+    """What else a user wants to know of a method, each "yes" or why not."""
+    found = {
+        "deterministic": "yes" if torch.equal(*(_unseeded(method, images) for _ in range(2))) else "two calls differ",
+        "gradients": _gradients(model, method, images),
+        "compiles without breaks": _compiles(method, images),
+    }
+    if images.is_cuda:
+        found["CUDA graph"] = _captures(method, images)
+    else:
+        found["CUDA graph"] = "not tried: needs a GPU"
+    return found
+
+
+def _unseeded(model: nn.Module, images: Tensor) -> Tensor:
+    with torch.inference_mode():
+        return as_tensor(model(images))
+
+
+def _gradients(model: nn.Module, method: nn.Module, images: Tensor) -> str:
+    """Parameters that the model trains, and the method does not."""
+    missing = _trained(model, images) - _trained(method, images)
+    return f"none for {len(missing)} parameters, such as {min(missing)}" if missing else "yes"
+
+
+def _trained(model: nn.Module, images: Tensor) -> set[str]:
+    model = copy.deepcopy(model).requires_grad_(True)
+    names, parameters = zip(*model.named_parameters(), strict=True)
+    try:
+        loss = as_tensor(model(images[:2])).float().square().mean()
+        grads = torch.autograd.grad(loss, parameters, allow_unused=True)
+    except RuntimeError:  # it has no graph
+        return set()
+    return {n for n, g in zip(names, grads, strict=True) if g is not None and bool(g.isfinite().all())}
+
+
+def _compiles(method: nn.Module, images: Tensor) -> str:
+    torch.compiler.reset()
+    try:
+        with torch.inference_mode():
+            torch.compile(method, fullgraph=True, dynamic=False, backend="eager")(images)
+    except Exception as error:  # whatever a method does, while it is traced
+        return _first_line(error)
+    finally:
+        torch.compiler.reset()
+    return "yes"
+
+
+def _captures(method: nn.Module, images: Tensor) -> str:
+    trial = Race()
+    trial.add(METHOD, lambda: _unseeded(method, images), "cuda")
+    return trial.skipped.get(METHOD, "yes")
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0] if lines else ''}"[:200]
+
+
+def race(models: dict[str, nn.Module], images: Tensor, mode: Mode, batch: int, rounds: int) -> Raced:
+    """Time models in turn, round by round, each time beginning with another one."""
+    given = images.repeat(-(-batch // len(images)), 1, 1, 1)[:batch]
+    steps = {who: step_of(model, given, mode) for who, model in models.items()}
+    torch.compiler.reset()
+    contest = Race()
+    for who, step in steps.items():
+        contest.add(who, step, images.device.type, graph=not mode.startswith("training"))
+    order = list(contest.contestants)
+    for number in range(rounds):
+        for who in order[number % len(order) :] + order[: number % len(order)]:
+            contest.run(who)
+    if images.is_cuda:
+        memory = {who: found.peak_bytes for who, found in contest.contestants.items() if found.peak_bytes is not None}
+    else:
+        memory = {who: saved_bytes(steps[who]) for who in order} if mode == "training" else {}
+    return Raced(mode, batch, contest.seconds, memory, contest.skipped)
+
+
+def step_of(model: nn.Module, images: Tensor, mode: Mode) -> Step:
+    """Return what a race calls: a forward pass, or forward and backward without an optimizer."""
+    run: Callable[[Tensor], Any] = torch.compile(model, dynamic=False) if mode.endswith("compiled") else model
+
+    def infer() -> Tensor:
+        with torch.inference_mode():
+            return as_tensor(run(images))
+
+    def train() -> list[Tensor]:
+        loss = as_tensor(run(images)).float().square().mean()
+        return list(torch.autograd.grad(loss, parameters, allow_unused=True))
+
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    return train if mode.startswith("training") else infer

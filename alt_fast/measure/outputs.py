@@ -1,0 +1,36 @@
+"""What a model returns as one tensor, and how near two models are."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from alt_fast.errors import ArgumentError
+
+
+def as_tensor(output: Any) -> Tensor:
+    """The tensor that an output is about: itself, a ModelOutput's pooled or last tokens, the first of several."""
+    if isinstance(output, Tensor):
+        return output
+    for name in ("logits", "image_embeds", "pooler_output", "last_hidden_state"):
+        if isinstance(found := getattr(output, name, None), Tensor):
+            return found
+    if isinstance(output, tuple | list) and output and isinstance(output[0], Tensor):
+        return output[0]
+    raise ArgumentError(f"model must return a tensor, or what holds one, got {type(output).__name__}")
+
+
+def agreement(found: Tensor, expected: Tensor) -> dict[str, float]:
+    """How near outputs are to the un-merged model's, by image: [B, ...] both.
+
+    cosine: median over images, cosine_min: the smallest. max_difference: the largest of any number, 0 where all are
+    equal. same_top1: share of images whose largest output is the same one.
+    """
+    found, expected = found.flatten(1).float(), expected.flatten(1).float()
+    cosine = torch.cosine_similarity(found, expected)
+    return {
+        "cosine": cosine.median().item(),
+        "cosine_min": cosine.min().item(),
+        "max_difference": (found - expected).abs().max().item(),
+        "same_top1": (found.argmax(1) == expected.argmax(1)).float().mean().item(),
+    }

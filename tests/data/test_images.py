@@ -1,0 +1,48 @@
+"""Pictures of files, folders and videos, evenly taken, and drawn ones."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from alt_fast.data.images import drawn_images, read_images
+from alt_fast.errors import ArgumentError, FileError
+from tests.conftest import VideoWriter
+
+
+def grey(image: Image.Image) -> int:
+    return round(float(np.asarray(image).mean()))
+
+
+def test_a_folder_s_pictures_come_by_name_and_evenly(tmp_path: Path) -> None:
+    for i in range(6):
+        Image.new("L", (8, 8), 40 * i).save(tmp_path / f"{i}.png")
+    (tmp_path / "notes.txt").write_text("none")
+    assert [grey(image) for image in read_images([tmp_path], 9)] == [0, 40, 80, 120, 160, 200]
+    assert [grey(image) for image in read_images([tmp_path], 3)] == [40, 120, 200]
+    assert read_images([tmp_path / "2.png"], 1)[0].mode == "RGB"
+
+
+def test_videos_give_frames_over_their_length(tmp_path: Path, write_video: VideoWriter) -> None:
+    video = write_video("ramp.mp4", frames=30)  # frame i has grey level 20 + 6 i
+    assert [grey(image) for image in read_images([video], 3)] == pytest.approx([20 + 6 * i for i in (5, 15, 25)], abs=2)
+    Image.new("L", (8, 8), 0).save(tmp_path / "a.png")
+    assert len(read_images([tmp_path], 4)) == 4
+
+
+def test_what_is_no_picture_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ArgumentError, match=f"a picture or a video at least in {tmp_path}"):
+        read_images([tmp_path], 4)
+    with pytest.raises(FileError, match=r"cannot read image .*missing\.png"):
+        read_images([tmp_path / "missing.png"], 4)
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    with pytest.raises(FileError, match=r"cannot read image .*broken\.png"):
+        read_images([tmp_path], 4)
+
+
+def test_drawn_ones_are_always_the_same_and_all_different() -> None:
+    first, again = drawn_images(3, 32), drawn_images(3, 32)
+    assert [image.size for image in first] == [(32, 32)] * 3
+    assert all(a.tobytes() == b.tobytes() for a, b in zip(first, again, strict=True))
+    assert len({image.tobytes() for image in first}) == 3

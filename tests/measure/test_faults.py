@@ -1,0 +1,96 @@
+"""Each fault is found in a method that has it, and in no other."""
+
+import copy
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+
+from alt_fast.measure.faults import FAULTS, find_faults
+from alt_fast.measure.judge import properties
+from alt_fast.measure.observe import block_names
+from tests.measure import broken
+
+R = 6
+
+
+@pytest.fixture(scope="module")
+def model() -> nn.Module:
+    torch.manual_seed(0)
+    made: nn.Module = timm.create_model("test_vit", img_size=64, num_classes=7, depth=2).eval()
+    return made
+
+
+@pytest.fixture(scope="module")
+def images() -> Tensor:
+    return torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+
+
+def faults_of(model: nn.Module, method: Callable[..., Any], images: Tensor) -> dict[str, str]:
+    claim = getattr(method, "tokens", None)
+    claimed = None if claim is None else claim(17, 1, len(model.blocks), R)  # type: ignore[arg-type]
+    return {fault.name: fault.seen for fault in find_faults(model, method, R, images, block_names(model), claimed)}
+
+
+BROKEN = {
+    broken.returns_patches: {"output shape"},
+    broken.remembers: {"state"},
+    broken.ignores_r: {"r ignored"},
+    broken.claims_more: {"other tokens"},
+    broken.waits: {"host synchronisation"},
+    broken.divides_by_zero: {"not finite"},
+    broken.changes_weights: {"changed weights"},
+}
+
+
+@pytest.mark.parametrize("method", BROKEN, ids=lambda method: method.__name__)
+def test_every_broken_method_has_its_fault_and_no_other(
+    method: Callable[..., Any], model: nn.Module, images: Tensor
+) -> None:
+    before = copy.deepcopy(model.state_dict())
+    assert set(faults_of(model, method, images)) == BROKEN[method]
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_no_fault_goes_without_a_broken_method() -> None:
+    assert set().union(*BROKEN.values()) == set(FAULTS)
+
+
+def test_a_right_method_has_none(model: nn.Module, images: Tensor) -> None:
+    assert not faults_of(model, broken.right, images)
+
+
+@pytest.mark.parametrize(
+    ("how", "op"), [("item", "item"), ("mask", "index"), ("tolist", "tolist"), ("nonzero", "nonzero")]
+)
+def test_a_wait_is_told_with_its_line(how: str, op: str, model: nn.Module, images: Tensor) -> None:
+    seen = faults_of(model, functools.partial(broken.waits, how=how), images)["host synchronisation"]
+    assert f"{op} at broken.py:" in seen
+
+
+def found(model: nn.Module, method: Callable[..., Any], images: Tensor) -> dict[str, str]:
+    patched = copy.deepcopy(model)
+    method(patched, R)
+    return properties(model, patched, images)
+
+
+@pytest.fixture
+def fresh_dynamo() -> Iterator[None]:
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+@pytest.mark.usefixtures("fresh_dynamo")
+def test_properties_say_yes_or_why_not(model: nn.Module, images: Tensor) -> None:
+    of_right = found(model, broken.right, images)
+    assert of_right.pop("CUDA graph") == "not tried: needs a GPU"
+    assert set(of_right.values()) == {"yes"}
+    assert found(model, broken.random_every_time, images)["deterministic"] == "two calls differ"
+    assert found(model, broken.detaches, images)["gradients"].startswith("none for ")
+    assert found(model, broken.detaches, images)["gradients"].endswith("such as blocks.0.attn.proj.bias")
+    assert "Unsupported" in found(model, broken.breaks_the_graph, images)["compiles without breaks"]

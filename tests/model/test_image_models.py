@@ -1,0 +1,87 @@
+"""Image models by name: timm's, transformers' and open_clip's, their weights or none, with or without a head."""
+
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from PIL import Image
+from transformers import BitImageProcessor, CLIPConfig, CLIPModel, ViTConfig, ViTForImageClassification
+
+from alt_fast.errors import ArgumentError
+from alt_fast.model.image_models import RANDOM, ImageModelError, load_image_model
+
+PICTURE = Image.new("RGB", (40, 30), (200, 10, 10))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A tiny ViT as transformers keeps it."""
+    small = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    config = ViTConfig(**small, image_size=32, patch_size=8, num_labels=3)
+    ViTForImageClassification(config).save_pretrained(tmp_path)
+    BitImageProcessor(size={"shortest_edge": 32}, crop_size=32).save_pretrained(tmp_path)
+    return tmp_path
+
+
+def test_a_folder_of_transformers_brings_weights_and_preprocessing(folder: Path) -> None:
+    loaded = load_image_model(f"hf:{folder}", None, head=True)
+    pixels = loaded.transform(PICTURE)
+    assert pixels.shape == (3, 32, 32)
+    expected = ViTForImageClassification.from_pretrained(folder).eval()
+    with torch.no_grad():
+        assert torch.equal(loaded.model(pixels[None]).logits, expected(pixels[None]).logits)
+        assert load_image_model(f"hf:{folder}", None).model(pixels[None]).last_hidden_state.shape == (1, 17, 32)
+
+
+def test_random_weights_are_others(folder: Path) -> None:
+    kept = load_image_model(f"hf:{folder}", None, head=True).model.state_dict()
+    drawn = load_image_model(f"hf:{folder}", RANDOM, head=True).model.state_dict()
+    assert kept.keys() == drawn.keys()
+    assert not torch.equal(*(each["classifier.weight"] for each in (kept, drawn)))
+    towers = [load_image_model("open_clip:tiny", RANDOM).model.state_dict() for _ in range(2)]
+    assert not torch.equal(*(tower["proj"] for tower in towers))
+
+
+def test_of_pictures_and_texts_the_pictures_are_taken(tmp_path: Path) -> None:
+    small = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    config = CLIPConfig(text_config=small, vision_config={**small, "image_size": 32, "patch_size": 8})
+    CLIPModel(config).save_pretrained(tmp_path)
+    BitImageProcessor(size={"shortest_edge": 32}, crop_size=32).save_pretrained(tmp_path)
+    loaded = load_image_model(f"hf:{tmp_path}", None)
+    with torch.no_grad():
+        assert loaded.model(loaded.transform(PICTURE)[None]).pooler_output.shape == (1, 32)
+
+
+def test_a_head_is_taken_on_request() -> None:
+    with torch.no_grad():
+        for head, width in ((False, 64), (True, 1000)):
+            loaded = load_image_model("timm:test_vit", RANDOM, head=head)
+            assert loaded.model(loaded.transform(PICTURE)[None]).shape == (1, width)
+    assert load_image_model("timm:test_vit", RANDOM, 80).transform(PICTURE).shape == (3, 80, 80)
+
+
+@pytest.mark.parametrize(
+    ("name", "weights", "size", "error", "message"),
+    [
+        ("jax:vit", None, None, ArgumentError, "must be timm:NAME, hf:NAME or open_clip:NAME"),
+        ("hf:nobody/nothing", "file.pt", None, ArgumentError, "--weights must be random or absent, got file.pt"),
+        ("hf:nobody/nothing", None, 64, ArgumentError, "has a size of its own, got --image-size 64"),
+        ("hf:/nowhere", None, None, ImageModelError, "cannot load hf:/nowhere"),
+        ("open_clip:ViT-B-16", None, None, ArgumentError, "a tag such as openai, or random"),
+        ("timm:no_such_vit", RANDOM, None, ImageModelError, "cannot load timm:no_such_vit"),
+    ],
+)
+def test_what_cannot_be_had_is_named(
+    name: str, weights: str | None, size: int | None, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        load_image_model(name, weights, size)
+
+
+def test_weights_of_timm_are_read(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    expected = timm.create_model("test_vit").state_dict()
+    torch.save(expected, tmp_path / "weights.pt")
+    found = load_image_model("timm:test_vit", str(tmp_path / "weights.pt"), head=True).model.state_dict()
+    assert all(torch.equal(value, found[name]) for name, value in expected.items())
