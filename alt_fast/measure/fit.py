@@ -73,6 +73,9 @@ def fit_schedule(
     the model runs ops whose MACs nobody counts.
     """
     _check(model, images, multiple, max_evaluations, options)
+    given = {name: value for name, value in (("speedup", speedup), ("macs", macs), ("r", r)) if value is not None}
+    if len(given) != 1:
+        raise ArgumentError(f"exactly one of speedup, macs and r must be given, got {' and '.join(given) or 'none'}")
     model = remove_patch(_copy(model)).eval()
     towers = list(find_towers(model, options.get("find_tower")))
     if len(towers) > 1:
@@ -82,7 +85,7 @@ def fit_schedule(
     if not unmerged.isfinite().all():
         raise ArgumentError("images must have finite outputs, and those of the un-merged model are not")
     cost = tower_cost(model, images[:1], num_layers, **options)
-    budget, first = _budget(cost, multiple, speedup, macs, r)
+    budget, first = _budget(cost, multiple, *given.popitem())
 
     def disagreement(schedule: list[int]) -> float:
         """1 - the mean cosine, exact where that is near 1."""
@@ -136,7 +139,7 @@ def _one_tensor(output: Any) -> Tensor:
 
 @dataclass(frozen=True)
 class _Budget:
-    """Schedules that keep to so many MACs, and leave multiples of a number of tokens."""
+    """Schedules that keep to so many MACs of one image, each merging layer leaving a multiple of so many tokens."""
 
     cost: TowerCost
     macs: float
@@ -160,31 +163,25 @@ class _Budget:
         return schedule
 
 
-def _budget(
-    cost: TowerCost, multiple: int, speedup: float | None, macs: float | None, r: Reduction | None
-) -> tuple[_Budget, list[int]]:
+def _budget(cost: TowerCost, multiple: int, name: str, value: Any) -> tuple[_Budget, list[int]]:
     """The budget, and the constant schedule that keeps it: r itself, where that is given and leaves multiples."""
-    given = {name: value for name, value in (("speedup", speedup), ("macs", macs), ("r", r)) if value is not None}
-    if len(given) != 1:
-        raise ArgumentError(f"exactly one of speedup, macs and r must be given, got {' and '.join(given) or 'none'}")
-    plain, constant = cost.macs([0] * cost.num_layers), [1] * cost.num_layers
-    if speedup is not None:
-        if not speedup >= 1:
-            raise ArgumentError(f"speedup must be >= 1, got {speedup}")
-        macs = plain / speedup
-    elif r is not None:
-        constant = _whole(cost, merge_schedule(r, cost.num_layers, cost.destinations))
+    plain, constant, macs = cost.macs([0] * cost.num_layers), [1] * cost.num_layers, value
+    if name == "speedup":
+        if not value >= 1:
+            raise ArgumentError(f"speedup must be >= 1, got {value}")
+        macs = plain / value
+    elif name == "r":
+        constant = _whole(cost, merge_schedule(value, cost.num_layers, cost.destinations))
         macs = cost.macs(constant)
-    assert macs is not None
     budget = _Budget(cost, macs, multiple)
-    if r is not None and (multiple == 1 or not any(constant)):
+    if name == "r" and (multiple == 1 or not any(constant)):
         return budget, constant
     least = cost.macs(budget.spread(np.full(cost.num_layers, cost.num_tokens)))
     first = budget.within(np.array(constant, np.float64)) if least <= macs else None
     if first is None:
-        (name, value), kind = next(iter(given.items())), f", by multiples of {multiple}," if multiple > 1 else ""
+        by = f", by multiples of {multiple}," if multiple > 1 else ""
         raise ArgumentError(
-            f"{name}={value} cannot be reached: merging{kind} saves this model a factor of {plain / least:.2f} at most"
+            f"{name}={value} cannot be reached: merging{by} saves this model a factor of {plain / least:.2f} at most"
         )
     return budget, first
 
@@ -200,7 +197,7 @@ def _whole(cost: TowerCost, schedule: Sequence[int | float]) -> list[int]:
 
 
 class _Search:
-    """Descent in the shape of a schedule, each shape standing for the schedule of it that keeps to the budget.
+    """Descent in the shape of a schedule, each shape standing for its schedule within the budget.
 
     Shapes move along Legendre polynomials of the depth: late layers against early ones, the ends against the middle,
     and so on. A move that lowers the disagreement is kept, and made again; when none does, moves become smaller. Few
