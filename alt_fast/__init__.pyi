@@ -13,6 +13,7 @@ from alt_fast.inference.scoring import EvalConfig as EvalConfig
 from alt_fast.inference.trained import TrainedModel as TrainedModel
 from alt_fast.inference.trained import load as load
 from alt_fast.inference.trained import load_clip as load_clip
+from alt_fast.measure.fit import fit_schedule as fit_schedule
 from alt_fast.model.alt import ALT as ALT
 from alt_fast.model.alt import create_model as create_model
 from alt_fast.model.config import ModelConfig as ModelConfig

@@ -31,11 +31,16 @@ BATCH = 16
 RULES: tuple[RotaryRule, ...] = get_args(RotaryRule)
 
 
-def read_images(folder: Path, transform: Callable[[Image.Image], Tensor]) -> Tensor:
-    """All images of a folder, [B, 3, H, W], by name. Raises ValueError naming an unreadable one, or an empty folder."""
+def find_images(folder: Path) -> list[Path]:
+    """All images of a folder, by name. Raises ValueError for a folder with none."""
     paths = sorted(path for path in folder.glob("*") if path.suffix.lower() in SUFFIXES)
     if not paths:
         raise ValueError(f"{folder} has no images ({', '.join(SUFFIXES)})")
+    return paths
+
+
+def read_images(paths: Sequence[Path], transform: Callable[[Image.Image], Tensor]) -> Tensor:
+    """Images as the model takes them, [B, 3, H, W]. Raises ValueError naming an unreadable one."""
     images = []
     for path in paths:
         try:
@@ -103,7 +108,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         loaded = load_image_model(options.model, options.weights, options.image_size)
-        images = read_images(options.images, loaded.transform)
+        images = read_images(find_images(options.images), loaded.transform)
         if options.rope:
             check_rope(loaded.model, images[0], options.rope)
     except (AltFastError, ValueError) as e:

@@ -149,6 +149,25 @@ def quality_table(rows: Iterable[Row]) -> str:
     return "\n".join(lines)
 
 
+def fit_table(rows: Iterable[Row]) -> str:
+    """Markdown: cosines to the un-merged embedding on the scene held out, by the constant r and the schedule fitted."""
+    lines = [
+        "| | r | fitted to | held out | FLOPs | constant: mean, median | fitted: mean, median | r per layer |",
+        "|---|--:|---|---|--:|--:|--:|---|",
+    ]
+    for row in rows:
+        if "fit" in row:
+            found = [row["on_held_out"][how] for how in ("constant", "fitted")]
+            cells = [
+                *(row["fit"], str(row["r"]), ", ".join(row["fitted_to"]), row["held_out"]),
+                f"{row['macs_unmerged'] / row['macs']['fitted']:.2f}",
+                *(f"{of['mean']:.5f}, {of['quartiles'][1]:.5f}" for of in found),
+                " ".join(map(str, row["schedule"])),
+            ]
+            lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def towers_table(rows: Iterable[Row]) -> str:
     """Markdown: towers at their real size, merged and dropped: medians and quartiles of rounds."""
     lines = ["| | tokens | FLOP ratio | merged | dropped, not merged | of that |", "|---|--:|--:|--:|--:|--:|"]
@@ -225,6 +244,7 @@ TABLES = {
     "speed": speed_table,
     "training": training_table,
     "quality": quality_table,
+    "fit": fit_table,
     "towers": towers_table,
     "methods": methods_table,
     "loader": loader_table,

@@ -1,7 +1,8 @@
 """Multiply-accumulates of whatever runs, by a counter that refuses what it does not know."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -65,18 +66,26 @@ class _Seen(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def count_macs(run: Callable[[], object]) -> int:
-    """MACs of one call of `run`: matmuls and convolutions, of attention its two products; forward and backward.
+@contextmanager
+def counting() -> Iterator[Callable[[], int]]:
+    """Count MACs of what runs inside; yields a function that says how many there were so far.
 
-    Norms, softmax and whatever is elementwise count nothing, as everywhere in this field. Raises UncountedError naming
-    every op that has no formula and is not in `UNCOUNTED` either.
+    Counted are matmuls and convolutions, of attention its two products; forward and backward. Norms, softmax and
+    whatever is elementwise count nothing, as everywhere in this field. Raises UncountedError, at the end, naming every
+    op that has no formula and is not in `UNCOUNTED` either.
     """
     counter = FlopCounterMode(display=False, custom_mapping=flop_formulas())
     with _Seen(set(counter.flop_registry)) as seen, counter, sdpa_kernel(SDPBackend.MATH):
-        run()
+        yield lambda: counter.get_total_flops() // 2
     if seen.unknown:
         raise UncountedError(f"neither counted nor known to need no count: {', '.join(sorted(seen.unknown))}")
-    return counter.get_total_flops() // 2
+
+
+def count_macs(run: Callable[[], object]) -> int:
+    """MACs of one call of `run`, as `counting` counts them, and with its errors."""
+    with counting() as so_far:
+        run()
+    return so_far()
 
 
 def dispatcher_count(model: nn.Module, inputs: tuple[Tensor, ...]) -> int:

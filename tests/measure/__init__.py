@@ -1,0 +1,1 @@
+"""Tests of what models compute, how fast, and of what is chosen by it."""
