@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from alt_fast.errors import ArgumentError
+from alt_fast.measure.outputs import as_tensor
 from alt_fast.measure.tower_cost import TowerCost, tower_cost
 from alt_fast.progress import Progress
 from alt_fast.tome.patch import apply_patch, find_towers, remove_patch
@@ -23,9 +24,6 @@ from alt_fast.tome.schedule import Reduction, merge_schedule
 
 OPTIONS = ("destinations", "find_tower", "prop_attn", "rotary")
 """Options of `apply_patch` that change what merging costs, or what it does to the output."""
-
-OUTPUTS = ("logits", "image_embeds", "image_features", "pooler_output")
-"""Which of several named tensors that a model returns is compared: the first of these, or else the first of all."""
 
 BATCH = 32
 """Images in one pass."""
@@ -124,17 +122,8 @@ def _copy(model: nn.Module) -> nn.Module:
 def _outputs(model: nn.Module, images: Tensor) -> Tensor:
     """What the model returns for images, as vectors of unit length [B, F], fp32."""
     with torch.no_grad():
-        vectors = [_one_tensor(model(batch)).flatten(1).float() for batch in images.split(BATCH)]
+        vectors = [as_tensor(model(batch)).flatten(1).float() for batch in images.split(BATCH)]
     return F.normalize(torch.cat(vectors))
-
-
-def _one_tensor(output: Any) -> Tensor:
-    if isinstance(output, Mapping):  # transformers' ModelOutput, and dictionaries
-        output = (*(output.get(name) for name in OUTPUTS), *output.values())
-    for value in output if isinstance(output, tuple | list) else [output]:
-        if isinstance(value, Tensor):
-            return value
-    raise ArgumentError(f"model must return a tensor, or several, got {type(output).__name__}")
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """What a model returns as one tensor, and how near two models are."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -7,16 +8,18 @@ from torch import Tensor
 
 from alt_fast.errors import ArgumentError
 
+NAMES = ("logits", "image_embeds", "image_features", "pooler_output", "last_hidden_state")
+"""Which of several named tensors that a model returns is meant: the first of these, or else the first of all."""
+
 
 def as_tensor(output: Any) -> Tensor:
-    """The tensor that an output is about: itself, a ModelOutput's pooled or last tokens, the first of several."""
-    if isinstance(output, Tensor):
-        return output
-    for name in ("logits", "image_embeds", "pooler_output", "last_hidden_state"):
-        if isinstance(found := getattr(output, name, None), Tensor):
-            return found
-    if isinstance(output, tuple | list) and output and isinstance(output[0], Tensor):
-        return output[0]
+    """The tensor that an output is about: itself, one by its name, the first of several. Raises ArgumentError."""
+    values = output if isinstance(output, tuple | list) else (output,)
+    if isinstance(output, Mapping):  # transformers' ModelOutput, and dictionaries
+        values = (*(output.get(name) for name in NAMES), *output.values())
+    for value in values:
+        if isinstance(value, Tensor):
+            return value
     raise ArgumentError(f"model must return a tensor, or what holds one, got {type(output).__name__}")
 
 

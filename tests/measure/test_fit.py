@@ -194,7 +194,7 @@ class Says(nn.Module):
         (Twice(timm_vit(), timm_vit()), PIXELS, {"r": 2}, "Twice holds 2 vision towers: fit one at a time"),
         (Twice(timm_vit()), PIXELS, {"r": 2}, "each of its tower's 3 layers once, got 6 runs in a pass"),
         (nn.Conv2d(3, 4, 8), PIXELS, {"r": 2}, "Conv2d holds no vision transformer"),
-        (Says(str), PIXELS, {"r": 2}, "model must return a tensor, or several, got str"),
+        (Says(str), PIXELS, {"r": 2}, "model must return a tensor, or what holds one, got str"),
     ],
 )
 def test_what_cannot_be_used_is_named(model: nn.Module, x: Any, options: dict[str, Any], message: str) -> None:
