@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parent.parent
-COPIED = ("alt_fast", "kernels", "tests", "benchmarks", "pyproject.toml")
+COPIED = ("alt_fast", "kernels", "tests", "benchmarks", "problems", "pyproject.toml")
 
 
 class Mutation(NamedTuple):
@@ -567,6 +567,24 @@ MUTATIONS = [
         "sorted(found, key=lambda run: run[:2])",
         "sorted(found, key=lambda run: run[:1])",
         "tests/benchmarks/test_report.py::test_every_run_of_a_race_is_shown",
+    ),
+    Mutation(
+        "problems/checks.py",
+        "limit = 2 * own + rounding * unit",
+        "limit = 4 * own + rounding * unit",
+        "tests/problems/test_checks.py::test_twice_the_error_of_pytorch_is_allowed",
+    ),
+    Mutation(
+        "problems/match/reference.py",
+        "yield (more & ~tied)",
+        "yield more",
+        "tests/problems/test_references.py::test_a_plan_of_other_choices_is_named",
+    ),
+    Mutation(
+        "problems/trial.py",
+        "if _shared(output, former):",
+        "if False:",
+        "tests/problems/test_trial.py::test_tricks_are_named",
     ),
 ]
 

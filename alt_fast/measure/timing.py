@@ -25,7 +25,7 @@ def check_writes(outputs: object, replay: Step) -> None:
     A graph captured on the wrong stream, or after its work was done, would replay nothing, in no time.
     """
     tensors = [x for x in tree_leaves(outputs) if isinstance(x, Tensor) and x.is_floating_point()]
-    with torch.no_grad():
+    with torch.inference_mode():  # which alone may write to outputs made in it
         for x in tensors:
             x.fill_(torch.nan)
         replay()

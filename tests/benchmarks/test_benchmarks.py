@@ -5,6 +5,8 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -86,8 +88,10 @@ def test_race_ratios_go_by_round_and_name_who_is_skipped() -> None:
     assert race.ratio("slow", "fast")[1] == 2.0
 
 
-def test_a_replay_that_writes_nothing_is_no_time() -> None:
-    out, counts = torch.zeros(3), torch.zeros(3, dtype=torch.int64)
+@pytest.mark.parametrize("mode", [torch.enable_grad, torch.inference_mode])
+def test_a_replay_that_writes_nothing_is_no_time(mode: Callable[[], AbstractContextManager[None]]) -> None:
+    with mode():
+        out, counts = torch.ones(3, requires_grad=True) * 2, torch.zeros(3, dtype=torch.int64)
     check_writes((out, {"counts": counts}), lambda: out.fill_(1.0))
     with pytest.raises(AssertionError, match="leaves its outputs unwritten"):
         check_writes((out, counts), lambda: counts.fill_(1))

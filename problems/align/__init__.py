@@ -1,0 +1,1 @@
+"""The problem `align`: task.yml."""

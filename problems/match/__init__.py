@@ -1,0 +1,1 @@
+"""The problem `match`: task.yml."""
