@@ -1,5 +1,6 @@
 """What tests share: a tiny corpus, a tiny dataset of real video files, and a trained run."""
 
+import gc
 import os
 import subprocess
 import sys
@@ -9,6 +10,8 @@ from functools import partial
 from importlib.util import cache_from_source, find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+gc.disable()  # while tests are collected: what that imports stays
 
 # Hundreds of processes start here: what they import is compiled once, also where Python is told to keep no bytecode.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
@@ -79,6 +82,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason="needs a GPU: make test-gpu"))
+
+
+def pytest_collection_finish() -> None:
+    """From here on garbage is collected, but not looked for among a million objects that stay, nor all the time."""
+    gc.freeze()
+    gc.set_threshold(100_000)
+    gc.enable()
 
 
 @pytest.fixture(scope="session", autouse=True)
