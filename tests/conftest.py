@@ -232,12 +232,12 @@ SMALL_LABELS = ["a star growing", "a moon growing", "a star shrinking"]
 
 
 @contextmanager
-def one_block() -> Iterator[None]:
-    """Inside, the tiny image tower has one block: exporters take seconds for every block."""
+def few_blocks(number: int = 1) -> Iterator[None]:
+    """Inside, the tiny image tower has one block, or so many: whatever traces takes seconds for every block."""
     from alt_fast.model.clip_weights import TINY_CONFIG
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(TINY_CONFIG["vision_cfg"], "layers", 1)
+        patch.setitem(TINY_CONFIG["vision_cfg"], "layers", number)
         yield
 
 
@@ -246,7 +246,7 @@ def small_alt(**options: Any) -> "ALT":
     from alt_fast.model.alt import create_model
 
     corpus = None if "query" in options else Corpus.load("motion_shapes")
-    with one_block():
+    with few_blocks():
         return create_model("alt_tiny", corpus, **{"frames": 2, "depth": 1} | options).eval()
 
 
@@ -261,7 +261,7 @@ def onnx_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         path = folder / "small.safetensors"
         save_model(path, TrainedModel(small_alt(pool="size"), SMALL_LABELS, ["{}"], AugmentConfig()))
         command = ["--checkpoint", str(path), "--out", str(folder / "exported"), "--head", "both", "--int8"]
-        with one_block():
+        with few_blocks():
             assert export([*command, "--onnx", "frame_encoder", "decoder"]) == 0
 
     return once(tmp_path_factory, "onnx", make) / "exported"
