@@ -1,5 +1,6 @@
 """What tests share: a tiny corpus, a tiny dataset of real video files, and a trained run."""
 
+import gc
 import os
 import subprocess
 import sys
@@ -9,6 +10,8 @@ from functools import partial
 from importlib.util import cache_from_source, find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+gc.disable()  # while tests are collected: what that imports stays
 
 # Hundreds of processes start here: what they import is compiled once, also where Python is told to keep no bytecode.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
@@ -79,6 +82,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason="needs a GPU: make test-gpu"))
+
+
+def pytest_collection_finish() -> None:
+    """From here on garbage is collected, but not looked for among a million objects that stay, nor all the time."""
+    gc.freeze()
+    gc.set_threshold(100_000)
+    gc.enable()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -222,12 +232,12 @@ SMALL_LABELS = ["a star growing", "a moon growing", "a star shrinking"]
 
 
 @contextmanager
-def one_block() -> Iterator[None]:
-    """Inside, the tiny image tower has one block: exporters take seconds for every block."""
+def few_blocks(number: int = 1) -> Iterator[None]:
+    """Inside, the tiny image tower has one block, or so many: whatever traces takes seconds for every block."""
     from alt_fast.model.clip_weights import TINY_CONFIG
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(TINY_CONFIG["vision_cfg"], "layers", 1)
+        patch.setitem(TINY_CONFIG["vision_cfg"], "layers", number)
         yield
 
 
@@ -236,7 +246,7 @@ def small_alt(**options: Any) -> "ALT":
     from alt_fast.model.alt import create_model
 
     corpus = None if "query" in options else Corpus.load("motion_shapes")
-    with one_block():
+    with few_blocks():
         return create_model("alt_tiny", corpus, **{"frames": 2, "depth": 1} | options).eval()
 
 
@@ -251,7 +261,7 @@ def onnx_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         path = folder / "small.safetensors"
         save_model(path, TrainedModel(small_alt(pool="size"), SMALL_LABELS, ["{}"], AugmentConfig()))
         command = ["--checkpoint", str(path), "--out", str(folder / "exported"), "--head", "both", "--int8"]
-        with one_block():
+        with few_blocks():
             assert export([*command, "--onnx", "frame_encoder", "decoder"]) == 0
 
     return once(tmp_path_factory, "onnx", make) / "exported"

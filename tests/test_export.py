@@ -13,7 +13,7 @@ from alt_fast.data.config import AugmentConfig
 from alt_fast.evaluate import main as evaluate
 from alt_fast.export import main
 from alt_fast.inference.trained import TrainedModel, save_model
-from tests.conftest import one_block, small_alt
+from tests.conftest import few_blocks, small_alt
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,7 @@ def test_the_program_runs_without_our_models(folder: Path, tmp_path: Path) -> No
 def test_the_compiled_program_gives_the_same(tmp_path: Path) -> None:
     model = small_alt(r=0, query="frame")
     save_model(tmp_path / "small.safetensors", TrainedModel(model, ["a star"], ["{}"], AugmentConfig()))
-    with one_block():
+    with few_blocks():
         assert (
             main(["--checkpoint", str(tmp_path / "small.safetensors"), "--out", str(tmp_path / "new"), "--aoti"]) == 0
         )

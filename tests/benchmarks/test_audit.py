@@ -3,6 +3,7 @@
 import itertools
 from collections import Counter
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from alt_fast_kernels.counting import flop_formulas
 from benchmarks.audit import Audit, count_alt, describe, fused_ops_on_cpu, fvcore_count
 from benchmarks.closed_form import ALTShape, ViT
 from benchmarks.paper import CONTROLS, ROWS, Published
+from tests.conftest import few_blocks
 
 ENTITIES = 30
 
@@ -27,12 +29,19 @@ ENTITIES = 30
 def small(**options: Any) -> tuple[ALT, ALTShape]:
     config = replace(PRESETS["alt_tiny"], **options)
     corpus = Corpus(tuple(Entity(f"entity {i}", "", "object") for i in range(ENTITIES)))
-    model = ALT(config, corpus if config.query == "entities" else None).eval()
+    with few_blocks(2):
+        model = ALT(config, corpus if config.query == "entities" else None).eval()
     nn.init.normal_(model.alignment.entities)
     assert isinstance(config.r, int)
     entities = ENTITIES if config.query == "entities" else 0
-    vit = ViT(patch=8, width=64, depth=4, num_heads=2, image=48)
+    vit = ViT(patch=8, width=64, depth=2, num_heads=2, image=48)
     return model, ALTShape(vit, config.frames, config.r, 64, config.depth, 5, entities, config.regions, config.tuning)
+
+
+@cache
+def counts(**options: Any) -> Audit:
+    """Of a small ALT."""
+    return count_alt(*small(**options))
 
 
 @pytest.mark.parametrize(
@@ -51,14 +60,14 @@ def small(**options: Any) -> tuple[ALT, ALTShape]:
     ids=str,
 )
 def test_all_counts_agree(options: dict[str, Any]) -> None:
-    found = count_alt(*small(**options))
+    found = counts(**options)
     found.check()
     assert len(found.macs) == 4
     assert len(found.norms) == 3
 
 
 def test_one_mac_too_many_is_noticed() -> None:
-    found = count_alt(*small())
+    found = counts()
     for counter, name in itertools.chain(
         ((found.macs, n) for n in found.macs), ((found.norms, n) for n in found.norms)
     ):
@@ -114,9 +123,8 @@ def test_fused_ops_count_nothing_without_handles() -> None:
 
 
 def test_formulas_count_a_whole_model() -> None:
-    model, shape = small()
+    model, _ = small()
     inputs = torch.randn(1, 8, 3, 48, 48), torch.randn(5, 64)
-    found = count_alt(model, shape)
     with (
         fused_ops_on_cpu(),
         torch.no_grad(),
@@ -124,7 +132,7 @@ def test_formulas_count_a_whole_model() -> None:
     ):
         model(*inputs)
     decoder_attention = 2 * 2 * 2 * 8 * 8 * 64  # SDPA on a CPU, which FlopCounterMode misses: two layers, two each
-    assert counter.get_total_flops() // 2 == found.macs["closed form"] - decoder_attention
+    assert counter.get_total_flops() // 2 == counts().macs["closed form"] - decoder_attention
 
 
 def test_a_row_says_what_the_paper_would_need() -> None:

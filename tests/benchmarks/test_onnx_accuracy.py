@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 
 from benchmarks.onnx_accuracy import main
-from tests.conftest import one_block
+from tests.conftest import few_blocks
 
 
 def test_it_scores_the_same_videos_by_all(onnx_folder: Path, shapes: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lists = ["--list", str(shapes / "unseen.txt"), "--classes", str(shapes / "unseen_classes.csv"), "--workers", "0"]
-    with one_block():
+    with few_blocks():
         assert main([str(onnx_folder), *lists]) == 0
         head, *rows = capsys.readouterr().out.splitlines()
         assert head.endswith("unseen.txt: 12 videos")

@@ -20,7 +20,7 @@ from alt_fast.inference.trained import TrainedModel, load
 from alt_fast.model.alignment import Alignment
 from alt_fast.model.config import ModelConfig, Pooling
 from alt_fast_kernels import match
-from tests.conftest import SMALL_LABELS, one_block, small_alt
+from tests.conftest import SMALL_LABELS, few_blocks, small_alt
 
 
 def run(path: Path, inputs: Mapping[str, Tensor]) -> list[Tensor]:
@@ -40,7 +40,7 @@ def close(found: Tensor, expected: Tensor) -> None:
 
 @pytest.fixture(scope="module")
 def trained(onnx_folder: Path) -> TrainedModel:
-    with one_block():
+    with few_blocks():
         return load(onnx_folder)
 
 

@@ -52,17 +52,20 @@ class Meeting:
 
     def __init__(self, size: int) -> None:
         self.barrier, self.items = threading.Barrier(size), [None] * size
+        self.interrupted = False
 
 
 @dataclass(frozen=True)
 class ThreadWorld(World):
-    """A thread among `size` of them."""
+    """A thread among `size` of them, which ends where it would wait for one that was interrupted."""
 
     meeting: Meeting = field(default_factory=lambda: Meeting(1))
 
     def gather(self, item: Any) -> list[Any]:
         self.meeting.items[self.rank] = item
         self.meeting.barrier.wait(60)
+        if self.meeting.interrupted:
+            raise ConnectionError("one of them is gone")
         found = list(self.meeting.items)
         self.meeting.barrier.wait(60)
         return found
@@ -70,10 +73,18 @@ class ThreadWorld(World):
 
 def write(path: Path, finder: Finder, processes: int = 1) -> int:
     meeting = Meeting(processes)
+
+    def work(world: World) -> int:
+        try:
+            return write_results(path, 3, SETTINGS, SHARES, finder, world)
+        except KeyboardInterrupt:
+            meeting.interrupted = True
+            meeting.barrier.wait(60)  # where the others do
+            raise
+
     with ThreadPoolExecutor(processes) as pool:
         worlds = [ThreadWorld(rank, processes, meeting=meeting) for rank in range(processes)]
-        calls = [pool.submit(write_results, path, 3, SETTINGS, SHARES, finder, world) for world in worlds]
-        return sum(call.result() for call in calls)
+        return sum(pool.map(work, worlds))
 
 
 def test_csv(tmp_path: Path) -> None:

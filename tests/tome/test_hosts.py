@@ -24,7 +24,8 @@ def structure(library: str, name: str) -> Structure:
     return Structure(library, name, 1, build)
 
 
-def test_every_structure_is_taken_or_refused_as_documented() -> None:
+def test_every_structure_is_taken_or_refused_as_documented(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Tensor, "clamp_", lambda x, **limits: x)  # of no weights, half the time of building models
     assert sum(row[0] == "timm" and row[2] == "taken" for row in ROWS) >= 40
     assert sum(row[0] == "transformers" and row[2] == "taken" for row in ROWS) >= 20
     for library, name, documented in ROWS:
