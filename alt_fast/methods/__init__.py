@@ -100,7 +100,7 @@ METHODS = {
             "DyMU, arXiv 2504.17040, with one threshold",
             "merges all pairs of ToMe's matching that are alike enough",
             r="the cosine above which a pair merges, in every layer",
-            values=(0.95, 0.9, 0.85, 0.8),
+            values=(0.998, 0.995, 0.99, 0.98),
             tokens=None,
         ),
         Method(
