@@ -191,6 +191,7 @@ def test_load(codec: str, files: dict[str, list[Path]], race: RunRace, device: s
         graphs=set(),
         warm_up=1,
         skipped=skipped,
+        further=[f"DataLoader, {name}" for name in decoders if name in (WHOLE, "decord")],
         clips=CLIPS,
     )
 
