@@ -33,6 +33,12 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[STARTED] = time.monotonic()
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Contestants that are compiled may take longer than the tests' timeout on a slow machine."""
+    for item in items:
+        item.add_marker(pytest.mark.timeout(3600))
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     limit = item.config.getoption("--time-limit")
     if limit is not None and time.monotonic() - item.config.stash[STARTED] > limit:

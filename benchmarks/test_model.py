@@ -71,6 +71,7 @@ def test_model(name: str, mode: str, race: RunRace, cut: Cut, once: Once, device
         OURS,
         PLAIN,
         rounds=30 if gpu else 3,
+        further=[PUBLISHED] if "compiled" in mode else [],
         flop_ratio={OURS: macs[PLAIN] / macs[OURS]},
         saved_bytes=saved,
         **({} if training else {"macs": macs}),
