@@ -31,7 +31,7 @@ ci:
 docs:
 	$(PYTHON) docs/build_api.py build/docs
 
-# All benchmarks, on the GPU where there is one, into a result file of their own.
+# All benchmarks, on the GPU where there is one, into a result file of their own, which holds each race once it ends.
 bench:
 	$(PYTHON) -m pytest benchmarks/ --benchmark-only --results benchmarks/results/$$(date -u +%Y%m%d-%H%M%S).jsonl
 

@@ -1,13 +1,26 @@
-"""What moved between two result files: `python -m benchmarks.compare OLD NEW`; exits with 1 on any regression."""
+"""What moved between two result files, or between a commit and HEAD; exits with 1 on any regression.
+
+    python -m benchmarks.compare OLD NEW
+    python -m benchmarks.compare --against COMMIT [-k EXPRESSION] [--rounds 12] [--full] [-- PYTEST OPTIONS]
+
+The second measures both commits, in worktrees that it makes and removes, three rounds at a time: old, new, new, old.
+"""
 
 import argparse
 import json
+import statistics
 import sys
+import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from benchmarks import against
+from benchmarks.session import CUT, EVERYONE, Row
+
 THRESHOLD = 0.05
+ROOT = Path(__file__).parent.parent
 
 
 @dataclass(frozen=True)
@@ -57,10 +70,54 @@ def compare(old: list[dict[str, Any]], new: list[dict[str, Any]], threshold: flo
     return sorted(changes, key=lambda change: -change.change)
 
 
-def missing(old: list[dict[str, Any]], new: list[dict[str, Any]]) -> list[str]:
-    """What the old file measured and the new one did not."""
-    measured = {_key(row) for row in new if "skipped" not in row}
-    return [" | ".join(map(str, _key(row))) for row in old if "skipped" not in row and _key(row) not in measured]
+def missing(old: list[Row], new: list[Row]) -> list[str]:
+    """What the old file measured and the new one did not, nor left to a full run."""
+    there = {_key(row) for row in new if row.get("skipped") in (None, CUT)}
+    return [
+        " | ".join(map(str, _key(row)))
+        for row in old
+        if "skipped" not in row and _key(row) not in there and (row.get("case"), EVERYONE) not in there
+    ]
+
+
+def join(runs: Sequence[Sequence[Row]]) -> list[Row]:
+    """Rows of several runs as of one: medians and quartiles of all their rounds.
+
+    Rows without `times`, of older commits, must be of three rounds, which are their quartiles. Of what is counted or
+    skipped the last row stands.
+    """
+    found: dict[tuple[Any, ...], list[tuple[Row, Row]]] = {}
+    for run in runs:
+        rows = {_key(row): row for row in run}
+        for key, row in rows.items():
+            found.setdefault(key, []).append((row, rows.get((row.get("case"), row.get("baseline")), {})))
+    return [_joined(own) for own in found.values()]
+
+
+def _joined(found: list[tuple[Row, Row]]) -> Row:
+    """The rows of one contestant, each with its run's baseline, as one row."""
+    measured = [pair for pair in found if "seconds" in pair[0]]
+    if not measured:
+        return found[-1][0]
+    times = [x for row, _ in measured for x in row.get("times", _in_order(row["seconds"], row["quartiles"]))]
+    low, middle, high = statistics.quantiles(times, n=4)
+    joined = measured[-1][0] | {"seconds": middle, "quartiles": [low, high], "rounds": len(times), "times": times}
+    if "speedup" in joined:
+        ratios = [x for row, baseline in measured for x in _ratios(row, baseline)]
+        low, middle, high = statistics.quantiles(ratios, n=4)
+        joined |= {"speedup": middle, "speedup_quartiles": [low, high]}
+    return joined
+
+
+def _ratios(row: Row, baseline: Row) -> list[float]:
+    """How many times faster than the baseline, by round."""
+    if "times" in row:
+        return [slow / fast for slow, fast in zip(baseline["times"], row["times"], strict=True)]
+    return _in_order(row["speedup"], row["speedup_quartiles"])
+
+
+def _in_order(middle: float, quartiles: Sequence[float]) -> list[float]:
+    return [quartiles[0], middle, quartiles[1]]
 
 
 def _key(row: dict[str, Any]) -> tuple[Any, ...]:
@@ -84,30 +141,77 @@ def _judge(
     return Change(name, what, change, "regression" if change > 0 else "improvement")
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.compare", description=__doc__)
-    parser.add_argument("old", type=Path)
-    parser.add_argument("new", type=Path)
-    parser.add_argument("--threshold", type=float, default=THRESHOLD, help="of a median, 0.05 for 5 %% (default)")
-    options = parser.parse_args(arguments)
-    try:
-        (head0, old), (head1, new) = read_results(options.old), read_results(options.new)
-    except ValueError as e:
-        parser.error(str(e))
-    if head0["device"] != head1["device"]:
-        print(f"different devices: {head0['device']}, {head1['device']}; compare ratios only with care")
-    changes = compare(old, new, options.threshold)
+def print_changes(old: list[Row], new: list[Row], threshold: float) -> int:
+    """Say what moved; returns the exit status."""
+    changes = compare(old, new, threshold)
     for change in changes:
         if change.verdict != "noise":
             print(f"{change.verdict:<12}{change.what:<8}{100 * change.change:+7.1f} %   {change.name}")
-    gone = missing(old, new)
-    for name in gone:
+    for name in missing(old, new):
         print(f"{'gone':<29}   {name}")
     regressions = sum(change.verdict == "regression" for change in changes)
     print(f"{len(changes)} compared, {regressions} worse, {sum(c.verdict == 'improvement' for c in changes)} better")
     if not changes:
-        print("the files have nothing in common")
+        print("they have nothing in common")
     return 1 if regressions or not changes else 0
+
+
+def compare_files(old: Path, new: Path, threshold: float) -> int:
+    """Compare two result files. Raises ValueError naming the one that is none."""
+    (head0, before), (head1, after) = read_results(old), read_results(new)
+    if head0["device"] != head1["device"]:
+        print(f"different devices: {head0['device']}, {head1['device']}; compare ratios only with care")
+    return print_changes(before, after, threshold)
+
+
+def compare_commits(commit: str, selection: against.Selection, rounds: int, threshold: float) -> int:
+    """Compare a commit with HEAD of the checkout that this file is in. Raises AgainstError."""
+    if changed := against.uncommitted(ROOT):
+        print(f"changes that are not committed are not measured: {', '.join(changed)}", file=sys.stderr)
+    with tempfile.TemporaryDirectory() as folder:
+        files = against.race(ROOT, commit, selection, rounds, Path(folder))
+        old, new = (join([read_results(path)[1] for path in paths]) for paths in files)
+    return print_changes(old, new, threshold)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    given = sys.argv[1:] if arguments is None else arguments
+    own, options = (given[: given.index("--")], given[given.index("--") + 1 :]) if "--" in given else (given, [])
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.compare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("files", type=Path, nargs="*", metavar="OLD NEW", help="result files")
+    parser.add_argument("--threshold", type=float, default=THRESHOLD, help="of a median, 0.05 for 5 %% (default)")
+    parser.add_argument("--against", metavar="COMMIT", help="measure this commit and HEAD")
+    parser.add_argument("-k", metavar="EXPRESSION", help="with --against: which benchmarks, as pytest selects them")
+    parser.add_argument("--rounds", type=int, help="with --against: of each commit, a multiple of 3 (default 12)")
+    parser.add_argument("--full", action="store_true", help="with --against: what a quick run cuts, too")
+    parsed = parser.parse_args(own)
+    if parsed.against is None:
+        if len(parsed.files) != 2:
+            parser.error(f"give two result files, or --against COMMIT; got {len(parsed.files)} files")
+        if parsed.k is not None or parsed.rounds is not None or parsed.full or options:
+            parser.error("-k, --rounds, --full and options of pytest go with --against")
+    elif parsed.files:
+        parser.error(f"--against measures: it reads no files, got {', '.join(map(str, parsed.files))}")
+    rounds = 4 * against.ROUNDS if parsed.rounds is None else parsed.rounds
+    if rounds < against.ROUNDS or rounds % against.ROUNDS:
+        parser.error(f"--rounds must be a multiple of {against.ROUNDS}, got {rounds}")
+    try:
+        if parsed.against is None:
+            old, new = parsed.files
+            return compare_files(old, new, parsed.threshold)
+        return compare_commits(
+            parsed.against, against.Selection(parsed.k, parsed.full, options), rounds, parsed.threshold
+        )
+    except ValueError as e:
+        parser.error(str(e))
+    except against.AgainstError as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted: nothing is compared, the worktrees are removed", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":

@@ -1,10 +1,9 @@
 """The `race` fixture: contestants timed in interleaved rounds, one row each in the summary and the result file."""
 
-import json
 import statistics
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +11,17 @@ import pytest
 import torch
 
 import alt_fast  # noqa: F401  (before timm: see alt_fast/_torchvision.py)
-from alt_fast.measure.provenance import provenance
 from alt_fast.measure.timing import WARM_UP, Race, Step
+from benchmarks.encoders import Encoders
+from benchmarks.session import CUT, EVERYONE, Once, Results, Row
 
 STARTED = pytest.StashKey[float]()
-ROWS = pytest.StashKey[list[dict[str, Any]]]()
+RESULTS = pytest.StashKey[Results]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--results", type=Path, help="write all measurements to this file, as JSON lines")
+    parser.addoption("--full", action="store_true", help="on a CPU too: every r, contestant and round; a GPU cuts none")
+    parser.addoption("--results", type=Path, help="write all measurements to this file as they come, as JSON lines")
     parser.addoption("--time-limit", type=float, help="seconds after which no further benchmark starts")
     parser.addoption("--tome", type=Path, help="checkout of github.com/facebookresearch/ToMe, raced beside ours")
     parser.addoption("--flashbias", type=Path, help="checkout of github.com/thuml/FlashBias, raced beside ours")
@@ -28,8 +29,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.stash[ROWS] = []
+    config.stash[RESULTS] = Results(config.getoption("--results"))
     config.stash[STARTED] = time.monotonic()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Contestants that are compiled may take longer than the tests' timeout on a slow machine."""
+    for item in items:
+        item.add_marker(pytest.mark.timeout(3600))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -44,16 +51,58 @@ def device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+@pytest.fixture(scope="session")
+def full(device: str, pytestconfig: pytest.Config) -> bool:
+    """Whether everything is measured: on a GPU, or with --full."""
+    return device == "cuda" or pytestconfig.getoption("--full")
+
+
+@pytest.fixture(scope="session")
+def once() -> Once:
+    """What races share."""
+    return Once()
+
+
+@pytest.fixture(scope="session")
+def encoders(once: Once, device: str, pytestconfig: pytest.Config) -> Encoders:
+    """Models that encoder races share."""
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    return Encoders(once, device, dtype, pytestconfig.getoption("--tome"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def every_compilation_counts() -> Iterator[None]:
+    """What is called compiled is. A function's ninth compilation, in all models together, would run it as it is."""
+    with torch._dynamo.config.patch(recompile_limit=64, fail_on_recompile_limit_hit=True):
+        yield
+
+
+Cut = Callable[[str], None]
+
+
+@pytest.fixture
+def cut(full: bool, pytestconfig: pytest.Config) -> Cut:
+    """Leaves a race to a full run: a quick one skips the test here, and says so in a row of this case."""
+
+    def skip(case: str) -> None:
+        if not full:
+            pytestconfig.stash[RESULTS].add({"case": case, "contestant": EVERYONE, "skipped": CUT})
+            pytest.skip(CUT)
+
+    return skip
+
+
 RunRace = Callable[..., Race]
 
 
 @pytest.fixture
-def race(benchmark: Any, request: pytest.FixtureRequest, device: str) -> RunRace:
+def race(benchmark: Any, request: pytest.FixtureRequest, device: str, full: bool) -> RunRace:
     """run(case, steps, ours, baseline, ...): time `steps`, {name: callable}, and record them.
 
     pytest-benchmark times `ours`; the others run around it in every round. Speed-ups are over `baseline`. graphs: who
-    runs as a CUDA graph on a GPU; all by default. skipped: who cannot run here, and why. warm_up: calls on a
-    GPU before the first round. facts: what the reader of a row should know, or a dict by contestant.
+    runs as a CUDA graph on a GPU; all by default. skipped: who cannot run here, and why. further: who runs in a full
+    run only. warm_up: calls on a GPU before the first round. facts: what the reader of a row should know, or a dict by
+    contestant.
     """
 
     def run(
@@ -64,12 +113,15 @@ def race(benchmark: Any, request: pytest.FixtureRequest, device: str) -> RunRace
         rounds: int = 15,
         graphs: set[str] | None = None,
         skipped: dict[str, str] | None = None,
+        further: Collection[str] = (),
         warm_up: int = WARM_UP,
         **facts: Any,
     ) -> Race:
-        result = Race(skipped=dict(skipped or {}))
+        cut = () if full else further
+        result = Race(skipped=dict.fromkeys(cut, CUT) | (skipped or {}))
         for name, step in steps.items():
-            result.add(name, step, device, graphs is None or name in graphs, warm_up)
+            if name not in cut:
+                result.add(name, step, device, graphs is None or name in graphs, warm_up)
         if ours in result.skipped:
             pytest.fail(f"{ours}: {result.skipped[ours]}")
         order = deque(result.contestants)  # of the round under way
@@ -85,7 +137,7 @@ def race(benchmark: Any, request: pytest.FixtureRequest, device: str) -> RunRace
 
         rounds = request.config.getoption("--rounds") or rounds
         benchmark.pedantic(lambda: result.run(ours), setup=before, teardown=after, rounds=rounds)
-        rows = request.config.stash[ROWS]
+        rows = []
         for name, seconds in result.seconds.items():
             own = {
                 key: value[name] if isinstance(value, dict) else value
@@ -94,13 +146,14 @@ def race(benchmark: Any, request: pytest.FixtureRequest, device: str) -> RunRace
             }
             rows.append(_row(result, case, name, baseline, seconds) | own)
         rows += [{"case": case, "contestant": name, "skipped": why} for name, why in result.skipped.items()]
-        benchmark.extra_info["race"] = [row for row in rows if row.get("case") == case]
+        request.config.stash[RESULTS].add(*rows)
+        benchmark.extra_info["race"] = rows
         return result
 
     return run
 
 
-def _row(result: Race, case: str, name: str, baseline: str, seconds: list[float]) -> dict[str, Any]:
+def _row(result: Race, case: str, name: str, baseline: str, seconds: list[float]) -> Row:
     low, middle, high = statistics.quantiles(seconds, n=4) if len(seconds) > 1 else seconds * 3
     row = {
         "case": case,
@@ -108,6 +161,7 @@ def _row(result: Race, case: str, name: str, baseline: str, seconds: list[float]
         "seconds": middle,
         "quartiles": [low, high],
         "rounds": len(seconds),
+        "times": seconds,
         "peak_bytes": result.contestants[name].peak_bytes,
     }
     if baseline in result.seconds and len(seconds) > 1:
@@ -116,7 +170,7 @@ def _row(result: Race, case: str, name: str, baseline: str, seconds: list[float]
     return row
 
 
-def _describe(row: dict[str, Any]) -> str:
+def _describe(row: Row) -> str:
     """A contestant's line in the summary, after its name."""
     if "skipped" in row:
         return f" skipped: {row['skipped']}"
@@ -145,7 +199,7 @@ def _describe(row: dict[str, Any]) -> str:
     return line
 
 
-def audit_lines(rows: list[dict[str, Any]]) -> list[str]:
+def audit_lines(rows: list[Row]) -> list[str]:
     """A line per audited row: GFLOPs and parameters, the paper's, the difference, and the K that would close it."""
     lines = [f"{'':<38}{'GFLOPs':>9}{'paper':>9}{'':>9}{'M params':>10}{'paper':>8}{'':>8}{'tunable':>9}{'paper':>7}"]
     for row in rows:
@@ -168,8 +222,14 @@ def _percent(value: float | None, width: int) -> str:
     return f"{'' if value is None else f'{value:+.1f} %':>{width}}"
 
 
+def cut_line(rows: list[Row]) -> str | None:
+    """What a quick run left out, by name; None when it was nothing."""
+    names = [row["case"] if row["contestant"] == EVERYONE else f"{row['contestant']} ({row['case']})" for row in rows]
+    return f"cut: {'; '.join(names)}; --full runs them" if names else None
+
+
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    measured, skipped = config.stash[ROWS], terminalreporter.stats.get("skipped", [])
+    measured, skipped = config.stash[RESULTS].rows, terminalreporter.stats.get("skipped", [])
     if not measured and not skipped:
         return
     audited = [row for row in measured if "audit" in row]
@@ -181,18 +241,18 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     terminalreporter.section("races: medians, and speed-ups by round (quartiles)")
     case = None
     for row in rows:
+        if row.get("skipped") == CUT:
+            continue
         if row["case"] != case:
             case = row["case"]
             terminalreporter.write_line(f"\n{case}")
         terminalreporter.write_line(f"    {row['contestant']:<34}{_describe(row)}")
-    if skipped:
+    absent = [(report.nodeid.rpartition("::")[2], report.longrepr[2].removeprefix("Skipped: ")) for report in skipped]
+    if others := [(name, reason) for name, reason in absent if reason != CUT]:
         terminalreporter.write_line("\nnot measured")
-    for report in skipped:
-        name, reason = report.nodeid.rpartition("::")[2], report.longrepr[2]
-        terminalreporter.write_line(f"    {name:<70} {reason.replace('Skipped', 'skipped', 1)}")
-    path = config.getoption("--results")
-    if path:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lines = [{"provenance": provenance()}, *measured]
-        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        for name, reason in others:
+            terminalreporter.write_line(f"    {name:<70} skipped: {reason}")
+    if left := cut_line([row for row in rows if row.get("skipped") == CUT]):
+        terminalreporter.write_line(f"\n{left}")
+    if measured and (path := config.getoption("--results")):
         terminalreporter.write_line(f"\nwritten to {path}")

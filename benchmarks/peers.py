@@ -18,7 +18,7 @@ from alt_fast.model.encoder import RegionEncoder, Regions
 # Who runs in an encoder's race, as result files name them.
 OURS, PUBLISHED, ORIGINAL = "alt_fast", "published ToMe", "ToMe, original code"
 DROPPED, PLAIN = "dropped, not merged", "un-merged (SDPA)"
-UNMERGED = "alt_fast, patches given their grid back"
+MERGED = "alt_fast, patches left merged"  # without the grid that `apply_patch` gives back by default
 
 
 class PublishedBlock(nn.Module):

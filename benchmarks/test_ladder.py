@@ -1,20 +1,18 @@
 """From eager attention matrices to merged, fused, compiled and captured, a rung at a time: speed, memory, agreement."""
 
-import copy
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from unittest.mock import patch
 
 import pytest
-import timm
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-import alt_fast
 from benchmarks.closed_form import VITS, vit_macs
 from benchmarks.conftest import RunRace
-from benchmarks.peers import PublishedToMe
+from benchmarks.encoders import Encoders
+from benchmarks.peers import OURS, PLAIN, PUBLISHED
 
 FIRST, LAST = "1 un-merged, attention as matrices", "9 alt_fast, compiled, CUDA graph"
 OPS = {"attention", "match", "merge"}
@@ -30,16 +28,13 @@ def kernels_of(ops: set[str]) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("r", [8, 13])
-def test_ladder(r: int, race: RunRace, device: str) -> None:
-    gpu, name = device == "cuda", "vit_base_patch16_224"
+def test_ladder(r: int, race: RunRace, encoders: Encoders) -> None:
+    gpu, name = encoders.device == "cuda", "vit_base_patch16_224"
     if not gpu and r == 13:
         pytest.skip("on a CPU the ladder is measured at r = 8 only")
+    plain, merged, published = (encoders.racing(who, name, r) for who in (PLAIN, OURS, PUBLISHED))
     torch.manual_seed(0)
-    dtype = torch.bfloat16 if gpu else torch.float32
-    plain = timm.create_model(name, num_classes=0).to(device, dtype).eval()
-    merged = alt_fast.apply_patch(copy.deepcopy(plain), r=r)
-    published = PublishedToMe(plain, r)
-    images = torch.randn(256 if gpu else 8, 3, 224, 224, device=device, dtype=dtype)
+    images = torch.randn(256 if gpu else 8, 3, 224, 224, device=encoders.device, dtype=encoders.dtype)
 
     def rung(model: Callable[[Tensor], Tensor], ops: set[str] | None = None) -> Callable[[], Tensor]:
         def step() -> Tensor:
@@ -52,7 +47,7 @@ def test_ladder(r: int, race: RunRace, device: str) -> None:
         with torch.inference_mode(), sdpa_kernel(SDPBackend.MATH):
             return plain(images)
 
-    compiled = rung(torch.compile(merged, dynamic=False))
+    compiled = rung(encoders.racing(OURS, name, r, compiled=True))
     steps: dict[str, Callable[[], Tensor]] = {
         FIRST: as_matrices,
         "2 un-merged, SDPA": rung(plain),
@@ -68,10 +63,11 @@ def test_ladder(r: int, race: RunRace, device: str) -> None:
     steps |= {"8 alt_fast, compiled": compiled}
     if gpu:
         steps |= {LAST: compiled}
-    agreement = {who: cosine(step(), as_matrices()) for who, step in steps.items()}
+    first = as_matrices()
+    agreement = {who: cosine(step(), first) for who, step in steps.items()}
     flop_ratio = vit_macs(VITS[name], 0) / vit_macs(VITS[name], r)
     race(
-        f"ladder, {name}, r = {r}, batch {len(images)}, {str(dtype).removeprefix('torch.')}",
+        f"ladder, {name}, r = {r}, batch {len(images)}, {str(encoders.dtype).removeprefix('torch.')}",
         steps,
         LAST if gpu else "8 alt_fast, compiled",
         FIRST,

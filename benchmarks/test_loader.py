@@ -23,7 +23,7 @@ from alt_fast.data.decode import decode_clip
 from alt_fast.data.loader import Loader, open_backend
 from alt_fast.model.config import PRESETS
 from benchmarks.audit import CLASSES, make_model
-from benchmarks.conftest import RunRace
+from benchmarks.conftest import Cut, RunRace
 from benchmarks.videos import write_video
 
 OURS, WHOLE, DALI = "alt_fast", "whole file, PyAV", "alt_fast, dali"
@@ -168,8 +168,11 @@ def why_no_dali(clips: TrainClips, device: str) -> str | None:
 
 
 @pytest.mark.parametrize("codec", list(CODECS))
-def test_load(codec: str, files: dict[str, list[Path]], race: RunRace, device: str) -> None:
+def test_load(codec: str, files: dict[str, list[Path]], race: RunRace, cut: Cut, device: str) -> None:
     """Clips decoded, cropped, resized, flipped, coloured and normalised, with the start of the workers."""
+    case = f"load {CLIPS} clips, {codec}, {CORES} workers, onto {device}"
+    if codec != "h264":
+        cut(case)
     clips = TrainClips([Video(path, i) for i, path in enumerate(files[codec])], SPEC, seed=0)
     decoders, skipped = usable(files[codec][0])
     steps: dict[str, Any] = {f"{OURS}, torch": partial(load_ours, clips, device, "torch", CORES)}
@@ -183,7 +186,7 @@ def test_load(codec: str, files: dict[str, list[Path]], race: RunRace, device: s
     for name, decode in decoders.items():
         steps[f"DataLoader, {name}"] = partial(load_plain, clips, device, decode, CORES)
     race(
-        f"load {CLIPS} clips, {codec}, {CORES} workers, onto {device}",
+        case,
         steps,
         f"{OURS}, torch",
         f"DataLoader, {OURS}",
@@ -191,6 +194,7 @@ def test_load(codec: str, files: dict[str, list[Path]], race: RunRace, device: s
         graphs=set(),
         warm_up=1,
         skipped=skipped,
+        further=[f"DataLoader, {name}" for name in decoders if name in (WHOLE, "decord")],
         clips=CLIPS,
     )
 

@@ -2,12 +2,15 @@
 
 import copy
 import json
+import random
 from pathlib import Path
+from statistics import quantiles
 from typing import Any
 
 import pytest
 
-from benchmarks.compare import compare, main, missing
+from benchmarks.compare import compare, join, main, missing
+from benchmarks.session import CUT, EVERYONE
 
 
 def race(
@@ -80,6 +83,40 @@ def test_what_is_no_longer_measured_is_named(tmp_path: Path, capsys: pytest.Capt
     assert missing(OLD, new) == ["encoder | ours", "encoder | theirs", "Table 8 | r = 8"]
     main([write(tmp_path / "a", OLD), write(tmp_path / "b", new)])
     assert "encoder | theirs" in capsys.readouterr().out
+
+
+def test_what_a_quick_run_cut_is_not_gone() -> None:
+    new = [{"case": "encoder", "contestant": "ours", "skipped": CUT}, OLD[0]]
+    assert missing(OLD[:2], new) == []
+    assert missing(OLD[:2], [{"case": "encoder", "contestant": EVERYONE, "skipped": CUT}]) == []
+
+
+@pytest.mark.parametrize("kept", [True, False], ids=["with times", "of commits that kept none"])
+def test_the_rounds_of_several_runs_are_joined(kept: bool) -> None:
+    """Three rounds a run, whose quartiles are the least, the middle and the greatest."""
+    draw, runs, times, ratios = random.Random(0), [], [], []
+    for _ in range(4):
+        seconds = {name: [draw.random() for _ in range(3)] for name in ("plain", "ours")}
+        rows = []
+        for name, own in seconds.items():
+            speedups = [slow / fast for slow, fast in zip(seconds["plain"], own, strict=True)]
+            row = race(name, sorted(own)[1], sorted(speedups)[1])
+            row |= {"quartiles": [min(own), max(own)], "speedup_quartiles": [min(speedups), max(speedups)]}
+            rows.append(row | ({"times": own} if kept else {}))
+        runs.append(rows)
+        times += own
+        ratios += speedups
+    _, ours = join(runs)
+    assert ours["rounds"] == 12
+    assert [ours["quartiles"][0], ours["seconds"], ours["quartiles"][1]] == quantiles(times, n=4)
+    low, high = ours["speedup_quartiles"]
+    assert [low, ours["speedup"], high] == quantiles(ratios, n=4)
+
+
+def test_of_what_is_counted_or_skipped_in_several_runs_the_last_stands() -> None:
+    skipped = {"case": "encoder", "contestant": "ours", "skipped": "needs a GPU"}
+    newer = AUDITED | {"gflops": 1.0}
+    assert join([[AUDITED, skipped], [newer, skipped]]) == [newer, skipped]
 
 
 @pytest.mark.parametrize("text", ["", "no JSON", '{"case": 1}', "[]"])
