@@ -154,7 +154,7 @@ def race(benchmark: Any, request: pytest.FixtureRequest, device: str, full: bool
 
 
 def _row(result: Race, case: str, name: str, baseline: str, seconds: list[float]) -> Row:
-    low, middle, high = statistics.quantiles(seconds, n=4) if len(seconds) > 1 else seconds * 3
+    low, middle, high = statistics.quantiles(seconds, n=4, method="inclusive") if len(seconds) > 1 else seconds * 3
     row = {
         "case": case,
         "contestant": name,

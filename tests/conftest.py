@@ -11,8 +11,6 @@ from importlib.util import cache_from_source, find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-gc.disable()  # while tests are collected: what that imports stays
-
 # Hundreds of processes start here: what they import is compiled once, also where Python is told to keep no bytecode.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 os.environ.setdefault("TRITON_INTERPRET", "1")
@@ -34,6 +32,8 @@ from alt_fast.train import main
 
 if TYPE_CHECKING:
     from alt_fast.model.alt import ALT
+
+gc.disable()  # while tests are collected: what that imports stays
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
