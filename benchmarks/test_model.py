@@ -1,6 +1,5 @@
 """The whole of ALT: a clip classified, and a training step, with merging, without it, and merging in plain PyTorch."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -8,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from alt_fast.measure.memory import saved_bytes
 from alt_fast.model.config import PRESETS
 from alt_fast_kernels import use_backend
 from benchmarks.audit import CLASSES, make_model, shape_of
@@ -89,21 +89,6 @@ def contestants(name: str, device: str) -> dict[str, Any]:
     for model in models.values():
         model.to(device).text.requires_grad_(False)
     return models
-
-
-def saved_bytes(step: Callable[[], Any]) -> int:
-    """Bytes of what one call of `step` keeps for its backward pass, besides parameters."""
-    seen: dict[int, int] = {}
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        if not tensor.is_leaf or not tensor.requires_grad:
-            storage = tensor.untyped_storage()
-            seen[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        step()
-    return sum(seen.values())
 
 
 def _macs(config: Any) -> int:

@@ -16,11 +16,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import alt_fast
+from alt_fast.measure.memory import saved_bytes
 from alt_fast.measure.timing import Race, check_writes
 from alt_fast_kernels import proportional_attention_qkvpacked
 from benchmarks.closed_form import ViT, vit_macs
 from benchmarks.peers import PublishedToMe, attention_peers, published_alt
-from benchmarks.test_model import saved_bytes
 
 SHAPE = ViT(patch=8, width=48, depth=3, num_heads=3, image=32)
 
