@@ -44,7 +44,7 @@ bench-gpu:
 
 # The READMEs' tables and a page of everything in benchmarks/results/.
 report:
-	$(PYTHON) -m benchmarks.report benchmarks/results/*.jsonl --out report.html --tables README.md benchmarks/README.md docs/audit.md docs/data.md docs/corpus.md
+	$(PYTHON) -m benchmarks.report benchmarks/results/*.jsonl --out report.html --tables README.md benchmarks/README.md docs/audit.md docs/data.md docs/corpus.md docs/judge.md
 
 demo:
 	$(PYTHON) -m alt_fast train --compile --out runs/demo

@@ -131,13 +131,19 @@ def load_case(arguments: argparse.Namespace) -> Case:
     images = torch.stack([loaded.transform(picture) for picture in pictures]).to(device, dtype)
     model = loaded.model.to(device, dtype)
     about = {
-        "model": arguments.model,
-        "weights": arguments.weights,
+        "model": shared_name(arguments.model),
+        "weights": None if arguments.weights is None else shared_name(arguments.weights),
         "images": f"{len(pictures)} images, {images.shape[-2]} x {images.shape[-1]} pixels, {what}",
         "dtype": str(dtype).removeprefix("torch."),
         "provenance": provenance(),
     }
     return Case(model, images, about)
+
+
+def shared_name(name: str) -> str:
+    """Return a name without the folders of this machine: results and pages are made to be sent to others."""
+    library, colon, place = name.rpartition(":")
+    return f"{library}{colon}{Path(place).name}" if Path(place).exists() else name
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -44,6 +44,7 @@ def test_one_method(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "no fault found" in said
     assert "a speed-up of 0.01 is possible here" in said
     (row,) = map(json.loads, out.read_text().splitlines())
+    assert row["model"] == f"hf:{folder.name}"  # and not where it lies
     assert row["images"] == "3 images, 64 x 64 pixels, frames of Motion Shapes 2"
     assert row["provenance"]["packages"]["torch"] == torch.__version__
     assert row["flop_ratio"] > 1

@@ -7,7 +7,15 @@ from typing import Any
 
 import pytest
 
-from benchmarks.report import audit_table, main, read_files, speed_table, training_table, update_tables
+from benchmarks.report import (
+    audit_table,
+    main,
+    methods_table,
+    read_files,
+    speed_table,
+    training_table,
+    update_tables,
+)
 
 ROOT = Path(__file__).parent.parent.parent
 HEAD = {
@@ -32,6 +40,31 @@ def write(path: Path, *rows: dict[str, Any], **facts: str) -> Path:
 def page(tmp_path: Path, *rows: dict[str, Any]) -> str:
     assert main([str(write(tmp_path / "a.jsonl", *rows)), "--out", str(tmp_path / "out.html")]) == 0
     return (tmp_path / "out.html").read_text()
+
+
+def test_methods_are_a_table_by_model_mode_and_batch() -> None:
+    raced = {"mode": "inference", "batch": 8, "speedup": [1.1, 1.2, 1.3], "ceiling": [1.4] * 3, "share": [0.8] * 3}
+    row = {
+        "model": "timm:vit",
+        "weights": None,
+        "method": "tome",
+        "r": 8,
+        "flop_ratio": 1.25,
+        "agreement": {"cosine": 0.99, "cosine_min": 0.9, "same_top1": 0.5},
+        "faults": [{"name": "state"}],
+        "races": [raced, {**raced, "speedup": None}],
+    }
+    _, _, case, line, untrained = methods_table([row, {**row, "weights": "random", "faults": []}]).splitlines()
+    assert case == "| **timm:vit, inference, batch 8** | | | | | | | | | |"
+    assert line == "| tome | 8 | 1.25 | 1.20 (1.10 to 1.30) | 1.40 | 80% | 0.9900 | 0.9000 | 50% | state |"
+    assert untrained.endswith("| - | - | - | none |")  # agreement of random weights says nothing
+
+
+def test_rows_that_have_their_own_provenance_keep_it(tmp_path: Path) -> None:
+    rows = [{"method": name, "provenance": {"commit": name, "time": ""}} for name in ("a", "b")]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    _, found = read_files([tmp_path / "rows.jsonl"])
+    assert [(row["method"], row["measured"]["commit"]) for row in found] == [("a", "a"), ("b", "b")]
 
 
 def test_what_has_no_measurement_is_called_not_measured(tmp_path: Path) -> None:
