@@ -6,14 +6,16 @@ alt-fast judge --model timm:vit_small_patch16_224 --sweep --out sweep.jsonl --pa
 """
 
 import argparse
+import hashlib
 import sys
+import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alt_fast import cli
-from alt_fast.errors import ArgumentError
+from alt_fast.errors import AltFastError, ArgumentError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
     from alt_fast.methods import Method
 
 
-MODES = ("inference", "inference-compiled", "training", "training-compiled")
+MODES: "tuple[Mode, ...]" = ("inference", "inference-compiled", "training", "training-compiled")
 
 
 def reduction(text: str) -> Any:
@@ -81,7 +83,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--count", type=int, default=16, metavar="N", help="how many of them (default 16)")
     parser.add_argument(
-        "--modes", nargs="+", choices=MODES, default=MODES, metavar="MODE", help=f"of {', '.join(MODES)} (default: all)"
+        "--modes", nargs="+", choices=MODES, metavar="MODE", help=f"of {', '.join(MODES)} (default: all)"
     )
     parser.add_argument("--batches", nargs="+", type=int, metavar="B", help="default: 1 and 8, on a GPU 1 and 256")
     parser.add_argument("--rounds", type=int, metavar="N", help="of every race (default 9, on a GPU 30)")
@@ -134,6 +136,7 @@ def load_case(arguments: argparse.Namespace) -> Case:
         "model": shared_name(arguments.model),
         "weights": None if arguments.weights is None else shared_name(arguments.weights),
         "images": f"{len(pictures)} images, {images.shape[-2]} x {images.shape[-1]} pixels, {what}",
+        "images_sha256": hashlib.sha256(images.float().cpu().numpy().tobytes()).hexdigest()[:16],
         "dtype": str(dtype).removeprefix("torch."),
         "provenance": provenance(),
     }
@@ -150,8 +153,10 @@ def run(arguments: argparse.Namespace) -> int:
     """Judge, print, and write what was asked for."""
     if arguments.path is not None:
         sys.path.insert(0, str(arguments.path))
-    if arguments.sweep and (arguments.claim is not None or arguments.public):
-        raise ArgumentError("--claim and --public have no effect on a --sweep")
+    if arguments.sweep and (arguments.claim is not None or arguments.public or arguments.modes is not None):
+        raise ArgumentError("--claim, --public and --modes have no effect on a --sweep")
+    if arguments.sweep and len(arguments.batches or [0]) > 1:
+        raise ArgumentError(f"--sweep takes one of --batches, got {len(arguments.batches)}")
     case = load_case(arguments)
     return run_sweep(arguments, case) if arguments.sweep else run_judge(arguments, case)
 
@@ -187,18 +192,22 @@ def run_judge(arguments: argparse.Namespace, case: Case) -> int:
             append_row(arguments.out, {**case.about, **row})
     if arguments.page is not None:
         write_judgement(arguments.page, case.about, rows, [], [])
-    return 0 if all(row["verdict"] is None or row["verdict"]["possible"] for row in rows) else 1
+    return 1 if any("refused" in row or not (row["verdict"] or POSSIBLE)["possible"] for row in rows) else 0
+
+
+POSSIBLE = {"possible": True}
+"""The verdict on no claim."""
 
 
 def judgements(arguments: argparse.Namespace, case: Case) -> Iterator[dict[str, Any]]:
-    """Yield a row for every method and r."""
+    """Yield a row for every method and r: what was found, or why the model does not take it."""
     from alt_fast.measure.faults import patched
-    from alt_fast.measure.judge import judge
+    from alt_fast.measure.judge import first_line, judge
     from alt_fast.measure.observe import tower_shape
     from alt_fast.methods.public import public_method
     from alt_fast.progress import Progress
 
-    settings = settings_of(arguments, case, arguments.modes, [1, 256] if case.images.is_cuda else [1, 8], 9)
+    settings = settings_of(arguments, case, arguments.modes or MODES, [1, 256] if case.images.is_cuda else [1, 8], 9)
     methods = chosen(arguments, ["tome"])
     checkouts = {name: Path(checkout) for name, checkout in arguments.public}
     if unused := sorted(checkouts.keys() - {method.name for method in methods}):
@@ -207,12 +216,20 @@ def judgements(arguments: argparse.Namespace, case: Case) -> Iterator[dict[str, 
     shape = tower_shape(case.model, case.images)
     work = [(method, r) for method in methods for r in arguments.r or [method.values[1]]]
     for method, r in Progress(work, "judge", "setting"):
-        beside = {
-            f"public {name}": patched(case.model, patch, r) for name, patch in public.items() if name == method.name
-        }
-        claimed = None if method.tokens is None else method.tokens(*shape, r)
-        found = judge(method.name, case.model, method.apply, r, case.images, settings, claimed, beside)
-        verdict = None if arguments.claim is None else found.verdict(arguments.claim)
+        try:
+            beside = {
+                f"public {name}": patched(case.model, patch, r) for name, patch in public.items() if name == method.name
+            }
+            claimed = None if method.tokens is None else method.tokens(*shape, r)
+            found = judge(method.name, case.model, method.apply, r, case.images, settings, claimed, beside)
+            verdict = None if arguments.claim is None else found.verdict(arguments.claim)
+        except Exception as error:  # methods are other people's code
+            if isinstance(error, AltFastError) and len(work) == 1:
+                raise
+            if not isinstance(error, AltFastError):
+                traceback.print_exc()
+            yield {"method": method.name, "r": r, "refused": first_line(error)}
+            continue
         told = None if verdict is None else {"possible": verdict.possible, "text": str(verdict)}
         yield {**found.as_row(), "verdict": told}
 
@@ -223,15 +240,19 @@ def run_sweep(arguments: argparse.Namespace, case: Case) -> int:
     from alt_fast.report.judgement import sweep_lines, write_judgement
 
     rows = sweep_rows(arguments, case)
-    best = front(rows)
-    print("\n".join(sweep_lines(rows, best)))
+    measured = [row for row in rows if "skipped" not in row]
+    best = front(measured)
+    print("\n".join(sweep_lines(measured, best)))
+    for row in rows:
+        if "skipped" in row:
+            print(f"  {row['method']}, r = {row['r']}: not measured: {row['skipped']}")
     if arguments.page is not None:
-        write_judgement(arguments.page, case.about, [], rows, best)
-    return 0
+        write_judgement(arguments.page, case.about, [], measured, best)
+    return 0 if measured else 1
 
 
 def sweep_rows(arguments: argparse.Namespace, case: Case) -> list[dict[str, Any]]:
-    """Measure every method at every r, those that --out has not from before."""
+    """Measure every method at every r, those that --out has not from before, measured here by this code."""
     from alt_fast.measure.lines import append_row, read_rows
     from alt_fast.measure.sweep import sweep
     from alt_fast.methods import METHODS
@@ -239,8 +260,11 @@ def sweep_rows(arguments: argparse.Namespace, case: Case) -> list[dict[str, Any]
 
     settings = settings_of(arguments, case, ["inference"], [256 if case.images.is_cuda else 4], 5)
     batch = max(settings.batches)
-    about = {name: value for name, value in case.about.items() if name != "provenance"} | {"batch": batch}
-    kept = [row for row in (read_rows(arguments.out) if arguments.out else []) if about.items() <= row.items()]
+    about = {name: value for name, value in case.about.items() if name != "provenance"}
+    about |= {"batch": batch, "rounds": settings.rounds}
+    here = {name: case.about["provenance"].get(name) for name in ("device", "threads", "commit")}.items()
+    before = read_rows(arguments.out) if arguments.out is not None else []
+    kept = [row for row in before if about.items() <= row.items() and here <= row["provenance"].items()]
     rows = []
     for method in Progress(chosen(arguments, METHODS), "sweep", "method"):
         values = arguments.r or method.values

@@ -202,7 +202,8 @@ def methods_table(rows: Iterable[Row]) -> str:
                 near = (f"{agreement['cosine']:.4f}", f"{agreement['cosine_min']:.4f}", f"{agreement['same_top1']:.0%}")
             cells = [
                 *(row["method"], f"{row['r']}", f"{row['flop_ratio']:.2f}", f"{middle:.2f} ({low:.2f} to {high:.2f})"),
-                *(f"{raced['ceiling'][1]:.2f}", f"{raced['share'][1]:.0%}", *near),
+                *((f"{raced['ceiling'][1]:.2f}", f"{raced['share'][1]:.0%}") if raced["ceiling"] else ("-", "-")),
+                *near,
                 ", ".join(fault["name"] for fault in row["faults"]) or "none",
             ]
             lines.append(f"| {' | '.join(cells)} |")

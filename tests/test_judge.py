@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from transformers import BitImageProcessor, ViTConfig, ViTForImageClassification
 
 from alt_fast.__main__ import main
 
-QUICK = ["--modes", "inference", "--batches", "2", "--rounds", "2", "--count", "3"]
+QUICK = ["--batches", "2", "--rounds", "2", "--count", "3"]
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +28,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def judge(folder: Path, *options: object) -> int:
-    return main(["judge", "--model", f"hf:{folder}", *QUICK, *map(str, options)])
+    return main(["judge", "--model", f"hf:{folder}", "--modes", "inference", *QUICK, *map(str, options)])
+
+
+def sweep(folder: Path, *options: object) -> int:
+    return main(["judge", "--sweep", "--model", f"hf:{folder}", *QUICK, *map(str, options)])
 
 
 def data_of(page: Path) -> Any:
@@ -69,18 +74,39 @@ def test_somebody_s_own_is_judged_and_its_faults_are_told(
 ) -> None:
     (tmp_path / "my_methods.py").write_text(MINE)
     monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "my_methods", raising=False)
     assert judge(folder, "--method", "my_methods:four_fewer", "--r", 3, "--claim", 50) == 1
     said = capsys.readouterr().out
     assert "FAULT r ignored: with another r it leaves the same tokens and returns the same (r = 3 and 1)" in said
     assert "a speed-up of 50 is impossible here: above the FLOP ratio" in said
 
 
+def test_a_method_that_fails_is_told_and_the_others_are_judged(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "my_methods.py").write_text(MINE)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "my_methods", raising=False)
+    options = ["--method", "my_methods:fails", "threshold", "tome", "--r", 3, "--page", tmp_path / "page.html"]
+    assert judge(folder, *options) == 1
+    said, noted = capsys.readouterr()
+    assert "my_methods:fails, r = 3: not judged: RuntimeError: not today" in said
+    assert "threshold, r = 3: not judged: ArgumentError: r of threshold merging is a cosine in [-1, 1], got 3" in said
+    assert "tome, r = 3: 65 tokens at first" in said
+    assert "Traceback" in noted
+    assert [row.get("refused") is None for row in data_of(tmp_path / "page.html")["rows"]] == [False, False, True]
+    assert sweep(folder, "--method", "my_methods:fails", "tome", "--r", 3, "--page", tmp_path / "page.html") == 0
+    assert "my_methods:fails, r = 3: not measured: RuntimeError: not today" in capsys.readouterr().out
+    assert len(data_of(tmp_path / "page.html")["sweep"]) == 1
+    assert sweep(folder, "--method", "my_methods:fails", "--r", 3) == 1
+
+
 def test_a_sweep_goes_on_where_it_was(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out, page = tmp_path / "sweep.jsonl", tmp_path / "sweep.html"
-    options = ["--sweep", "--method", "tome", "random", "--out", out, "--page", page, "--r"]
-    assert judge(folder, *options, 2) == 0
+    options = ["--method", "tome", "random", "--out", out, "--page", page, "--r"]
+    assert sweep(folder, *options, 2) == 0
     first = out.read_text().splitlines()
-    assert judge(folder, *options, 2, 6) == 0
+    assert sweep(folder, *options, 2, 6) == 0
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert out.read_text().splitlines()[:2] == first
     assert [(row["method"], row["r"]) for row in rows] == [("tome", 2), ("random", 2), ("tome", 6), ("random", 6)]
@@ -89,7 +115,7 @@ def test_a_sweep_goes_on_where_it_was(folder: Path, tmp_path: Path, capsys: pyte
     data = data_of(page)
     assert len(data["sweep"]) == 4
     assert set(data["front"]) <= set(range(4))
-    assert judge(folder, *options, 2, "--dtype", "bfloat16") == 0  # another model: nothing carries over
+    assert sweep(folder, *options, 2, "--dtype", "bfloat16") == 0  # another model: nothing carries over
     assert len(out.read_text().splitlines()) == 6
 
 
@@ -109,7 +135,7 @@ def test_own_pictures(folder: Path, tmp_path: Path) -> None:
         (["--count", 1], 2, "--count must be >= 2, got 1"),
         (["--rounds", 1], 2, "rounds must be >= 2"),
         (["--batches", 0], 2, "batches must be >= 1"),
-        (["--sweep", "--claim", 2], 2, "--claim and --public have no effect on a --sweep"),
+        (["--sweep"], 2, "--claim, --public and --modes have no effect on a --sweep"),
         (["--public", "evit", "."], 2, "--public evit has no effect: judge it with --method"),
         (["--public", "tome", "/nowhere"], 2, "/nowhere does not hold the public code of tome"),
         (["--method", "evit", "--public", "evit", "."], 2, "public code is known of tome, pitome, tofu, got evit"),
@@ -122,6 +148,11 @@ def test_bad_input_is_named(
 ) -> None:
     assert judge(folder, *options) == status
     assert message in capsys.readouterr().err
+
+
+def test_a_sweep_takes_one_batch(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert sweep(folder, "--batches", 2, 4) == 2
+    assert "--sweep takes one of --batches, got 2" in capsys.readouterr().err
 
 
 def test_what_is_no_model_or_no_number_is_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -35,19 +35,23 @@ def dropping(model: nn.Module, counts: Counts) -> nn.Module:
     """Return a copy of an un-merged model that has as many tokens as `counts` say, at attention and at every MLP.
 
     It keeps the first ones. No way of removing as many tokens at these places can be faster, for it does nothing else.
-    Raises ArgumentError for a model that `apply_patch` does not know.
+    Raises ArgumentError for a model that `apply_patch` does not know. A tower with rotary tables of its own in every
+    layer has none: its forward pass refuses tables of other lengths than the tokens.
     """
     model = copy.deepcopy(model)
     names = block_names(model)
     apply_patch(model, r=0, step=DropTo(counts.mlp))
-    for name, before, after in zip(names[1:], counts.mlp, counts.attention[1:], strict=False):
-        if after < before:  # removed behind the MLP
+    for name, before, after in zip(names, (None, *counts.mlp), counts.attention, strict=False):
+        if before is None or after < before:  # before the first block, or behind an MLP
             model.get_submodule(name).register_forward_pre_hook(partial(_drop_before, after))
     return model
 
 
-def _drop_before(kept: int, block: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+def _drop_before(kept: int, block: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
     tokens, *others = args
+    if isinstance(tokens, Tensor):  # what the host gives to the first block
+        axis = 0 if block.layout.sequence_first else 1
+        return (tokens.narrow(axis, 0, min(kept, tokens.shape[axis])), *others)
     return (_first(tokens, kept, tokens.x), *others)
 
 

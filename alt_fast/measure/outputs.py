@@ -27,8 +27,11 @@ def agreement(found: Tensor, expected: Tensor) -> dict[str, float]:
     """How near outputs are to the un-merged model's, by image: [B, ...] both.
 
     cosine: median over images, cosine_min: the smallest. max_difference: the largest of any number, 0 where all are
-    equal. same_top1: share of images whose largest output is the same one.
+    equal. same_top1: share of images whose largest output is the same one. Empty where shapes differ, or a number is
+    not finite: there is no nearness then.
     """
+    if found.shape != expected.shape or not (found.isfinite().all() and expected.isfinite().all()):
+        return {}
     found, expected = found.flatten(1).float(), expected.flatten(1).float()
     cosine = torch.cosine_similarity(found, expected)
     return {

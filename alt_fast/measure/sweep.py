@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from alt_fast.measure.faults import Patch, call, patched
-from alt_fast.measure.judge import PLAIN, inference_macs, race
+from alt_fast.measure.judge import PLAIN, first_line, inference_macs, race
 from alt_fast.measure.outputs import agreement
 
 
@@ -15,19 +15,36 @@ def sweep(
 ) -> Iterator[dict[str, Any]]:
     """Measure a method at every value of its r, all in one race: inference, eager.
 
-    model: un-merged, in eval mode. images: [B, 3, H, W], which speak for agreement; `batch` of them are raced. Yields
-    a row by value: r, flop_ratio, agreement, speedup (quartiles) and seconds. Raises what the method raises.
+    model: un-merged, in eval mode. images: [B, 3, H, W], which speak for agreement; `batch` of them are counted and
+    raced. Yields a row by value: r, flop_ratio, agreement, speedup (quartiles) and seconds; or r and "skipped", the
+    reason, where the model does not take the method, or it returns what cannot be compared.
     """
-    models = {str(r): patched(model, patch, r) for r in values}
-    expected, plain_macs = call(model, images), inference_macs(model, images[:1])
-    agreed = {name: agreement(call(method, images), expected) for name, method in models.items()}
-    macs = {name: inference_macs(method, images[:1]) for name, method in models.items()}
-    raced = race({PLAIN: model, **models}, images, "inference", batch, rounds)
+    given = images.repeat(-(-batch // len(images)), 1, 1, 1)[:batch]
+    expected, plain_macs = call(model, images), inference_macs(model, given)
+    models, agreed, ratios, skipped = {PLAIN: model}, {}, {}, {}
     for r in values:
         name = str(r)
+        try:
+            method = patched(model, patch, r)
+            agreed[name] = agreement(call(method, images), expected)
+            ratios[name] = plain_macs / inference_macs(method, given)
+        except Exception as error:  # whatever a method does with a model that it does not know
+            skipped[name] = first_line(error)
+            continue
+        if agreed[name]:
+            models[name] = method
+        else:
+            skipped[name] = "it returns another shape than the model, or what is not finite"
+    raced = race(models, given, "inference", rounds)
+    skipped |= raced.skipped
+    for r in values:
+        name = str(r)
+        if name in skipped:
+            yield {"r": r, "skipped": skipped[name]}
+            continue
         yield {
             "r": r,
-            "flop_ratio": plain_macs / macs[name],
+            "flop_ratio": ratios[name],
             "agreement": agreed[name],
             "speedup": raced.ratio(PLAIN, name),
             "batch": batch,

@@ -11,7 +11,10 @@ Row = Mapping[str, Any]
 
 
 def judgement_lines(row: Row) -> Iterator[str]:
-    """Yield the lines about one method at one r. row: of `measure.judge.Judgement.as_row`."""
+    """Yield the lines about one method at one r. row: of `measure.judge.Judgement.as_row`, or why there is none."""
+    if "refused" in row:
+        yield f"{row['method']}, r = {row['r']}: not judged: {row['refused']}"
+        return
     tokens = row["tokens"]
     yield f"{row['method']}, r = {row['r']}: {tokens['attention'][0]} tokens at first, {tokens['mlp'][-1]} at last"
     yield f"  FLOPs       x {row['flop_ratio']:.3f}, counted"
@@ -38,22 +41,18 @@ def agreement_text(agreement: Mapping[str, float]) -> str:
 
 def race_text(raced: Row) -> str:
     """Spell one race."""
-    if raced["speedup"] is None:
-        return "not measured: " + "; ".join(f"{who}: {why}" for who, why in raced["skipped"].items())
-    low, middle, high = raced["speedup"]
-    text = f"x {middle:.2f} ({low:.2f} to {high:.2f})"
-    if raced["ceiling"] is not None:
-        text += f"   ceiling {raced['ceiling'][1]:.2f}   {raced['share'][1]:.0%} of it"
-    for who in sorted(set(raced["seconds"]) - {"un-merged", "method", "dropped"}):
-        text += f"   {who} x {_median_ratio(raced['seconds']['un-merged'], raced['seconds'][who]):.2f}"
+    parts = ["not measured"]
+    if raced["speedup"] is not None:
+        low, middle, high = raced["speedup"]
+        parts = [f"x {middle:.2f} ({low:.2f} to {high:.2f})"]
+        if raced["ceiling"] is not None:
+            parts.append(f"ceiling {raced['ceiling'][1]:.2f}   {raced['share'][1]:.0%} of it")
+    parts += [f"{who} x {found[1]:.2f}" for who, found in raced["beside"].items() if found is not None]
     if raced["memory"]:
-        text += "   " + ", ".join(f"{who} {size / 2**20:,.0f} MiB" for who, size in raced["memory"].items())
-    return text
-
-
-def _median_ratio(slow: Sequence[float], fast: Sequence[float]) -> float:
-    ratios = sorted(a / b for a, b in zip(slow, fast, strict=True))
-    return ratios[len(ratios) // 2]
+        parts.append(", ".join(f"{who} {size / 2**20:,.0f} MiB" for who, size in raced["memory"].items()))
+    parts += [f"{who} without a CUDA graph: {why}" for who, why in raced["uncaptured"].items()]
+    parts += [f"{who} did not run: {why}" for who, why in raced["skipped"].items()]
+    return "   ".join(parts)
 
 
 def sweep_lines(rows: Sequence[Row], front: Sequence[int]) -> Iterator[str]:

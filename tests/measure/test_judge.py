@@ -1,6 +1,7 @@
 """A whole judgement on a tiny model: counted, raced, agreed, and what a claim is worth."""
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,10 +13,11 @@ import alt_fast
 from alt_fast.errors import ArgumentError
 from alt_fast.measure.ceiling import dropping
 from alt_fast.measure.counting import UncountedError, count_macs
-from alt_fast.measure.judge import DROPPED, METHOD, PLAIN, Judgement, Raced, Settings, inference_macs, judge
+from alt_fast.measure.judge import DROPPED, METHOD, PLAIN, Judgement, Raced, Settings, inference_macs, judge, race
 from alt_fast.measure.observe import Counts, block_names, count_tokens, tower_shape
 from alt_fast.measure.outputs import agreement, as_tensor
 from alt_fast.measure.sweep import front, sweep
+from alt_fast.tome.tokens import merge_step
 from tests.measure import broken
 
 
@@ -64,7 +66,10 @@ def test_a_model_whose_blocks_are_gone_is_refused() -> None:
         block_names(nn.Linear(2, 2))
 
 
-@pytest.mark.parametrize("counts", [Counts((17, 14), (14, 14)), Counts((17, 9), (17, 9)), Counts((17, 11), (15, 11))])
+@pytest.mark.parametrize(
+    "counts",
+    [Counts((17, 14), (14, 14)), Counts((17, 9), (17, 9)), Counts((17, 11), (15, 11)), Counts((12, 10), (10, 9))],
+)
 def test_dropping_has_the_tokens_it_is_told_wherever_they_go(counts: Counts) -> None:
     plain = tower(depth=2)
     dropped = dropping(plain, counts)
@@ -114,6 +119,7 @@ def test_agreement_is_one_with_itself_and_falls() -> None:
     assert other["cosine_min"] == pytest.approx(-1)
     assert other["same_top1"] == pytest.approx(0.8)
     assert other["max_difference"] == pytest.approx(2 * x[4].abs().max().item())
+    assert agreement(x[:, :3], x) == agreement(x / 0, x) == {}
 
 
 def test_the_tensor_of_an_output_is_found() -> None:
@@ -148,10 +154,29 @@ def test_claims_are_measured_by_the_ceiling_and_told_beside_the_flops() -> None:
     )
     assert found.verdict(1.9).possible
     assert "above the FLOP ratio of 1.50, within the ceiling of 2.00 (inference, batch 8)" in str(found.verdict(1.9))
+    noisy = [raced([2.0] * 3, [1.5] * 3, [1.25, 1.0, 0.75])]
+    found = Judgement("tome", 8, Counts((17,), (9,)), 1.5, {}, {}, [], noisy)
+    assert "possible here: above the FLOP ratio of 1.50, within the noise of the ceiling of 2.00" in str(
+        found.verdict(2.3)
+    )
+    assert not found.verdict(2.4).possible
     assert not found.verdict(2.5).possible
     assert "a speed-up of 2.5 is impossible here" in str(found.verdict(2.5))
-    with pytest.raises(ArgumentError, match="a claim needs a race"):
+    with pytest.raises(ArgumentError, match=r"a claim needs a ceiling, and no race has one \(none was run\)"):
         Judgement("tome", 8, Counts((17,), (9,)), 1.5, {}, {}, [], []).verdict(2)
+    failed = Raced("inference", 8, {PLAIN: [1.0, 1.0]}, skipped={DROPPED: "RuntimeError: no memory"})
+    with pytest.raises(ArgumentError, match="RuntimeError: no memory"):
+        Judgement("tome", 8, Counts((17,), (9,)), 1.5, {}, {}, [], [failed]).verdict(2)
+
+
+def test_a_race_that_nobody_starts_says_why() -> None:
+    class Fails(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            raise KeyError("pixels")
+
+    found = race({PLAIN: Fails(), METHOD: Fails()}, IMAGES, "inference", rounds=2)
+    assert found.speedup is None
+    assert found.skipped == {PLAIN: "KeyError: 'pixels'", METHOD: "KeyError: 'pixels'"}
 
 
 def test_a_judgement_has_all_of_it() -> None:
@@ -165,6 +190,7 @@ def test_a_judgement_has_all_of_it() -> None:
     assert [(raced.mode, raced.batch) for raced in found.races] == [("inference", 1), ("inference", 4), ("training", 4)]
     assert all(len(times) == 2 for raced in found.races for times in raced.seconds.values())
     assert set(found.races[0].seconds) == {PLAIN, METHOD, DROPPED, "public code"}
+    assert found.as_row()["races"][0]["beside"] == {"public code": found.races[0].ratio(PLAIN, "public code")}
     memory = found.races[-1].memory
     assert memory[DROPPED] <= memory[METHOD] < memory[PLAIN]
     assert found.as_row()["races"][0]["speedup"] == found.races[0].speedup
@@ -199,6 +225,45 @@ def test_a_sweep_measures_every_value() -> None:
     assert [row["r"] for row in rows] == [1, 6]
     assert 1 < rows[0]["flop_ratio"] < rows[1]["flop_ratio"]
     assert all(len(row["speedup"]) == 3 and len(row["seconds"][PLAIN]) == 2 for row in rows)
+
+
+def test_a_setting_that_cannot_be_measured_is_a_row_that_says_why() -> None:
+    def patch(model: nn.Module, r: int) -> None:
+        if r == 2:
+            raise RuntimeError("not with two")
+        (broken.returns_patches if r == 3 else broken.right)(model, r)
+
+    rows = list(sweep(tower(depth=1), patch, [1, 2, 3], IMAGES, batch=2, rounds=2))
+    assert "speedup" in rows[0]
+    assert rows[1:] == [
+        {"r": 2, "skipped": "RuntimeError: not with two"},
+        {"r": 3, "skipped": "it returns another shape than the model, or what is not finite"},
+    ]
+
+
+def test_gradients_that_cannot_be_had_are_told_with_the_error() -> None:
+    def no_gradient(model: nn.Module, r: int) -> None:
+        model.register_forward_hook(lambda module, args, out: out.detach())
+
+    found = judge("x", tower(depth=1), no_gradient, 4, IMAGES, Settings((), (1,), 2))
+    assert found.properties["gradients"].startswith("RuntimeError: ")
+
+
+def test_the_ceiling_has_the_tokens_of_the_batch_that_is_raced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some methods leave as many tokens as the images of a batch say."""
+
+    def as_many_as_images(model: nn.Module, r: int) -> None:
+        alt_fast.apply_patch(model, r, step=lambda at: merge_step(replace(at, r=len(at.branch))))
+
+    seen: list[Counts] = []
+
+    def drop(model: nn.Module, counts: Counts) -> nn.Module:
+        seen.append(counts)
+        return model
+
+    monkeypatch.setattr("alt_fast.measure.judge.dropping", drop)
+    judge("x", tower(depth=1), as_many_as_images, 1, IMAGES, Settings(("inference",), (1, 3), 2))
+    assert [counts.mlp for counts in seen] == [(16,), (14,)]
 
 
 def test_the_front_is_what_nobody_beats() -> None:

@@ -12,6 +12,8 @@ from tests.browser import data_of, look, needs_browser
 ABOUT = {
     "model": "timm:<b>vit",
     "images": "2 images, 64 x 64 pixels, of </script>",
+    "dtype": "float32",
+    "weights": "random",
     "provenance": {"device": "AMD", "packages": {"torch": "2.13.0"}},
 }
 
@@ -26,12 +28,15 @@ def row() -> dict[str, Any]:
         "seconds": seconds,
         "memory": {"method": 2**21},
         "skipped": {},
+        "uncaptured": {"method": "it waits"},
+        "beside": {"public code": (0.9, 1.0, 1.1)},
         "speedup": (1.9, 2.0, 2.1),
         "ceiling": (3.9, 4.0, 4.1),
         "share": (0.49, 0.5, 0.51),
     }
     nothing = {"speedup": None, "ceiling": None, "share": None}
     failed = {**raced, **nothing, "mode": "training", "seconds": {}, "skipped": {"method": "RuntimeError: <i>"}}
+    failed |= {"memory": {}, "uncaptured": {}, "beside": {}}
     return {
         "method": "mine:<b>patch",
         "r": 8,
@@ -51,13 +56,15 @@ def test_lines_say_all_of_it(row: dict[str, Any]) -> None:
         "  FLOPs       x 1.250, counted",
         "  agreement   cosine 0.9900 (least 0.9000), largest difference 0.5, top-1 75% the same",
         "  inference, batch 8                x 2.00 (1.90 to 2.10)   ceiling 4.00   50% of it   public code x 1.00"
-        "   method 2 MiB",
-        "  training, batch 8                 not measured: method: RuntimeError: <i>",
+        "   method 2 MiB   method without a CUDA graph: it waits",
+        "  training, batch 8                 not measured   method did not run: RuntimeError: <i>",
         "  deterministic: yes; gradients: none for 2 parameters",
         "  FAULT state: it remembers (after other images)",
         "  a speed-up of 9 is impossible here",
     ]
     assert "  no fault found" in judgement_lines({**row, "faults": [], "verdict": None})
+    refused = {"method": "evit", "r": 8, "refused": "ArgumentError: no class token"}
+    assert list(judgement_lines(refused)) == ["evit, r = 8: not judged: ArgumentError: no class token"]
 
 
 def settings() -> list[dict[str, Any]]:
