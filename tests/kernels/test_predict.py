@@ -200,7 +200,7 @@ def test_says_when_it_cannot_compile(capsys: pytest.CaptureFixture[str], monkeyp
 
 
 def test_times_of_an_op() -> None:
-    found = command("--op", "attention backward", "--set", "launch=0")
+    found = command("--op", "merge backward", "--set", "launch=0")
     assert found.returncode == 0, found.stderr
     assert "nothing here is measured" in found.stdout
-    assert "| attention backward | B=256 N=197 H=12 D=64 sized |" in found.stdout
+    assert "| merge backward | B=256 N=197 r=8 C=768 fused |" in found.stdout
