@@ -22,7 +22,7 @@ from alt_fast.methods.evit import evit_step
 from alt_fast.methods.mutual import apply_mutual_pairs
 from alt_fast.methods.pitome import pitome_step
 from alt_fast.methods.plans import tokens_left
-from alt_fast.methods.pool import Pool, pooled_tokens
+from alt_fast.methods.pool import apply_pool, pooled_tokens
 from alt_fast.methods.random_pairs import random_step
 from alt_fast.methods.threshold import apply_threshold
 from alt_fast.methods.tofu import tofu_step
@@ -111,7 +111,7 @@ METHODS = {
         ),
         Method(
             "pool",
-            partial(apply_patch, step=Pool()),
+            apply_pool,
             "control",
             "averages every 2 x 2 patches, once",
             r="what ToMe removes per layer: pooling stands where the sum of tokens is nearest to ToMe's",

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from alt_fast.tome.schedule import Reduction, merge_schedule
 from alt_fast.tome.tokens import Attended, Tokens
 from alt_fast_kernels import MergePlan, max_r
 
@@ -15,11 +16,15 @@ def removable(at: Attended) -> int:
     return min(at.reduction, max_r(at.tokens.x.shape[1], at.protected))
 
 
-def tokens_left(num_tokens: int, protected: int, num_layers: int, r: int) -> list[int]:
-    """Tokens that enter the MLP of each layer, where every layer removes r, or half of what is not protected."""
+def tokens_left(num_tokens: int, protected: int, num_layers: int, r: Reduction) -> list[int]:
+    """Tokens that enter the MLP of each layer, where layers remove r, but at most half of what is not protected.
+
+    Raises what `merge_schedule` raises.
+    """
     left = []
-    for _ in range(num_layers):
-        num_tokens -= min(r, max_r(num_tokens, protected))
+    for removed in merge_schedule(r, num_layers):
+        wanted = int(removed * (num_tokens - protected)) if isinstance(removed, float) else removed
+        num_tokens -= min(wanted, max_r(num_tokens, protected))
         left.append(num_tokens)
     return left
 

@@ -91,9 +91,23 @@ def test_as_many_tokens_are_left_as_it_claims(name: str, host: str) -> None:
         pytest.skip("EViT refuses it")
     model, claim = fresh(host, depth=4), METHODS[name].tokens
     assert claim is not None
-    for r in (0, 1, 3, 1000):
+    for r in (0, 1, 3, 1000, 0.0, 0.1, 0.5):
         protected = blocks_of(patched(name, model, r))[0].tome.protected
         assert counts(model, images(1)) == claim(16 + protected, protected, 4, r)
+
+
+@pytest.mark.parametrize("r", [[3, 0, 2, 0], (2, -0.5)])
+@pytest.mark.parametrize("name", [name for name in METHODS if name not in ADAPTIVE])
+def test_claims_for_an_r_that_changes_from_layer_to_layer(name: str, r: Any) -> None:
+    model, method = fresh(depth=4), METHODS[name]
+    assert method.tokens is not None
+    if name == "pool":
+        for ask in (lambda: method.apply(model, r), lambda: method.tokens(17, 1, 4, r)):
+            with pytest.raises(ArgumentError, match="r of pooling is one number for all layers.* got"):
+                ask()
+    else:
+        method.apply(model, r)
+        assert counts(model, images(1)) == method.tokens(17, 1, 4, r)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -209,13 +223,19 @@ def test_a_dropped_patch_is_where_its_keeper_is_in_dense_features() -> None:
     assert same[0].nonzero().flatten().tolist() == [1, 7, 12]  # (2 i + 1) * 16 // 6, counted from the second patch
 
 
-POOLED: dict[tuple[int, int], int] = {(12, 0): 12, (12, 8): 12 - 4, (12, 16): 12 - 8, (24, 8): 24 - 16}
-"""In a tower of so many layers, of 14 x 14 patches, at r. ToMe removes 0, 624, 1242 and 2398 tokens over all layers,
-pooling 147 in each."""
+POOLED: dict[tuple[int, float], int] = {
+    (12, 0): 12,
+    (12, 8): 12 - 4,
+    (12, 16): 12 - 8,
+    (24, 8): 24 - 16,
+    (12, 0.1): 12 - 7,
+}
+"""In a tower of so many layers, of 14 x 14 patches, at r. ToMe removes 0, 624, 1242, 2398 and 1060 tokens over all
+layers, pooling 147 in each."""
 
 
 @pytest.mark.parametrize(("num_layers", "r"), POOLED)
-def test_pooling_meets_the_sum_of_tokens(num_layers: int, r: int) -> None:
+def test_pooling_meets_the_sum_of_tokens(num_layers: int, r: float) -> None:
     layer = pool_layer((14, 14), 1, num_layers, r)
     assert layer == POOLED[num_layers, r]
 
@@ -224,12 +244,12 @@ def test_pools_a_grid_that_is_no_square() -> None:
     model = fresh()
     model.patch_embed.img_size, model.pos_embed = (32, 48), None
     x = torch.randn(1, 3, 32, 48, generator=torch.Generator().manual_seed(1))
-    apply_patch(model, 5, step=Pool((4, 6)))
+    apply_patch(model, 0, step=Pool(5, (4, 6)))
     assert counts(model, x)[-1] == 1 + 2 * 3
     with pytest.raises(ArgumentError, match="over a square of patches, and there are 24"):
         patched("pool", model)(x)
     with pytest.raises(ArgumentError, match="over a grid of 5 x 5 of patches, and there are 24"):
-        apply_patch(model, 5, step=Pool((5, 5)))(x)
+        apply_patch(model, 0, step=Pool(5, (5, 5)))(x)
 
 
 def test_evit_refuses_hosts_without_a_class_token() -> None:
