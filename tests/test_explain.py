@@ -78,7 +78,7 @@ def check_view(view: View, model: ALT, clip: torch.Tensor, templates: Sequence[s
         assert sum(share for _, share in frame.ranking) == pytest.approx(1)
         sizes = frame.regions[-1].bincount(minlength=len(frame.tokens)).tolist()
         assert sizes[1:] == [token.size for token in frame.tokens[1:]]
-    assert list(view.maps) == [view.labels[0][0], *strongest(view.frames)]
+    assert [text for text, _ in view.maps] == [f"action: {view.labels[0][0]}", *strongest(view.frames)]
     assert sum(view.attention) == pytest.approx(1)
     assert len(view.attention) == len(view.frames) == model.config.frames
 
@@ -105,6 +105,15 @@ def test_what_the_answer_owes_to_the_entities(
     view = trained.explain(video, also_r=[]).view
     assert view.unaligned is not None
     assert view.unaligned < 0.9 * view.labels[0][1]
+
+
+def test_an_action_called_as_an_entity_is_has_a_map_of_its_own(
+    trained: TrainedModel, video: Path, explanation: Explanation
+) -> None:
+    entity = strongest(explanation.view.frames)[0]
+    maps = dict(trained.explain(video, [entity], also_r=[]).view.maps)
+    assert torch.equal(maps[entity], dict(explanation.view.maps)[entity])
+    assert not torch.equal(maps[f"action: {entity}"], maps[entity])
 
 
 def test_other_reductions(trained: TrainedModel, video: Path) -> None:
@@ -272,8 +281,8 @@ setTimeout(() => {
         for frame in explanation.view.frames
     ]
     assert seen["all"] == seen["sane"] == [36] * len(explanation.images)
-    name, shares = next(iter(explanation.view.maps.items()))
-    assert seen["map"] == [(100 * shares[1]).round().int().tolist(), ["-", *explanation.view.maps]]
+    texts, maps = zip(*explanation.view.maps, strict=True)
+    assert seen["map"] == [(100 * maps[0][1]).round().int().tolist(), ["-", *texts]]
     assert seen["bold"] == 0
     assert not seen["wide"]
 

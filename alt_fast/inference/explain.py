@@ -72,19 +72,21 @@ def view_at(model: ALT, video: Tensor, classes: Tensor, labels: Sequence[str], s
         )
         for t in range(len(regions))
     ]
-    texts = {labelled[0][0]: classes[labels.index(labelled[0][0])]}
+    first = labels.index(labelled[0][0])
+    texts = [(f"action: {labels[first]}", classes[first])]
     if model.corpus is not None:
         units = [found.unit for found in model.corpus.entities]
-        texts |= {name: model.alignment.entities[units.index(name)] for name in strongest(frames)}
-    found = relevance_maps(model.encoder, video[0], torch.stack(list(texts.values())), schedule)
+        texts += [(name, model.alignment.entities[units.index(name)]) for name in strongest(frames)]
+    names, embeddings = zip(*texts, strict=True)
+    maps = relevance_maps(model.encoder, video[0], torch.stack(embeddings), schedule)
     unaligned = None
     if model.corpus is not None:
         drawn = torch.randint(len(model.corpus), (DRAWS, *entity.shape[1:]), generator=torch.Generator().manual_seed(0))
         drawn, size = drawn.to(entity.device), seen.size[None, :, : entity.shape[2]]
         pooled = model.alignment.pool(model.alignment.entities[drawn], drawn, size)
         logits = model.logits(model.answer(pooled, frame_tokens.expand(DRAWS, -1, -1)), classes)
-        unaligned = logits.softmax(-1)[:, labels.index(labelled[0][0])].mean().item()
-    return View(list(schedule), labelled, unaligned, frames, attention, dict(zip(texts, found, strict=True)))
+        unaligned = logits.softmax(-1)[:, first].mean().item()
+    return View(list(schedule), labelled, unaligned, frames, attention, list(zip(names, maps, strict=True)))
 
 
 def _scaled(schedule: Sequence[int | float]) -> list[list[int | float]]:

@@ -33,7 +33,7 @@ def load_image_model(name: str, weights: str | None, image_size: int | None = No
 
     weights: a checkpoint file, a tag of open_clip, or RANDOM; without it the library's own are fetched, and those of
     transformers come with the repository. image_size: pixels, where it is not the architecture's own. head: classify,
-    where the model can, instead of embedding.
+    where the model can, instead of embedding; one of transformers can where its configuration names a classifier.
     Raises ArgumentError for another name, ImageModelError or WeightsError when it cannot be had.
     """
     library, _, architecture = name.partition(":")
@@ -69,11 +69,10 @@ def _load_huggingface(name: str, weights: str | None, image_size: int | None, he
         raise ArgumentError(f"hf:{name} has a size of its own, got --image-size {image_size}")
     import transformers  # an extra that models of timm do not need
 
-    kind = transformers.AutoModelForImageClassification if head else transformers.AutoModel
     try:
         config = transformers.AutoConfig.from_pretrained(name)
-        if head and type(config) not in kind._model_mapping:
-            kind = transformers.AutoModel
+        classifies = head and _has_classifier(config)
+        kind = transformers.AutoModelForImageClassification if classifies else transformers.AutoModel
         model = kind.from_config(config) if weights == RANDOM else kind.from_pretrained(name)
         processor = transformers.AutoImageProcessor.from_pretrained(name)
     except Exception as e:  # the hub, files and configurations raise many kinds
@@ -83,8 +82,20 @@ def _load_huggingface(name: str, weights: str | None, image_size: int | None, he
         pixels: Tensor = processor(images=image, return_tensors="pt")["pixel_values"][0]
         return pixels
 
-    tower = getattr(model, "vision_model", model)  # of a model of pictures and text
-    return ImageModel(tower.eval(), transform, processor.image_mean, processor.image_std)
+    if not classifies:  # a classifier's head stands beside its tower
+        model = getattr(model, "vision_model", model)  # of a model of pictures and text
+    return ImageModel(model.eval(), transform, processor.image_mean, processor.image_std)
+
+
+def _has_classifier(config: Any) -> bool:
+    """Whether the weights of a configuration of transformers are an image classifier's; other models' have no head."""
+    from transformers import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING as CLASSIFIERS
+
+    if type(config) not in CLASSIFIERS:
+        return False
+    kinds = CLASSIFIERS[type(config)]
+    names = {kind.__name__ for kind in (kinds if isinstance(kinds, tuple) else (kinds,))}
+    return not names.isdisjoint(config.architectures or ())
 
 
 def _load_open_clip(architecture: str, weights: str | None, image_size: int | None) -> ImageModel:

@@ -41,7 +41,7 @@ def page_data(seen: Seen) -> dict[str, Any]:
                 "labels": view.labels,
                 "unaligned": view.unaligned,
                 "attention": view.attention,
-                "maps": [[name, (100 * shown).round().int().tolist()] for name, shown in view.maps.items()],
+                "maps": [[name, (100 * shown).round().int().tolist()] for name, shown in view.maps],
                 "timeline": timeline(view),
                 "frames": [
                     {

@@ -44,8 +44,8 @@ class View:
     """What the model sees at one r. r: of every layer. labels: by falling probability.
 
     unaligned: the first label's probability with entities drawn at random, the mean of some draws; None where nothing
-    aligns. attention: of the decoder's queries to each frame, summing to 1. maps: where texts are seen, [T, h * w] in
-    [0, 1] by text: the first label, then entities.
+    aligns. attention: of the decoder's queries to each frame, summing to 1. maps: texts, and where each is seen,
+    [T, h * w] in [0, 1]: the first label as "action: LABEL", then entities, of which one may be called as the label is.
     """
 
     r: list[int | float]
@@ -53,7 +53,7 @@ class View:
     unaligned: float | None
     frames: list[FrameView]
     attention: list[float]
-    maps: dict[str, Tensor]
+    maps: list[tuple[str, Tensor]]
 
 
 @dataclass(frozen=True)

@@ -1,27 +1,47 @@
 """Image models by name: timm's, transformers' and open_clip's, their weights or none, with or without a head."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
 import torch
 from PIL import Image
-from transformers import BitImageProcessor, CLIPConfig, CLIPModel, ViTConfig, ViTForImageClassification
+from transformers import (
+    BitImageProcessor,
+    CLIPConfig,
+    CLIPForImageClassification,
+    CLIPModel,
+    LevitConfig,
+    LevitForImageClassificationWithTeacher,
+    PreTrainedModel,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTModel,
+)
 
 from alt_fast.errors import ArgumentError
 from alt_fast.model.image_models import RANDOM, ImageModelError, load_image_model
 
 PICTURE = Image.new("RGB", (40, 30), (200, 10, 10))
+SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+VIT = ViTConfig(**SMALL, image_size=32, patch_size=8, num_labels=3)
+CLIP = CLIPConfig(text_config=SMALL, vision_config={**SMALL, "image_size": 32, "patch_size": 8}, num_labels=3)
+LEVIT = LevitConfig(image_size=64, num_labels=3)
+
+
+def save(model: PreTrainedModel, folder: Path) -> Path:
+    """Keep a model in a folder as transformers does, with preprocessing."""
+    model.save_pretrained(folder)
+    side = getattr(model.config, "image_size", 32)
+    BitImageProcessor(size={"shortest_edge": side}, crop_size=side).save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A tiny ViT as transformers keeps it."""
-    small = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
-    config = ViTConfig(**small, image_size=32, patch_size=8, num_labels=3)
-    ViTForImageClassification(config).save_pretrained(tmp_path)
-    BitImageProcessor(size={"shortest_edge": 32}, crop_size=32).save_pretrained(tmp_path)
-    return tmp_path
+    return save(ViTForImageClassification(VIT), tmp_path)
 
 
 def test_a_folder_of_transformers_brings_weights_and_preprocessing(folder: Path) -> None:
@@ -44,13 +64,32 @@ def test_random_weights_are_others(folder: Path) -> None:
 
 
 def test_of_pictures_and_texts_the_pictures_are_taken(tmp_path: Path) -> None:
-    small = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
-    config = CLIPConfig(text_config=small, vision_config={**small, "image_size": 32, "patch_size": 8})
-    CLIPModel(config).save_pretrained(tmp_path)
-    BitImageProcessor(size={"shortest_edge": 32}, crop_size=32).save_pretrained(tmp_path)
-    loaded = load_image_model(f"hf:{tmp_path}", None)
+    save(CLIPModel(CLIP), tmp_path)
+    for head in (False, True):
+        loaded = load_image_model(f"hf:{tmp_path}", None, head=head)
+        with torch.no_grad():
+            assert loaded.model(loaded.transform(PICTURE)[None]).pooler_output.shape == (1, 32)
+
+
+@pytest.mark.parametrize(
+    ("kind", "config"),
+    [
+        (CLIPForImageClassification, CLIP),
+        (LevitForImageClassificationWithTeacher, LEVIT),  # one of two kinds of classifier
+    ],
+)
+def test_a_trained_head_is_kept(tmp_path: Path, kind: type[PreTrainedModel], config: Any) -> None:
+    expected = kind(config).eval()
+    save(expected, tmp_path)
+    loaded = load_image_model(f"hf:{tmp_path}", None, head=True)
+    pixels = loaded.transform(PICTURE)[None]
     with torch.no_grad():
-        assert loaded.model(loaded.transform(PICTURE)[None]).pooler_output.shape == (1, 32)
+        assert torch.equal(loaded.model(pixels).logits, expected(pixels).logits)
+
+
+def test_no_head_is_drawn_where_none_was_trained(tmp_path: Path) -> None:
+    save(ViTModel(VIT), tmp_path)
+    assert isinstance(load_image_model(f"hf:{tmp_path}", None, head=True).model, ViTModel)
 
 
 def test_a_head_is_taken_on_request() -> None:
