@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROUNDS = 3
-"""Of one run: few, so that the commits take turns often. The quartiles of three are the three."""
+"""Of one run: few, so that the commits take turns often."""
 
 NO_TESTS = 5  # pytest's exit status when nothing was selected
 
