@@ -10,7 +10,7 @@ test:
 test-gpu:
 	TRITON_INTERPRET=0 $(PYTHON) -m pytest tests/kernels tests/data/test_dali.py --device cuda
 
-# Some sixty small breakages, each of which a test has to notice: a quarter of an hour on two cores.
+# Small breakages, each of which a test has to notice: a quarter of an hour on two cores.
 mutate:
 	$(PYTHON) -m tests.mutate
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROUNDS = 3
-"""Of one run: few, so that the commits take turns often. The quartiles of three are the three."""
+"""Of one run: few, so that the commits take turns often."""
 
 NO_TESTS = 5  # pytest's exit status when nothing was selected
 
@@ -73,8 +73,10 @@ def check_tree(tree: Path) -> None:
     """Raise AgainstError unless `tree` has benchmarks that can be compared, of the packages beside them."""
     if missing := {"--results", "--rounds"} - _options(tree):
         raise AgainstError(f"{tree.name} has no benchmarks that take {' and '.join(sorted(missing))}")
-    found = _python(tree, "-c", LOCATE).stdout.splitlines()
-    if strangers := [path for path in found if not Path(path).is_relative_to(tree)]:
+    located = _python(tree, "-c", LOCATE)
+    if located.returncode:
+        raise AgainstError(f"{tree.name}: Python ended with {located.returncode}\n{_tail(located)}")
+    if strangers := [path for path in located.stdout.splitlines() if not Path(path).is_relative_to(tree)]:
         raise AgainstError(f"{tree.name} would measure what is not its own: {', '.join(strangers)}")
 
 

@@ -83,8 +83,8 @@ def missing(old: list[Row], new: list[Row]) -> list[str]:
 def join(runs: Sequence[Sequence[Row]]) -> list[Row]:
     """Rows of several runs as of one: medians and quartiles of all their rounds.
 
-    Rows without `times`, of older commits, must be of three rounds, which are their quartiles. Of what is counted or
-    skipped the last row stands.
+    Rows without `times`, of older commits, must be of three rounds: their quartiles were the least and the greatest of
+    these. Of what is counted or skipped the last row stands.
     """
     found: dict[tuple[Any, ...], list[tuple[Row, Row]]] = {}
     for run in runs:
@@ -100,11 +100,11 @@ def _joined(found: list[tuple[Row, Row]]) -> Row:
     if not measured:
         return found[-1][0]
     times = [x for row, _ in measured for x in row.get("times", _in_order(row["seconds"], row["quartiles"]))]
-    low, middle, high = statistics.quantiles(times, n=4)
+    low, middle, high = statistics.quantiles(times, n=4, method="inclusive")
     joined = measured[-1][0] | {"seconds": middle, "quartiles": [low, high], "rounds": len(times), "times": times}
     if "speedup" in joined:
         ratios = [x for row, baseline in measured for x in _ratios(row, baseline)]
-        low, middle, high = statistics.quantiles(ratios, n=4)
+        low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
         joined |= {"speedup": middle, "speedup_quartiles": [low, high]}
     return joined
 

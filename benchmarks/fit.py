@@ -8,7 +8,6 @@ held out in turn. Agreement is the cosine of merged to un-merged embeddings.
 """
 
 import argparse
-import json
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -21,9 +20,9 @@ from torch import Tensor, nn
 import alt_fast
 from alt_fast.errors import AltFastError
 from alt_fast.measure.counting import count_macs
-from alt_fast.measure.provenance import provenance
+from alt_fast.measure.lines import append_row
 from alt_fast.model.image_models import load_image_model
-from benchmarks.quality import BATCH, find_images, read_images
+from benchmarks.quality import embed, find_images, read_images
 
 
 def by_scene(paths: Sequence[Path]) -> dict[str, list[Path]]:
@@ -38,14 +37,9 @@ def by_scene(paths: Sequence[Path]) -> dict[str, list[Path]]:
 
 def agreement(model: nn.Module, images: Tensor, schedule: Sequence[int]) -> dict[str, Any]:
     """Mean and quartiles over the images of the cosine of merged to un-merged embeddings."""
-
-    def embed() -> Tensor:
-        with torch.inference_mode():
-            return torch.cat([model(batch) for batch in images.split(BATCH)]).double()
-
-    expected = embed()
+    expected = embed(model, images).double()
     alt_fast.apply_patch(model, schedule)
-    cosines = torch.cosine_similarity(embed(), expected)
+    cosines = torch.cosine_similarity(embed(model, images).double(), expected)
     alt_fast.remove_patch(model)
     levels = torch.tensor([0.25, 0.5, 0.75], dtype=cosines.dtype)
     return {
@@ -88,7 +82,7 @@ def compare(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.fit", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("model", help="timm:NAME or open_clip:NAME")
+    parser.add_argument("model", help="timm:NAME, hf:NAME or open_clip:NAME")
     parser.add_argument("--images", type=Path, required=True, help="folder of frames, SCENE-NUMBER.png")
     parser.add_argument("--weights", metavar="FILE", help="checkpoint file, or open_clip's tag; by default timm's own")
     parser.add_argument("--image-size", type=int, metavar="N", help="pixels; by default the architecture's own")
@@ -98,25 +92,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--evaluations", type=int, default=60, metavar="N", help="schedules that each fit tries at most"
     )
-    parser.add_argument("--results", type=Path, help="also write JSON lines")
+    parser.add_argument("--results", type=Path, help="add rows to this file as they come, JSON lines")
     options = parser.parse_args(arguments)
-    rows = []
     try:
         loaded = load_image_model(options.model, options.weights, options.image_size)
         paths = by_scene(find_images(options.images))
         scenes = {name: read_images(frames, loaded.transform) for name, frames in paths.items()}
         print(f"{options.model}: mean and median cosine to the un-merged embedding, on the scene held out")
         for row in compare(loaded.model, scenes, options.r, options.evaluations):
-            rows.append({"fit": options.model, **row})
+            if options.results:
+                append_row(options.results, {"fit": options.model, **row})
             constant, fitted = (
                 f"{found['mean']:.5f}, {found['quartiles'][1]:.5f}" for found in row["on_held_out"].values()
             )
             print(f"  r = {row['r']:<3} {row['held_out']}: constant {constant}   fitted {fitted}   {row['schedule']}")
     except (AltFastError, ValueError) as e:
         parser.error(str(e))
-    if options.results:
-        lines = [{"provenance": provenance()}, *rows]
-        options.results.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return 0
 
 

@@ -6,7 +6,6 @@ python -m benchmarks.quality timm:vit_base_patch16_dinov3 --images FOLDER --rope
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -20,7 +19,8 @@ from torch import Tensor, nn
 
 import alt_fast
 from alt_fast.errors import AltFastError, ArgumentError
-from alt_fast.measure.provenance import provenance
+from alt_fast.measure.lines import append_row
+from alt_fast.measure.outputs import as_tensor
 from alt_fast.model.image_models import load_image_model
 from alt_fast.tome.rotary import begin
 from alt_fast.tome.rules import RotaryRule, check_rule
@@ -69,6 +69,12 @@ def check_rope(model: nn.Module, image: Tensor, rules: Sequence[str]) -> None:
         )
 
 
+def embed(model: nn.Module, images: Tensor) -> Tensor:
+    """What the model says of images [B, 3, H, W], a vector each [B, F]; features of several axes are one vector."""
+    with torch.inference_mode():
+        return torch.cat([as_tensor(model(batch)).flatten(1) for batch in images.split(BATCH)])
+
+
 def quality(
     model: nn.Module, images: Tensor, reductions: list[int], rotary: RotaryRule = "mean"
 ) -> Iterator[dict[str, Any]]:
@@ -76,18 +82,13 @@ def quality(
 
     rotary: what turns merged tokens of towers with rotary positions.
     """
-
-    def embed() -> Tensor:
-        with torch.inference_mode():
-            return torch.cat([model(batch) for batch in images.split(BATCH)])
-
-    expected = embed()
+    expected = embed(model, images)
     for r in reductions:
         alt_fast.apply_patch(model, r=r, rotary=rotary)
-        found = {"merged": embed()}
+        found = {"merged": embed(model, images)}
         torch.manual_seed(0)
         alt_fast.apply_patch(model, r=r, rotary=rotary, step=at_random)
-        found["random"] = embed()
+        found["random"] = embed(model, images)
         alt_fast.remove_patch(model)
         cosines = {how: torch.cosine_similarity(x, expected) for how, x in found.items()}
         levels = torch.tensor([0.25, 0.5, 0.75])
@@ -104,7 +105,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--rope", nargs="+", metavar="RULE", help="rules for rotary positions, one table each: " + ", ".join(RULES)
     )
-    parser.add_argument("--results", type=Path, help="also write JSON lines")
+    parser.add_argument("--results", type=Path, help="add rows to this file as they come, JSON lines")
     options = parser.parse_args(arguments)
     try:
         loaded = load_image_model(options.model, options.weights, options.image_size)
@@ -114,21 +115,18 @@ def main(arguments: list[str] | None = None) -> int:
     except (AltFastError, ValueError) as e:
         parser.error(str(e))
     print(f"{options.model}, {len(images)} images: median cosine to the un-merged embedding (quartiles)")
-    rows = []
     rules: Sequence[RotaryRule] = options.rope or ("mean",)
     for rule in rules:
         asked = {"rotary": rule} if options.rope else {}
         if asked:
             print(f"rotary positions by the rule {rule}:")
         for row in quality(loaded.model, images, options.r, rule):
-            rows.append({"quality": options.model, "images": len(images), **asked, **row})
+            if options.results:
+                append_row(options.results, {"quality": options.model, "images": len(images), **asked, **row})
             line = "   ".join(
                 f"{how} {row[how][1]:.4f} ({row[how][0]:.4f} to {row[how][2]:.4f})" for how in ("merged", "random")
             )
             print(f"  r = {row['r']:<3} {line}", flush=True)
-    if options.results:
-        lines = [{"provenance": provenance()}, *rows]
-        options.results.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return 0
 
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import alt_fast
-from alt_fast.measure.ceiling import drop_step
+from alt_fast.measure.ceiling import drop_last_step
 from alt_fast.measure.provenance import provenance
 from alt_fast.measure.timing import Race
 
@@ -84,7 +84,7 @@ def measure(name: str, share: float, batch: int, rounds: int, device: str) -> di
     plain = case.build().eval().to(device)
     x = torch.randn(batch, *case.shape, device=device)
     merging = alt_fast.apply_patch(copy.deepcopy(plain), r=share)
-    dropping = alt_fast.apply_patch(copy.deepcopy(plain), r=share, step=drop_step)
+    dropping = alt_fast.apply_patch(copy.deepcopy(plain), r=share, step=drop_last_step)
     race = Race()
     with torch.inference_mode():
         flops = []

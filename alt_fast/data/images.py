@@ -21,9 +21,9 @@ SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp"))
 def read_images(names: Sequence[str | Path], count: int) -> list[Image.Image]:
     """Return `count` pictures, or all there are if fewer, taken evenly from what these names stand for.
 
-    names: picture files, videos, and folders of both (their own files only, by name). Each video gives as many frames,
-    evenly spaced, as its share of `count`. Raises ArgumentError for no pictures, FileError naming one that cannot be
-    read, VideoError for a video.
+    names: picture files, videos, and folders of both (their own files only, by name). Videos share evenly what the
+    pictures leave of `count`, each by frames over its whole length; `count` pictures leave them nothing. Raises
+    ArgumentError for no pictures, FileError naming one that cannot be read, VideoError for a video.
     """
     paths = [path for name in names for path in _files(Path(name))]
     if not paths or count < 1:

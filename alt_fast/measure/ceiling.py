@@ -13,7 +13,7 @@ from alt_fast.tome.tokens import Attended, Tokens
 from alt_fast_kernels import max_r
 
 
-def drop_step(at: Attended) -> tuple[Tokens, Tensor]:
+def drop_last_step(at: Attended) -> tuple[Tokens, Tensor]:
     """Drop the last tokens, as many as `merge_step` would merge into every k-th one, the destinations."""
     assert isinstance(at.destinations, int)
     num_tokens = at.tokens.x.shape[1]

@@ -123,6 +123,17 @@ def test_a_commit_that_would_measure_the_installed_packages_is_refused(repositor
         against.check_tree(tree)
 
 
+def test_a_commit_in_which_python_does_not_run_is_named(repository: Path) -> None:
+    broken = "import os\nos.write(2, b'no Python here')\nos._exit(3)\n"
+    commit(repository, {"sitecustomize.py": broken})
+    message = "new-HEAD: Python ended with 3\nno Python here"
+    with (
+        against.worktrees(repository, {"new": "HEAD"}) as (tree,),
+        pytest.raises(against.AgainstError, match=message),
+    ):
+        against.check_tree(tree)
+
+
 @pytest.mark.parametrize(("error", "status"), [(KeyboardInterrupt(), 130), (against.AgainstError("no disk"), 2)])
 def test_no_worktree_is_left_of_what_was_stopped(
     error: BaseException, status: int, repository: Path, monkeypatch: pytest.MonkeyPatch

@@ -2,14 +2,17 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
 import torch
 from PIL import Image
 
+import alt_fast
 from benchmarks.fit import main
 from benchmarks.report import fit_table
+from tests.benchmarks.test_quality import tiny_vit
 
 
 def folder_of_frames(folder: Path, *names: str) -> Path:
@@ -35,8 +38,8 @@ def test_each_scene_is_held_out_in_turn(tmp_path: Path, weights: str, capsys: py
     command = ["timm:test_vit", "--weights", weights, "--images", str(frames), "--r", "10", "--evaluations", "3"]
     assert main([*command, "--results", str(results)]) == 0
     assert "r = 10  cat: constant 0." in capsys.readouterr().out
-    head, *rows = map(json.loads, results.read_text().splitlines())
-    assert "provenance" in head
+    rows = [json.loads(line) for line in results.read_text().splitlines()]
+    assert all("provenance" in row for row in rows)
     assert [(row["fitted_to"], row["held_out"], row["images"]) for row in rows] == [
         (["dog"], "cat", [2, 1]),
         (["cat"], "dog", [1, 2]),
@@ -47,6 +50,37 @@ def test_each_scene_is_held_out_in_turn(tmp_path: Path, weights: str, capsys: py
         low, middle, high = row["on_held_out"]["fitted"]["quartiles"]
         assert low <= middle <= high
     assert "| timm:test_vit | 10 | dog | cat |" in fit_table(rows)
+
+
+def test_rows_are_written_as_they_come(tmp_path: Path, weights: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those before an interruption are in the file, and a second run adds its own."""
+    frames = folder_of_frames(tmp_path / "frames", "dog-1.png", "cat-1.png")
+    results = tmp_path / "results.jsonl"
+    command = ["timm:test_vit", "--weights", weights, "--images", str(frames), "--evaluations", "1"]
+    command += ["--r", "10", "--results", str(results)]
+    whole, fits = alt_fast.fit_schedule, iter(range(2))
+
+    def interrupted(*arguments: Any, **options: Any) -> list[int]:
+        if next(fits) == 1:
+            raise KeyboardInterrupt
+        return whole(*arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(alt_fast, "fit_schedule", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            main(command)
+    assert len(results.read_text().splitlines()) == 1
+    assert main(command) == 0
+    assert [json.loads(line)["held_out"] for line in results.read_text().splitlines()] == ["cat", "cat", "dog"]
+
+
+def test_models_of_transformers(tmp_path: Path) -> None:
+    folder = tiny_vit(tmp_path / "model")
+    frames = folder_of_frames(tmp_path / "frames", "dog-1.png", "cat-1.png")
+    results = tmp_path / "results.jsonl"
+    command = [f"hf:{folder}", "--images", str(frames), "--r", "2", "--evaluations", "1", "--results", str(results)]
+    assert main(command) == 0
+    assert {json.loads(line)["fit"] for line in results.read_text().splitlines()} == {f"hf:{folder}"}
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,11 @@ import pytest
 import timm
 import torch
 from PIL import Image
+from transformers import BitImageProcessor, ViTConfig, ViTModel
 
 from alt_fast.model.clip_weights import build_clip
-from benchmarks.quality import main, quality
+from alt_fast.model.image_models import load_image_model
+from benchmarks.quality import embed, main, quality
 from benchmarks.report import quality_table
 
 
@@ -20,6 +22,14 @@ def folder_of_images(folder: Path) -> Path:
     for i in range(4):
         blocks = torch.randint(0, 255, (4, 4, 3), dtype=torch.uint8)
         Image.fromarray(blocks.numpy()).resize((224, 224), Image.Resampling.NEAREST).save(folder / f"{i}.png")
+    return folder
+
+
+def tiny_vit(folder: Path) -> Path:
+    """A ViT of transformers in a folder, with preprocessing."""
+    small = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    ViTModel(ViTConfig(**small, image_size=32, patch_size=8)).save_pretrained(folder)
+    BitImageProcessor(size={"shortest_edge": 32}, crop_size=32).save_pretrained(folder)
     return folder
 
 
@@ -42,12 +52,22 @@ def test_the_command_reports_and_writes(tmp_path: Path, capsys: pytest.CaptureFi
     command = ["timm:test_vit", "--weights", str(weights), "--images", str(images), "--r", "2", "4"]
     assert main([*command, "--results", str(results)]) == 0
     assert "4 images" in capsys.readouterr().out
-    head, *rows = map(json.loads, results.read_text().splitlines())
-    assert "provenance" in head
+    rows = [json.loads(line) for line in results.read_text().splitlines()]
+    assert all("provenance" in row for row in rows)
     assert [(row["quality"], row["r"], row["images"]) for row in rows] == [
         ("timm:test_vit", 2, 4),
         ("timm:test_vit", 4, 4),
     ]
+
+
+def test_models_of_transformers(tmp_path: Path) -> None:
+    """The vector is the one that the model's output has for the whole image."""
+    loaded = load_image_model(f"hf:{tiny_vit(tmp_path / 'model')}", None)
+    images = torch.randn(3, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(embed(loaded.model, images), loaded.model(images).pooler_output)
+    (row,) = quality(loaded.model, images, [2])
+    assert 0 < row["merged"][0] < 1
 
 
 def test_rules_for_rotary_positions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -63,7 +83,7 @@ def test_rules_for_rotary_positions(tmp_path: Path, capsys: pytest.CaptureFixtur
     images = folder_of_images(tmp_path / "images")
     assert main(command("tiny_rope", "mean", "survivor")) == 0
     assert "by the rule survivor:" in capsys.readouterr().out
-    _, *rows = map(json.loads, (tmp_path / "results.jsonl").read_text().splitlines())
+    rows = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
     assert [(row["rotary"], row["r"]) for row in rows] == [("mean", 0), ("mean", 8), ("survivor", 0), ("survivor", 8)]
     assert rows[0]["merged"] == rows[2]["merged"] == [1.0, 1.0, 1.0]
     assert rows[1]["merged"] != rows[3]["merged"]

@@ -8,7 +8,7 @@ import timm
 import torch
 from torch import nn
 
-from alt_fast.measure.ceiling import drop_step
+from alt_fast.measure.ceiling import drop_last_step
 from alt_fast.tome.tokens import Attended, Tokens, merge_step
 from benchmarks import towers
 
@@ -26,7 +26,7 @@ def test_as_many_are_dropped_as_would_merge() -> None:
         for destinations in (2, 4):
             dropped, merged = (
                 step(Attended(Tokens(x), x, key, r, protected=1, destinations=destinations))[0].x
-                for step in (drop_step, merge_step)
+                for step in (drop_last_step, merge_step)
             )
             assert dropped.shape == merged.shape
     assert dropped.shape == (1, 6, 8)  # tokens 3, 7, 11, 15, 19 receive

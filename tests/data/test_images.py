@@ -31,6 +31,17 @@ def test_videos_give_frames_over_their_length(tmp_path: Path, write_video: Video
     assert len(read_images([tmp_path], 4)) == 4
 
 
+def test_videos_give_what_pictures_leave(tmp_path: Path, write_video: VideoWriter) -> None:
+    """Of one picture and two videos a half of the rest each; nothing beside as many pictures as are wanted."""
+    names = [write_video(f"{name}.mp4", frames=30) for name in "ab"]
+    for i in range(2):
+        Image.new("L", (8, 8), 250 + i).save(tmp_path / f"{i}.png")
+        names.append(tmp_path / f"{i}.png")
+    found = [grey(image) for image in read_images(names[:3], 5)]
+    assert found == pytest.approx([250, *2 * [20 + 6 * 7.5, 20 + 6 * 22.5]], abs=4)
+    assert [grey(image) for image in read_images(names, 2)] == [250, 251]
+
+
 def test_what_is_no_picture_is_named(tmp_path: Path) -> None:
     with pytest.raises(ArgumentError, match=f"a picture or a video at least in {tmp_path}"):
         read_images([tmp_path], 4)

@@ -2,12 +2,14 @@
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from problems import trial
 from problems.run import main
 from problems.trial import OPS, load_problem
 
@@ -55,6 +57,25 @@ def test_one_s_own_is_timed_beside_both(tmp_path: Path, capsys: pytest.CaptureFi
     assert list(row["speedup"]["submission"]) == ["reference", "alt_fast"]
     assert row["submission"] == "mine.py"
     assert row["sha256"] == hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+def test_one_s_own_is_compared_with_the_example_where_the_reference_does_not_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def too_large(inputs: Any) -> Any:
+        raise torch.OutOfMemoryError("out of memory")
+
+    problem, out = load_problem("match"), tmp_path / "results.jsonl"
+    monkeypatch.setattr(trial, "load_problem", lambda op: replace(problem, reference=too_large))
+    path = submission(tmp_path, "return reference(inputs)")
+    assert main(["match", "--submission", path, "--device", "cpu", "--rounds", "2", "--results", str(out)]) == 0
+    assert " over alt_fast\n" in capsys.readouterr().out
+    *_, row = rows(out)
+    assert list(row["skipped"]) == ["reference"]
+    assert {name: list(others) for name, others in row["speedup"].items()} == {
+        "alt_fast": [],
+        "submission": ["alt_fast"],
+    }
 
 
 def test_a_test_that_fails_is_named_and_nothing_is_timed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
