@@ -10,7 +10,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from alt_fast.measure.faults import FAULTS, find_faults
+from alt_fast.measure.faults import FAULTS, _Waits, find_faults, patched
 from alt_fast.measure.judge import properties
 from alt_fast.measure.observe import block_names
 from tests.measure import broken
@@ -64,12 +64,30 @@ def test_a_right_method_has_none(model: nn.Module, images: Tensor) -> None:
     assert not faults_of(model, broken.right, images)
 
 
-@pytest.mark.parametrize(
-    ("how", "op"), [("item", "item"), ("mask", "index"), ("tolist", "tolist"), ("nonzero", "nonzero")]
-)
-def test_a_wait_is_told_with_its_line(how: str, op: str, model: nn.Module, images: Tensor) -> None:
+@pytest.mark.parametrize("how", broken.WAITS)
+def test_a_wait_is_told_with_its_line(
+    how: str, model: nn.Module, images: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)  # there may be no CUDA
     seen = faults_of(model, functools.partial(broken.waits, how=how), images)["host synchronisation"]
-    assert f"{op} at broken.py:" in seen
+    assert f"{broken.WAITS[how][1]} at broken.py:" in seen
+
+
+@pytest.mark.parametrize("how", broken.GOES_ON)
+def test_what_does_not_wait_is_not_accused(how: str, model: nn.Module, images: Tensor) -> None:
+    assert not faults_of(model, functools.partial(broken.waits, how=how), images)
+
+
+def test_a_copy_from_a_device_to_a_cpu_waits() -> None:
+    with _Waits() as waits, pytest.raises(NotImplementedError):  # it cannot be made, but is seen
+        torch.empty(2, device="meta").to(torch.device("cpu"))
+    assert [seen.partition(":")[0] for seen in waits.seen] == ["to at test_faults.py"]
+
+
+def test_what_a_function_returns_is_used_in_place_of_the_model() -> None:
+    other = nn.Identity()
+    assert patched(nn.Linear(2, 2), lambda model, r: other, 3) is other
+    assert isinstance(patched(nn.Linear(2, 2), lambda model, r: None, 3), nn.Linear)
 
 
 def found(model: nn.Module, method: Callable[..., Any], images: Tensor) -> dict[str, str]:
