@@ -70,7 +70,7 @@ def find_faults(
     """
     first = patched(model, patch, r)
     found: list[Fault] = []
-    expected = call(model, images)
+    plain, expected = _seen(model, images, blocks)
     with _Waits() as waits, check_values(False):  # our ops look at values on a CPU, and nowhere else
         out = call(first, images, torch.no_grad)  # inference mode would show composite ops whole
     if out.shape != expected.shape or out.dtype != expected.dtype:
@@ -81,11 +81,12 @@ def find_faults(
     if waits.seen:
         found.append(Fault("host synchronisation", ", ".join(waits.seen)))
     found += _state(model, patch, r, images, out)
-    counts = count_tokens(first, blocks, images, lambda: call(first, images))
+    counts, _ = _seen(first, images, blocks)
     if claimed is not None and tuple(claimed) != counts.mlp:
         found.append(Fault("other tokens", f"{_text(counts.mlp)} at the MLPs, claimed {_text(claimed)}"))
-    if _ignores_r(model, patch, r, images, blocks, counts, out):
-        found.append(Fault("r ignored", f"r = {r} and {_another(r)}"))
+    changes = counts != plain or not _close(out, expected)
+    if changes and (alike := _alike(model, patch, r, images, blocks, counts, out)):
+        found.append(Fault("r ignored", f"r = {r} and {alike[0]}"))
     changed = _changed(model, first)
     if changed:
         found.append(Fault("changed weights", ", ".join(changed[:3])))
@@ -108,25 +109,42 @@ def _close(a: Tensor, b: Tensor) -> bool:
     return a.shape == b.shape and torch.allclose(a, b, rtol=1e-3, atol=1e-4 * largest, equal_nan=True)
 
 
-def _ignores_r(
+def _seen(model: nn.Module, images: Tensor, blocks: list[str]) -> tuple[Counts, Tensor]:
+    """The tokens of a call, and what it returns."""
+    returned: list[Tensor] = []
+    counts = count_tokens(model, blocks, images, lambda: returned.append(call(model, images)))
+    return counts, returned[0]
+
+
+def _alike(
     model: nn.Module, patch: Patch, r: Any, images: Tensor, blocks: list[str], counts: Counts, out: Tensor
-) -> bool:
-    other = patched(model, patch, _another(r))
-    same: Tensor | None = None
+) -> list[Any]:
+    """Other r that the method takes, if all of them leave the same tokens and return the same; none if one does not.
 
-    def run() -> None:
-        nonlocal same
-        same = call(other, images)
+    Half of r alone would not do: a method may remove all that it can at both.
+    """
+    alike = []
+    for other in _others(r):
+        try:
+            seen, returned = _seen(patched(model, patch, other), images, blocks)
+        except Exception:  # an r that it does not take shows nothing
+            continue
+        if seen != counts or not _close(returned, out):
+            return []
+        alike.append(other)
+    return alike
 
-    return count_tokens(other, blocks, images, run) == counts and same is not None and _close(same, out)
 
-
-def _another(r: Any) -> Any:
-    """Another r of the same kind: half of it, or 1 where that is the same."""
+def _others(r: Any) -> list[Any]:
+    """Others of the kind of r: half of it, 0 and 1, of a sequence of every number in it."""
     if isinstance(r, Sequence):
-        return type(r)(_another(value) for value in r)  # type: ignore[call-arg]
-    half = r / 2 if isinstance(r, float) else r // 2
-    return half if half != r else type(r)(1)
+        others = [type(r)(values) for values in zip(*map(_trials, r), strict=True)]  # type: ignore[call-arg]
+        return [other for other in others if other != r]
+    return [other for other in _trials(r) if other != r]
+
+
+def _trials(r: Any) -> tuple[Any, Any, Any]:
+    return r / 2 if isinstance(r, float) else r // 2, type(r)(0), type(r)(1)
 
 
 def _changed(before: nn.Module, after: nn.Module) -> list[str]:
