@@ -4,9 +4,12 @@ import copy
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -49,9 +52,11 @@ def patched(model: nn.Module, patch: Patch, r: Any) -> nn.Module:
     return returned if isinstance(returned, nn.Module) else taken
 
 
-def call(model: nn.Module, images: Tensor) -> Tensor:
-    """Run a model on images, with the same random numbers every time."""
-    with torch.random.fork_rng([images.device] if images.is_cuda else []), torch.inference_mode():
+def call(
+    model: nn.Module, images: Tensor, mode: Callable[[], AbstractContextManager[Any]] = torch.inference_mode
+) -> Tensor:
+    """Run a model on images, with the same random numbers every time. mode: in which it runs, without gradients."""
+    with torch.random.fork_rng([images.device] if images.is_cuda else []), mode():
         torch.manual_seed(0)
         return as_tensor(model(images))
 
@@ -65,9 +70,9 @@ def find_faults(
     """
     first = patched(model, patch, r)
     found: list[Fault] = []
-    expected = call(model, images)
+    plain, expected = _seen(model, images, blocks)
     with _Waits() as waits, check_values(False):  # our ops look at values on a CPU, and nowhere else
-        out = call(first, images)
+        out = call(first, images, torch.no_grad)  # inference mode would show composite ops whole
     if out.shape != expected.shape or out.dtype != expected.dtype:
         seen = f"{tuple(out.shape)} {out.dtype}, not {tuple(expected.shape)} {expected.dtype}"
         found.append(Fault("output shape", seen))
@@ -76,11 +81,12 @@ def find_faults(
     if waits.seen:
         found.append(Fault("host synchronisation", ", ".join(waits.seen)))
     found += _state(model, patch, r, images, out)
-    counts = count_tokens(first, blocks, images, lambda: call(first, images))
+    counts, _ = _seen(first, images, blocks)
     if claimed is not None and tuple(claimed) != counts.mlp:
         found.append(Fault("other tokens", f"{_text(counts.mlp)} at the MLPs, claimed {_text(claimed)}"))
-    if _ignores_r(model, patch, r, images, blocks, counts, out):
-        found.append(Fault("r ignored", f"r = {r} and {_another(r)}"))
+    changes = counts != plain or not _close(out, expected)
+    if changes and (alike := _alike(model, patch, r, images, blocks, counts, out)):
+        found.append(Fault("r ignored", f"r = {r} and {alike[0]}"))
     changed = _changed(model, first)
     if changed:
         found.append(Fault("changed weights", ", ".join(changed[:3])))
@@ -103,25 +109,42 @@ def _close(a: Tensor, b: Tensor) -> bool:
     return a.shape == b.shape and torch.allclose(a, b, rtol=1e-3, atol=1e-4 * largest, equal_nan=True)
 
 
-def _ignores_r(
+def _seen(model: nn.Module, images: Tensor, blocks: list[str]) -> tuple[Counts, Tensor]:
+    """The tokens of a call, and what it returns."""
+    returned: list[Tensor] = []
+    counts = count_tokens(model, blocks, images, lambda: returned.append(call(model, images)))
+    return counts, returned[0]
+
+
+def _alike(
     model: nn.Module, patch: Patch, r: Any, images: Tensor, blocks: list[str], counts: Counts, out: Tensor
-) -> bool:
-    other = patched(model, patch, _another(r))
-    same: Tensor | None = None
+) -> list[Any]:
+    """Other r that the method takes, if all of them leave the same tokens and return the same; none if one does not.
 
-    def run() -> None:
-        nonlocal same
-        same = call(other, images)
+    Half of r alone would not do: a method may remove all that it can at both.
+    """
+    alike = []
+    for other in _others(r):
+        try:
+            seen, returned = _seen(patched(model, patch, other), images, blocks)
+        except Exception:  # an r that it does not take shows nothing
+            continue
+        if seen != counts or not _close(returned, out):
+            return []
+        alike.append(other)
+    return alike
 
-    return count_tokens(other, blocks, images, run) == counts and same is not None and _close(same, out)
 
-
-def _another(r: Any) -> Any:
-    """Another r of the same kind: half of it, or 1 where that is the same."""
+def _others(r: Any) -> list[Any]:
+    """Others of the kind of r: half of it, 0 and 1, of a sequence of every number in it."""
     if isinstance(r, Sequence):
-        return type(r)(_another(value) for value in r)  # type: ignore[call-arg]
-    half = r / 2 if isinstance(r, float) else r // 2
-    return half if half != r else type(r)(1)
+        others = [type(r)(values) for values in zip(*map(_trials, r), strict=True)]  # type: ignore[call-arg]
+        return [other for other in others if other != r]
+    return [other for other in _trials(r) if other != r]
+
+
+def _trials(r: Any) -> tuple[Any, Any, Any]:
+    return r / 2 if isinstance(r, float) else r // 2, type(r)(0), type(r)(1)
 
 
 def _changed(before: nn.Module, after: nn.Module) -> list[str]:
@@ -133,14 +156,16 @@ def _text(counts: Sequence[int]) -> str:
     return ", ".join(map(str, counts))
 
 
-WAITING = frozenset(
-    f"aten::{name}"
-    for name in (
-        *("_local_scalar_dense", "nonzero", "masked_select", "_unique2", "unique_dim", "unique_consecutive", "equal"),
-        *("is_nonzero", "bincount", "item"),
-    )
-)
-"""Ops whose result, or its size, has to be known to the host before it goes on."""
+WAITING = {
+    "_local_scalar_dense": "item",
+    "_unique2": "unique",
+    **{name: name for name in ("nonzero", "masked_select", "unique_dim", "unique_consecutive")},
+    **{name: name for name in ("equal", "allclose", "bincount")},
+}
+"""Ops whose result, or its size, has to be known to the host before it goes on, and how users call them."""
+
+SYNCHRONISE = (torch.cuda, torch.accelerator, torch.cuda.Stream, torch.cuda.Event)
+"""What has a `synchronize`."""
 
 
 class _Waits:
@@ -150,14 +175,25 @@ class _Waits:
         self.seen: list[str] = []
 
     def __enter__(self) -> "_Waits":
-        self.modes = (_WaitingOps(self.seen), _WaitingMethods(self.seen))
-        for mode in self.modes:
-            mode.__enter__()
+        with ExitStack() as stack:
+            for mode in (_WaitingOps(self.seen), _WaitingMethods(self.seen)):
+                stack.enter_context(mode)
+            for owner in SYNCHRONISE:
+                replacing = mock.patch.object(owner, "synchronize", self._noting(owner.synchronize))
+                stack.enter_context(replacing)
+            self.inside = stack.pop_all()
         return self
 
     def __exit__(self, *error: Any) -> None:
-        for mode in reversed(self.modes):
-            mode.__exit__(*error)
+        self.inside.__exit__(*error)
+
+    def _noting(self, synchronize: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(synchronize)
+        def noted(*args: Any, **kwargs: Any) -> Any:
+            _note(self.seen, "synchronize")
+            return synchronize(*args, **kwargs)
+
+        return noted
 
 
 class _WaitingOps(TorchDispatchMode):
@@ -166,16 +202,18 @@ class _WaitingOps(TorchDispatchMode):
         self.seen = seen
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = func._overloadpacket._qualified_op_name
-        masks = name == "aten::index" and any(x is not None and x.dtype == torch.bool for x in args[1])
-        counted = name == "aten::repeat_interleave" and (kwargs or {}).get("output_size") is None
-        if name in WAITING or masks or counted:
-            _note(self.seen, name.removeprefix("aten::"))
-        return func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        name = func._overloadpacket._qualified_op_name.removeprefix("aten::")
+        masks = name == "index" and any(x is not None and x.dtype == torch.bool for x in args[1])
+        counted = name == "repeat_interleave" and kwargs.get("output_size") is None
+        fetched = name == "_to_copy" and args[0].device.type != "cpu" and kwargs.get("device") == torch.device("cpu")
+        if name in WAITING or masks or counted or fetched:
+            _note(self.seen, "to" if fetched else WAITING.get(name, name))
+        return func(*args, **kwargs)
 
 
 class _WaitingMethods(TorchFunctionMode):
-    """Methods of tensors that no op stands for."""
+    """Methods of tensors that no op stands for, where all is on a CPU."""
 
     METHODS = (Tensor.tolist, Tensor.numpy, Tensor.cpu, Tensor.__array__)
 
@@ -184,9 +222,11 @@ class _WaitingMethods(TorchFunctionMode):
         self.seen = seen
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in self.METHODS:
+        kwargs = kwargs or {}
+        to_cpu = func is Tensor.to and any(isinstance(x, str) and x == "cpu" for x in (*args, *kwargs.values()))
+        if func in self.METHODS or to_cpu:
             _note(self.seen, func.__name__)
-        return func(*args, **(kwargs or {}))
+        return func(*args, **kwargs)
 
 
 def _note(seen: list[str], what: str) -> None:

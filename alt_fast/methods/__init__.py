@@ -37,14 +37,15 @@ PER_LAYER = "tokens removed per layer, at most half of those there are"
 class Method:
     """A way to leave fewer tokens.
 
-    name: in `METHODS`, or module:function. apply: called as apply(model, r), patches the model in place and returns it.
+    name: in `METHODS`, or module:function. apply: called as apply(model, r), patches the model in place; returns it,
+    another one to use in its place, or None.
     source: the paper, or "control". what, r: in a line each, what it does, and what its r means. values: of r, for a
     sweep on a transformer of 197 to 257 tokens. tokens: from num_tokens, protected (leading tokens, which stay),
     num_layers and r, how many tokens enter the MLP of each layer; None where that depends on the images.
     """
 
     name: str
-    apply: Callable[[nn.Module, Any], nn.Module]
+    apply: Callable[[nn.Module, Any], object]
     source: str
     what: str
     r: str = PER_LAYER
@@ -125,7 +126,7 @@ METHODS = {
 def find_method(name: str) -> Method:
     """The method of a name in `METHODS`, or the one that "module:function" makes.
 
-    The function is called as function(model, r) and patches the model in place. What it claims of its tokens, if
+    The function is called as `Method.apply`, which it is. What it claims of its tokens, if
     anything, is its attribute `tokens`: a function like `Method.tokens`. Raises ArgumentError for an unknown name,
     a module that cannot be imported, and a function that is not there or cannot be called.
     """
@@ -144,10 +145,4 @@ def find_method(name: str) -> Method:
     if not callable(function):
         raise ArgumentError(f"method {name} must be a function of a model and r, got {type(function).__name__}")
     what = (function.__doc__ or "").strip().partition("\n")[0] or "says nothing of itself"
-    return Method(name, partial(_patched_by, function), name, what, "its own", tokens=getattr(function, "tokens", None))
-
-
-def _patched_by(function: Callable[[nn.Module, Any], object], model: nn.Module, r: Any) -> nn.Module:
-    """The model, whatever the function returns."""
-    function(model, r)
-    return model
+    return Method(name, function, name, what, "its own", tokens=getattr(function, "tokens", None))

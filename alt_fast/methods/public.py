@@ -5,19 +5,20 @@
 | tome | github.com/facebookresearch/ToMe |
 | pitome, tofu | github.com/hchautran/PiToMe |
 
-They take timm's VisionTransformer. Any other code is raced by a function of yours: `alt-fast judge --beside`.
+They take timm's VisionTransformer, of Blocks with Attention.
 """
 
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from timm.layers import Attention
-from timm.models.vision_transformer import Block
+from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from alt_fast.errors import ArgumentError
@@ -29,14 +30,28 @@ Patch = Callable[[nn.Module, Any], nn.Module]
 def public_method(name: str, checkout: Path) -> Patch:
     """Return patch(model, r), which patches timm's VisionTransformer in place by the code in `checkout`.
 
-    Raises ArgumentError for a method without public code that is known here, and for a folder that does not hold it.
+    Raises ArgumentError for a method without public code that is known here, and for a folder that does not hold it;
+    the patch does for another model.
     """
     if name not in PUBLIC:
         raise ArgumentError(f"public code is known of {', '.join(PUBLIC)}, got {name}")
     try:
-        return PUBLIC[name](checkout)
+        patch = PUBLIC[name](checkout)
     except (ImportError, AttributeError, OSError) as error:
         raise ArgumentError(f"{checkout} does not hold the public code of {name}: {error}") from error
+    return partial(_patched_timms, patch, name)
+
+
+def _patched_timms(patch: Patch, name: str, model: nn.Module, r: Any) -> nn.Module:
+    wanted = f"the public code of {name} takes timm's VisionTransformer, of Blocks with Attention"
+    if not isinstance(model, VisionTransformer):
+        raise ArgumentError(f"{wanted}, got {type(model).__module__}.{type(model).__name__}")
+    blocks: list[Any] = list(model.blocks)
+    for block in blocks:
+        if not isinstance(block, Block) or not isinstance(block.attn, Attention):
+            attention = type(getattr(block, "attn", None)).__name__
+            raise ArgumentError(f"{wanted}, got a block {type(block).__name__} with {attention}")
+    return patch(model, r)
 
 
 def _tome(checkout: Path) -> Patch:
@@ -85,9 +100,7 @@ def _by_ratio(
         prefix, num_layers = model.num_prefix_tokens, len(model.blocks)
         shared: dict[str, Any] = {"trace_source": False, "prop_attn": False, "class_token": bool(prefix)}
         for layer, block in enumerate(model.blocks):
-            assert isinstance(block, Block)
             block.__class__ = block_class
-            assert isinstance(block.attn, Attention)
             block.attn.__class__ = attention_class
             block._info = block.attn._info = shared
             prepare(block, layer, num_layers)

@@ -1,6 +1,7 @@
 """Ways to remove tokens that are wrong on purpose, one fault each, and one that is right."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -47,23 +48,45 @@ def claims_more(model: nn.Module, r: Any) -> None:
 claims_more.tokens = lambda n, protected, layers, r: [n - 2 * r * (i + 1) for i in range(layers)]  # type: ignore[attr-defined]
 
 
-def _waiting_step(at: Attended, how: str) -> tuple[Tokens, Tensor]:
-    """Ask the host how many tokens there are to merge."""
-    norms = at.key.flatten(2).norm(dim=-1)
-    if how == "item":
-        assert norms.max().item() >= 0
-    elif how == "mask":
-        assert norms[norms > 0].ndim == 1
-    elif how == "tolist":
-        assert norms.tolist()
-    elif how == "nonzero":
-        assert len(torch.nonzero(norms)) > 0
+WAITS: dict[str, tuple[Callable[[Tensor], object], str]] = {
+    "item": (lambda norms: norms.max().item(), "item"),
+    "bool": (lambda norms: bool(norms.max() > 0), "item"),
+    "mask": (lambda norms: norms[norms > 0], "index"),
+    "tolist": (lambda norms: norms.tolist(), "tolist"),
+    "nonzero": (torch.nonzero, "nonzero"),
+    "nonzero as a tuple": (lambda norms: norms.nonzero(as_tuple=True), "nonzero"),
+    "where of a mask": (lambda norms: torch.where(norms > 0), "nonzero"),
+    "argwhere": (torch.argwhere, "nonzero"),
+    "unique": (torch.unique, "unique"),
+    "allclose": (lambda norms: torch.allclose(norms, norms), "allclose"),
+    "to a CPU": (lambda norms: norms.to("cpu"), "to"),
+    "to a CPU, by keyword": (lambda norms: norms.to(device="cpu"), "to"),
+    "repeats of a tensor": (lambda norms: norms.repeat_interleave(norms[0].long(), 1), "repeat_interleave"),
+    "synchronize": (lambda norms: torch.cuda.synchronize(), "synchronize"),
+}
+"""Ways to wait for norms of keys [B, N], and what each is called where it is told."""
+
+GOES_ON: dict[str, Callable[[Tensor], object]] = {
+    "repeats of an int": lambda norms: norms.repeat_interleave(2, 1),
+    "repeats of a tensor to a known size": lambda norms: norms.repeat_interleave(
+        torch.full((norms.shape[1],), 2), 1, output_size=2 * norms.shape[1]
+    ),
+    "where of three": lambda norms: torch.where(norms > 0, norms, 0),
+    "to a dtype": lambda norms: norms.to(torch.float64).to(norms.device),
+}
+"""What looks as if it waited, and does not."""
+
+
+def _asking_step(at: Attended, how: str) -> tuple[Tokens, Tensor]:
+    """Ask something of the keys, then merge."""
+    ask = GOES_ON[how] if how in GOES_ON else WAITS[how][0]
+    ask(at.key.flatten(2).norm(dim=-1))
     return merge_step(at)
 
 
 def waits(model: nn.Module, r: Any, how: str = "item") -> None:
     """Reads a value in every block."""
-    alt_fast.apply_patch(model, r=r, step=functools.partial(_waiting_step, how=how))
+    alt_fast.apply_patch(model, r=r, step=functools.partial(_asking_step, how=how))
 
 
 def divides_by_zero(model: Any, r: Any) -> None:

@@ -10,9 +10,10 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from alt_fast.measure.faults import FAULTS, find_faults
+from alt_fast.measure.faults import FAULTS, _Waits, find_faults, patched
 from alt_fast.measure.judge import properties
 from alt_fast.measure.observe import block_names
+from alt_fast.methods import METHODS
 from tests.measure import broken
 
 R = 6
@@ -30,10 +31,10 @@ def images() -> Tensor:
     return torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(1))
 
 
-def faults_of(model: nn.Module, method: Callable[..., Any], images: Tensor) -> dict[str, str]:
+def faults_of(model: nn.Module, method: Callable[..., Any], images: Tensor, r: Any = R) -> dict[str, str]:
     claim = getattr(method, "tokens", None)
-    claimed = None if claim is None else claim(17, 1, len(model.blocks), R)  # type: ignore[arg-type]
-    return {fault.name: fault.seen for fault in find_faults(model, method, R, images, block_names(model), claimed)}
+    claimed = None if claim is None else claim(17, 1, len(model.blocks), r)  # type: ignore[arg-type]
+    return {fault.name: fault.seen for fault in find_faults(model, method, r, images, block_names(model), claimed)}
 
 
 BROKEN = {
@@ -64,12 +65,51 @@ def test_a_right_method_has_none(model: nn.Module, images: Tensor) -> None:
     assert not faults_of(model, broken.right, images)
 
 
-@pytest.mark.parametrize(
-    ("how", "op"), [("item", "item"), ("mask", "index"), ("tolist", "tolist"), ("nonzero", "nonzero")]
-)
-def test_a_wait_is_told_with_its_line(how: str, op: str, model: nn.Module, images: Tensor) -> None:
+REDUCTIONS: dict[str, list[Any]] = {
+    "mpm": [0, 1, 2, 3, 9],
+    "threshold": [-1.0, -0.5, 0.0, 0.5, 0.9, 0.995, 1.0, 0, 1],
+    "pool": [0, 1, 2, 5, 8, 200, 0.0, 0.1, 0.5],
+}
+PER_LAYER: list[Any] = [[3, 0], [0, 0], [99, 99], (3, -0.5), (0, 1.0)]
+"""Numbers of tokens that remove none, some, or all that can go: what is not in REDUCTIONS takes pool's and these."""
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_no_r_of_ours_is_called_ignored(name: str, model: nn.Module, images: Tensor) -> None:
+    waits = {"host synchronisation"} if METHODS[name].tokens is None else set()
+    for r in REDUCTIONS.get(name, [*REDUCTIONS["pool"], *PER_LAYER]):
+        assert faults_of(model, METHODS[name].apply, images, r).keys() <= waits, r
+
+
+@pytest.mark.parametrize("r", [3, 6, 0, 0.2, 0.0, [2, 3], (2, 0.5)])
+def test_an_ignored_r_is_told_whatever_its_kind(r: Any, model: nn.Module, images: Tensor) -> None:
+    assert faults_of(model, broken.ignores_r, images, r).keys() == {"r ignored"}
+
+
+@pytest.mark.parametrize("how", broken.WAITS)
+def test_a_wait_is_told_with_its_line(
+    how: str, model: nn.Module, images: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)  # there may be no CUDA
     seen = faults_of(model, functools.partial(broken.waits, how=how), images)["host synchronisation"]
-    assert f"{op} at broken.py:" in seen
+    assert f"{broken.WAITS[how][1]} at broken.py:" in seen
+
+
+@pytest.mark.parametrize("how", broken.GOES_ON)
+def test_what_does_not_wait_is_not_accused(how: str, model: nn.Module, images: Tensor) -> None:
+    assert not faults_of(model, functools.partial(broken.waits, how=how), images)
+
+
+def test_a_copy_from_a_device_to_a_cpu_waits() -> None:
+    with _Waits() as waits, pytest.raises(NotImplementedError):  # it cannot be made, but is seen
+        torch.empty(2, device="meta").to(torch.device("cpu"))
+    assert [seen.partition(":")[0] for seen in waits.seen] == ["to at test_faults.py"]
+
+
+def test_what_a_function_returns_is_used_in_place_of_the_model() -> None:
+    other = nn.Identity()
+    assert patched(nn.Linear(2, 2), lambda model, r: other, 3) is other
+    assert isinstance(patched(nn.Linear(2, 2), lambda model, r: None, 3), nn.Linear)
 
 
 def found(model: nn.Module, method: Callable[..., Any], images: Tensor) -> dict[str, str]:
