@@ -27,7 +27,9 @@ UNCOUNTED = {
     "choices and plans of matching, no products": """argmax argsort sort max scatter split isnan eq masked_fill round
         argmin min topk amax amin nonzero masked_select _local_scalar_dense any all cumsum searchsorted scatter_reduce
         scatter_reduce_ one_hot bucketize unique_dim _unique2 unique_consecutive bincount histc count_nonzero kthvalue
-        cummax cummin aminmax argsort msort rand randn randperm bernoulli_ uniform_ normal_ masked_fill_ triu tril""",
+        cummax cummin aminmax msort masked_fill_ triu tril""",
+    "random numbers": """rand randn randint rand_like randn_like randint_like randperm bernoulli bernoulli_ uniform_
+        normal normal_ multinomial exponential_""",
     "integers": "floor_divide remainder",
     "elementwise: residuals, biases, scales, sizes": "add sub mul div exp log clamp_min",
     "rotary positions: turns of queries and keys": "neg cos sin hypot clamp",

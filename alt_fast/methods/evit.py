@@ -18,13 +18,13 @@ def evit_step(at: Attended) -> tuple[Tokens, Tensor]:
     """Fuse the r + 1 tokens that the class token attends to least into their sum, weighted by that attention.
 
     r: tokens to remove, at most half of those that are not protected; the paper's keep rate is 1 - (r + 1) / n, of n.
-    Attention is the mean over heads; of equal ones the lower index stays. The first token is taken for
-    the class token. The weights carry no gradient here, and the sum stands where the first of its tokens stood.
+    Attention is the mean over heads; of equal ones the lower index stays. The weights carry no gradient here, and the
+    sum stands where the first of its tokens stood.
 
     Raises ArgumentError without a class token, and for an attention whose queries are not found.
     """
     r = removable(at)
-    if at.protected == 0:
+    if at.protected == 0 or not at.class_token:
         raise ArgumentError("EViT needs a class token, and this model has none: it ranks patches by its attention")
     if r == 0:
         return at.keep()

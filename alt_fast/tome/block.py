@@ -25,7 +25,7 @@ class BlockSettings:
     r: tokens to remove, or a fraction. protected: leading tokens that never merge. prop_attn: attention uses sizes.
     trace: keep where tokens went. unmerge: every patch has its token's features in what the host reads. layer,
     num_layers: which block of its tower, from 0. rotary: what becomes of rotary positions. destinations: which tokens
-    others merge into. step: what removes tokens.
+    others merge into. step: what removes tokens. class_token: whether the first of the protected is one.
     """
 
     r: int | float
@@ -38,6 +38,7 @@ class BlockSettings:
     rotary: RotaryRule = "mean"
     destinations: Destinations = 2
     step: Step = merge_step
+    class_token: bool = True
 
     @property
     def last(self) -> bool:
@@ -121,6 +122,7 @@ class MergingBlock(Patched):
             attention=attention,
             normed=normed,
             rotary=rotary,
+            class_token=tome.class_token,
         )
         tokens, normed = tome.step(attended)
         if callable(layout.mlp):

@@ -151,9 +151,11 @@ def apply_parts(module: nn.Module, names: tuple[str, ...], x: Tensor) -> Tensor:
 class Tower:
     """What a host's adapter finds in a model.
 
-    blocks: in order. protected: leading tokens that never merge. layouts: by the class of a block.
+    blocks: in order. protected: leading tokens that never merge. layouts: by the class of a block. class_token: whether
+    the first of the protected, if there is one, is a class token.
     """
 
     blocks: list[nn.Module]
     protected: int
     layouts: Mapping[type[nn.Module], Layout]
+    class_token: bool = True

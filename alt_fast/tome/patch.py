@@ -111,7 +111,17 @@ def apply_patch(
     for tower, schedule in zip(towers, schedules, strict=True):
         for i, (block, r_block) in enumerate(zip(tower.blocks, schedule, strict=True)):
             settings = BlockSettings(
-                r_block, tower.protected, prop_attn, trace_source, unmerge, i, len(schedule), rotary, destinations, step
+                r_block,
+                tower.protected,
+                prop_attn,
+                trace_source,
+                unmerge,
+                i,
+                len(schedule),
+                rotary,
+                destinations,
+                step,
+                tower.class_token,
             )
             merging = merging_class(type(block), tower.layouts[type(block)])  # type: ignore[arg-type]
             merging.patch(block, settings)

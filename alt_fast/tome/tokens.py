@@ -109,6 +109,7 @@ class Attended:
     merge. layer, num_layers: which block of its tower, from 0. norm: the MLP's, or None. rule: what becomes of rotary
     positions. destinations: which tokens others merge into, `apply_patch`'s. attention, normed, rotary: the host's
     module, what it was given [B, N, C], and what turned its queries and keys, for steps that need more than keys.
+    class_token: whether the first of the protected, if there is one, is a class token.
     """
 
     tokens: Tokens
@@ -124,6 +125,7 @@ class Attended:
     attention: nn.Module | None = None
     normed: Tensor | None = None
     rotary: Rotary | None = None
+    class_token: bool = True
 
     @property
     def reduction(self) -> int:

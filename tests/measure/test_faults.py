@@ -10,6 +10,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from alt_fast.measure.counting import UNCOUNTED, count_macs
 from alt_fast.measure.faults import FAULTS, _Waits, find_faults, patched
 from alt_fast.measure.judge import properties
 from alt_fast.measure.observe import block_names
@@ -110,6 +111,29 @@ def test_what_a_function_returns_is_used_in_place_of_the_model() -> None:
     other = nn.Identity()
     assert patched(nn.Linear(2, 2), lambda model, r: other, 3) is other
     assert isinstance(patched(nn.Linear(2, 2), lambda model, r: None, 3), nn.Linear)
+
+
+DRAWS: dict[str, Callable[[Tensor], object]] = {
+    "rand_like": torch.rand_like,
+    "randn_like": torch.randn_like,
+    "randint": lambda x: torch.randint(9, (3,)),
+    "randint_like": lambda x: torch.randint_like(x, 9),
+    "bernoulli": torch.bernoulli,
+    "normal": lambda x: torch.normal(x, 1.0),
+    "multinomial": lambda x: torch.multinomial(x, 2),
+    "exponential_": lambda x: x.clone().exponential_(),
+}
+
+
+@pytest.mark.parametrize("draw", DRAWS)
+def test_a_method_may_draw_random_numbers_and_be_counted(draw: str) -> None:
+    with torch.no_grad():
+        assert count_macs(lambda: DRAWS[draw](torch.full((3, 4), 0.5))) == 0
+
+
+def test_no_op_is_uncounted_twice() -> None:
+    names = [name for group in UNCOUNTED.values() for name in group.split()]
+    assert sorted(set(names)) == sorted(names)
 
 
 def found(model: nn.Module, method: Callable[..., Any], images: Tensor) -> dict[str, str]:

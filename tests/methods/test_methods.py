@@ -11,6 +11,7 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
+import timm
 import torch
 from torch import Tensor, nn
 
@@ -24,7 +25,7 @@ from alt_fast.methods.threshold import Threshold
 from alt_fast.tome.patch import apply_patch
 from alt_fast.tome.tokens import Attended, Tokens
 from tests.methods.test_rules import R, blocks_of, watch
-from tests.tome.test_patch import build, images, run
+from tests.tome.test_patch import build, images, run, timm_vit
 from tests.tome.test_rotary import dinov3
 
 ADAPTIVE = [name for name, method in METHODS.items() if method.tokens is None]
@@ -252,10 +253,27 @@ def test_pools_a_grid_that_is_no_square() -> None:
         apply_patch(model, 0, step=Pool(5, (5, 5)))(x)
 
 
-def test_evit_refuses_hosts_without_a_class_token() -> None:
-    model = patched("evit", fresh("timm-average"))
-    with pytest.raises(ArgumentError, match="class token"):
+def naflex(**options: Any) -> nn.Module:
+    return timm.models.NaFlexVit(timm.models.NaFlexVitCfg(embed_dim=32, depth=2, num_heads=2, **options))
+
+
+WITHOUT_CLASS_TOKEN: dict[str, Callable[[], nn.Module]] = {
+    "no token": lambda: fresh("timm-average"),
+    "registers": lambda: timm_vit(class_token=False, reg_tokens=4, global_pool="avg"),
+    "registers of NaFlexVit": lambda: naflex(class_token=False, reg_tokens=4, global_pool="avg"),
+}
+
+
+@pytest.mark.parametrize("host", WITHOUT_CLASS_TOKEN)
+def test_evit_refuses_hosts_without_a_class_token(host: str) -> None:
+    model = patched("evit", WITHOUT_CLASS_TOKEN[host]())
+    with pytest.raises(ArgumentError, match="EViT needs a class token"):
         run(model)
+
+
+def test_evit_takes_registers_behind_a_class_token() -> None:
+    for model in (timm_vit(reg_tokens=4), naflex(class_token=True, reg_tokens=4)):
+        assert run(patched("evit", model)).isfinite().all()
 
 
 def test_evit_refuses_attentions_whose_query_it_cannot_find() -> None:

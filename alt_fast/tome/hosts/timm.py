@@ -176,7 +176,8 @@ def tower_of(module: Any) -> Tower:
         layouts[type(block)] = LAYOUTS[kind]
     if getattr(module, "rope_mixed", False) or getattr(module, "rope_is_mixed", False):
         layouts = {cls: replace(layout, per_layer_rotary=True) for cls, layout in layouts.items()}
-    return Tower(list(module.blocks), module.num_prefix_tokens, layouts)
+    class_token = getattr(getattr(module, "embeds", module), "cls_token", None) is not None  # NaFlexVit has embeds
+    return Tower(list(module.blocks), module.num_prefix_tokens, layouts, class_token)
 
 
 def _is_timms(module: nn.Module) -> bool:
