@@ -4,6 +4,7 @@ A fork differs from `python -m` only in the seconds that importing takes: it has
 output and exit status, and can be killed.
 """
 
+import gc
 import multiprocessing
 import os
 import shutil
@@ -166,6 +167,7 @@ def _fork(module: str, arguments: Sequence[str], environment: Mapping[str, str],
 
 def _work(module: str, arguments: list[str], environment: dict[str, str], threads: int | None, folder: Path) -> None:
     """The life of a forked process."""
+    gc.freeze()  # what it has imported stays
     os.setsid()
     for number, name in ((1, "stdout"), (2, "stderr")):
         file = os.open(folder / name, os.O_WRONLY | os.O_APPEND)
