@@ -127,8 +127,7 @@ def race(
     steps = {name: _Step(kernel, inputs) for name, kernel in kernels.items()}
     result = Race()
     for name, step in steps.items():
-        with _blamed(f"{name}: "):
-            result.add(name, step, device.type)
+        result.add(name, step, device.type)
     order = list(result.contestants)
     for _ in range(rounds):
         fresh = problem.generate(**shape, seed=seeds.getrandbits(48), device=device)

@@ -82,13 +82,18 @@ def fails(inputs: Inputs) -> Any:
         (lambda: counted(3, remembers(copies=True)), "mine, in a timed call: out: maximum error"),
         (lambda: counted(2, changes_sizes), "mine, in a timed call: it changes inputs[1]"),
         (lambda: counted(2, fails), "mine, in a timed call: KeyError: 'no such tile'"),
-        (lambda: fails, "mine: KeyError: 'no such tile'"),
     ],
 )
 def test_what_goes_wrong_in_a_race_is_named(kernel: Callable[[], Kernel], reason: str) -> None:
     with pytest.raises(SubmissionError) as failure:
         race(load_problem("attention"), {"right": attention, "mine": kernel()}, SHAPE, 0, CPU, 4)
     assert str(failure.value).startswith(reason)
+
+
+def test_who_cannot_run_is_among_the_skipped() -> None:
+    found = race(load_problem("attention"), {"right": attention, "mine": fails}, SHAPE, 0, CPU, 2)
+    assert found.skipped == {"mine": "KeyError: 'no such tile'"}
+    assert len(found.seconds["right"]) == 2
 
 
 def test_rounds_begin_with_another_and_have_new_inputs() -> None:
