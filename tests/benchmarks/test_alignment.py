@@ -15,8 +15,14 @@ from benchmarks import alignment
 from benchmarks.alignment import CASES, COLUMNS, Experiment, Tokens, hypotheses, main, table
 
 
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the first test leaves its videos to the others."""
+    return tmp_path_factory.mktemp("data")
+
+
 @pytest.fixture
-def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def small(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Options of a job of seconds, on a tower that nothing has trained."""
     save_module(tmp_path / "tower.safetensors", build_clip(TINY, None, 64))
     monkeypatch.setattr(alignment, "SHOTS", (1,))
@@ -28,7 +34,7 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         *(f"--data.shapes.{option}" for option in shapes),
         *(f"--model.{option}" for option in model),
         *("--optim.epochs=1", "--optim.batch_size=20", "--optim.warmup_epochs=0", "--data.workers=0"),
-        f"--data.root={tmp_path / 'data'}",
+        f"--data.root={data}",
     ]
 
 

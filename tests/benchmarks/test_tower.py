@@ -8,10 +8,12 @@ import torch
 from alt_fast.data.motion_shapes import LEVELS
 from alt_fast.model.clip_weights import build_clip
 from alt_fast.model.text import TextTower
+from benchmarks import tower
 from benchmarks.tower import main, pack
 
 
-def test_a_packed_tower_is_the_tower(tmp_path: Path) -> None:
+def test_a_packed_tower_is_the_tower(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tower, "CAPTIONS", 600)
     torch.manual_seed(0)
     clip, level = build_clip("tiny", None, 64), LEVELS[2]
     path = tmp_path / "tower.safetensors"
