@@ -14,10 +14,11 @@ from typing import Any, get_args
 from unittest.mock import patch
 
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor, nn
 
 import alt_fast
+from alt_fast.data.images import SUFFIXES, read_image
 from alt_fast.errors import AltFastError, ArgumentError
 from alt_fast.measure.lines import append_row
 from alt_fast.measure.outputs import as_tensor
@@ -26,7 +27,6 @@ from alt_fast.tome.rotary import begin
 from alt_fast.tome.rules import RotaryRule, check_rule
 from alt_fast.tome.tokens import Attended, Tokens, merge_step
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 BATCH = 16
 RULES: tuple[RotaryRule, ...] = get_args(RotaryRule)
 
@@ -35,19 +35,13 @@ def find_images(folder: Path) -> list[Path]:
     """All images of a folder, by name. Raises ValueError for a folder with none."""
     paths = sorted(path for path in folder.glob("*") if path.suffix.lower() in SUFFIXES)
     if not paths:
-        raise ValueError(f"{folder} has no images ({', '.join(SUFFIXES)})")
+        raise ValueError(f"{folder} has no images ({', '.join(sorted(SUFFIXES))})")
     return paths
 
 
 def read_images(paths: Sequence[Path], transform: Callable[[Image.Image], Tensor]) -> Tensor:
-    """Images as the model takes them, [B, 3, H, W]. Raises ValueError naming an unreadable one."""
-    images = []
-    for path in paths:
-        try:
-            images.append(transform(Image.open(path).convert("RGB")))
-        except (OSError, UnidentifiedImageError) as e:
-            raise ValueError(f"cannot read {path}: {e}") from e
-    return torch.stack(images)
+    """Images of one size, [B, 3, H, W]. Raises FileError naming an unreadable one."""
+    return torch.stack([transform(read_image(path)) for path in paths])
 
 
 def at_random(at: Attended) -> tuple[Tokens, Tensor]:

@@ -186,7 +186,7 @@ def judge(
     expected, found = call(model, images), call(method, images)
 
     def raced(mode: Mode, batch: int) -> Raced:
-        given = images.repeat(-(-batch // len(images)), 1, 1, 1)[:batch]
+        given = batch_of(images, batch)
         counts = count_tokens(method, blocks, given, lambda: call(method, given))  # of some methods they depend on it
         models = {PLAIN: model, METHOD: method, DROPPED: dropping(model, counts), **(beside or {})}
         return race(models, given, mode, settings.rounds)
@@ -201,6 +201,11 @@ def judge(
         find_faults(model, patch, r, images, blocks, claimed),
         [raced(mode, batch) for mode, batch in settings.races()],
     )
+
+
+def batch_of(images: Tensor, batch: int) -> Tensor:
+    """Return so many images [batch, 3, H, W], repeated where there are fewer."""
+    return images.repeat(-(-batch // len(images)), 1, 1, 1)[:batch]
 
 
 def inference_macs(model: nn.Module, images: Tensor) -> int:

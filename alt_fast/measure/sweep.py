@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from alt_fast.measure.faults import Patch, call, patched
-from alt_fast.measure.judge import PLAIN, first_line, inference_macs, race
+from alt_fast.measure.judge import PLAIN, batch_of, first_line, inference_macs, race
 from alt_fast.measure.outputs import agreement
 
 
@@ -19,7 +19,7 @@ def sweep(
     raced. Yields a row by value: r, flop_ratio, agreement, speedup (quartiles) and seconds; or r and "skipped", the
     reason, where the model does not take the method, or it returns what cannot be compared.
     """
-    given = images.repeat(-(-batch // len(images)), 1, 1, 1)[:batch]
+    given = batch_of(images, batch)
     expected, plain_macs = call(model, images), inference_macs(model, given)
     models, agreed, ratios, skipped = {PLAIN: model}, {}, {}, {}
     for r in values:
