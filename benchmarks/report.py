@@ -4,21 +4,18 @@ python -m benchmarks.report benchmarks/results/*.jsonl --out report.html --table
 """
 
 import argparse
-import io
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
-import matplotlib
-from matplotlib.figure import Figure
 
 from benchmarks.break_even import BATCHES, REDUCTIONS, Ceilings, read_ceilings, speedup
 from benchmarks.closed_form import VITS
 from benchmarks.compare import read_results
-from benchmarks.paper import PEERS
 from benchmarks.peers import DROPPED, OURS, PLAIN, PUBLISHED
+from benchmarks.plots import draw_accuracy, draw_roofline, drawing
 
 PARTS = ("patches", "blocks", "adapters", "matching", "projection", "alignment", "decoder", "classes", "norms")
 NOT_MEASURED = "not measured"
@@ -280,71 +277,6 @@ def races(rows: Iterable[Row]) -> dict[tuple[str, str], list[Row]]:
         if "case" in row:
             found.setdefault((row["measured"]["file"], row["case"]), []).append(row)
     return found
-
-
-def drawing(draw: Callable[[Any], None], title: str) -> str:
-    """An SVG element of one set of axes that `draw` fills."""
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "alt-fast", "font.size": 10}):
-        figure = Figure(figsize=(7.5, 4.2), layout="constrained")
-        axes = figure.subplots()
-        axes.grid(True, which="major", linewidth=0.4)
-        axes.set_title(title)
-        draw(axes)
-        text = io.StringIO()
-        figure.savefig(text, format="svg", metadata={"Date": None})
-    return text.getvalue()[text.getvalue().index("<svg") :]
-
-
-def draw_accuracy(rows: Sequence[Row]) -> Callable[[Any], None]:
-    """Top-1 as the papers print it over GFLOPs: ALT's by our count, the others' as they print them."""
-
-    def draw(axes: Any) -> None:
-        axes.scatter([g for _, g, _ in PEERS], [top1 for *_, top1 in PEERS], color="grey", label="others, Table 1")
-        beside = {"X-CLIP-L/14": (-6, -10), "EVL-L/14": (-6, 4), "MTV-H/16": (-6, -10), "ViViT-H/16": (-6, -10)}
-        for name, gflops, top1 in PEERS:
-            offset = beside.get(name, (6, -10))
-            side = "left" if offset[0] > 0 else "right"
-            axes.annotate(
-                name, (gflops, top1), fontsize=7, xytext=offset, textcoords="offset points", horizontalalignment=side
-            )
-        for model, color in (("alt_b16", "tab:blue"), ("alt_l14", "tab:red")):
-            own = [row for row in rows if row["audit"] == "Table 1" and row["model"] == model]
-            accuracies = [row["paper"]["top1"] for row in own]
-            axes.plot(
-                [row["gflops"] for row in own],
-                accuracies,
-                "o-",
-                color=color,
-                label=f"{model}: our count, paper's top-1",
-            )
-            axes.plot(
-                [row["paper"]["gflops"] for row in own], accuracies, "x", color=color, label=f"{model}: paper's count"
-            )
-        axes.set_xscale("log")
-        axes.set_xlabel("GFLOPs of all views (10^9 MACs)")
-        axes.set_ylabel("top-1 on Kinetics-400, %")
-        axes.legend(fontsize=7)
-
-    return draw
-
-
-def draw_roofline(device: Ceilings, rows: Sequence[Row]) -> Callable[[Any], None]:
-    """FLOP rate over FLOPs per byte of all rows that state both."""
-
-    def draw(axes: Any) -> None:
-        intensity = [0.25, 2 * device.macs / device.bytes, 2048.0]  # from end to end by the ridge
-        axes.plot(intensity, [min(2 * device.macs, x * device.bytes) * 1e-9 for x in intensity], color="black")
-        for row in rows:
-            point = 2 * row["macs"] / row["bytes"], 2e-9 * row["macs"] / row["seconds"]
-            axes.plot(*point, "o", label=f"{row['contestant']}, {row['case'].split(', ViT')[0]}")
-        axes.set_xscale("log", base=2)
-        axes.set_yscale("log")
-        axes.set_xlabel("FLOPs per byte")
-        axes.set_ylabel("GFLOP/s")
-        if rows:
-            axes.legend(fontsize=7)
-
-    return draw
 
 
 def render(heads: list[Row], rows: list[Row], paths: Sequence[Path]) -> str:
