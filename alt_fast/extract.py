@@ -37,7 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
     from alt_fast.data.annotations import read_list
     from alt_fast.distributed import join_world
     from alt_fast.inference.features import open_folder, write_features
-    from alt_fast.model.text import hash_weights
+    from alt_fast.model.hashing import hash_weights
 
     if arguments.per_file < 1:
         raise ArgumentError(f"--per-file must be >= 1, got {arguments.per_file}")

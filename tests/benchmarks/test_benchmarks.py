@@ -20,6 +20,7 @@ from alt_fast.measure.memory import saved_bytes
 from alt_fast.measure.timing import Race, check_writes
 from alt_fast_kernels import proportional_attention_qkvpacked
 from benchmarks.closed_form import ViT, vit_macs
+from benchmarks.compare import read_results
 from benchmarks.peers import PublishedToMe, attention_peers, published_alt
 
 SHAPE = ViT(patch=8, width=48, depth=3, num_heads=3, image=32)
@@ -118,7 +119,9 @@ def test_the_command_measures_reports_and_writes(tmp_path: Path) -> None:
         assert text in done.stdout
     head, *rows = map(json.loads, results.read_text().splitlines())
     assert head["provenance"]["packages"]["torch"] == torch.__version__
-    audited, *rows = rows
+    assert len(read_results(results)[1]) == len(rows) - 1  # of contestants
+    audited, *rows, whole = rows
+    assert 0 < whole["whole_run"] < 600
     assert audited["row"] == "torchvision ViT-B/16"
     assert {row["contestant"] for row in rows} == {"alt_fast", "assignment in memory", "matmul of its shape"}
     assert all(row["rounds"] == 2 and row["seconds"] > 0 for row in rows)
