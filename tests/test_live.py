@@ -53,6 +53,18 @@ def test_lines_when_the_label_changes(
 
 
 @pytest.mark.usefixtures("in_no_time")
+def test_the_last_line_is_of_the_whole_time(
+    trained_run: Path, write_noise: NoiseWriter, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However lately how it goes was said."""
+    monkeypatch.setattr("alt_fast.live.STATUS_EVERY", 0.01)
+    path = write_noise("a.mp4", "libx264", frames=12)
+    assert main(command(trained_run, path, "--window", "400ms")) == 0
+    (rates,) = re.findall(r"([\d.]+) pictures/s, ([\d.]+) judged/s", capsys.readouterr().err)
+    assert all(float(rate) > 1 for rate in rates)
+
+
+@pytest.mark.usefixtures("in_no_time")
 def test_json_holds_every_clip_with_all_there_is(
     trained_run: Path, write_noise: NoiseWriter, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -133,12 +145,15 @@ def test_a_terminal_shows_how_it_goes_in_place(
 ) -> None:
     monkeypatch.setattr("alt_fast.live.STATUS_EVERY", 0.3)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "40")
     path = write_noise("a.mp4", "libx264", frames=16)
     assert main(command(trained_run, path, "--window", "200ms")) == 0
     shown = capsys.readouterr().err
     assert 4 <= shown.count("\r\x1b[Klatency") <= 6
     assert shown.count("\n") == 1
-    assert shown.endswith("\n")
+    assert shown.endswith("lost 0 times\n")
+    *cut, _ = re.findall(r"latency[^\r\n]*", shown)
+    assert {len(line) for line in cut} == {39}
 
 
 def test_bad_requests(
