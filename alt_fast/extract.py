@@ -14,7 +14,7 @@ from alt_fast.errors import ArgumentError
 
 SETTINGS = (
     *("checkpoint", "list", "classes", "root", "corpus", "categories", "r", "rotary", "crops", "clips"),
-    "per_file",
+    *("per_file", "compile"),
 )
 """Options that the vectors and their files depend on."""
 
@@ -41,8 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     if arguments.per_file < 1:
         raise ArgumentError(f"--per-file must be >= 1, got {arguments.per_file}")
-    with join_world(arguments.device) as world:
-        trained, testing = cli.load_tested(arguments)
+    with join_world(arguments.device) as world, cli.load_tested(arguments) as (trained, testing):
         videos, _ = read_list(arguments.list, arguments.classes or trained.classes, arguments.root, "test")
         settings = {name: getattr(arguments, name) for name in SETTINGS}
         settings |= {"videos": len(videos), "weights": hash_weights(trained.model).hexdigest()}

@@ -49,6 +49,7 @@ def make_parser() -> argparse.ArgumentParser:
     cli.add_rotary(parser)
     cli.add_head(parser)
     cli.add_device(parser)
+    cli.add_compile(parser)
     parser.add_argument(
         "--window", type=cli.seconds, metavar="TIME", help="time that a clip's frames span, as 4s or 800ms (default 4s)"
     )
@@ -221,10 +222,9 @@ def until_asked() -> Iterator[threading.Event]:
 
 def run(arguments: argparse.Namespace) -> int:
     """Recognise until the source ends or somebody asks."""
-    import torch
-
     from alt_fast.data.annotations import read_labels
     from alt_fast.data.capture import Capture, WallClock
+    from alt_fast.inference.speed import computing_beside
     from alt_fast.inference.stream import Recogniser, Watch
     from alt_fast.report.live import LivePage
 
@@ -237,9 +237,7 @@ def run(arguments: argparse.Namespace) -> int:
     labels = read_labels(arguments.labels) if arguments.labels else None
     clock = WallClock()
     with ExitStack() as stack:
-        threads = torch.get_num_threads()
-        stack.callback(torch.set_num_threads, threads)
-        torch.set_num_threads(max(1, threads - 1))  # a core decodes: threads that wait for each other would wait for it
+        stack.enter_context(computing_beside(1))
         recogniser = Recogniser(cli.load_model(arguments), labels, arguments.head)
         capture = stack.enter_context(Capture(arguments.source, arguments.timeout, say, clock))
         page = None

@@ -12,9 +12,9 @@ from urllib.request import urlopen
 import pytest
 
 from alt_fast.live import main, until_asked
+from benchmarks.clock import SharedClock
 from tests.conftest import NoiseWriter, noise_video
 from tests.processes import Command, start
-from tests.streams import SharedClock
 
 LABELS = ["a star growing", "a moon growing", "surfing"]
 
