@@ -29,7 +29,7 @@ from alt_fast.model.alignment import certainty
 from alt_fast.model.alt import ALT
 from alt_fast.model.clip_weights import build_clip
 from alt_fast.model.config import ModelConfig
-from alt_fast.training.alt_stage import AltStage, describe_batch
+from alt_fast.training.alt_stage import AltStage, check_batch, describe_batch
 from alt_fast.training.clip_stage import ClipStage
 from alt_fast.training.config import TrainConfig
 from alt_fast.training.job import Job
@@ -60,6 +60,7 @@ def run(config: TrainConfig, world: World | None = None) -> dict[str, Any]:
         (data, *_) = world.gather(prepare_data(config.data, folder) if world.main else None)
         assert data is not None
         lists, corpus = read_lists(data), load_corpus(config)
+        check_batch(config.optim, world, len(lists.train))
         if world.main:
             log = open_files.enter_context(RunLog(folder))
         job = Job(config, folder, device, lists, corpus, log, world)
