@@ -85,6 +85,8 @@ def test_what_cannot_be_asked(model: alt_fast.TrainedModel, videos: list[Path]) 
         model.classify(videos[0], [])
     with pytest.raises(alt_fast.AltFastError, match="labels must differ, got 'surfing' twice"):
         model.classify(videos, ["surfing", "eating", "surfing"])
+    with pytest.raises(alt_fast.AltFastError, match=r"got 'tai chi' and ' Tai  Chi', which CLIP reads alike"):
+        model.classify(videos[0], ["tai chi", " Tai  Chi"])
     with pytest.raises(ValueError, match="top_k must be >= 1, got 0"):
         model.classify(videos[0], top_k=0)
     with pytest.raises(ValueError, match=r"must end in \.html, \.png, \.webm, got a\.txt"):
