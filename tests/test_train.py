@@ -431,9 +431,16 @@ def test_too_many_bad_videos_stop_the_run(
 def test_a_wrong_root_stops_the_run(
     write_video: VideoWriter, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = [*other_dataset(write_video, tmp_path), "--data.root", str(tmp_path / "elsewhere")]
-    assert main([*arguments, "--data.max_bad_share", "1"]) == 1
-    assert "no such file. Is data.root right?" in capsys.readouterr().err
+    arguments = other_dataset(write_video, tmp_path)
+    assert main([*arguments, "--data.root", str(tmp_path / "elsewhere"), "--data.max_bad_share", "1"]) == 1
+    assert "none of the 24 videos of data.train is there (24 no such file)" in capsys.readouterr().err
+
+
+def test_a_list_without_a_single_video_stops_the_run(
+    write_video: VideoWriter, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*other_dataset(write_video, tmp_path, bad=24), "--data.max_bad_share", "1"]) == 1
+    assert "video after video cannot be used, the last " in capsys.readouterr().err
 
 
 def test_quarantine_remembers_across_restarts(tmp_path: Path) -> None:
@@ -444,6 +451,17 @@ def test_quarantine_remembers_across_restarts(tmp_path: Path) -> None:
     assert len(path.read_text().splitlines()) == 1
     with pytest.raises(RunError, match="2 of 100"):
         again.add([Failure("b.mp4", "empty")])
+
+
+def test_quarantine_names_twenty_videos_and_lists_all(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "quarantine.jsonl"
+    Quarantine(path, 100, 1).add([Failure(f"{i}.mp4", "empty") for i in range(30)])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[19:] == [
+        "quarantined 19.mp4: empty",
+        f"more than 20 videos are quarantined: the others are listed in {path}",
+    ]
+    assert len(path.read_text().splitlines()) == 30
 
 
 @pytest.mark.parametrize(

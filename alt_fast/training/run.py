@@ -33,7 +33,7 @@ from alt_fast.training.alt_stage import AltStage, check_batch, describe_batch
 from alt_fast.training.clip_stage import ClipStage
 from alt_fast.training.config import TrainConfig
 from alt_fast.training.job import Job
-from alt_fast.training.lists import count_missing, prepare_data, read_lists
+from alt_fast.training.lists import check_presence, count_missing, prepare_data, read_lists
 from alt_fast.training.loop import fit
 from alt_fast.training.run_folder import open_run_folder
 from alt_fast.training.run_log import RunLog
@@ -62,6 +62,7 @@ def run(config: TrainConfig, world: World | None = None) -> dict[str, Any]:
         lists, corpus = read_lists(data), load_corpus(config)
         check_batch(config.optim, world, len(lists.train))
         if world.main:
+            check_presence(data, lists)
             log = open_files.enter_context(RunLog(folder))
         job = Job(config, folder, device, lists, corpus, log, world)
         return run_stages(job, time.monotonic() - started)
