@@ -275,6 +275,7 @@ def test_interrupted_it_goes_on_with_the_same_settings(
         (["--r", "0"], "r was [4, 4, 4, 4], now [0, 0, 0, 0]"),
         (["--top-k", "3"], "top_k was 5, now 3"),
         (["--batch-size", "3"], "batch_size was 2, now 3"),
+        (["--loader", "torch"], "loader was 'auto', now 'torch'"),
         (["--labels", "a", "b"], "labels was '36 ("),
         (["--corpus", "motion_shapes", "--categories", "motion"], "model was "),
     ):
@@ -330,6 +331,26 @@ def test_segments_of_a_long_video_in_every_form(
     answer = json.loads(capsys.readouterr().out)
     assert {segment["label"] for segment in answer["segments"]} == {"surfing", "eating"}
     assert (answer["duration"], answer["gaps"]) == (4.0, [])
+
+
+def test_where_segments_go_is_looked_at_before_the_work(
+    trained_run: Path, video: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = [str(video), "--checkpoint", str(tmp_path / "not looked at"), "--every", "1s", "--out"]
+    (tmp_path / "there.srt").write_text("mine")
+    (tmp_path / "folder.csv").mkdir()
+    for out, message in (
+        (tmp_path / "there.srt", "there.srt is there already: remove it, or choose another --out"),
+        (tmp_path / "folder.csv", "folder.csv is there already"),
+        (tmp_path / "there.srt" / "a.csv", "cannot make folder"),
+        (Path("/proc/1/a.csv"), "cannot write /proc/1/a.csv: "),
+    ):
+        assert main([*asked, str(out)]) == 1
+        assert message in capsys.readouterr().err
+    assert (tmp_path / "there.srt").read_text() == "mine"
+    monkeypatch.setattr(distributed, "join_world", lambda device: nullcontext(World(1, 2)))
+    assert main([*asked, str(tmp_path / "a.csv")]) == 2
+    assert "--every is for one process, and torchrun started 2: leave torchrun out" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
