@@ -218,7 +218,7 @@ def write_file(
     find = partial(predict_batches, videos, trained.model, trained.spec, choice, testing)
     failed = write_results(arguments.out, top_k, settings, shares_of(len(videos), testing.batch_size), find, world)
     if world.main:
-        print(f"{len(videos)} videos in {arguments.out}" + f", {failed} of them unreadable" * (failed > 0))
+        print(f"{len(videos)} videos in {arguments.out}" + f", {failed} of them with an error" * (failed > 0))
     return int(failed > 0)
 
 

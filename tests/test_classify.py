@@ -20,7 +20,7 @@ from alt_fast.inference.predict import load_video
 from alt_fast.inference.trained import load
 from alt_fast.model.clip_weights import build_clip
 from tests.browser import data_of
-from tests.conftest import NoiseWriter, VideoWriter
+from tests.conftest import NoiseWriter
 from tests.processes import start, start_torchrun
 
 
@@ -61,9 +61,9 @@ def test_answer_is_the_model_s(trained_run: Path, video: Path) -> None:
 
 
 def test_table_of_an_h264_file_with_new_labels(
-    trained_run: Path, write_video: VideoWriter, capsys: pytest.CaptureFixture[str]
+    trained_run: Path, write_noise: NoiseWriter, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = write_video("my holiday.mp4")
+    path = write_noise("my holiday.mp4", "libx264")
     assert (
         main([str(path), "--checkpoint", str(trained_run), "--labels", "surfing", "eating", "a cat", "--top-k", "2"])
         == 0
@@ -199,7 +199,7 @@ def test_a_folder_becomes_a_table(
     """In order, with the model's own answers, and the cause of what cannot be read."""
     out = tmp_path / "results.csv"
     assert main([*many, "--out", str(out), "--top-k", "2"]) == 1
-    assert f"7 videos in {out}, 1 of them unreadable\n" in capsys.readouterr().out
+    assert f"7 videos in {out}, 1 of them with an error\n" in capsys.readouterr().out
     with out.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     names = sorted([*(f"{number}, 视频.webm" for number in range(6)), "3, broken.mp4"])
