@@ -18,7 +18,7 @@ from torch import Tensor
 
 from alt_fast.data.augment import color_map, cut_picture, is_blank, paint, view_record
 from alt_fast.data.config import ClipSpec, Loading
-from alt_fast.data.decode import VideoError, VideoIndex, decode_frames, index_video
+from alt_fast.data.decode import FrameReader, VideoError, VideoIndex, index_video
 from alt_fast.data.workers import LostError, Workers
 from alt_fast.errors import ArgumentError
 from alt_fast.inference.predict import ONE_COLOUR, entity_shares
@@ -70,17 +70,19 @@ def place_windows(path: str | Path, index: VideoIndex, num_frames: int, window: 
     return Windows(np.array(numbers), np.array([0.0, *middles, float(length)]))
 
 
-@dataclass(frozen=True)
 class ChunkReader:
-    """Decodes frames of one video and cuts them as test clips are cut: uint8 [n, 3, H, W]. Picklable."""
+    """Decodes frames of one video, in order, and cuts them as test clips are cut: uint8 [n, 3, H, W].
 
-    path: str
-    index: VideoIndex
-    spec: ClipSpec
+    Picklable before its first call.
+    """
+
+    def __init__(self, path: str, index: VideoIndex, spec: ClipSpec) -> None:
+        self.path = path
+        take = partial(cut_picture, view_record(spec.augment, spec.num_frames), spec.size)
+        self._frames = FrameReader(path, index, take)
 
     def __call__(self, numbers: Sequence[int]) -> NDArray[np.uint8]:
-        take = partial(cut_picture, view_record(self.spec.augment, self.spec.num_frames), self.spec.size)
-        return decode_frames(self.path, self.index, numbers, take)
+        return self._frames(numbers)
 
 
 def read_frames(
