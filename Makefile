@@ -1,7 +1,7 @@
 # `make` targets use the environment that the README's commands make.
 PYTHON ?= .venv/bin/python
 
-.PHONY: bench bench-gpu ci demo docs format lint mutate report test test-gpu
+.PHONY: bench bench-gpu ci demo docs format lint mutate report terminal test test-gpu
 
 test:
 	$(PYTHON) -m pytest -n 3
@@ -30,6 +30,10 @@ ci:
 # The API reference, from the docstrings: open build/docs/index.html.
 docs:
 	$(PYTHON) docs/build_api.py build/docs
+
+# The README's picture of a terminal: runs the commands that it shows, about five minutes on one core.
+terminal:
+	$(PYTHON) docs/record_terminal.py docs/terminal.svg
 
 # All benchmarks, on the GPU where there is one, into a result file of their own, which holds each race once it ends.
 bench:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 BACKBONE, PRETRAINED = "ViT-B-16", "openai"
 
-SETTINGS = ("rotary", "head", "batch_size", "loader")
+SETTINGS = ("rotary", "head", "batch_size", "compile", "loader")
 """Options that a file of results depends on, as they are given."""
 
 
@@ -63,6 +63,7 @@ def make_parser() -> argparse.ArgumentParser:
     cli.add_loader(parser)
     cli.add_workers(parser)
     cli.add_device(parser)
+    cli.add_compile(parser)
     cli.add_json(parser)
     cli.add_out(
         parser,
@@ -85,6 +86,7 @@ def make_parser() -> argparse.ArgumentParser:
 def open_model(arguments: argparse.Namespace) -> "TrainedModel":
     """Return the checkpoint, or a bare CLIP for --head clip. Raises ArgumentError for options without an effect."""
     from alt_fast.distributed import pick_device
+    from alt_fast.inference.speed import compile_model
     from alt_fast.inference.trained import load_clip
 
     if arguments.head == "clip" and (arguments.corpus or arguments.categories):
@@ -108,6 +110,8 @@ def open_model(arguments: argparse.Namespace) -> "TrainedModel":
     clip = load_clip(arguments.backbone or BACKBONE, arguments.pretrained or PRETRAINED, r).to(device)
     if arguments.rotary is not None:
         clip.set_rotary(arguments.rotary)
+    if arguments.compile:
+        compile_model(clip.model)
     return clip
 
 
@@ -130,6 +134,7 @@ def tell_segments(arguments: argparse.Namespace, labels: list[str] | None, loadi
     from alt_fast.distributed import join_world
     from alt_fast.files import check_place
     from alt_fast.inference.segments import Hysteresis
+    from alt_fast.inference.speed import computing
     from alt_fast.report.timeline import check_suffix, clock
 
     of_many = (arguments.top_k, arguments.root, arguments.batch_size) != (None, None, cli.BATCH_SIZE)
@@ -150,7 +155,8 @@ def tell_segments(arguments: argparse.Namespace, labels: list[str] | None, loadi
     (video,) = arguments.videos
     trained = open_model(arguments)
     trained.use_texts(arguments.texts, labels)
-    found = trained.find_segments(video, labels, arguments.every, window, rule, arguments.head, loading)
+    with computing(trained.model, arguments.workers):
+        found = trained.find_segments(video, labels, arguments.every, window, rule, arguments.head, loading)
     if arguments.out is not None:
         found.save(arguments.out)
     if arguments.json:
@@ -173,6 +179,7 @@ def run(arguments: argparse.Namespace) -> int:
     from alt_fast.distributed import join_world
     from alt_fast.inference.results import check_path
     from alt_fast.inference.scoring import EvalConfig
+    from alt_fast.inference.speed import computing, warm_up
 
     labels = read_labels(arguments.labels) if arguments.labels else None
     loading = Loading(arguments.loader, arguments.workers, arguments.timeout)
@@ -192,9 +199,12 @@ def run(arguments: argparse.Namespace) -> int:
         videos = world.gather(find_videos(arguments.videos, arguments.root))[0]  # a folder may be growing
         trained = open_model(arguments)
         trained.use_texts(arguments.texts, labels)
-        if arguments.out is not None:
-            return write_file(arguments, trained, videos, labels, testing, world)
-        return print_all(arguments, trained, videos, labels, testing)
+        with computing(trained.model, arguments.workers):
+            if arguments.compile:
+                warm_up(trained.model, min(arguments.batch_size, len(videos)), arguments.head)
+            if arguments.out is not None:
+                return write_file(arguments, trained, videos, labels, testing, world)
+            return print_all(arguments, trained, videos, labels, testing)
 
 
 def write_file(

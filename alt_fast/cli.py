@@ -8,7 +8,8 @@ import os
 import re
 import select
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, get_args
 
@@ -233,6 +234,15 @@ def add_json(parser: Any) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON, with all there is")
 
 
+def add_compile(parser: Any) -> None:
+    """Add --compile."""
+    parser.add_argument(
+        "--compile",
+        action="store_true",
+        help="compile the model: a minute or more the first time, seconds from then on; on a CPU it needs g++",
+    )
+
+
 def add_testing(parser: Any) -> None:
     """Add which model to use and how, for every command that runs a trained model over lists of videos."""
     add_checkpoint(parser)
@@ -245,14 +255,16 @@ def add_testing(parser: Any) -> None:
     add_loader(parser)
     add_workers(parser)
     add_device(parser)
+    add_compile(parser)
 
 
 def load_model(arguments: argparse.Namespace) -> "TrainedModel":
-    """Do what --checkpoint, --device, --r, --rotary, --corpus and --categories ask for.
+    """Do what --checkpoint, --device, --r, --rotary, --corpus, --categories and --compile ask for.
 
-    Raises CheckpointError, ArgumentError or CorpusError.
+    Raises CheckpointError, ArgumentError, CorpusError, or RunError where nothing can be compiled.
     """
     from alt_fast.distributed import pick_device
+    from alt_fast.inference.speed import compile_model
     from alt_fast.inference.trained import load
 
     trained = load(arguments.checkpoint).to(pick_device(arguments.device))
@@ -261,15 +273,26 @@ def load_model(arguments: argparse.Namespace) -> "TrainedModel":
     if arguments.rotary is not None:
         trained.set_rotary(arguments.rotary)
     trained.use_corpus(arguments.corpus, arguments.categories)
+    if vars(arguments).get("compile"):
+        compile_model(trained.model)
     return trained
 
 
-def load_tested(arguments: argparse.Namespace) -> "tuple[TrainedModel, EvalConfig]":
-    """Do what the options of `add_testing` ask for: returns the model, and how to test it. Raises as `load_model`."""
+@contextmanager
+def load_tested(arguments: argparse.Namespace) -> "Iterator[tuple[TrainedModel, EvalConfig]]":
+    """Do what the options of `add_testing` ask for: give the model, and how to test it. Raises as `load_model`.
+
+    Inside, as many threads compute as is good beside --workers.
+    """
     from alt_fast.data.config import Loading
     from alt_fast.inference.scoring import EvalConfig
+    from alt_fast.inference.speed import computing, warm_up
 
     loading = Loading(arguments.loader, arguments.workers, arguments.timeout)
     head = vars(arguments).get("head", "alt")  # of commands that score
     testing = EvalConfig(arguments.batch_size, arguments.crops, arguments.clips, loading, head)
-    return load_model(arguments), testing
+    trained = load_model(arguments)
+    with computing(trained.model, arguments.workers):
+        if arguments.compile:
+            warm_up(trained.model, testing.batch_size, head)
+        yield trained, testing

@@ -126,8 +126,7 @@ def run(arguments: argparse.Namespace) -> int:
     from alt_fast.tome.schedule import merge_schedule
 
     check_report(arguments)
-    with join_world(arguments.device) as world:
-        trained, testing = cli.load_tested(arguments)
+    with join_world(arguments.device) as world, cli.load_tested(arguments) as (trained, testing):
         for r in arguments.also_r or ():
             merge_schedule(r, len(trained.model.encoder.schedule))
         if arguments.list:

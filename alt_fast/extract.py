@@ -14,7 +14,7 @@ from alt_fast.errors import ArgumentError
 
 SETTINGS = (
     *("checkpoint", "list", "classes", "root", "corpus", "categories", "r", "rotary", "crops", "clips"),
-    "per_file",
+    *("per_file", "compile"),
 )
 """Options that the vectors and their files depend on."""
 
@@ -37,12 +37,11 @@ def run(arguments: argparse.Namespace) -> int:
     from alt_fast.data.annotations import read_list
     from alt_fast.distributed import join_world
     from alt_fast.inference.features import open_folder, write_features
-    from alt_fast.model.text import hash_weights
+    from alt_fast.model.hashing import hash_weights
 
     if arguments.per_file < 1:
         raise ArgumentError(f"--per-file must be >= 1, got {arguments.per_file}")
-    with join_world(arguments.device) as world:
-        trained, testing = cli.load_tested(arguments)
+    with join_world(arguments.device) as world, cli.load_tested(arguments) as (trained, testing):
         videos, _ = read_list(arguments.list, arguments.classes or trained.classes, arguments.root, "test")
         settings = {name: getattr(arguments, name) for name in SETTINGS}
         settings |= {"videos": len(videos), "weights": hash_weights(trained.model).hexdigest()}

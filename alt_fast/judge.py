@@ -7,6 +7,7 @@ alt-fast judge --model timm:vit_small_patch16_224 --sweep --out sweep.jsonl --pa
 
 import argparse
 import hashlib
+import math
 import sys
 import traceback
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,7 +21,7 @@ from alt_fast.errors import AltFastError, ArgumentError
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from alt_fast.measure.judge import Mode, Settings
+    from alt_fast.measure.judge import Judgement, Mode, Settings
     from alt_fast.methods import Method
 
 
@@ -34,6 +35,17 @@ def reduction(text: str) -> Any:
     except ValueError:
         raise argparse.ArgumentTypeError(f"must be a number, or one per layer with commas, got {text!r}") from None
     return values[0] if len(values) == 1 else values
+
+
+def speedup(text: str) -> float:
+    """Read a claim."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a speed-up, above 0, got {text!r}")
+    return value
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -88,7 +100,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--batches", nargs="+", type=int, metavar="B", help="default: 1 and 8, on a GPU 1 and 256")
     parser.add_argument("--rounds", type=int, metavar="N", help="of every race (default 9, on a GPU 30)")
     parser.add_argument(
-        "--claim", type=float, metavar="X", help="a speed-up to judge; exits with 1 if it is impossible"
+        "--claim", type=speedup, metavar="X", help="a speed-up to judge; exits with 1 unless it is possible"
     )
     parser.add_argument("--sweep", action="store_true", help="many methods and r, by speed and agreement")
     cli.add_out(parser, "FILE", "write all measurements, as JSON lines; a sweep goes on with them", required=False)
@@ -222,7 +234,6 @@ def judgements(arguments: argparse.Namespace, case: Case) -> Iterator[dict[str, 
             }
             claimed = None if method.tokens is None else method.tokens(*shape, r)
             found = judge(method.name, case.model, method.apply, r, case.images, settings, claimed, beside)
-            verdict = None if arguments.claim is None else found.verdict(arguments.claim)
         except Exception as error:  # methods are other people's code
             if isinstance(error, AltFastError) and len(work) == 1:
                 raise
@@ -230,8 +241,16 @@ def judgements(arguments: argparse.Namespace, case: Case) -> Iterator[dict[str, 
                 traceback.print_exc()
             yield {"method": method.name, "r": r, "refused": first_line(error)}
             continue
-        told = None if verdict is None else {"possible": verdict.possible, "text": str(verdict)}
-        yield {**found.as_row(), "verdict": told}
+        yield {**found.as_row(), "verdict": None if arguments.claim is None else verdict_on(arguments.claim, found)}
+
+
+def verdict_on(claim: float, found: "Judgement") -> dict[str, Any]:
+    """Return whether a claim is possible, and what to say; None where there is no ceiling to say it by."""
+    try:
+        verdict = found.verdict(claim)
+    except ArgumentError as error:
+        return {"possible": None, "text": str(error)}
+    return {"possible": verdict.possible, "text": str(verdict)}
 
 
 def run_sweep(arguments: argparse.Namespace, case: Case) -> int:
@@ -254,28 +273,41 @@ def run_sweep(arguments: argparse.Namespace, case: Case) -> int:
 def sweep_rows(arguments: argparse.Namespace, case: Case) -> list[dict[str, Any]]:
     """Measure every method at every r, those that --out has not from before, measured here by this code."""
     from alt_fast.measure.lines import append_row, read_rows
+    from alt_fast.measure.provenance import hash_code
     from alt_fast.measure.sweep import sweep
     from alt_fast.methods import METHODS
+    from alt_fast.model.hashing import hash_weights
     from alt_fast.progress import Progress
 
     settings = settings_of(arguments, case, ["inference"], [256 if case.images.is_cuda else 4], 5)
     batch = max(settings.batches)
+    methods = chosen(arguments, METHODS)
     about = {name: value for name, value in case.about.items() if name != "provenance"}
     about |= {"batch": batch, "rounds": settings.rounds}
-    here = {name: case.about["provenance"].get(name) for name in ("device", "threads", "commit")}.items()
+    modules = [method.name.partition(":")[0] for method in methods if ":" in method.name]
+    about |= {"weights_sha256": hash_weights(case.model).hexdigest()[:16], "code_sha256": hash_code(modules)}
+    here = {name: case.about["provenance"].get(name) for name in ("device", "threads", "python", "packages")}
     before = read_rows(arguments.out) if arguments.out is not None else []
-    kept = [row for row in before if about.items() <= row.items() and here <= row["provenance"].items()]
-    rows = []
-    for method in Progress(chosen(arguments, METHODS), "sweep", "method"):
-        values = arguments.r or method.values
-        done = {str(row["r"]): row for row in kept if row["method"] == method.name}
-        missing = [r for r in values if str(r) not in done]
-        for row in sweep(case.model, method.apply, missing, case.images, batch, settings.rounds) if missing else ():
-            done[str(row["r"])] = {**about, "method": method.name, **row}
-            if arguments.out is not None:
-                append_row(arguments.out, done[str(row["r"])])
-        rows += [done[str(r)] for r in values]
-    return rows
+    kept = [row for row in before if contains(row, about) and contains(row["provenance"], here)]
+
+    def measured() -> Iterator[list[dict[str, Any]]]:
+        for method in methods:
+            values = arguments.r or method.values
+            done = {str(row["r"]): row for row in kept if row["method"] == method.name}
+            missing = [r for r in values if str(r) not in done]
+            for row in sweep(case.model, method.apply, missing, case.images, batch, settings.rounds) if missing else ():
+                done[str(row["r"])] = {**about, "method": method.name, **row}
+                if arguments.out is not None:
+                    append_row(arguments.out, done[str(row["r"])])
+            yield [done[str(r)] for r in values]
+
+    total = sum(len(arguments.r or method.values) for method in methods)
+    return [row for rows in Progress(measured(), "sweep", "setting", total, size=len) for row in rows]
+
+
+def contains(row: dict[str, Any], values: dict[str, Any]) -> bool:
+    """Return whether a row has these values."""
+    return all(row.get(name) == value for name, value in values.items())
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -7,6 +7,7 @@ ffmpeg -i ... -f mpegts - | alt-fast live - --checkpoint runs/mine --json
 
 import argparse
 import json
+import shutil
 import signal
 import sys
 import threading
@@ -49,6 +50,7 @@ def make_parser() -> argparse.ArgumentParser:
     cli.add_rotary(parser)
     cli.add_head(parser)
     cli.add_device(parser)
+    cli.add_compile(parser)
     parser.add_argument(
         "--window", type=cli.seconds, metavar="TIME", help="time that a clip's frames span, as 4s or 800ms (default 4s)"
     )
@@ -77,12 +79,12 @@ def say(line: str) -> None:
 
 
 class Status:
-    """How it goes, in a line: latency and rates since the line before, and counts from the start."""
+    """How it goes, in a line: latency, rates since the line before or from the start, and counts from the start."""
 
     def __init__(self, capture: "Capture", watch: "Watch", clock: "Clock") -> None:
         self.latency: float | None = None  # seconds from a picture to what was printed of it, of the last one
         self._capture, self._watch, self._clock = capture, watch, clock
-        self._before = self._now()
+        self._start = self._before = self._now()
 
     def _now(self) -> tuple[float, int, int]:
         return self._clock.now(), self._capture.received, self._watch.judged
@@ -93,9 +95,16 @@ class Status:
         return self._clock.now() - self._before[0]
 
     def line(self) -> str:
-        """Return the line."""
+        """Return the line, with rates since the line before."""
         before, self._before = self._before, self._now()
-        seconds, received, judged = (now - then for now, then in zip(self._before, before, strict=True))
+        return self._line(before, self._before)
+
+    def summary(self) -> str:
+        """Return the line, with rates from the start."""
+        return self._line(self._start, self._now())
+
+    def _line(self, since: tuple[float, int, int], until: tuple[float, int, int]) -> str:
+        seconds, received, judged = (now - then for now, then in zip(until, since, strict=True))
         latency = "nothing judged yet" if self.latency is None else f"latency {1000 * self.latency:.0f} ms"
         rates = f"{received / max(seconds, 1e-9):.1f} pictures/s, {judged / max(seconds, 1e-9):.1f} judged/s"
         capture, ticks = self._capture, self._watch.passed_over
@@ -138,14 +147,16 @@ class Output:
                 self._page.show(judgement.time, judgement.labels, lambda: self._look(judgement))
         if self._status.age >= STATUS_EVERY:
             line = self._status.line()
-            if self._terminal or self._clock.now() - self._said >= LINE_EVERY:
+            if self._terminal:
+                self._say(line[: shutil.get_terminal_size().columns - 1])  # CLEAR reaches no line above
+            elif self._clock.now() - self._said >= LINE_EVERY:
                 self._say(line)
             if self._page is not None:
                 self._page.tell(line)
 
     def end(self) -> None:
-        """Print how it went."""
-        self._say(self._status.line())
+        """Print how it went, all in all."""
+        self._say(self._status.summary())
 
     def close(self) -> None:
         """Leave the terminal's line to others."""
@@ -220,11 +231,10 @@ def until_asked() -> Iterator[threading.Event]:
 
 def run(arguments: argparse.Namespace) -> int:
     """Recognise until the source ends or somebody asks."""
-    import torch
-
     from alt_fast.data.annotations import read_labels
     from alt_fast.data.capture import Capture, WallClock
     from alt_fast.data.decode import VideoError
+    from alt_fast.inference.speed import computing_beside
     from alt_fast.inference.stream import Recogniser, Watch
     from alt_fast.report.live import LivePage
 
@@ -237,9 +247,7 @@ def run(arguments: argparse.Namespace) -> int:
     labels = read_labels(arguments.labels) if arguments.labels else None
     clock = WallClock()
     with ExitStack() as stack:
-        threads = torch.get_num_threads()
-        stack.callback(torch.set_num_threads, threads)
-        torch.set_num_threads(max(1, threads - 1))  # a core decodes: threads that wait for each other would wait for it
+        stack.enter_context(computing_beside(1))
         recogniser = Recogniser(cli.load_model(arguments), labels, arguments.head)
         capture = stack.enter_context(Capture(arguments.source, arguments.timeout, say, clock))
         page = None

@@ -145,8 +145,7 @@ def test(arguments: argparse.Namespace) -> int:
     lists, where = arguments.list, (arguments.classes, arguments.root)
     if arguments.command == "probe" and len(arguments.train) != len(lists):
         raise ArgumentError(f"--train names {len(arguments.train)} lists and --list {len(lists)}: one each a split")
-    with join_world(arguments.device) as world:
-        trained, testing = cli.load_tested(arguments)
+    with join_world(arguments.device) as world, cli.load_tested(arguments) as (trained, testing):
         if arguments.command == "probe":
             warmup = min(ProbeConfig.warmup_epochs, arguments.epochs)
             config = ProbeConfig(

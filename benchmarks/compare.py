@@ -36,7 +36,8 @@ class Change:
 def read_results(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Provenance and rows of a result file. Raises ValueError naming the file when it is none."""
     try:
-        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        lines = map(json.loads, path.read_text().splitlines())
+        rows = [row for row in lines if "whole_run" not in row]  # how long the session took
         head = rows[0]["provenance"]  # alone in its line, or of the first of rows that all have their own
         return head, rows if len(rows[0]) > 1 else rows[1:]
     except (OSError, ValueError, KeyError, TypeError, IndexError) as e:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import alt_fast  # noqa: F401  (before timm: see alt_fast/_torchvision.py)
-from alt_fast.measure.timing import WARM_UP, Race, Step
+from alt_fast.measure.timing import WARM_UP, Race, Step, every_compilation_counts
 from benchmarks.encoders import Encoders
 from benchmarks.session import CUT, EVERYONE, Once, Results, Row
 
@@ -71,9 +71,9 @@ def encoders(once: Once, device: str, pytestconfig: pytest.Config) -> Encoders:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def every_compilation_counts() -> Iterator[None]:
-    """What is called compiled is. A function's ninth compilation, in all models together, would run it as it is."""
-    with torch._dynamo.config.patch(recompile_limit=64, fail_on_recompile_limit_hit=True):
+def compiled() -> Iterator[None]:
+    """What is called compiled is."""
+    with every_compilation_counts():
         yield
 
 
@@ -226,6 +226,14 @@ def cut_line(rows: list[Row]) -> str | None:
     """What a quick run left out, by name; None when it was nothing."""
     names = [row["case"] if row["contestant"] == EVERYONE else f"{row['contestant']} ({row['case']})" for row in rows]
     return f"cut: {'; '.join(names)}; --full runs them" if names else None
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """How long a run took that came to its end stands in its last row."""
+    results = session.config.stash[RESULTS]
+    if results.rows and exitstatus == pytest.ExitCode.OK:
+        seconds = round(time.monotonic() - session.config.stash[STARTED], 1)
+        results.add({"whole_run": seconds, "full": session.config.getoption("--full")})
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:

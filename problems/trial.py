@@ -51,7 +51,9 @@ def load_problem(op: str) -> Problem:
     """Read a problem, one of OPS."""
     task = read_yaml(Path(__file__).parent / op / "task.yml", "name", "description", "tests", "benchmarks")
     module = importlib.import_module(f"problems.{op}.reference")
-    return Problem(op, task["tests"], task["benchmarks"], module.reference, module.check, module.generate_input)
+    return Problem(
+        op, task["tests"], task["benchmarks"], module.ref_kernel, module.check_implementation, module.generate_input
+    )
 
 
 def load_submission(path: Path, name: str = "submission") -> Kernel:

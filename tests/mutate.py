@@ -555,6 +555,30 @@ MUTATIONS = [
         "slash",
         "tests/report/test_live.py::test_another_host_needs_the_token",
     ),
+    Mutation(
+        "alt_fast/measure/faults.py",
+        "        kept = patched(model, patch, r)\n        call(kept, given)",
+        "        call(kept := patched(model, patch, r), images)\n        call(kept, given)",
+        "tests/measure/test_faults.py -k every_broken_method",
+    ),
+    Mutation(
+        "alt_fast/measure/faults.py",
+        "if found < least else []",
+        "if found < 0 else []",
+        "tests/measure/test_faults.py -k every_broken_method",
+    ),
+    Mutation(
+        "alt_fast/measure/judge.py",
+        "most = max(high for (_, _, high), _ in reached)",
+        "most = max(high for raced in self.races for *_, high in (raced.ceiling or (0,), raced.speedup or (0,)))",
+        "tests/measure/test_judge.py::test_claims_are_measured_by_the_ceiling_and_told_beside_the_flops",
+    ),
+    Mutation(
+        "alt_fast/measure/sweep.py",
+        'if row["speedup"][1] > 1]',
+        'if row["speedup"][1] > 0]',
+        "tests/measure/test_judge.py::test_the_front_is_what_nobody_beats",
+    ),
     Mutation("alt_fast/training/job.py", "PROMPTS[self.config.templates]", 'PROMPTS["action"]', _RECIPE),
     Mutation(
         "benchmarks/closed_form.py",

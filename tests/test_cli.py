@@ -131,6 +131,11 @@ def test_configurations_are_found_by_name_in_both_spellings(name: str) -> None:
     assert parse([f"--config={name}"]) == parse(["--config", name]) == parse([f"--config={config_files()[name]}"])
 
 
+def test_options_change_a_configuration_wherever_they_stand() -> None:
+    options = ["--optim.epochs", "20"]
+    assert parse([*options, "--config", "motion_shapes_2"]) == parse(["--config", "motion_shapes_2", *options])
+
+
 def test_settings_that_contradict_each_other(capsys: pytest.CaptureFixture[str]) -> None:
     from alt_fast.train import main as train
 

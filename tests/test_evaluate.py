@@ -205,7 +205,8 @@ def test_another_corpus(trained_run: Path, tmp_path: Path, capsys: pytest.Captur
     assert main(other) == 0
     rows = json.loads(capsys.readouterr().out)
     assert rows[0]["videos"] == 36
-    model = cli.load_tested(make_parser().parse_args(other))[0].model
+    with cli.load_tested(make_parser().parse_args(other)) as (trained, _):
+        model = trained.model
     texts = [entity.text for entity in corpus.entities if entity.category in ("object", "motion")]
     assert torch.equal(model.alignment.entities, model.text(texts))
     assert main([*command, "--corpus", str(tmp_path / "none.json")]) == 1

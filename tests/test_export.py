@@ -101,7 +101,7 @@ def test_what_cannot_be_exported(
     with monkeypatch.context() as patch:
         patch.setattr("shutil.which", lambda name: None)
         assert main([*command, "--aoti"]) == 1
-        assert "--aoti needs a C++ compiler, g++ or clang++" in capsys.readouterr().err
+        assert "--aoti on a CPU needs a C++ compiler, g++ or clang++" in capsys.readouterr().err
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "onnxscript", None)
         patch.delitem(sys.modules, "alt_fast.inference.onnx", raising=False)

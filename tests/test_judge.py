@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import nn
 from transformers import BitImageProcessor, ViTConfig, ViTForImageClassification
 
 from alt_fast.__main__ import main
@@ -111,12 +114,51 @@ def test_a_sweep_goes_on_where_it_was(folder: Path, tmp_path: Path, capsys: pyte
     assert out.read_text().splitlines()[:2] == first
     assert [(row["method"], row["r"]) for row in rows] == [("tome", 2), ("random", 2), ("tome", 6), ("random", 6)]
     said = capsys.readouterr().out
-    assert "* no other setting is as fast and agrees as well" in said
+    assert "* faster than the model, and no other setting is as fast and agrees as well" in said
     data = data_of(page)
     assert len(data["sweep"]) == 4
     assert set(data["front"]) <= set(range(4))
     assert sweep(folder, *options, 2, "--dtype", "bfloat16") == 0  # another model: nothing carries over
     assert len(out.read_text().splitlines()) == 6
+
+
+def test_a_sweep_does_not_go_on_with_other_weights_or_code(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files and folders may have the names of others."""
+    (tmp_path / "my_methods.py").write_text(MINE)
+    monkeypatch.delitem(sys.modules, "my_methods", raising=False)
+    out = tmp_path / "sweep.jsonl"
+    options = ["--path", tmp_path, "--method", "my_methods:four_fewer", "--r", 2, "--out", out]
+    assert sweep(folder, *options) == sweep(folder, *options) == 0
+    assert len(out.read_text().splitlines()) == 1
+    other = tmp_path / "other" / folder.name
+    shutil.copytree(folder, other)
+    weights = load_file(other / "model.safetensors")
+    save_file({name: weight + 0.01 for name, weight in weights.items()}, other / "model.safetensors", {"format": "pt"})
+    assert sweep(other, *options) == 0
+    assert len(out.read_text().splitlines()) == 2
+    (tmp_path / "my_methods.py").write_text(MINE.replace("r=4", "r=5"))
+    monkeypatch.delitem(sys.modules, "my_methods")
+    assert sweep(other, *options) == 0
+    assert len(out.read_text().splitlines()) == 3
+
+
+def test_a_claim_without_a_ceiling_is_not_shown_and_the_rest_is(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def none(model: nn.Module, counts: object) -> nn.Module:
+        return nn.Identity()  # which returns no logits
+
+    def refuse(*tensors: object) -> None:
+        raise RuntimeError("tables of other lengths")
+
+    monkeypatch.setattr("alt_fast.measure.judge.dropping", none)
+    monkeypatch.setattr(nn.Identity, "forward", refuse)
+    assert judge(folder, "--r", 3, "--claim", 1.1) == 1
+    said = capsys.readouterr().out
+    assert "a claim needs a ceiling, and no race has one (RuntimeError: tables of other lengths)" in said
+    assert "tome, r = 3: 65 tokens at first, 59 at last" in said
 
 
 def test_own_pictures(folder: Path, tmp_path: Path) -> None:
@@ -161,5 +203,9 @@ def test_what_is_no_model_or_no_number_is_named(folder: Path, capsys: pytest.Cap
     with pytest.raises(SystemExit):
         judge(folder, "--r", "many")
     assert "must be a number, or one per layer with commas, got 'many'" in capsys.readouterr().err
+    for claim in ("nan", "-1", "0", "inf", "fast"):
+        with pytest.raises(SystemExit):
+            judge(folder, f"--claim={claim}")
+        assert f"must be a speed-up, above 0, got '{claim}'" in capsys.readouterr().err
     assert main(["judge", "--model", "timm:resnet18", "--weights", "random", *QUICK]) == 2
     assert "one vision tower that apply_patch knows, got 0" in capsys.readouterr().err

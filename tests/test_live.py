@@ -17,9 +17,9 @@ from alt_fast.corpus import Corpus
 from alt_fast.data.config import AugmentConfig
 from alt_fast.inference.trained import TrainedModel, save_model
 from alt_fast.live import main, until_asked
+from benchmarks.clock import SharedClock
 from tests.conftest import NoiseWriter, VideoWriter, noise_video
 from tests.processes import Command, start
-from tests.streams import SharedClock
 
 LABELS = ["a star growing", "a moon growing", "surfing"]
 
@@ -56,6 +56,18 @@ def test_lines_when_the_label_changes(
     waiting, status = err.splitlines()
     assert waiting == f"{path}: waiting for its first picture"
     assert re.search(r"latency \d+ ms, .* pictures/s, .* judged/s; \d+ pictures and \d+ ticks passed over, 0 d", status)
+
+
+@pytest.mark.usefixtures("in_no_time")
+def test_the_last_line_is_of_the_whole_time(
+    trained_run: Path, write_noise: NoiseWriter, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However lately how it goes was said."""
+    monkeypatch.setattr("alt_fast.live.STATUS_EVERY", 0.01)
+    path = write_noise("a.mp4", "libx264", frames=12)
+    assert main(command(trained_run, path, "--window", "400ms")) == 0
+    (rates,) = re.findall(r"([\d.]+) pictures/s, ([\d.]+) judged/s", capsys.readouterr().err)
+    assert all(float(rate) > 1 for rate in rates)
 
 
 @pytest.mark.usefixtures("in_no_time")
@@ -139,12 +151,15 @@ def test_a_terminal_shows_how_it_goes_in_place(
 ) -> None:
     monkeypatch.setattr("alt_fast.live.STATUS_EVERY", 0.3)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "40")
     path = write_noise("a.mp4", "libx264", frames=16)
     assert main(command(trained_run, path, "--window", "200ms")) == 0
     shown = capsys.readouterr().err
     assert 4 <= shown.count("\r\x1b[Klatency") <= 6
     assert shown.count("\n") == 2  # the first line tells what it waits for
-    assert shown.endswith("\n")
+    assert shown.endswith("lost 0 times\n")
+    *cut, _ = re.findall(r"latency[^\r\n]*", shown)
+    assert {len(line) for line in cut} == {39}
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """A trained model as a folder for others, with programs of it that need less than our code."""
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from alt_fast.files import (
     write_text,
 )
 from alt_fast.inference.model_card import model_card
+from alt_fast.inference.speed import check_compiler
 from alt_fast.inference.trained import load, save_model
 from alt_fast.model.alt import ALT
 from alt_fast.model.config import Head
@@ -91,8 +91,8 @@ def export(checkpoint: str | Path, out: Path, programs: Programs | None = None) 
     """
     programs, checkpoint = programs or Programs(), Path(checkpoint)
     trained = load(checkpoint)
-    if programs.aoti and not any(map(shutil.which, ("g++", "clang++"))):
-        raise RunError("--aoti needs a C++ compiler, g++ or clang++, and none is on the PATH")
+    if programs.aoti:
+        check_compiler(trained.device, "--aoti")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise RunError(f"{out} is no empty folder: choose another --out")
     labels = trained.classes if programs.labels is None else programs.labels

@@ -70,7 +70,6 @@ class MeanScores(NamedTuple):
     ways: Counter[str]
 
 
-@torch.inference_mode()
 def mean_over_views(
     clips: EvalClips,
     testing: EvalConfig,
@@ -86,7 +85,8 @@ def mean_over_views(
     results = [torch.zeros(0, width)]
     causes: dict[str, str] = {}
     for batch in Progress(loader, name or "", "batch", shown=name is not None):
-        results.append(forward(batch.video).float().cpu())
+        with torch.inference_mode():
+            results.append(forward(batch.video).float().cpu())
         causes |= dict(batch.failures)
     mean = torch.cat(results).view(len(clips.videos), clips.views, width).mean(1)
     return MeanScores(mean, causes, backend.counts)

@@ -33,7 +33,8 @@ from alt_fast.inference.windows import Judge, find_segments
 from alt_fast.model.alt import ALT
 from alt_fast.model.clip_weights import build_clip
 from alt_fast.model.config import Head, ModelConfig
-from alt_fast.model.text import TEMPLATES, hash_weights
+from alt_fast.model.hashing import hash_weights
+from alt_fast.model.text import TEMPLATES
 from alt_fast.progress import Progress
 from alt_fast.report.explanation import Explanation
 from alt_fast.report.timeline import Timeline

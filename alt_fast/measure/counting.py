@@ -90,6 +90,13 @@ def count_macs(run: Callable[[], object]) -> int:
     return so_far()
 
 
+def inference_macs(model: nn.Module, images: Tensor) -> int:
+    """MACs of a forward pass, which is run."""
+    frozen = copy.deepcopy(model).requires_grad_(False)
+    with torch.no_grad():
+        return count_macs(lambda: frozen(images))
+
+
 def dispatcher_count(model: nn.Module, inputs: tuple[Tensor, ...]) -> int:
     """`count_macs` of a model, on shapes only."""
     model = copy.deepcopy(model).requires_grad_(False)  # the counter's module tracker trips over parameters there

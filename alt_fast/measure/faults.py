@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from alt_fast.measure.ceiling import dropping
+from alt_fast.measure.counting import inference_macs
 from alt_fast.measure.observe import Counts, count_tokens
 from alt_fast.measure.outputs import as_tensor
 from alt_fast_kernels import check_values
@@ -31,6 +33,8 @@ FAULTS = {
     "other tokens": "it leaves other tokens than it claims",
     "host synchronisation": "it waits for the device to read values: no CUDA graph, and a stall in every call",
     "changed weights": "it changes parameters of the model",
+    "hidden work": "it counts fewer FLOPs than its tokens take: something runs that no counter sees, or is left out",
+    "too fast": "it is faster than the same model with as many tokens that does nothing else",
 }
 
 
@@ -66,20 +70,20 @@ def find_faults(
 ) -> list[Fault]:
     """Look for every fault of FAULTS. images: at least two, all different. claimed: tokens at every MLP, or None.
 
-    Raises whatever the method raises.
+    "too fast" is for races to tell. Raises whatever the method raises.
     """
     first = patched(model, patch, r)
     found: list[Fault] = []
     plain, expected = _seen(model, images, blocks)
-    with _Waits() as waits, check_values(False):  # our ops look at values on a CPU, and nowhere else
-        out = call(first, images, torch.no_grad)  # inference mode would show composite ops whole
+    own, _ = _waits_of(model, images)
+    waits, out = _waits_of(first, images)
     if out.shape != expected.shape or out.dtype != expected.dtype:
         seen = f"{tuple(out.shape)} {out.dtype}, not {tuple(expected.shape)} {expected.dtype}"
         found.append(Fault("output shape", seen))
     elif expected.isfinite().all() and not out.isfinite().all():
         found.append(Fault("not finite", f"{int((~out.isfinite()).sum())} of {out.numel()} numbers"))
-    if waits.seen:
-        found.append(Fault("host synchronisation", ", ".join(waits.seen)))
+    if more := [wait for wait in waits if wait not in own]:
+        found.append(Fault("host synchronisation", ", ".join(more)))
     found += _state(model, patch, r, images, out)
     counts, _ = _seen(first, images, blocks)
     if claimed is not None and tuple(claimed) != counts.mlp:
@@ -90,23 +94,48 @@ def find_faults(
     changed = _changed(model, first)
     if changed:
         found.append(Fault("changed weights", ", ".join(changed[:3])))
-    return found
+    return found + _hidden_work(model, first, images, counts)
+
+
+def _waits_of(model: nn.Module, images: Tensor) -> tuple[list[str], Tensor]:
+    """Where a call waits for values, and what it returns."""
+    with _Waits() as waits, check_values(False):  # our ops look at values on a CPU, and nowhere else
+        out = call(model, images, torch.no_grad)  # inference mode would show composite ops whole
+    return waits.seen, out
 
 
 def _state(model: nn.Module, patch: Patch, r: Any, images: Tensor, fresh: Tensor) -> list[Fault]:
-    """Whether a second call, or one behind other images, returns what a fresh model does."""
-    kept = patched(model, patch, r)
+    """Whether a second call, or one behind other images, returns what a first call does.
+
+    Where two first calls differ, as with random numbers of its own, nothing can be said: it is not deterministic.
+    """
+    if not _close(call(patched(model, patch, r), images), fresh):
+        return []
     others = {"the same images": images, "other images": images.flip(0), "fewer images": images[:1]}
     for what, given in others.items():
+        kept = patched(model, patch, r)
         call(kept, given)
         if not _close(call(kept, images), fresh):
             return [Fault("state", f"after {what}")]
     return []
 
 
+def _hidden_work(model: nn.Module, method: nn.Module, images: Tensor, counts: Counts) -> list[Fault]:
+    """Whether fewer MACs are counted than of the model with as many tokens, which are dropped."""
+    try:
+        found, least = (inference_macs(who, images) for who in (method, dropping(model, counts)))
+    except Exception:  # ops that nobody counts show nothing, nor do towers that cannot run with fewer tokens
+        return []
+    return [Fault("hidden work", f"{found:,} MACs counted, {least:,} by tokens")] if found < least else []
+
+
 def _close(a: Tensor, b: Tensor) -> bool:
+    """Whether numbers differ by no more than some roundings."""
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
     largest = b.float().abs().nan_to_num(0, 0, 0).max().item()
-    return a.shape == b.shape and torch.allclose(a, b, rtol=1e-3, atol=1e-4 * largest, equal_nan=True)
+    relative = max(1e-3, 2 * torch.finfo(b.dtype).eps)
+    return torch.allclose(a, b, rtol=relative, atol=relative * largest / 10, equal_nan=True)
 
 
 def _seen(model: nn.Module, images: Tensor, blocks: list[str]) -> tuple[Counts, Tensor]:

@@ -1,8 +1,11 @@
 """Where and with what a result was measured."""
 
+import hashlib
 import os
 import platform
 import subprocess
+import sys
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -10,6 +13,7 @@ from pathlib import Path
 import torch
 
 import alt_fast
+import alt_fast_kernels
 
 PACKAGES = (
     *("triton", "timm", "open_clip_torch", "transformers", "torchvision", "fvcore", "xformers", "numpy"),
@@ -27,6 +31,17 @@ def provenance() -> dict[str, object]:
         "packages": {"torch": torch.__version__} | {name: found for name in PACKAGES if (found := _version(name))},
         **(_gpu() if torch.cuda.is_available() else _cpu()),
     }
+
+
+def hash_code(modules: Iterable[str] = ()) -> str:
+    """Return a hash of the code that measures: our packages, and these modules, which were imported before."""
+    packages = [Path(package.__file__ or "").parent for package in (alt_fast, alt_fast_kernels)]
+    files = [path for package in packages for path in sorted(package.rglob("*.py"))]
+    files += [Path(sys.modules[name].__file__ or "") for name in sorted(set(modules))]
+    digest = hashlib.sha256()
+    for path in files:
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def _commit() -> dict[str, object]:

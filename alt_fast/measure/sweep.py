@@ -5,8 +5,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from alt_fast.measure.counting import inference_macs
 from alt_fast.measure.faults import Patch, call, patched
-from alt_fast.measure.judge import PLAIN, batch_of, first_line, inference_macs, race
+from alt_fast.measure.judge import PLAIN, batch_of, first_line, race
 from alt_fast.measure.outputs import agreement
 
 
@@ -53,8 +54,12 @@ def sweep(
 
 
 def front(rows: Sequence[Mapping[str, Any]]) -> list[int]:
-    """Places of the rows that no other row beats in speed and in agreement (the Pareto front), fastest first."""
-    order = sorted(range(len(rows)), key=lambda i: (-rows[i]["speedup"][1], -rows[i]["agreement"]["cosine"]))
+    """Places of the rows that no other row beats in speed and in agreement (the Pareto front), fastest first.
+
+    Nor does the un-merged model, at speed 1 and cosine 1: what is no faster than that is not worth having.
+    """
+    faster = [i for i, row in enumerate(rows) if row["speedup"][1] > 1]
+    order = sorted(faster, key=lambda i: (-rows[i]["speedup"][1], -rows[i]["agreement"]["cosine"]))
     found: list[int] = []
     best = -2.0  # below any cosine
     for i in order:

@@ -7,7 +7,8 @@ in between; on a CPU by the clock around a call.
 import gc
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -17,6 +18,16 @@ from torch.utils._pytree import tree_leaves
 Step = Callable[[], object]
 
 WARM_UP = 3  # calls on a GPU before a capture, or before the first round
+
+
+@contextmanager
+def every_compilation_counts() -> Iterator[None]:
+    """Inside, what is called compiled is.
+
+    Elsewhere a function's ninth compilation, in all models together, runs it as it is; here the 65th is an error.
+    """
+    with torch._dynamo.config.patch(recompile_limit=64, fail_on_recompile_limit_hit=True):
+        yield
 
 
 def check_writes(outputs: object, replay: Step) -> None:

@@ -5,7 +5,8 @@
 | tome | github.com/facebookresearch/ToMe |
 | pitome, tofu | github.com/hchautran/PiToMe |
 
-They take timm's VisionTransformer, of Blocks with Attention.
+They take timm's VisionTransformer, of Blocks with Attention. Their blocks know neither LayerScale nor norms of queries
+and keys, and would leave them out.
 """
 
 import sys
@@ -51,6 +52,13 @@ def _patched_timms(patch: Patch, name: str, model: nn.Module, r: Any) -> nn.Modu
         if not isinstance(block, Block) or not isinstance(block.attn, Attention):
             attention = type(getattr(block, "attn", None)).__name__
             raise ArgumentError(f"{wanted}, got a block {type(block).__name__} with {attention}")
+        parts = {
+            "LayerScale": (block.ls1, block.ls2),
+            "norms of queries and keys": (block.attn.q_norm, block.attn.k_norm),
+        }
+        for left_out, modules in parts.items():
+            if not all(isinstance(module, nn.Identity) for module in modules):
+                raise ArgumentError(f"the public code of {name} leaves out {left_out}, which this model has")
     return patch(model, r)
 
 

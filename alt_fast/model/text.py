@@ -1,10 +1,8 @@
 """The frozen text side: prompts, CLIP's text tower, embeddings of class names and entities."""
 
 import functools
-import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import open_clip
 import torch
@@ -15,10 +13,8 @@ from torch import Tensor, nn
 
 from alt_fast.errors import ArgumentError
 from alt_fast.files import make_folder, write_atomically
+from alt_fast.model.hashing import hash_weights
 from alt_fast.progress import Progress
-
-if TYPE_CHECKING:
-    from hashlib import _Hash
 
 TEMPLATES = (
     "{}",
@@ -144,12 +140,3 @@ def prompt_of(template: str, name: str, text: str | None) -> str:
     if text is None:
         return prompt
     return text if prompt == name else f"{prompt} {text}"
-
-
-def hash_weights(module: nn.Module) -> "_Hash":
-    """Return the SHA-256 of a module's weights and buffers: names, shapes, dtypes, kind of device, values."""
-    digest = hashlib.sha256()
-    for name, tensor in module.state_dict().items():
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} {tensor.device.type}\0".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest

@@ -20,6 +20,8 @@ def judgement_lines(row: Row) -> Iterator[str]:
     yield f"  FLOPs       x {row['flop_ratio']:.3f}, counted"
     if row["agreement"]:
         yield f"  agreement   {agreement_text(row['agreement'])}"
+    for who, near in row["beside"].items():
+        yield f"  {who}: {agreement_text(near) if near else 'returns what cannot be compared'}"
     for raced in row["races"]:
         yield f"  {raced['mode']}, batch {raced['batch']}".ljust(36) + race_text(raced)
     yield "  " + "; ".join(f"{name}: {found}" for name, found in row["properties"].items())
@@ -66,7 +68,7 @@ def sweep_lines(rows: Sequence[Row], front: Sequence[int]) -> Iterator[str]:
             f"{f'{low:.2f} to {high:.2f}':>16}{agreement['cosine']:9.4f}{agreement['cosine_min']:9.4f}"
             f"{agreement['same_top1']:8.0%}"
         )
-    yield "* no other setting is as fast and agrees as well"
+    yield "* faster than the model, and no other setting is as fast and agrees as well (overlapping quartiles: noise)"
 
 
 def write_judgement(

@@ -250,9 +250,13 @@ def make_parser() -> Any:
 
 
 def _complete(arguments: Sequence[str]) -> list[str]:
-    """Spell out what may be left out: the configuration, folders of packaged ones, values of switches."""
+    """Spell out what may be left out: the configuration, folders of packaged ones, values of switches.
+
+    Configurations come first: options change them, wherever they stand.
+    """
     switches = {field.name for field in fields(TrainConfig) if field.type is bool}
     packaged = config_files()
+    configs: list[str] = []
     found: list[str] = []
     pending = list(arguments)
     while pending:
@@ -265,14 +269,14 @@ def _complete(arguments: Sequence[str]) -> list[str]:
             found.append(f"--{name}={given}")
         elif name == "config":
             value = value if equals or not pending else pending.pop(0)
-            found.append(f"--config={packaged.get(value, value)}")
+            configs.append(f"--config={packaged.get(value, value)}")
         else:
             found.append(f"--{name}{equals}{value}")
     options = {argument.partition("=")[0] for argument in found}
-    if "--config" not in options:
+    if not configs:
         own = "--data.train" in options and "--data.generate" not in options
-        found.insert(0, f"--config={packaged['clips' if own else 'motion_shapes']}")
-    return found
+        configs = [f"--config={packaged['clips' if own else 'motion_shapes']}"]
+    return configs + found
 
 
 def parse(arguments: Sequence[str]) -> TrainConfig:

@@ -1,6 +1,5 @@
 """A training job from its settings to a run folder: data, pretraining, ALT, tests, and the frame-only comparison."""
 
-import shutil
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -23,6 +22,7 @@ from alt_fast.errors import ArgumentError, RunError
 from alt_fast.files import CARD, CLASSES, CLIP, METRICS, WEIGHTS, read_json, write_csv, write_json, write_text
 from alt_fast.inference.model_card import model_card
 from alt_fast.inference.scoring import EvalConfig
+from alt_fast.inference.speed import check_compiler
 from alt_fast.inference.trained import TrainedModel, load, load_weights, save_model, save_module
 from alt_fast.inference.zero_shot import score_zero_shot
 from alt_fast.model.alignment import certainty
@@ -48,8 +48,8 @@ def run(config: TrainConfig, world: World | None = None) -> dict[str, Any]:
     """
     world = world or World()
     device = pick_device(config.device)
-    if config.compile and device.type == "cpu" and not any(map(shutil.which, ("g++", "clang++"))):
-        raise RunError("--compile on a CPU needs a C++ compiler, g++ or clang++, and none is on the PATH")
+    if config.compile:
+        check_compiler(device, "--compile")
     with ExitStack() as open_files:
         folder, log = None, None
         if world.main:

@@ -33,14 +33,14 @@ def generate_input(
     return tokens, entities
 
 
-def reference(inputs: Inputs) -> tuple[Tensor, Tensor]:
+def ref_kernel(inputs: Inputs) -> tuple[Tensor, Tensor]:
     """Align: index [M] int64 and entities[index] [M, C]; the whole assignment [M, K] in memory, summed in fp32."""
     tokens, entities = inputs
     index = (tokens.float() @ entities.float().T / entities.float().norm(dim=1).clamp_min(1e-12)).argmax(1)
     return index, entities[index]
 
 
-def check(inputs: Inputs, output: Any) -> str | None:
+def check_implementation(inputs: Inputs, output: Any) -> str | None:
     """Say which token is not aligned to the entity most like it, when cosines as near as fp32 can tell may swap."""
     tokens, entities = inputs
     expected = {"index": tokens.new_empty(len(tokens), dtype=torch.int64), "aligned": torch.zeros_like(tokens)}

@@ -22,7 +22,7 @@ def generate_input(
     return qkv.to(getattr(torch, dtype)), size.float()
 
 
-def reference(inputs: Inputs) -> Tensor:
+def ref_kernel(inputs: Inputs) -> Tensor:
     """Attend, [B, N, H * D]: PyTorch's attention with log size as a mask, which a GPU takes in qkv's dtype only."""
     qkv, size = inputs
     q, k, v = qkv.permute(2, 0, 3, 1, 4)
@@ -30,10 +30,10 @@ def reference(inputs: Inputs) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
 
 
-def check(inputs: Inputs, output: Any) -> str | None:
+def check_implementation(inputs: Inputs, output: Any) -> str | None:
     """Say why output is not softmax(q k^T / sqrt(D) + log size) v."""
-    at_precision = reference(inputs)
+    at_precision = ref_kernel(inputs)
     qkv, size = inputs
     return malformed(output, {"out": at_precision}) or inaccuracy(
-        "out", output, at_precision, reference((qkv.double(), size.double()))
+        "out", output, at_precision, ref_kernel((qkv.double(), size.double()))
     )

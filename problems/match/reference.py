@@ -50,7 +50,7 @@ def sides(num_tokens: int, protected: int, device: torch.device | str) -> tuple[
     return tokens[tokens % 2 == 0], tokens[tokens % 2 == 1]
 
 
-def reference(inputs: Inputs) -> Plan:
+def ref_kernel(inputs: Inputs) -> Plan:
     """Match, with scores that are exact: equal tokens tie, and the lower index wins."""
     key, r, protected = inputs
     sources, destinations = sides(key.shape[1], protected, key.device)
@@ -77,10 +77,10 @@ def make_plan(by_rank: Tensor, partner: Tensor, num_tokens: int, r: int, protect
     return slot.int(), order.int(), _starts(joined, num_slots).int()
 
 
-def check(inputs: Inputs, output: Any) -> str | None:
+def check_implementation(inputs: Inputs, output: Any) -> str | None:
     """Say why output is no plan that the definition allows when cosines as near as fp32 can tell may swap."""
     key, r, protected = inputs
-    if reason := malformed(output, dict(zip(("slot", "order", "start"), reference(inputs), strict=True))):
+    if reason := malformed(output, dict(zip(("slot", "order", "start"), ref_kernel(inputs), strict=True))):
         return reason
     slot, order, start = (part.long() for part in output)
     num_slots = key.shape[1] - r

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from problems.checks import inaccuracy, malformed
-from problems.match.reference import reference as match
+from problems.match.reference import ref_kernel as match
 
 Inputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 """x and branch [B, N, C]; size [B, N] fp32; a plan's slot, order and start; weight and bias of the norm [C]."""
@@ -31,7 +31,7 @@ def generate_input(
     return x, branch, size, *plan, weight, bias
 
 
-def reference(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
+def ref_kernel(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
     """Merge: x' [B, N', C] in x's dtype, size' [B, N'], LayerNorm(x') [B, N', C]; sums in fp32, or fp64 as given."""
     x, branch, size, slot, _, start, weight, bias = inputs
     dtype = torch.promote_types(x.dtype, torch.float32)
@@ -45,15 +45,15 @@ def reference(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
     return out, new_size, normed
 
 
-def check(inputs: Inputs, output: Any) -> str | None:
+def check_implementation(inputs: Inputs, output: Any) -> str | None:
     """Say why output is not the merged tokens, their sizes, which are counts, and their norm."""
     names = ("out", "size", "normed")
-    at_precision = reference(inputs)
+    at_precision = ref_kernel(inputs)
     if reason := malformed(output, dict(zip(names, at_precision, strict=True))):
         return reason
     if not torch.equal(output[1], at_precision[1]):
         return "size must be the sum of the sizes of every slot's tokens, exactly"
-    exact = reference(tuple(x.double() if x.is_floating_point() else x for x in inputs))  # type: ignore[arg-type]
+    exact = ref_kernel(tuple(x.double() if x.is_floating_point() else x for x in inputs))  # type: ignore[arg-type]
     for name, got, own, right in zip(names, output, at_precision, exact, strict=True):
         if reason := inaccuracy(name, got, own, right):
             return reason

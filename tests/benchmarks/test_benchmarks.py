@@ -3,8 +3,6 @@
 import copy
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -20,7 +18,9 @@ from alt_fast.measure.memory import saved_bytes
 from alt_fast.measure.timing import Race, check_writes
 from alt_fast_kernels import proportional_attention_qkvpacked
 from benchmarks.closed_form import ViT, vit_macs
+from benchmarks.compare import read_results
 from benchmarks.peers import PublishedToMe, attention_peers, published_alt
+from tests.processes import start
 
 SHAPE = ViT(patch=8, width=48, depth=3, num_heads=3, image=32)
 
@@ -97,28 +97,28 @@ def test_a_replay_that_writes_nothing_is_no_time(mode: Callable[[], AbstractCont
         check_writes((out, counts), lambda: counts.fill_(1))
 
 
-def test_the_command_measures_reports_and_writes(tmp_path: Path) -> None:
+def test_the_command_measures_reports_and_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root, results = Path(__file__).parent.parent.parent, tmp_path / "results.jsonl"
-    command = [sys.executable, "-m", "pytest", "benchmarks/test_audit.py", "benchmarks/test_ops.py", "--benchmark-only"]
-    settings = ["--rounds", "2", "--results", str(results)]
-    done = subprocess.run(
-        [*command, "-k", "(align and not backward) or (torchvision and ViT-B/16)", *settings],
-        capture_output=True,
-        text=True,
-        cwd=root,
-        env={**{k: v for k, v in os.environ.items() if "XDIST" not in k}, "CUDA_VISIBLE_DEVICES": ""},
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    for name in [name for name in os.environ if "XDIST" in name]:
+        monkeypatch.delenv(name)
+    files = [str(root / "benchmarks" / name) for name in ("test_audit.py", "test_ops.py")]
+    chosen = ["--benchmark-only", "-k", "(align and not backward) or (torchvision and ViT-B/16)"]
+    with start("pytest", *files, *chosen, "--rounds", "2", "--results", str(results)) as process:
+        assert process.wait(300) == 0, process.output + process.errors
+        printed = process.output
     for text in (
         "torchvision ViT-B/16",
         "matmul of its shape",
         "assignment in memory",
         "skipped: 100,000 entities take too long on a CPU",
     ):
-        assert text in done.stdout
+        assert text in printed
     head, *rows = map(json.loads, results.read_text().splitlines())
     assert head["provenance"]["packages"]["torch"] == torch.__version__
-    audited, *rows = rows
+    assert len(read_results(results)[1]) == len(rows) - 1  # of contestants
+    audited, *rows, whole = rows
+    assert 0 < whole["whole_run"] < 600
     assert audited["row"] == "torchvision ViT-B/16"
     assert {row["contestant"] for row in rows} == {"alt_fast", "assignment in memory", "matmul of its shape"}
     assert all(row["rounds"] == 2 and row["seconds"] > 0 for row in rows)

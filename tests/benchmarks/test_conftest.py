@@ -56,12 +56,17 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
         monkeypatch.delenv(name)
 
     def run(text: str, *options: str) -> tuple[int, str, list[Row]]:
-        (tmp_path / "test_races.py").write_text(text)
+        races = tmp_path / f"{tmp_path.name}.py"  # a module of its own, which pytest imports once by its name
+        races.write_text(text)
         plugins = [f"-p{name}" for name in ("benchmarks.conftest", "no:cacheprovider", "no:faulthandler")]
         settings = ["--benchmark-only", "--import-mode=importlib", f"--results={tmp_path / 'out.jsonl'}"]
-        status = pytest.main([str(tmp_path / "test_races.py"), *plugins, *settings, *options])
+        status = pytest.main([str(races), *plugins, *settings, *options])
         head, *rows = map(json.loads, (tmp_path / "out.jsonl").read_text().splitlines())
         assert "device" in head["provenance"]
+        if status == pytest.ExitCode.OK:
+            last = rows.pop()
+            assert last["whole_run"] > 0
+            assert last["full"] == ("--full" in options)
         return status, capsys.readouterr().out, rows
 
     return run

@@ -19,7 +19,7 @@ from alt_fast.inference.onnx import CLASSES, METADATA, Files, Whole, build, save
 from alt_fast.inference.trained import TrainedModel, load
 from alt_fast.model.alignment import Alignment
 from alt_fast.model.config import ModelConfig, Pooling
-from alt_fast_kernels import match
+from alt_fast_kernels import match, proportional_attention_qkvpacked
 from tests.conftest import SMALL_LABELS, few_blocks, small_alt
 
 
@@ -63,18 +63,38 @@ def test_halves_are_the_model_for_any_number_of_frames_clips_and_labels(
     close(found, probabilities)
 
 
-def test_the_whole_is_the_model_where_nothing_merges_and_frames_look_at_each_other(tmp_path: Path) -> None:
-    model = small_alt(r=0, query="frame", shortcut=True, tuning="stm")
+def test_the_whole_is_the_model_where_tokens_merge_and_frames_look_at_each_other(tmp_path: Path) -> None:
+    """Where none merges: tests/benchmarks/test_cpu_speed.py."""
+    torch.manual_seed(0)
+    model = small_alt(r=4, shortcut=True, tuning="stm")
     for adapter in model.encoder.adapters.parameters():
         nn.init.normal_(adapter, std=0.1)  # they begin as nothing
+    nn.init.zeros_(model.logit_scale)  # no probability is nearly 0 or 1
     inputs = {"video": torch.zeros(2, 2, 3, *model.image_size), "classes": torch.zeros(3, 64)}
     path = run_module(Whole(model, "alt"), inputs, ("probabilities",), tmp_path)
     for count in (1, 3):
         video, classes = torch.randn(count, 2, 3, *model.image_size), torch.randn(count + 1, 64)
         with torch.inference_mode():
             expected, _ = model.probabilities(video, classes)
+            unmerged, _ = model.probabilities(video, classes, schedule=[0])
         (found,) = run(path, {"video": video, "classes": classes})
         close(found, expected)
+        assert (unmerged - expected).abs().max() > 3e-4  # so that `close` would tell
+
+
+class Attention(nn.Module):
+    """Attention of tokens that stand for 1, 2, ... patches; packed qkv [F, N, 24] in place of frames."""
+
+    def forward(self, frames: Tensor) -> Tensor:
+        size = frames.new_ones(frames.shape[:2]).cumsum(-1)
+        return proportional_attention_qkvpacked(frames.unflatten(-1, (3, 2, 4)), size)
+
+
+def test_attention_of_merged_tokens_is_the_models(tmp_path: Path) -> None:
+    path = run_module(Attention(), {"frames": torch.zeros(2, 7, 24)}, ("out",), tmp_path)
+    for count in (1, 3):
+        qkv = torch.randn(count, 7, 24)
+        close(run(path, {"frames": qkv})[0], Attention()(qkv))
 
 
 class Plan(nn.Module):

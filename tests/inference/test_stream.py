@@ -26,8 +26,9 @@ from alt_fast.inference.trained import TrainedModel
 from alt_fast.model.alt import ALT, FrameFeatures, create_model
 from alt_fast.model.config import Head
 from benchmarks.audit import fvcore_count
+from benchmarks.clock import SharedClock
 from tests.conftest import NoiseWriter
-from tests.streams import SharedClock, mpegts
+from tests.streams import mpegts
 
 LABELS = ["a star growing", "a moon growing", "surfing"]
 HEADS: tuple[Head, ...] = ("alt", "clip", "both")

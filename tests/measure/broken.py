@@ -4,6 +4,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -33,6 +34,17 @@ def remembers(model: Any, r: Any) -> None:
         return mixed
 
     model.register_forward_hook(mix)
+
+
+def keeps_the_first_plan(model: nn.Module, r: Any) -> None:
+    """Matches once for every layer and number of images, and merges what comes later by that."""
+    plans: dict[tuple[int, int], Tensor] = {}
+
+    def step(at: Attended) -> tuple[Tokens, Tensor]:
+        key = plans.setdefault((at.layer, len(at.key)), at.key)
+        return merge_step(Attended(**{**vars(at), "key": key}))
+
+    alt_fast.apply_patch(model, r=r, step=step)
 
 
 def ignores_r(model: nn.Module, r: Any) -> None:
@@ -87,6 +99,24 @@ def _asking_step(at: Attended, how: str) -> tuple[Tokens, Tensor]:
 def waits(model: nn.Module, r: Any, how: str = "item") -> None:
     """Reads a value in every block."""
     alt_fast.apply_patch(model, r=r, step=functools.partial(_asking_step, how=how))
+
+
+def returns_another_dtype(model: Any, r: Any) -> None:
+    """The same numbers, wider."""
+    alt_fast.apply_patch(model, r=r)
+    model.register_forward_hook(lambda module, args, out: out.double())
+
+
+def hides_work(model: Any, r: Any) -> None:
+    """A product that NumPy computes."""
+    alt_fast.apply_patch(model, r=r)
+    linear = model.blocks[0].mlp.fc1
+
+    def product(x: Tensor) -> Tensor:
+        numbers = np.from_dlpack(x.detach()) @ np.from_dlpack(linear.weight.detach()).T
+        return torch.as_tensor(numbers) + linear.bias
+
+    linear.forward = product
 
 
 def divides_by_zero(model: Any, r: Any) -> None:

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 import alt_fast
 from alt_fast.errors import ArgumentError
 from alt_fast.measure.ceiling import dropping
-from alt_fast.measure.counting import UncountedError, count_macs
-from alt_fast.measure.judge import DROPPED, METHOD, PLAIN, Judgement, Raced, Settings, inference_macs, judge, race
+from alt_fast.measure.counting import UncountedError, count_macs, inference_macs
+from alt_fast.measure.judge import DROPPED, METHOD, PLAIN, Judgement, Raced, Settings, judge, race, too_fast
 from alt_fast.measure.observe import Counts, block_names, count_tokens, tower_shape
 from alt_fast.measure.outputs import agreement, as_tensor
 from alt_fast.measure.sweep import front, sweep
@@ -134,7 +134,7 @@ def test_the_tensor_of_an_output_is_found() -> None:
 
 
 def raced(plain: list[float], method: list[float], dropped: list[float]) -> Raced:
-    return Raced("inference", 8, {PLAIN: plain, METHOD: method, DROPPED: dropped})
+    return Raced("inference", 8, {PLAIN: plain, METHOD: method, DROPPED: dropped}, flop_ratio=1.5)
 
 
 def test_ratios_are_of_rounds() -> None:
@@ -154,6 +154,9 @@ def test_claims_are_measured_by_the_ceiling_and_told_beside_the_flops() -> None:
     )
     assert found.verdict(1.9).possible
     assert "above the FLOP ratio of 1.50, within the ceiling of 2.00 (inference, batch 8)" in str(found.verdict(1.9))
+    cheat = [raced([2.0] * 3, [0.04] * 3, [1.25] * 3)]
+    found = Judgement("answers kept", 8, Counts((17,), (9,)), 1.5, {}, {}, [], cheat)
+    assert not found.verdict(40).possible  # its own speed proves nothing
     noisy = [raced([2.0] * 3, [1.5] * 3, [1.25, 1.0, 0.75])]
     found = Judgement("tome", 8, Counts((17,), (9,)), 1.5, {}, {}, [], noisy)
     assert "possible here: above the FLOP ratio of 1.50, within the noise of the ceiling of 2.00" in str(
@@ -167,6 +170,17 @@ def test_claims_are_measured_by_the_ceiling_and_told_beside_the_flops() -> None:
     failed = Raced("inference", 8, {PLAIN: [1.0, 1.0]}, skipped={DROPPED: "RuntimeError: no memory"})
     with pytest.raises(ArgumentError, match="RuntimeError: no memory"):
         Judgement("tome", 8, Counts((17,), (9,)), 1.5, {}, {}, [], [failed]).verdict(2)
+
+
+def test_a_method_that_beats_dropping_in_most_rounds_is_too_fast() -> None:
+    assert not too_fast([raced([2.0] * 4, [1.0, 0.5, 1.0, 1.0], [1.1] * 4)])
+    assert not too_fast([raced([2.0] * 4, [], [1.0] * 4)])
+    slow, fast = raced([2.0] * 4, [1.0] * 4, [1.0] * 4), raced([2.0] * 4, [0.5, 0.5, 0.5, 1.0], [1.0] * 4)
+    (fault,) = too_fast([slow, fast])
+    assert str(fault) == (
+        "too fast: it is faster than the same model with as many tokens that does nothing else (2.00 times as fast in "
+        "inference, batch 8)"
+    )
 
 
 def test_a_race_that_nobody_starts_says_why() -> None:
@@ -190,6 +204,8 @@ def test_a_judgement_has_all_of_it() -> None:
     assert [(raced.mode, raced.batch) for raced in found.races] == [("inference", 1), ("inference", 4), ("training", 4)]
     assert all(len(times) == 2 for raced in found.races for times in raced.seconds.values())
     assert set(found.races[0].seconds) == {PLAIN, METHOD, DROPPED, "public code"}
+    assert found.beside["public code"] == pytest.approx(found.agreement)
+    assert found.races[0].flop_ratio == pytest.approx(found.flop_ratio)
     assert found.as_row()["races"][0]["beside"] == {"public code": found.races[0].ratio(PLAIN, "public code")}
     memory = found.races[-1].memory
     assert memory[DROPPED] <= memory[METHOD] < memory[PLAIN]
@@ -269,5 +285,5 @@ def test_the_ceiling_has_the_tokens_of_the_batch_that_is_raced(monkeypatch: pyte
 def test_the_front_is_what_nobody_beats() -> None:
     points = [(1.0, 0.99), (1.2, 0.98), (1.1, 0.97), (1.5, 0.90), (1.2, 0.95), (0.9, 0.999)]
     rows = [{"speedup": (0, speed, 0), "agreement": {"cosine": cosine}} for speed, cosine in points]
-    assert front(rows) == [3, 1, 0, 5]
+    assert front(rows) == [3, 1]  # what is no faster than the un-merged model is beaten by it
     assert front([]) == []

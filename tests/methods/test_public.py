@@ -50,6 +50,26 @@ def foreign_block() -> nn.Module:
     return model
 
 
+def layer_scale() -> nn.Module:
+    """DINOv2's."""
+    return build("timm-dinov2")
+
+
+def query_norms() -> nn.Module:
+    model: Any = build("timm")
+    model.blocks[1].attn.q_norm = nn.LayerNorm(16)
+    return model
+
+
+LEFT_OUT = {"LayerScale": layer_scale, "norms of queries and keys": query_norms}
+
+
+@pytest.mark.parametrize("what", LEFT_OUT)
+def test_a_model_with_parts_that_the_code_leaves_out_is_refused(what: str, checkout: Path) -> None:
+    with pytest.raises(ArgumentError, match=f"the public code of tome leaves out {what}, which this model has"):
+        public_method("tome", checkout)(LEFT_OUT[what](), 3)
+
+
 OTHERS: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "of transformers": (lambda: build("ViTModel"), r"got transformers\..*\.ViTModel"),
     "of open_clip": (lambda: build("open_clip"), r"got open_clip\..*VisionTransformer"),

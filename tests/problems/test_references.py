@@ -13,12 +13,12 @@ from torch import Tensor
 from alt_fast_kernels import MergePlan, use_backend
 from alt_fast_kernels.dispatch import Backend
 from alt_fast_kernels.testing import assert_best_plan
-from problems.align.reference import reference as align
-from problems.attention.reference import reference as attention
+from problems.align.reference import ref_kernel as align
+from problems.attention.reference import ref_kernel as attention
 from problems.checks import exact_unit
 from problems.match.reference import make_plan, sides
-from problems.match.reference import reference as match
-from problems.merge.reference import reference as merge
+from problems.match.reference import ref_kernel as match
+from problems.merge.reference import ref_kernel as merge
 from problems.trial import OPS, Inputs, Kernel, Problem, load_problem, load_submission
 from problems.trial import test as run_test
 

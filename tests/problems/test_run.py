@@ -41,12 +41,12 @@ def test_the_example_of_every_problem_passes_and_is_timed(
 def submission(folder: Path, body: str) -> str:
     """Write a file whose custom_kernel has this body."""
     path = folder / "mine.py"
-    path.write_text(f"from problems.match.reference import reference\n\ndef custom_kernel(inputs):\n    {body}\n")
+    path.write_text(f"from problems.match.reference import ref_kernel\n\ndef custom_kernel(inputs):\n    {body}\n")
     return str(path)
 
 
 def test_one_s_own_is_timed_beside_both(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out, path = tmp_path / "results.jsonl", submission(tmp_path, "return reference(inputs)")
+    out, path = tmp_path / "results.jsonl", submission(tmp_path, "return ref_kernel(inputs)")
     arguments = ["match", "--submission", path, "--device", "cpu", "--rounds", "2", "--results", str(out)]
     assert main(arguments) == 0
     shown = capsys.readouterr().out
@@ -67,7 +67,7 @@ def test_one_s_own_is_compared_with_the_example_where_the_reference_does_not_run
 
     problem, out = load_problem("match"), tmp_path / "results.jsonl"
     monkeypatch.setattr(trial, "load_problem", lambda op: replace(problem, reference=too_large))
-    path = submission(tmp_path, "return reference(inputs)")
+    path = submission(tmp_path, "return ref_kernel(inputs)")
     assert main(["match", "--submission", path, "--device", "cpu", "--rounds", "2", "--results", str(out)]) == 0
     assert " over alt_fast\n" in capsys.readouterr().out
     *_, row = rows(out)
@@ -79,7 +79,7 @@ def test_one_s_own_is_compared_with_the_example_where_the_reference_does_not_run
 
 
 def test_a_test_that_fails_is_named_and_nothing_is_timed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    wrong = "key, *rest = inputs; return reference((key.roll(1, 1) if key.shape[1] == 577 else key, *rest))"
+    wrong = "key, *rest = inputs; return ref_kernel((key.roll(1, 1) if key.shape[1] == 577 else key, *rest))"
     out, path = tmp_path / "results.jsonl", submission(tmp_path, wrong)
     arguments = ["match", "--submission", path, "--device", "cpu", "--results", str(out)]
     assert main(arguments) == 1
@@ -106,7 +106,7 @@ def test_a_test_that_fails_is_named_and_nothing_is_timed(tmp_path: Path, capsys:
 def test_what_fails_when_timed_has_no_time(
     body: str, reason: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out, path = tmp_path / "results.jsonl", submission(tmp_path, f"{body}\n    return reference(inputs)")
+    out, path = tmp_path / "results.jsonl", submission(tmp_path, f"{body}\n    return ref_kernel(inputs)")
     assert main(["match", "--submission", path, "--device", "cpu", "--rounds", "2", "--results", str(out)]) == 1
     assert f"    failed: {reason}" in capsys.readouterr().out
     tested, failed = rows(out)

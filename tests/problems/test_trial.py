@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from problems.attention.reference import reference as attention
+from problems.attention.reference import ref_kernel as attention
 from problems.trial import Inputs, Kernel, SubmissionError, load_problem, race
 from problems.trial import test as run_test
 

@@ -33,6 +33,7 @@ def row() -> dict[str, Any]:
         "speedup": (1.9, 2.0, 2.1),
         "ceiling": (3.9, 4.0, 4.1),
         "share": (0.49, 0.5, 0.51),
+        "flop_ratio": 1.25,
     }
     nothing = {"speedup": None, "ceiling": None, "share": None}
     failed = {**raced, **nothing, "mode": "training", "seconds": {}, "skipped": {"method": "RuntimeError: <i>"}}
@@ -43,6 +44,7 @@ def row() -> dict[str, Any]:
         "tokens": {"attention": (17, 9), "mlp": (9, 5)},
         "flop_ratio": 1.25,
         "agreement": {"cosine": 0.99, "cosine_min": 0.9, "max_difference": 0.5, "same_top1": 0.75},
+        "beside": {"public tome": {"cosine": 0.98, "cosine_min": 0.8, "max_difference": 0.6, "same_top1": 0.5}},
         "properties": {"deterministic": "yes", "gradients": "none for 2 parameters"},
         "faults": [{"name": "state", "seen": "after other images", "what": "it remembers"}],
         "races": [raced, failed],
@@ -55,6 +57,7 @@ def test_lines_say_all_of_it(row: dict[str, Any]) -> None:
         "mine:<b>patch, r = 8: 17 tokens at first, 5 at last",
         "  FLOPs       x 1.250, counted",
         "  agreement   cosine 0.9900 (least 0.9000), largest difference 0.5, top-1 75% the same",
+        "  public tome: cosine 0.9800 (least 0.8000), largest difference 0.6, top-1 50% the same",
         "  inference, batch 8                x 2.00 (1.90 to 2.10)   ceiling 4.00   50% of it   public code x 1.00"
         "   method 2 MiB   method without a CUDA graph: it waits",
         "  training, batch 8                 not measured   method did not run: RuntimeError: <i>",
@@ -86,7 +89,7 @@ def test_a_sweep_is_a_table_fastest_first_with_the_front_marked() -> None:
     _, *lines, last = sweep_lines(settings(), [1, 0])
     assert [line[:10] for line in lines] == ["* method 1", "* method 0", "  method 2"]
     assert lines[0].split()[3:] == ["8", "1.500", "1.50", "1.40", "to", "1.60", "0.9500", "0.5000", "100%"]
-    assert last == "* no other setting is as fast and agrees as well"
+    assert last.startswith("* faster than the model, and no other setting is as fast and agrees as well")
 
 
 def test_the_page_holds_the_numbers_and_nothing_from_elsewhere(row: dict[str, Any], tmp_path: Path) -> None:
