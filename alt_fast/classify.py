@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from alt_fast import cli
-from alt_fast.errors import ArgumentError
+from alt_fast.errors import ArgumentError, RunError
 
 if TYPE_CHECKING:
     from alt_fast.data.config import Loading
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 BACKBONE, PRETRAINED = "ViT-B-16", "openai"
 
-SETTINGS = ("rotary", "head", "batch_size", "compile")
+SETTINGS = ("rotary", "head", "batch_size", "compile", "loader")
 """Options that a file of results depends on, as they are given."""
 
 
@@ -131,6 +131,8 @@ LONG = ("window", "enter", "leave", "min_length")
 
 def tell_segments(arguments: argparse.Namespace, labels: list[str] | None, loading: "Loading") -> int:
     """Say what happens when in a long video."""
+    from alt_fast.distributed import join_world
+    from alt_fast.files import check_place
     from alt_fast.inference.segments import Hysteresis
     from alt_fast.inference.speed import computing
     from alt_fast.report.timeline import check_suffix, clock
@@ -138,8 +140,14 @@ def tell_segments(arguments: argparse.Namespace, labels: list[str] | None, loadi
     of_many = (arguments.top_k, arguments.root, arguments.batch_size) != (None, None, cli.BATCH_SIZE)
     if len(arguments.videos) != 1 or of_many or arguments.loader == "dali":
         raise ArgumentError("--every is for one video, and takes no --top-k, --root, --batch-size or --loader dali")
+    with join_world(arguments.device) as world:
+        if world.size > 1:
+            raise ArgumentError(f"--every is for one process, and torchrun started {world.size}: leave torchrun out")
     if arguments.out is not None:
         check_suffix(arguments.out)
+        if arguments.out.exists():
+            raise RunError(f"{arguments.out} is there already: remove it, or choose another --out")
+        check_place(arguments.out)
     rule = Hysteresis(
         **{name: value for name in ("enter", "leave", "min_length") if (value := getattr(arguments, name)) is not None}
     )
@@ -220,7 +228,7 @@ def write_file(
     find = partial(predict_batches, videos, trained.model, trained.spec, choice, testing)
     failed = write_results(arguments.out, top_k, settings, shares_of(len(videos), testing.batch_size), find, world)
     if world.main:
-        print(f"{len(videos)} videos in {arguments.out}" + f", {failed} of them unreadable" * (failed > 0))
+        print(f"{len(videos)} videos in {arguments.out}" + f", {failed} of them with an error" * (failed > 0))
     return int(failed > 0)
 
 

@@ -39,6 +39,9 @@ EXTRAS = {
 }
 """Optional packages, by the name that is imported, and the extra that installs each."""
 
+SHOWN = 20
+"""Lines that a command prints of what --json has all of."""
+
 
 def run(
     make_parser: Callable[[], Any],

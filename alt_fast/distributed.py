@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -14,6 +15,10 @@ from torch import Tensor, nn
 from alt_fast.errors import ArgumentError
 
 T = TypeVar("T")
+
+PATIENCE = timedelta(days=7)
+"""How long a process waits for the others. PyTorch's 10 minutes (NCCL) and 30 (gloo) end a job whose shares of the
+videos take unequally long, or whose main process prepares data alone. A process that dies is torchrun's to notice."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +81,7 @@ def _join(device: str) -> World:
         shared, _, _ = next(iter(dist.rendezvous("env://")))  # type: ignore[attr-defined]
         store = dist.PrefixStore(f"attempt {world.restarts}", shared)  # type: ignore[attr-defined]
         backend = "cpu:gloo,cuda:nccl" if gpu else "gloo"
-        dist.init_process_group(backend, store=store, rank=world.rank, world_size=world.size)
+        dist.init_process_group(backend, timeout=PATIENCE, store=store, rank=world.rank, world_size=world.size)
     return world
 
 

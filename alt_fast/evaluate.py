@@ -54,7 +54,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def check_report(arguments: argparse.Namespace) -> None:
     """Refuse what cannot work, and make the folder, before the test, which may take hours."""
-    from alt_fast.files import make_folder
+    from alt_fast.files import check_place
 
     if arguments.report is None:
         if arguments.also_r or arguments.explain:
@@ -62,7 +62,7 @@ def check_report(arguments: argparse.Namespace) -> None:
     elif arguments.report.suffix != ".html":
         raise ArgumentError(f"--report must end in .html, got {arguments.report}")
     else:
-        make_folder(arguments.report.parent)
+        check_place(arguments.report)
     if arguments.explain < 0:
         raise ArgumentError(f"--explain must be >= 0, got {arguments.explain}")
     if arguments.list is None and (arguments.classes or arguments.root):
@@ -161,8 +161,10 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.report:
             print(f"report: {arguments.report}")
     failures = [failure for row in rows for failure in row["unreadable"]]
-    for failure in failures:
+    for failure in failures[: cli.SHOWN]:
         print(f"unreadable, counted as wrong: {failure['path']}: {failure['cause']}", file=sys.stderr)
+    if len(failures) > cli.SHOWN:
+        print(f"unreadable, counted as wrong: {len(failures) - cli.SHOWN} more, which --json lists", file=sys.stderr)
     return 1 if failures else 0
 
 

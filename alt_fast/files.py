@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import socket
+import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from alt_fast.errors import FileError, RunError
 CONFIG, ENVIRONMENT, METRICS, LOG = "config.yaml", "environment.json", "metrics.json", "log.jsonl"
 WEIGHTS, CLIP, CLASSES, CARD = "model.safetensors", "clip.safetensors", "classes.csv", "README.md"
 LISTS, MISSING = {name: f"{name}.csv" for name in ("train", "test", "unseen")}, "missing.jsonl"
+QUARANTINE = "quarantine.jsonl"
 """What a run folder holds; the lists, where the run made them."""
 
 
@@ -118,6 +120,18 @@ def make_folder(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as e:
         raise FileError(f"cannot make folder {path}: {e.strerror or e}") from e
+
+
+def check_place(path: Path) -> None:
+    """Make the folder of a file that is to be written after long work, and see that it takes one. Raises FileError."""
+    make_folder(path.parent)
+    try:
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as e:
+        raise FileError(f"cannot write {path}: {e.strerror or e}") from e
+    if path.is_dir():
+        raise FileError(f"cannot write {path}: it is a folder")
 
 
 def cache_folder(name: str) -> Path:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 STATUS_EVERY, LINE_EVERY = 1.0, 30.0  # seconds between looks at how it goes, and between lines outside a terminal
 CLEAR = "\r\x1b[K"  # the terminal's present line
+NOTHING_SEEN = "nothing to see: every picture is of one colour"
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -128,9 +129,16 @@ class Output:
         self._terminal = sys.stderr.isatty()
         self._printed: tuple[str, float] | None = None  # label and time of the last judgement that was
         self._said = clock.now()
+        self._blank = self._unfinished = False  # what was seen last is of one colour; the status stands in its line
 
-    def show(self, judgement: "Judgement | None") -> None:
-        """Print a judgement where it is news, and how it goes where that is due."""
+    def show(self, judgement: "Judgement | None", blank: bool = False) -> None:
+        """Print a judgement where it is news, and how it goes where that is due. blank: there is nothing to judge."""
+        if blank and not self._blank:
+            say(NOTHING_SEEN)
+            self._printed, self._unfinished = None, False
+            if self._page is not None:
+                self._page.tell(NOTHING_SEEN)
+        self._blank = blank
         if judgement is not None:
             if self._is_news(judgement):
                 self._print(judgement)
@@ -152,11 +160,11 @@ class Output:
 
     def close(self) -> None:
         """Leave the terminal's line to others."""
-        if self._terminal and self._printed is not None:
+        if self._unfinished:
             print(file=sys.stderr)
 
     def _say(self, line: str) -> None:
-        self._said = self._clock.now()
+        self._said, self._unfinished = self._clock.now(), self._terminal
         print(
             f"{CLEAR}{line}" if self._terminal else line,
             end="" if self._terminal else "\n",
@@ -187,6 +195,7 @@ class Output:
             line = f"{judgement.time:8.1f} s" + "".join(f"  {p:6.1%}  {label}" for label, p in labels)
         if self._terminal:  # the status makes room
             print(CLEAR, end="", file=sys.stderr, flush=True)
+            self._unfinished = False
         print(line, flush=True)
 
     def _look(self, judgement: "Judgement") -> "tuple[dict[str, Any], Image]":
@@ -224,6 +233,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Recognise until the source ends or somebody asks."""
     from alt_fast.data.annotations import read_labels
     from alt_fast.data.capture import Capture, WallClock
+    from alt_fast.data.decode import VideoError
     from alt_fast.inference.speed import computing_beside
     from alt_fast.inference.stream import Recogniser, Watch
     from alt_fast.report.live import LivePage
@@ -248,9 +258,13 @@ def run(arguments: argparse.Namespace) -> int:
         watch = Watch(recogniser, capture, arguments.window, clock, ending)
         output = Output(arguments, recogniser, Status(capture, watch, clock), clock, page)
         stack.callback(output.close)
+        say(f"{capture.name}: waiting for its first picture")
         for judgement in watch:
-            output.show(judgement)
+            output.show(judgement, watch.blank)
         output.end()
+        if not watch.judged and not ending.is_set():
+            short = f"it ended before a window of {watch.window:g} s was full: ask for a shorter --window"
+            raise VideoError(capture.name, NOTHING_SEEN if watch.blank else short)
     return 0
 
 

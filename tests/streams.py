@@ -22,7 +22,8 @@ PADDING = (b"\x47\x1f\xff\x10" + b"\xff" * 184) * 1100
 def mpegts(frames: int = 20, start: int = 0, width: int = 64, height: int = 48, rate: int = 10) -> bytes:
     """MPEG-TS with H.264. Frame i has grey level 20 + 6 * i, modulo 256, and i goes on from `start`.
 
-    A reader gives the last two frames when more follows, or at the end.
+    That is its mean: the left half is lighter, so that there is something to see. A reader gives the last two frames
+    when more follows, or at the end.
     """
     file = io.BytesIO()
     with av.open(file, "w", format="mpegts") as container:
@@ -31,7 +32,9 @@ def mpegts(frames: int = 20, start: int = 0, width: int = 64, height: int = 48, 
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         stream.codec_context.gop_size = 5
         for number in range(start, start + frames):
-            frame = av.VideoFrame.from_ndarray(np.full((height, width, 3), (20 + 6 * number) % 256, np.uint8), "rgb24")
+            row = (20 + 6 * number) % 256 + np.where(np.arange(width) < width // 2, 5, -5)
+            pixels = np.broadcast_to(row.clip(0, 255).astype(np.uint8)[:, None], (height, width, 3))
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), "rgb24")
             frame.pts = number
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))

@@ -20,7 +20,7 @@ from alt_fast.inference.predict import load_video
 from alt_fast.inference.trained import load
 from alt_fast.model.clip_weights import build_clip
 from tests.browser import data_of
-from tests.conftest import NoiseWriter, VideoWriter
+from tests.conftest import NoiseWriter
 from tests.processes import start, start_torchrun
 
 
@@ -61,9 +61,9 @@ def test_answer_is_the_model_s(trained_run: Path, video: Path) -> None:
 
 
 def test_table_of_an_h264_file_with_new_labels(
-    trained_run: Path, write_video: VideoWriter, capsys: pytest.CaptureFixture[str]
+    trained_run: Path, write_noise: NoiseWriter, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = write_video("my holiday.mp4")
+    path = write_noise("my holiday.mp4", "libx264")
     assert (
         main([str(path), "--checkpoint", str(trained_run), "--labels", "surfing", "eating", "a cat", "--top-k", "2"])
         == 0
@@ -199,7 +199,7 @@ def test_a_folder_becomes_a_table(
     """In order, with the model's own answers, and the cause of what cannot be read."""
     out = tmp_path / "results.csv"
     assert main([*many, "--out", str(out), "--top-k", "2"]) == 1
-    assert f"7 videos in {out}, 1 of them unreadable\n" in capsys.readouterr().out
+    assert f"7 videos in {out}, 1 of them with an error\n" in capsys.readouterr().out
     with out.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     names = sorted([*(f"{number}, 视频.webm" for number in range(6)), "3, broken.mp4"])
@@ -275,6 +275,7 @@ def test_interrupted_it_goes_on_with_the_same_settings(
         (["--r", "0"], "r was [4, 4, 4, 4], now [0, 0, 0, 0]"),
         (["--top-k", "3"], "top_k was 5, now 3"),
         (["--batch-size", "3"], "batch_size was 2, now 3"),
+        (["--loader", "torch"], "loader was 'auto', now 'torch'"),
         (["--labels", "a", "b"], "labels was '36 ("),
         (["--corpus", "motion_shapes", "--categories", "motion"], "model was "),
     ):
@@ -330,6 +331,26 @@ def test_segments_of_a_long_video_in_every_form(
     answer = json.loads(capsys.readouterr().out)
     assert {segment["label"] for segment in answer["segments"]} == {"surfing", "eating"}
     assert (answer["duration"], answer["gaps"]) == (4.0, [])
+
+
+def test_where_segments_go_is_looked_at_before_the_work(
+    trained_run: Path, video: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = [str(video), "--checkpoint", str(tmp_path / "not looked at"), "--every", "1s", "--out"]
+    (tmp_path / "there.srt").write_text("mine")
+    (tmp_path / "folder.csv").mkdir()
+    for out, message in (
+        (tmp_path / "there.srt", "there.srt is there already: remove it, or choose another --out"),
+        (tmp_path / "folder.csv", "folder.csv is there already"),
+        (tmp_path / "there.srt" / "a.csv", "cannot make folder"),
+        (Path("/proc/1/a.csv"), "cannot write /proc/1/a.csv: "),
+    ):
+        assert main([*asked, str(out)]) == 1
+        assert message in capsys.readouterr().err
+    assert (tmp_path / "there.srt").read_text() == "mine"
+    monkeypatch.setattr(distributed, "join_world", lambda device: nullcontext(World(1, 2)))
+    assert main([*asked, str(tmp_path / "a.csv")]) == 2
+    assert "--every is for one process, and torchrun started 2: leave torchrun out" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -147,6 +147,18 @@ def test_table_and_lists_of_one_s_own(trained_run: Path, tmp_path: Path, capsys:
     assert f"unreadable, counted as wrong: {data / 'missing.webm'}: no such file" in err
 
 
+def test_of_many_unreadable_videos_some_are_named(
+    trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "gone.csv").write_text("path,label\n" + "".join(f"{i:02}.mp4,0\n" for i in range(25)))
+    assert main(["--checkpoint", str(trained_run), "--list", str(tmp_path / "gone.csv"), "--workers", "0"]) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[-2:] == [
+        f"unreadable, counted as wrong: {tmp_path / '19.mp4'}: no such file",
+        "unreadable, counted as wrong: 5 more, which --json lists",
+    ]
+
+
 def test_a_missing_video_is_not_left_out_of_the_score(
     trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from alt_fast.data.annotations import read_classes, read_list
 from alt_fast.errors import FileError, RunError
-from alt_fast.files import make_folder, sole_writer, write_atomically, write_csv
+from alt_fast.files import check_place, make_folder, sole_writer, write_atomically, write_csv
 
 
 def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
@@ -42,6 +42,15 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(FileError, match=r"cannot make folder .*file/below: "):
         make_folder(tmp_path / "file" / "below")
+
+
+def test_a_place_is_looked_at_before_the_work(tmp_path: Path) -> None:
+    """Its folder is made, and nothing else is there afterwards."""
+    check_place(tmp_path / "new" / "page.html")
+    assert [file.name for file in tmp_path.rglob("*")] == ["new"]
+    for path, message in ((tmp_path / "new", "new: it is a folder"), (Path("/proc/1/a"), "cannot write /proc/1/a: ")):
+        with pytest.raises(FileError, match=message):
+            check_place(path)
 
 
 NAMES = [

@@ -10,10 +10,15 @@ from pathlib import Path
 from urllib.request import urlopen
 
 import pytest
+import torch
 
+from alt_fast import create_model
+from alt_fast.corpus import Corpus
+from alt_fast.data.config import AugmentConfig
+from alt_fast.inference.trained import TrainedModel, save_model
 from alt_fast.live import main, until_asked
 from benchmarks.clock import SharedClock
-from tests.conftest import NoiseWriter, noise_video
+from tests.conftest import NoiseWriter, VideoWriter, noise_video
 from tests.processes import Command, start
 
 LABELS = ["a star growing", "a moon growing", "surfing"]
@@ -48,7 +53,8 @@ def test_lines_when_the_label_changes(
     labels = [match[2] for match in found if match]
     assert set(labels) <= set(LABELS)
     assert all(one != other for one, other in pairwise(labels))
-    (status,) = err.splitlines()
+    waiting, status = err.splitlines()
+    assert waiting == f"{path}: waiting for its first picture"
     assert re.search(r"latency \d+ ms, .* pictures/s, .* judged/s; \d+ pictures and \d+ ticks passed over, 0 d", status)
 
 
@@ -150,10 +156,47 @@ def test_a_terminal_shows_how_it_goes_in_place(
     assert main(command(trained_run, path, "--window", "200ms")) == 0
     shown = capsys.readouterr().err
     assert 4 <= shown.count("\r\x1b[Klatency") <= 6
-    assert shown.count("\n") == 1
+    assert shown.count("\n") == 2  # the first line tells what it waits for
     assert shown.endswith("lost 0 times\n")
     *cut, _ = re.findall(r"latency[^\r\n]*", shown)
     assert {len(line) for line in cut} == {39}
+
+
+@pytest.fixture
+def of_eight_frames(corpus: Corpus, tmp_path: Path) -> Path:
+    """A random model whose clips have eight frames."""
+    torch.manual_seed(0)
+    trained = TrainedModel(create_model("alt_tiny", corpus, frames=8, depth=1).eval(), [], ["{}"], AugmentConfig())
+    save_model(tmp_path / "model.safetensors", trained)
+    return tmp_path
+
+
+@pytest.mark.usefixtures("in_no_time")
+def test_what_is_too_short_or_of_one_colour_is_said(
+    of_eight_frames: Path, write_noise: NoiseWriter, write_video: VideoWriter, capsys: pytest.CaptureFixture[str]
+) -> None:
+    short, grey = write_noise("short.mp4", "libx264", frames=10), write_video("grey.mp4", frames=30)
+    nothing = "nothing to see: every picture is of one colour"
+    for path, window, message, said in (
+        (short, "4s", "it ended before a window of 4 s was full: ask for a shorter --window", 0),
+        (grey, "800ms", nothing, 1),
+    ):
+        assert main(command(of_eight_frames, path, "--window", window)) == 1
+        out, err = capsys.readouterr()
+        assert not out
+        assert err.endswith(f"\nerror: {path}: {message}\n")
+        assert err.splitlines().count(nothing) == said
+
+
+@pytest.mark.usefixtures("in_no_time")
+def test_the_terminal_s_line_is_ended_where_only_the_status_was_shown(
+    of_eight_frames: Path, write_noise: NoiseWriter, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert main(command(of_eight_frames, write_noise("short.mp4", "libx264", frames=10))) == 1
+    *_, status, error = capsys.readouterr().err.split("\n")[:-1]
+    assert "nothing judged yet" in status
+    assert error.startswith("error: ")
 
 
 def test_bad_requests(
@@ -170,10 +213,11 @@ def test_bad_requests(
         (command(tmp_path, path), 1, "not a run folder"),
         (command(trained_run, tmp_path / "none.mp4"), 1, "none.mp4: no such file"),
         (command(trained_run, "/dev/video97"), 1, "/dev/video97: no such camera"),
+        (command(trained_run, "0"), 1, "0: no such file; a camera is /dev/video0"),
         (command(trained_run, "tcp://127.0.0.1:1"), 1, "tcp://127.0.0.1:1: Connection refused"),
     ]:
         assert main(request) == status, message
-        (line,) = capsys.readouterr().err.splitlines()
+        *_, line = capsys.readouterr().err.splitlines()
         assert line.startswith("error: ")
         assert message in line
 

@@ -34,8 +34,9 @@ from alt_fast.inference.trained import load
 from alt_fast.inference.zero_shot import score_zero_shot
 from alt_fast.model.clip_weights import TINY_CONFIG
 from alt_fast.train import main
-from alt_fast.training.config import OptimConfig, TrainConfig, parse
+from alt_fast.training.config import DataConfig, OptimConfig, TrainConfig, parse
 from alt_fast.training.quarantine import Quarantine
+from alt_fast.training.run_folder import open_run_folder
 from tests.conftest import SMALL_JOB, VideoWriter
 from tests.processes import children, start, start_anew
 
@@ -260,6 +261,59 @@ def test_a_folder_with_a_run_is_not_overwritten(trained_run: Path, capsys: pytes
     assert (trained_run / "model.safetensors").read_bytes() == before
 
 
+def clips_of_two_classes(write_video: VideoWriter, folder: Path, each: int) -> list[str]:
+    """A folder of clips; returns the options of a training on it that takes a second."""
+    clip = write_video("clip.mp4", frames=4)
+    for label in ("playing_guitar", "tai_chi"):
+        (folder / "clips" / label).mkdir(parents=True)
+        for i in range(each):
+            shutil.copy(clip, folder / "clips" / label / f"{i}.mp4")
+    tower = ["--model.backbone", "tiny", "--model.pretrained", "motion_shapes_2", "--model.image-size", "64"]
+    options = ["--model.frames", "2", "--model.r", "4", "--optim.epochs", "1", "--optim.warmup-epochs", "0"]
+    folders = ["--data.train", str(folder / "clips"), "--out", str(folder / "run")]
+    return [*folders, *tower, *options, "--data.workers", "0"]
+
+
+def test_a_mistake_before_the_first_step_leaves_the_folder_free(
+    write_video: VideoWriter, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With --resume and without; the lists of the first attempt go, lists that somebody put there stay."""
+    arguments = clips_of_two_classes(write_video, tmp_path, each=8)
+    shutil.copytree(tmp_path / "clips", tmp_path / "more" / "clips")
+    others = [*arguments, "--data.train", str(tmp_path / "more" / "clips")]
+    assert main([*arguments, "--data.train", str(tmp_path / "clipss")]) == 1
+    assert main([*others, "--resume"]) == 1
+    message = "batch_size 16 is more than the 12 training videos: --optim.batch-size 12 is the most that fits\n"
+    assert capsys.readouterr().err.endswith(message)
+    assert "more/clips" in (tmp_path / "run" / "train.csv").read_text()
+    fitting = ["--optim.batch-size", "12"]
+    assert main([*arguments, *fitting, "--model.pretrained", "nonsense", "--resume"]) == 1
+    assert "more/clips" not in (tmp_path / "run" / "train.csv").read_text()
+    assert main([*arguments, *fitting]) == 0
+    assert main([*arguments, *fitting]) == 1
+    assert "holds a run already" in capsys.readouterr().err
+
+
+def test_a_run_folder_is_begun_anew_only_where_it_is_one(tmp_path: Path) -> None:
+    """A configuration that somebody put there stays, and so does a list that is to be read."""
+    config = TrainConfig(out=str(tmp_path), data=DataConfig(train=str(tmp_path / "train.csv"), test="test.csv"))
+    for name in ("train.csv", "test.csv", "config.yaml"):
+        (tmp_path / name).write_text("mine")
+    with pytest.raises(RunError, match="holds a run already"), open_run_folder(config):
+        pass
+    assert (tmp_path / "config.yaml").read_text() == "mine"
+    (tmp_path / "config.yaml").unlink()
+    with open_run_folder(config):
+        pass
+    with open_run_folder(replace(config, seed=1)):
+        assert (tmp_path / "train.csv").read_text() == "mine"
+        assert not (tmp_path / "test.csv").exists()
+        assert yaml.safe_load((tmp_path / "config.yaml").read_text())["seed"] == 1
+    (tmp_path / "alt-00000001.state").touch()
+    with pytest.raises(RunError, match="holds a run already"), open_run_folder(config):
+        pass
+
+
 def other_dataset(
     write_video: VideoWriter, folder: Path, bad: int = 0, names: Sequence[str] = ("going dark", "getting bright")
 ) -> list[str]:
@@ -297,23 +351,15 @@ def test_a_folder_of_clips_is_all_it_takes(
     write_video: VideoWriter, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """What is held out is tested, and stays so whatever comes into the folder."""
-    clip = write_video("clip.mp4", frames=4)
-    for label in ("playing_guitar", "tai_chi"):
-        (tmp_path / "clips" / label).mkdir(parents=True)
-        for i in range(15):
-            shutil.copy(clip, tmp_path / "clips" / label / f"{i}.mp4")
-    tower = ["--model.backbone", "tiny", "--model.pretrained", "motion_shapes_2", "--model.image-size", "64"]
-    options = ["--model.frames", "2", "--model.r", "4", "--optim.epochs", "1", "--optim.warmup-epochs", "0"]
-    folders = ["--data.train", str(tmp_path / "clips"), "--out", str(tmp_path / "run")]
-    arguments = [*folders, *tower, *options, "--data.workers", "0"]
-    assert parse(folders).model.pretrained == "openai"  # without a configuration: a CLIP, on one's own clips
+    arguments = clips_of_two_classes(write_video, tmp_path, each=15)
+    assert parse(arguments[:4]).model.pretrained == "openai"  # without a configuration: a CLIP, on one's own clips
     assert main([*arguments, "--data.missing", "skip"]) == 0
     out = capsys.readouterr().out
     assert "data.train: 0 of 30 videos (0.0%) are missing and left out\n" in out
     assert "no data.test: 6 of 30 videos (20.0%) are held out with seed 0" in out
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert (metrics["test_videos"], metrics["missing"]) == (6, {})
-    shutil.copy(clip, tmp_path / "clips" / "tai_chi" / "new.mp4")
+    shutil.copy(tmp_path / "clip.mp4", tmp_path / "clips" / "tai_chi" / "new.mp4")
     assert evaluate(["--checkpoint", str(tmp_path / "run"), "--workers", "0", "--json"]) == 0
     (row,) = json.loads(capsys.readouterr().out)
     assert (row["list"], row["videos"], row["top1"]) == (str(tmp_path / "run" / "test.csv"), 6, metrics["top1"])
@@ -385,9 +431,16 @@ def test_too_many_bad_videos_stop_the_run(
 def test_a_wrong_root_stops_the_run(
     write_video: VideoWriter, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = [*other_dataset(write_video, tmp_path), "--data.root", str(tmp_path / "elsewhere")]
-    assert main([*arguments, "--data.max_bad_share", "1"]) == 1
-    assert "no such file. Is data.root right?" in capsys.readouterr().err
+    arguments = other_dataset(write_video, tmp_path)
+    assert main([*arguments, "--data.root", str(tmp_path / "elsewhere"), "--data.max_bad_share", "1"]) == 1
+    assert "none of the 24 videos of data.train is there (24 no such file)" in capsys.readouterr().err
+
+
+def test_a_list_without_a_single_video_stops_the_run(
+    write_video: VideoWriter, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*other_dataset(write_video, tmp_path, bad=24), "--data.max_bad_share", "1"]) == 1
+    assert "video after video cannot be used, the last " in capsys.readouterr().err
 
 
 def test_quarantine_remembers_across_restarts(tmp_path: Path) -> None:
@@ -398,6 +451,17 @@ def test_quarantine_remembers_across_restarts(tmp_path: Path) -> None:
     assert len(path.read_text().splitlines()) == 1
     with pytest.raises(RunError, match="2 of 100"):
         again.add([Failure("b.mp4", "empty")])
+
+
+def test_quarantine_names_twenty_videos_and_lists_all(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "quarantine.jsonl"
+    Quarantine(path, 100, 1).add([Failure(f"{i}.mp4", "empty") for i in range(30)])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[19:] == [
+        "quarantined 19.mp4: empty",
+        f"more than 20 videos are quarantined: the others are listed in {path}",
+    ]
+    assert len(path.read_text().splitlines()) == 30
 
 
 @pytest.mark.parametrize(

@@ -78,8 +78,10 @@ def _print_summary(summary: dict[str, Any]) -> None:
     counts = summary["classes"]
     few, many = (choose(counts.items(), key=lambda pair: pair[1]) for choose in (min, max))
     print(f"classes  {len(counts)}, from {few[1]} ({few[0]}) to {many[1]} videos ({many[0]})")
-    for failure in summary["unusable"]:
+    for failure in summary["unusable"][: cli.SHOWN]:
         print(f"unusable {failure['path']}: {failure['cause']}")
+    if unusable > cli.SHOWN:
+        print(f"unusable {unusable - cli.SHOWN} more, which --json lists")
 
 
 def _stats_parser() -> Any:

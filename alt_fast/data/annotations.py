@@ -100,14 +100,17 @@ def read_labels(given: Sequence[str]) -> list[str]:
 
 
 def read_names(path: str) -> list[str]:
-    """Names from a class file, or from a text file with one a line; "kinetics400" gives torchvision's list of them."""
+    """Names from a class file, or from a text file with one a line; "kinetics400" gives torchvision's list of them.
+
+    Blank lines and comments (#) name nothing. Raises AnnotationError.
+    """
     if path == KINETICS:
         from torchvision.models.video import R3D_18_Weights  # takes seconds
 
         return list(R3D_18_Weights.KINETICS400_V1.meta["categories"])
     if Path(path).suffix in (".csv", ".json"):
         return read_classes(path)
-    lines = [line.strip() for line in read_text(Path(path)).splitlines() if line.strip()]
+    lines = [line for _, line in content_lines(read_text(Path(path)))]
     if not lines:
         raise AnnotationError(f"{path} names no labels")
     numbered = all(re.match(r"\d+\s+\S", line) for line in lines)  # UCF-101's classInd.txt
@@ -141,7 +144,8 @@ def read_list(
         folder, (pairs, passed_over) = path, read_folders(path)
         rows = [_row(pair) for pair in pairs]
         if passed_over:
-            tell(f"{path}: {len(rows)} videos; {passed_over} files passed over, which are hidden or no videos")
+            causes = ", ".join(f"{count} {cause}" for cause, count in passed_over.items())
+            tell(f"{path}: {len(rows)} videos; {passed_over.total()} files passed over: {causes}")
     else:
         rows = _read_hmdb(path, subset) if "*" in path.name else _read_rows(path)
     if not rows:

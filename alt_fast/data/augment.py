@@ -21,6 +21,8 @@ MEAN_STD = {
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
 }
+BLANK = 2.0
+"""Grey levels of standard deviation, of 255: a picture with less in every channel shows nothing."""
 _YIQ = np.array([[0.299, 0.587, 0.114], [0.595716, -0.274453, -0.321263], [0.211456, -0.522591, 0.311135]])
 _GRAY = np.tile(_YIQ[0], (3, 1))  # RGB to three times luma
 _ANCHORS = ((0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (1.0, 1.0), (0.5, 0.5))  # MultiScaleCrop's fixed places: x, y
@@ -160,6 +162,17 @@ def unpaint(video: Tensor, normalize: str) -> Tensor:
     """Return the pixels of normalised clips or frames [..., 3, H, W], as uint8."""
     mean, std = (torch.tensor(values, device=video.device).view(3, 1, 1) for values in MEAN_STD[normalize])
     return ((video * std + mean) * 255).round().clamp(0, 255).byte()
+
+
+def is_blank(frames: Tensor, normalize: str | None = None) -> Tensor:
+    """Return which frames [..., 3, H, W] are of one colour, as bool [...].
+
+    normalize: by which they were painted; None for pixels, 0 to 255.
+    """
+    spread = frames.float().std((-2, -1), correction=0)
+    if normalize is not None:
+        spread = 255 * spread * torch.tensor(MEAN_STD[normalize][1], device=frames.device)
+    return (spread < BLANK).all(-1)
 
 
 def apply(record: ClipRecord, frames: Frames, size: tuple[int, int], config: AugmentConfig) -> Tensor:

@@ -153,7 +153,8 @@ class Capture:
                 endless = endless and not container.duration
                 self._take(container, paced=not endless and self._source != "-")
         except StorageError as e:
-            return endless, str(e)
+            hint = f"; a camera is /dev/video{self._source}" if self._source.isdecimal() else ""
+            return endless, f"{e}{hint}"
         except VideoError as e:
             return endless, e.cause
         except av.error.ExitError:

@@ -12,7 +12,7 @@ from alt_fast.data.annotations import Video
 from alt_fast.data.batch import Failure, kinds
 from alt_fast.data.decode import VideoError, decode_frames, index_video, open_video
 from alt_fast.data.sampling import segment_positions
-from alt_fast.data.storage import locate
+from alt_fast.data.storage import StorageError, locate
 from alt_fast.data.workers import LostError, Workers
 from alt_fast.progress import Progress
 
@@ -51,6 +51,17 @@ def scan(videos: Sequence[Video], workers: int, timeout: float) -> tuple[list[Fa
 def find_missing(videos: Sequence[Video], workers: int, timeout: float) -> list[Failure]:
     """Return the videos that are not there, and files that hold no video, by opening all."""
     return of_all(open_video, "look for videos", videos, workers, timeout)[1]
+
+
+def find_absent(videos: Sequence[Video]) -> list[Failure]:
+    """Return the videos that are not there, and empty files, by looking for all; none is opened."""
+    failures = []
+    for video in Progress(videos, "look for videos", "video"):
+        try:
+            locate(video.path)
+        except StorageError as e:
+            failures.append(Failure(str(video.path), str(e)))
+    return failures
 
 
 def of_all(

@@ -7,7 +7,7 @@ import bisect
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import groupby
 from pathlib import Path
@@ -245,6 +245,12 @@ class _Pictures:
         self.sizes.add(f"{width} x {height}")
         self.taken[number] = self._take(planes)
 
+    def stack(self, path: str | Path, wanted: Sequence[int]) -> Frames:
+        """Return what was taken of these. Raises VideoError where sizes differ."""
+        if len(self.sizes) > 1:
+            raise VideoError(path, f"its frames differ in size ({', '.join(sorted(self.sizes))})")
+        return np.stack([self.taken[number] for number in wanted])
+
 
 def _decode(
     path: str | Path,
@@ -255,79 +261,152 @@ def _decode(
 ) -> Frames:
     distinct = sorted(set(wanted))
     pictures = _Pictures(take)
-    if not _decode_seeking(container, index, distinct, pictures):
+    if index.times is None or not _Seeking(container, index).read(distinct, pictures):
         pictures = _Pictures(take)
-        _decode_linear(path, index, distinct, pictures)
-    if len(pictures.sizes) > 1:
-        raise VideoError(path, f"its frames differ in size ({', '.join(sorted(pictures.sizes))})")
-    return np.stack([pictures.taken[number] for number in wanted])
+        _Linear(path, index).read(distinct, pictures)
+    return pictures.stack(path, wanted)
 
 
-def _decode_seeking(
-    container: "av.container.InputContainer", index: VideoIndex, wanted: Sequence[int], pictures: _Pictures
-) -> bool:
-    """Decode each wanted frame from the keyframe before it; false where the container does not seek exactly."""
-    if index.times is None:
-        return False
-    times, keyframes = index.times, index.keyframes
+@dataclass
+class _Needed:
+    """Times that a decoder has still to reach, their last one, and whether it ends there."""
 
-    def start(number: int) -> int:
-        place = bisect.bisect_right(keyframes, times[number])
-        return keyframes[place - 1] if place else times[0]
+    times: set[int] = field(default_factory=set)
+    last: int = 0
+    ends: bool = True
 
-    stream = container.streams.video[0]
-    stream.thread_type = "NONE"  # loader workers are the parallelism
-    for key, group in groupby(wanted, start):
-        numbers = {times[number]: number for number in group}
-        container.seek(key, stream=stream)
-        for frame in _decode_only(container, stream, key, set(numbers)):
-            if frame.pts in numbers:
-                pictures.add(numbers[frame.pts], frame)
-    return len(pictures.taken) == len(wanted)
+
+class _Seeking:
+    """Decodes each wanted frame from the keyframe before it, or on from where it is where that is nearer."""
+
+    def __init__(self, container: "av.container.InputContainer", index: VideoIndex) -> None:
+        assert index.times is not None
+        self._container, self._times, self._keyframes = container, index.times, index.keyframes
+        self._stream = container.streams.video[0]
+        self._stream.thread_type = "NONE"  # loader workers are the parallelism
+        self._needed = _Needed()
+        self._frames: Iterator[av.VideoFrame] = iter(())  # looks at `_needed`
+        self._place: int | None = None  # time that it has come to; None where it does not go on
+
+    def read(self, wanted: Sequence[int], pictures: _Pictures, goes_on: bool = False) -> bool:
+        """Decode these frames, ascending; false where the container does not seek exactly.
+
+        goes_on: whether another call may follow, with frames behind these.
+        """
+        for key, group in groupby(wanted, self._key):
+            numbers = {self._times[number]: number for number in group}
+            needed, last = self._needed, max(numbers)
+            needed.times, needed.last, needed.ends = set(numbers), last, not goes_on or last < self._times[wanted[-1]]
+            if self._place is None or not key <= self._place < min(numbers):
+                self._container.seek(key, stream=self._stream)
+                self._frames = _decode_only(self._container, self._stream, key, needed)
+            for frame in self._frames:
+                if frame.pts in numbers:
+                    pictures.add(numbers[frame.pts], frame)
+                if goes_on and frame.pts is not None and frame.pts >= last:
+                    break
+            self._place = None if needed.ends else last
+        return len(pictures.taken) == len(wanted)
+
+    def _key(self, number: int) -> int:
+        place = bisect.bisect_right(self._keyframes, self._times[number])
+        return self._keyframes[place - 1] if place else self._times[0]
 
 
 def _decode_only(
-    container: "av.container.InputContainer", stream: "av.video.stream.VideoStream", key: int, needed: set[int]
+    container: "av.container.InputContainer", stream: "av.video.stream.VideoStream", key: int, needed: _Needed
 ) -> Iterator[av.VideoFrame]:
-    """The frames shown at the times `needed`, among others, after a seek to `key`; none when the seek missed it.
+    """The frames that are `needed`, among others, after a seek to the time `key`; none when the seek missed it.
 
-    Frames that are neither needed nor referred to by others are not decoded, nor is what comes after the last one.
+    Frames that are neither needed nor referred to by others are not decoded, nor is what comes after the last one, but
+    where `needed` does not end there: it may change meanwhile.
     """
     for number, packet in enumerate(container.demux(stream)):
         if number == 0 and (packet.pts is None or packet.pts > key):
             return
-        stream.codec_context.skip_frame = "DEFAULT" if packet.pts is None or packet.pts in needed else "NONREF"
+        shown = packet.pts is None or packet.pts in needed.times or (packet.pts > needed.last and not needed.ends)
+        stream.codec_context.skip_frame = "DEFAULT" if shown else "NONREF"
         yield from packet.decode()
-        needed.discard(packet.pts)
-        if not needed:
+        needed.times.discard(packet.pts)
+        if needed.ends and not needed.times:
             yield from stream.decode(None)  # what it holds back
             return
 
 
-def _decode_linear(path: str | Path, index: VideoIndex, wanted: Sequence[int], pictures: _Pictures) -> None:
-    """Decode from the start; each wanted number or time takes the first frame that is not before it.
+class FrameReader:
+    """Decodes frames of one video, call after call, in order: it goes on where it was unless a keyframe lies nearer.
+
+    So a whole video costs one decoding, where its frames carry no times or hardly one is a keyframe too. Called with
+    numbers, ascending; what it returns is `decode_frames`'. Who goes back pays for it. Picklable before its first call.
+    """
+
+    def __init__(self, path: str | Path, index: VideoIndex, take: Take = whole) -> None:
+        self._path, self._index, self._take = path, index, take
+        self._seeking: _Seeking | None = None
+        self._linear: _Linear | None = None
+
+    def __call__(self, wanted: Sequence[int]) -> Frames:
+        """Return what was taken of these frames, stacked. Raises VideoError, after which the next call starts anew."""
+        try:
+            with _errors_of(self._path):
+                return self._read(sorted(set(wanted)), wanted)
+        except VideoError:
+            self._seeking = self._linear = None
+            raise
+
+    def _read(self, distinct: Sequence[int], wanted: Sequence[int]) -> Frames:
+        pictures = _Pictures(self._take)
+        if self._index.times is not None:
+            self._seeking = self._seeking or _Seeking(_open(self._path), self._index)
+            if self._seeking.read(distinct, pictures, goes_on=True):
+                return pictures.stack(self._path, wanted)
+            self._seeking, pictures = None, _Pictures(self._take)
+        if self._linear is None or distinct[0] <= self._linear.last:
+            self._linear = _Linear(self._path, self._index)
+        self._linear.read(distinct, pictures)
+        return pictures.stack(self._path, wanted)
+
+
+class _Linear:
+    """Decodes from the start; each wanted number or time takes the first frame that is not before it.
 
     Packets may give no frame (hidden frames of VP8, the last ones of some AVIs): at the end the last frame stands in.
+    last: number of the frame that was wanted last.
     """
-    order: Sequence[int] = range(index.count) if index.times is None else index.times
-    pending = list(wanted)
-    frame, decoded = None, 0
-    with _open(path) as container:
+
+    def __init__(self, path: str | Path, index: VideoIndex) -> None:
+        self.last = -1
+        self._path, self._count, self._timed = path, index.count, index.times is not None
+        self._order: Sequence[int] = range(index.count) if index.times is None else index.times
+        container = _open(path)
         stream = container.streams.video[0]
         stream.thread_type = "NONE"
-        for number, frame in enumerate(container.decode(stream)):
-            place = number if index.times is None else frame.pts
-            if place is None:
-                raise VideoError(path, "its frames carry no times")
-            decoded = bisect.bisect_right(order, place)
-            while pending and order[pending[0]] <= place:
-                pictures.add(pending.pop(0), frame)
-            if not pending:
-                return
-    if frame is None or index.count - decoded > _MISSING_FRAMES:
-        raise VideoError(path, f"broken: decoding ends at frame {decoded} of {index.count}")
-    for number in pending:
-        pictures.add(number, frame)
+        self._frames = enumerate(container.decode(stream))
+        self._frame: av.VideoFrame | None = None
+        self._place: int | None = None  # number or time of the frame that came last
+
+    def read(self, wanted: Sequence[int], pictures: _Pictures) -> None:
+        """Decode these frames, ascending. Raises VideoError."""
+        for number in wanted:
+            while self._place is None or self._place < self._order[number]:
+                if not self._advance():
+                    break
+            assert self._frame is not None
+            pictures.add(number, self._frame)
+            self.last = number
+
+    def _advance(self) -> bool:
+        """Decode the next frame; false at an end where the last one may stand in."""
+        number, frame = next(self._frames, (-1, None))
+        if frame is None:
+            decoded = 0 if self._place is None else bisect.bisect_right(self._order, self._place)
+            if self._frame is None or self._count - decoded > _MISSING_FRAMES:
+                raise VideoError(self._path, f"broken: decoding ends at frame {decoded} of {self._count}")
+            return False
+        self._frame, self._place = frame, frame.pts if self._timed else number
+        if self._place is None:
+            raise VideoError(self._path, "its frames carry no times")
+        return True
 
 
 def upright(frame: av.VideoFrame, convert: VideoReformatter) -> Planes:

@@ -1,32 +1,50 @@
 """A folder of videos with a folder for each class, read as a list."""
 
 import os
+from collections import Counter
 from pathlib import Path
 
 from alt_fast.data.tables import AnnotationError, Pair, is_video
 
+HIDDEN, DEEPER = "hidden, beside the classes or no videos", "in folders inside the classes"
+"""Causes to pass files over."""
 
-def read_folders(folder: Path) -> tuple[list[Pair], int]:
-    """Return FOLDER/LABEL/VIDEO as rows, by label and name, and the number of files that were passed over.
 
-    What is hidden, and what has no suffix of a video's, is passed over; so are files beside the classes, and folders
-    inside them. Raises AnnotationError for a folder without classes, a class without videos and names that no list can
-    hold.
+def read_folders(folder: Path) -> tuple[list[Pair], Counter[str]]:
+    """Return FOLDER/LABEL/VIDEO as rows, by label and name, and how many files were passed over, by cause.
+
+    What is hidden, and what has no suffix of a video's, is passed over; so are files beside the classes, and videos in
+    folders inside them. Raises AnnotationError for a folder without classes, a class without videos and names that no
+    list can hold.
     """
     beside, classes = _entries(folder)
     if not classes:
         found = "videos, but no folders" if any(map(is_video, beside)) else "no folders"
         raise AnnotationError(f"{folder} holds {found}: expected a folder for each class, {folder}/LABEL/*.mp4")
-    rows, passed_over = [], len(beside)
+    rows, passed_over = [], Counter({HIDDEN: len(beside)})
     for label in classes:
         files, inner = _entries(folder / label)
-        videos = [name for name in files if is_video(name) and not name.startswith(".")]
+        videos = list(filter(_is_shown, files))
         if not videos:
             deeper = f" but the folder {inner[0]}; classes are one level below what is named" if inner else ""
             raise AnnotationError(f"{folder / label} holds no videos{deeper}")
         rows += [Pair(str(folder / label), f"{label}/{name}", label) for name in map(_writable, videos)]
-        passed_over += len(files) - len(videos)
-    return rows, passed_over
+        passed_over[HIDDEN] += len(files) - len(videos)
+        passed_over[DEEPER] += sum(_count_below(folder / label / name) for name in inner)
+    return rows, +passed_over
+
+
+def _count_below(folder: Path) -> int:
+    """How many videos a folder inside a class holds, at any depth."""
+    count = 0
+    for _, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        count += sum(map(_is_shown, files))
+    return count
+
+
+def _is_shown(name: str) -> bool:
+    return is_video(name) and not name.startswith(".")
 
 
 def _entries(folder: Path) -> tuple[list[str], list[str]]:

@@ -50,8 +50,14 @@ def read_text(path: Path) -> str:
         content = path.read_bytes()
         marked = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
         text = content.decode("utf-16" if marked else "utf-8-sig")
-    except (OSError, UnicodeDecodeError) as e:
+    except OSError as e:
         raise AnnotationError(f"cannot read {path}: {e}") from e
+    except UnicodeDecodeError as e:
+        line = e.object.count(b"\n", 0, e.start) + 1
+        where = "UTF-16" if marked else f"UTF-8, byte {e.object[e.start]:#04x} in line {line}"
+        raise AnnotationError(
+            f"cannot read {path}: it is not in {where}; save it as UTF-8, which Excel calls CSV UTF-8"
+        ) from e
     if "\0" in text:
         raise AnnotationError(
             f"cannot read {path}: it holds zero bytes, as UTF-16 without a byte-order mark does; save it as UTF-8"

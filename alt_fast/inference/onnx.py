@@ -167,7 +167,7 @@ def _part(name: str, model: ALT, head: Head) -> tuple[nn.Module, dict[str, Tenso
     num_frames, width = model.config.frames, model.alignment.entities.shape[1]
     video, classes = torch.zeros(2, num_frames, 3, *model.image_size), torch.zeros(3, width)
     if name == "frame_encoder":
-        return FrameEncoder(model, head), {"frames": video.flatten(0, 1)}, FrameFeatures._fields
+        return FrameEncoder(model, head), {"frames": video.flatten(0, 1)}, ("frame", "pooled", "entity")
     if name == "decoder":
         frame, pooled = torch.zeros(2, 2, num_frames, width).unbind()  # one tensor twice would be one input
         return Decoder(model, head), {"frame": frame, "pooled": pooled, "classes": classes}, ("probabilities",)

@@ -12,15 +12,19 @@ from torch import Tensor
 
 from alt_fast.corpus import Corpus
 from alt_fast.data.annotations import Video
-from alt_fast.data.augment import color_map, paint, view_record
+from alt_fast.data.augment import color_map, is_blank, paint, view_record
 from alt_fast.data.batch import Failure
 from alt_fast.data.config import ClipSpec
 from alt_fast.data.dataset import EvalClips, batched
+from alt_fast.data.decode import VideoError
 from alt_fast.data.loader import Loader, open_backend
 from alt_fast.data.pyav import read_clip
 from alt_fast.inference.scoring import EvalConfig
 from alt_fast.model.alt import ALT
 from alt_fast.model.config import Head
+
+ONE_COLOUR = "every frame is of one colour"
+"""Why nothing can be told of a video, or of a part."""
 
 
 @dataclass(frozen=True)
@@ -92,8 +96,10 @@ class Choice:
 
 @torch.inference_mode()
 def predict(path: str | Path, model: ALT, spec: ClipSpec, choice: Choice, head: Head = "alt") -> Prediction:
-    """Score a video against all labels. Raises VideoError."""
+    """Score a video against all labels. Raises VideoError, also for one that shows nothing."""
     video = load_video(path, spec).to(choice.classes.device)
+    if is_blank(video, spec.augment.normalize).all():
+        raise VideoError(path, f"nothing can be told: {ONE_COLOUR}")
     probabilities, entity = model.probabilities(video, choice.classes, head)
     return choice.prediction(str(path), probabilities[0], entity[0], model.corpus)
 
@@ -113,9 +119,10 @@ def predict_batches(
 ) -> Iterator[list[Prediction | Failure]]:
     """Score videos against all labels, `testing.batch_size` clips at once, while other processes decode the next ones.
 
-    Yields what was found by share, in order; of several views the mean probabilities. shares: numbers of the videos to
-    score, those that run together in a range; by default all, `testing.batch_size` in each. What is said of a video
-    depends on its share, in the last bits, and on nothing else: not on who else scores what.
+    Yields what was found by share, in order; of several views the mean probabilities; a Failure for what cannot be
+    read or shows nothing. shares: numbers of the videos to score, those that run together in a range; by default all,
+    `testing.batch_size` in each. What is said of a video depends on its share, in the last bits, and on nothing else:
+    not on who else scores what.
     """
     model.eval()
     size, device = testing.batch_size, choice.classes.device
@@ -126,18 +133,21 @@ def predict_batches(
     backend, _ = open_backend(testing.loading.loader, clips, device, threads=max(1, testing.loading.workers))
     loaded = iter(Loader(clips, list(chain.from_iterable(keys)), backend, testing.loading))
     for share, own in zip(shares, keys, strict=True):
-        scores, entities, causes = [], [], dict[str, str]()
+        scores, entities, blanks, causes = [], [], [], dict[str, str]()
         for batch in islice(loaded, len(own)):
             with torch.inference_mode():
                 probabilities, entity = model.probabilities(batch.video, choice.classes, testing.head)
             scores.append(probabilities.cpu())
             entities.append(entity.cpu())
+            blanks.append(is_blank(batch.video, spec.augment.normalize).all(1).cpu())
             causes |= dict(batch.failures)
         mean = torch.cat(scores).unflatten(0, (-1, clips.views)).mean(1)
         seen = torch.cat(entities).unflatten(0, (-1, clips.views)).flatten(1, 2)
+        blank = torch.cat(blanks).unflatten(0, (-1, clips.views)).all(1).tolist()
         found: list[Prediction | Failure] = []
-        for number, probabilities, entity in zip(share, mean, seen, strict=True):
-            cause = causes.get(str(clips.videos[number].path))
+        for number, probabilities, entity, is_nothing in zip(share, mean, seen, blank, strict=True):
+            nothing = f"nothing can be told: {ONE_COLOUR}" if is_nothing else None
+            cause = causes.get(str(clips.videos[number].path), nothing)
             name = str(paths[number])
             found.append(
                 Failure(name, cause) if cause else choice.prediction(name, probabilities, entity, model.corpus)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from alt_fast.data.augment import apply, crop_box, view_record
+from alt_fast.data.augment import apply, crop_box, cut, is_blank, view_record
 from alt_fast.data.capture import Capture, Clock, Picture
 from alt_fast.data.decode import Frames
 from alt_fast.errors import ArgumentError
@@ -56,6 +56,10 @@ class Recogniser:
         spec = self.trained.spec
         frames = torch.cat([apply(self._record, picture[None], spec.size, spec.augment) for picture in pictures])
         return self.trained.model.see(frames.to(self.trained.device), self.head)
+
+    def shows_nothing(self, picture: Frames) -> bool:
+        """Return whether what is seen of a picture, uint8 RGB [H, W, 3], is of one colour."""
+        return bool(is_blank(cut(self._record, picture[None], self.trained.spec.size)))
 
     def entities(self, seen: FrameFeatures) -> list[EntityShare]:
         """Return what the regions of a picture aligned to, by falling share. seen: of one picture, [1, ...]."""
@@ -105,7 +109,10 @@ class Watch:
     and not made up for, so that a slow machine judges every second one, or third; they count as repeats too. When
     nothing has come for a whole window, it is emptied, and filled again before anything is said.
 
-    window: by default four seconds, or as long as T pictures take. judged, passed_over: ticks.
+    Nor is anything said where all T pictures are of one colour.
+
+    window: by default four seconds, or as long as T pictures take; the one taken is known once there is a picture.
+    judged, passed_over: ticks. blank: whether the last T pictures were of one colour.
 
     Raises ArgumentError for a window in which the source has fewer pictures than a clip has frames; VideoError.
     """
@@ -115,28 +122,31 @@ class Watch:
     ) -> None:
         self.judged = self.passed_over = 0
         self._recogniser, self._capture, self._clock, self._ending = recogniser, capture, clock, ending
-        self._asked = window
+        self.window, self.blank = window, False
 
     def __iter__(self) -> Iterator[Judgement | None]:
         first = self._wait_for_first()
         if first is None:
             return
-        window = self._check_window()
+        window = self.window = self._check_window()
         count = self._recogniser.clip_frames
         spacing, start = window / count, self._clock.now()
-        clip: deque[FrameFeatures] = deque(maxlen=count)
+        clip: deque[tuple[FrameFeatures, bool]] = deque(maxlen=count)  # and whether they show nothing
         tick, number = 0, -1
         while not self._ending.is_set():
             last = self._capture.ended.is_set()  # asked before, so that the very last picture is judged
             picture = self._capture.newest() or first
             if picture.number != number:
-                seen, number = self._recogniser.see([picture.rgb()]), picture.number
-            clip.append(seen)
+                pixels, number = picture.rgb(), picture.number
+                seen, nothing = self._recogniser.see([pixels]), self._recogniser.shows_nothing(pixels)
+            clip.append((seen, nothing))
             if self._clock.now() - picture.time > window:
                 clip.clear()
-            if len(clip) == count:
+            self.blank = len(clip) == count and all(nothing for _, nothing in clip)
+            if len(clip) == count and not self.blank:
                 self.judged += 1
-                yield Judgement(self._recogniser.judge(join(clip)), picture, seen, picture.time - first.time)
+                labels = self._recogniser.judge(join([seen for seen, _ in clip]))
+                yield Judgement(labels, picture, seen, picture.time - first.time)
             else:
                 yield None
             if last:
@@ -144,7 +154,7 @@ class Watch:
             missed = max(0, math.ceil((self._clock.now() - start) / spacing) - tick - 1)
             self.passed_over += missed
             if clip:
-                clip.extend([seen] * min(missed, count))
+                clip.extend([(seen, nothing)] * min(missed, count))
             tick += 1 + missed
             self._clock.wait(self._ending, start + tick * spacing - self._clock.now())
 
@@ -159,7 +169,7 @@ class Watch:
     def _check_window(self) -> float:
         count, rate = self._recogniser.clip_frames, self._capture.rate
         least = count / rate if rate else 0.0
-        window = max(WINDOW, least) if self._asked is None else self._asked
+        window = max(WINDOW, least) if self.window is None else self.window
         if window < least:
             raise ArgumentError(
                 f"the window must hold the {count} frames of a clip: at {rate:g} pictures/s it must be "

@@ -4,7 +4,6 @@ Loading runs no code from the file.
 """
 
 import json
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -146,13 +145,17 @@ class TrainedModel:
     def embed(self, labels: Sequence[str]) -> Tensor:
         """Return the embeddings of class names, [I, d], with the texts there are.
 
-        Raises ArgumentError for none, and for the same one twice.
+        Raises ArgumentError for none, and for the same one twice, whatever its case and spaces, as CLIP reads it.
         """
         if not labels:
             raise ArgumentError("labels must not be empty")
-        twice = [label for label, count in Counter(labels).items() if count > 1]
-        if twice:
-            raise ArgumentError(f"labels must differ, got {twice[0]!r} twice")
+        seen: dict[str, str] = {}
+        for label in labels:
+            key = " ".join(label.casefold().split())
+            if key in seen:
+                again = "twice" if seen[key] == label else f"and {label!r}, which CLIP reads alike"
+                raise ArgumentError(f"labels must differ, got {seen[key]!r} {again}")
+            seen[key] = label
         texts = {label: self.texts[key] for label in labels if (key := name_key(label)) in self.texts}
         return self.model.text.classes(labels, self.templates, texts)
 

@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from alt_fast.data.augment import color_map, cut_picture, paint, view_record
+from alt_fast.data.augment import color_map, cut_picture, is_blank, paint, view_record
 from alt_fast.data.config import ClipSpec, Loading
-from alt_fast.data.decode import VideoError, VideoIndex, decode_frames, index_video
+from alt_fast.data.decode import FrameReader, VideoError, VideoIndex, index_video
 from alt_fast.data.workers import LostError, Workers
 from alt_fast.errors import ArgumentError
-from alt_fast.inference.predict import entity_shares
+from alt_fast.inference.predict import ONE_COLOUR, entity_shares
 from alt_fast.inference.segments import Hysteresis, Segmenter
 from alt_fast.model.alt import ALT, FrameFeatures
 from alt_fast.model.config import Head
@@ -29,7 +29,6 @@ from alt_fast.progress import Progress
 from alt_fast.report.timeline import Gap, Picture, Timeline
 
 CHUNK = 32  # frames that one call decodes
-BLANK = 2.0  # grey levels of standard deviation, of 255: frames with less show nothing
 TOP = 5  # labels kept of every window
 ENTITIES = 4  # likewise
 PICTURES = 240  # at most, of a page
@@ -71,17 +70,19 @@ def place_windows(path: str | Path, index: VideoIndex, num_frames: int, window: 
     return Windows(np.array(numbers), np.array([0.0, *middles, float(length)]))
 
 
-@dataclass(frozen=True)
 class ChunkReader:
-    """Decodes frames of one video and cuts them as test clips are cut: uint8 [n, 3, H, W]. Picklable."""
+    """Decodes frames of one video, in order, and cuts them as test clips are cut: uint8 [n, 3, H, W].
 
-    path: str
-    index: VideoIndex
-    spec: ClipSpec
+    Picklable before its first call.
+    """
+
+    def __init__(self, path: str, index: VideoIndex, spec: ClipSpec) -> None:
+        self.path = path
+        take = partial(cut_picture, view_record(spec.augment, spec.num_frames), spec.size)
+        self._frames = FrameReader(path, index, take)
 
     def __call__(self, numbers: Sequence[int]) -> NDArray[np.uint8]:
-        take = partial(cut_picture, view_record(self.spec.augment, self.spec.num_frames), self.spec.size)
-        return decode_frames(self.path, self.index, numbers, take)
+        return self._frames(numbers)
 
 
 def read_frames(
@@ -198,7 +199,8 @@ class _Scan:
         self.gaps: list[Gap] = []
         self.pictures: list[Picture] = []
         self.encoded = 0
-        self._kept: dict[int, Any] = {}  # by frame: what the judge keeps, or why there is nothing to
+        # By frame: what the judge keeps; why there is nothing to; pixels of one colour that no window has needed yet.
+        self._kept: dict[int, Any] = {}
         self._shows: set[int] = set()  # frames that are more than one colour
         self._next = 0  # window
         every = ceil(len(windows.numbers) / PICTURES)
@@ -209,13 +211,13 @@ class _Scan:
         if isinstance(found, str):
             self._kept |= dict.fromkeys(numbers, found)
         else:
-            for number, pixels, seen in zip(numbers, found, self.judge.see(found), strict=True):
-                self._kept[number] = seen
-                if pixels.std() >= BLANK:
-                    self._shows.add(number)
+            shown = (~is_blank(torch.from_numpy(found))).tolist()
+            self._shows |= {number for number, shows in zip(numbers, shown, strict=True) if shows}
+            self._kept |= dict(zip(numbers, found, strict=True))
+            self._see(sorted(self._shows.intersection(numbers)))
+            for number, pixels in zip(numbers, found, strict=True):
                 if number in self._pictured:
                     self.pictures.append(Picture(float(self.index.time_of(number)), _jpeg(pixels)))
-            self.encoded += len(numbers)
         last = self.windows.numbers[:, -1]
         ready = range(self._next, int(np.searchsorted(last, numbers[-1], "right")))
         if ready:
@@ -226,12 +228,21 @@ class _Scan:
             self._kept = {number: kept for number, kept in self._kept.items() if number >= first}
             self._shows = {number for number in self._shows if number >= first}
 
+    def _see(self, numbers: Sequence[int]) -> None:
+        """Encode these frames, whose pixels are kept."""
+        if numbers:
+            pixels = np.stack([self._kept[number] for number in numbers])
+            self._kept |= dict(zip(numbers, self.judge.see(pixels), strict=True))
+            self.encoded += len(numbers)
+
     def _judge(self, ready: range) -> None:
         """Judge these windows."""
         causes = [self._cause(numbers) for numbers in self.windows.numbers[ready.start : ready.stop].tolist()]
         good = [k for k, cause in zip(ready, causes, strict=True) if cause is None]
         scores: dict[int, NDArray[np.float32]] = {}
         if good:
+            needed = np.unique(self.windows.numbers[good]).tolist()
+            self._see([number for number in needed if isinstance(self._kept[number], np.ndarray)])  # shows nothing
             kept = [[self._kept[number] for number in self.windows.numbers[k].tolist()] for k in good]
             probabilities, entity = self.judge.score(kept)
             top = probabilities.topk(min(TOP, probabilities.shape[1]))
@@ -252,7 +263,7 @@ class _Scan:
         """Why a window of these frames cannot be judged."""
         broken = next((self._kept[number] for number in numbers if isinstance(self._kept[number], str)), None)
         if broken is None and not self._shows.intersection(numbers):
-            return "every frame is of one colour"
+            return ONE_COLOUR
         return broken
 
     def _names(self, entity: Sequence[int]) -> list[str]:

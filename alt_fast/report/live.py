@@ -1,5 +1,6 @@
 """A page that shows what is being recognised, served to browsers on this machine; to others only with a token."""
 
+import ipaddress
 import json
 import secrets
 import socket
@@ -51,6 +52,7 @@ class LivePage:
             self._server = _Server(self, host, port)
         except OSError as e:
             raise ArgumentError(f"the page cannot be served on {host}, port {port}: {e}") from e
+        host = _reachable(host, self._server)
         where = f"[{host}]" if ":" in host else host
         self.address = f"http://{where}:{self._server.server_port}/" + (f"{self.token}/" if self.token else "")
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.1,), name="page")
@@ -148,6 +150,20 @@ class _Server(ThreadingHTTPServer):
         """Say nothing of browsers that are gone or silent."""
         if not isinstance(sys.exception(), OSError):
             super().handle_error(request, client_address)
+
+
+def _reachable(host: str, server: _Server) -> str:
+    """Return where others find a server: for 0.0.0.0 and ::, which stand for all addresses, this machine's own one."""
+    bound = str(server.server_address[0])
+    if not ipaddress.ip_address(bound).is_unspecified:
+        return host
+    elsewhere = "2001:db8::1" if ":" in bound else "192.0.2.1"  # of nobody (RFC 3849, RFC 5737), and nothing is sent
+    with socket.socket(server.address_family, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect((elsewhere, 9))
+        except OSError:  # no network
+            return socket.gethostname()
+        return str(probe.getsockname()[0])
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -15,6 +15,7 @@ from alt_fast.data.loader import Loader
 from alt_fast.data.rng import Stream, integer
 from alt_fast.distributed import World, shard
 from alt_fast.errors import RunError
+from alt_fast.files import QUARANTINE
 from alt_fast.inference.trained import TrainedModel
 from alt_fast.model.alt import ALT
 from alt_fast.model.encoder import RegionEncoder
@@ -56,7 +57,7 @@ class AltStage:
             self.forward = torch.compile(self.forward)
         num_classes, seed = len(trained.classes), job.config.seed
         self.mix = Mixing(num_classes, optim.mixup, optim.cutmix, optim.mix_switch, optim.label_smoothing, seed)
-        share, path = job.config.data.max_bad_share, job.folder / "quarantine.jsonl"
+        share, path = job.config.data.max_bad_share, job.folder / QUARANTINE
         self.quarantine = Quarantine(path, len(clips.videos), share, writes=job.world.main)
 
     def learning_rate(self, parameter: str) -> float:
@@ -120,18 +121,27 @@ def distillation_loss(frames: Tensor, first: Tensor) -> Tensor:
     return 1 - F.cosine_similarity(frames.float(), first.float(), dim=-1).mean()
 
 
-def _settings(job: Job) -> StageSettings:
-    """Return the numbers of the stage. Raises RunError for a batch that cannot be made."""
-    optim, world, videos = job.config.optim, job.world, len(job.lists.train)
+def check_batch(optim: OptimConfig, world: World, videos: int) -> None:
+    """Raise RunError for a batch that cannot be made of so many training videos, with the size that can."""
     parts = optim.accumulate * world.size
-    if optim.batch_size % parts or ((optim.mixup or optim.cutmix) and optim.batch_size // parts % 2):
+    least = parts * 2 if optim.mixup or optim.cutmix else parts
+    if optim.batch_size % least:
         raise RunError(
             f"optim.batch_size {optim.batch_size} must be made of {parts} equal parts ({world.size} processes x "
             f"optim.accumulate {optim.accumulate}), each even for mixup and cutmix"
         )
-    steps_per_epoch = videos // optim.batch_size
-    if steps_per_epoch == 0:
-        raise RunError(f"optim.batch_size {optim.batch_size} is more than the {videos} training videos")
+    if optim.batch_size > videos:
+        fits = videos // least * least
+        raise RunError(
+            f"optim.batch_size {optim.batch_size} is more than the {videos} training videos: "
+            + (f"--optim.batch-size {fits} is the most that fits" if fits else f"{least} is the least there must be")
+        )
+
+
+def _settings(job: Job) -> StageSettings:
+    """Return the numbers of the stage."""
+    optim = job.config.optim
+    steps_per_epoch = len(job.lists.train) // optim.batch_size
     return StageSettings(
         schedule=Schedule(steps_per_epoch * optim.epochs, steps_per_epoch * optim.warmup_epochs, optim.final_lr),
         steps_per_epoch=steps_per_epoch,

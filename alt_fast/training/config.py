@@ -31,7 +31,8 @@ class DataConfig:
         workers: decoding processes.
         timeout: seconds that one video may take to decode before it counts as unusable.
         missing: what to do about videos that are not there, and files that hold no video: "error", they count as
-            unusable when their turn comes; "skip", they are looked for first, left out, and listed in the run folder.
+            unusable when their turn comes, or stop the run at its start where too many are not there; "skip", they are
+            looked for first, left out, and listed in the run folder.
         max_bad_share: stop when more than this share of the training videos cannot be used.
     """
 

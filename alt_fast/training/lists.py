@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from alt_fast.data.annotations import Video, read_list, write_list
-from alt_fast.data.batch import kinds
-from alt_fast.data.check import find_missing
+from alt_fast.data.batch import Failure, kinds
+from alt_fast.data.check import find_absent, find_missing
 from alt_fast.data.motion_shapes import DEFAULT_ROOT, list_files
 from alt_fast.data.motion_shapes.generate import generate
 from alt_fast.data.split import TEST_SIZE, split
@@ -73,15 +73,38 @@ def _leave_out_missing(data: DataConfig, folder: Path, lists: dict[str, list[Vid
     entries = []
     for name, videos in lists.items():
         missing = find_missing(videos, data.workers, data.timeout)
-        causes = ", ".join(f"{count} {kind}" for kind, count in kinds(missing).items())
-        if len(missing) == len(videos):
-            raise RunError(f"none of the {len(videos)} videos of data.{name} is there ({causes}). Is data.root right?")
-        share = f"{len(missing)} of {len(videos)} videos ({len(missing) / len(videos):.1%})"
+        share, causes = _share(name, missing, len(videos))
         print_line(f"data.{name}: {share} are missing and left out" + (f": {causes}" if missing else ""))
         gone = {failure.path for failure in missing}
         lists[name] = [video for video in videos if str(video.path) not in gone]
         entries += [{"list": name} | failure._asdict() for failure in missing]
     write_text(folder / MISSING, "".join(json.dumps(entry) + "\n" for entry in entries))
+
+
+def check_presence(data: DataConfig, lists: Lists) -> None:
+    """Say how many videos of each list are not there, before training finds them one by one.
+
+    Raises RunError where all are, or more than `data.max_bad_share` of the training videos.
+    """
+    for name, videos in (("train", lists.train), ("test", lists.test), ("unseen", lists.unseen)):
+        absent = find_absent(videos)
+        if not absent:
+            continue
+        share, causes = _share(name, absent, len(videos))
+        if name == "train" and len(absent) > data.max_bad_share * len(videos):
+            raise RunError(
+                f"{share} of data.train are not there ({causes}), more than data.max_bad_share {data.max_bad_share} "
+                "allows: --data.missing skip leaves them out"
+            )
+        print_line(f"data.{name}: {share} are not there: {causes}")
+
+
+def _share(name: str, gone: Sequence[Failure], count: int) -> tuple[str, str]:
+    """Return how many of a list's videos are gone and why, as text. Raises RunError where all are."""
+    causes = ", ".join(f"{number} {kind}" for kind, number in kinds(gone).items())
+    if len(gone) == count:
+        raise RunError(f"none of the {count} videos of data.{name} is there ({causes}). Is data.root right?")
+    return f"{len(gone)} of {count} videos ({len(gone) / count:.1%})", causes
 
 
 def _say_what_is_held_out(

@@ -9,6 +9,8 @@ from alt_fast.errors import RunError
 from alt_fast.files import read_json_lines, write_text
 from alt_fast.progress import print_line
 
+TOLD = 20  # videos that are named as they come
+
 
 class Quarantine:
     """The videos that could not be used, in a file of one JSON object a line."""
@@ -29,13 +31,19 @@ class Quarantine:
                 self.causes[path] = cause
                 if self.writes:
                     self._write()
-                    print_line(f"quarantined {path}: {cause}")
+                    self._tell(path, cause)
         if len(self.causes) > self.max_share * self.num_videos:
             raise RunError(
                 f"{len(self.causes)} of {self.num_videos} training videos cannot be used, more than "
                 f"data.max_bad_share {self.max_share} allows; they are listed in {self.path}. Where videos are not "
                 "there, data.missing skip leaves them out"
             )
+
+    def _tell(self, path: str, cause: str) -> None:
+        if len(self.causes) <= TOLD:
+            print_line(f"quarantined {path}: {cause}")
+        elif len(self.causes) == TOLD + 1:
+            print_line(f"more than {TOLD} videos are quarantined: the others are listed in {self.path}")
 
     def _write(self) -> None:
         entries = ({"path": path, "cause": cause} for path, cause in self.causes.items())

@@ -29,11 +29,11 @@ from alt_fast.model.alignment import certainty
 from alt_fast.model.alt import ALT
 from alt_fast.model.clip_weights import build_clip
 from alt_fast.model.config import ModelConfig
-from alt_fast.training.alt_stage import AltStage, describe_batch
+from alt_fast.training.alt_stage import AltStage, check_batch, describe_batch
 from alt_fast.training.clip_stage import ClipStage
 from alt_fast.training.config import TrainConfig
 from alt_fast.training.job import Job
-from alt_fast.training.lists import count_missing, prepare_data, read_lists
+from alt_fast.training.lists import check_presence, count_missing, prepare_data, read_lists
 from alt_fast.training.loop import fit
 from alt_fast.training.run_folder import open_run_folder
 from alt_fast.training.run_log import RunLog
@@ -60,7 +60,9 @@ def run(config: TrainConfig, world: World | None = None) -> dict[str, Any]:
         (data, *_) = world.gather(prepare_data(config.data, folder) if world.main else None)
         assert data is not None
         lists, corpus = read_lists(data), load_corpus(config)
+        check_batch(config.optim, world, len(lists.train))
         if world.main:
+            check_presence(data, lists)
             log = open_files.enter_context(RunLog(folder))
         job = Job(config, folder, device, lists, corpus, log, world)
         return run_stages(job, time.monotonic() - started)

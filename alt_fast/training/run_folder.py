@@ -19,8 +19,13 @@ import yaml
 import alt_fast
 from alt_fast.errors import RunError
 from alt_fast.files import (
+    CLASSES,
     CONFIG,
     ENVIRONMENT,
+    LISTS,
+    LOG,
+    MISSING,
+    QUARANTINE,
     differences,
     make_folder,
     read_json,
@@ -34,33 +39,51 @@ from alt_fast.training.config import TrainConfig
 _PRACTICAL = ("out", "resume", "device", "checkpoint_every", "keep")
 """Where a run lies, how it is called and what it leaves may change; anything else would change its result."""
 
+_OF_A_BEGINNING = (CONFIG, ENVIRONMENT, CLASSES, *LISTS.values(), MISSING, QUARANTINE, LOG)
+"""What a run that has kept no step of training may have left."""
+
 
 @contextmanager
 def open_run_folder(config: TrainConfig, restarted: bool = False) -> Iterator[Path]:
     """Create the run folder with config.yaml and environment.json, or check that it is this run's to go on with.
 
-    restarted: whether torchrun started the processes anew, so that the run is gone on with if it is of this launch.
-    Inside, no other process can open it. Raises RunError.
+    A run that has kept no step of training, as after a mistake in its settings, is begun anew, unless it is resumed
+    with the same settings. restarted: whether torchrun started the processes anew, so that the run is gone on with if
+    it is of this launch. Inside, no other process can open it. Raises RunError.
     """
     if config.out is None and config.resume:
         raise RunError("--resume needs --out: the folder of the run to go on with")
     folder = Path("runs") / time.strftime("%Y%m%d-%H%M%S") if config.out is None else Path(config.out)
-    recorded = folder / CONFIG
-    if recorded.exists() and not config.resume and not (restarted and _is_of_this_launch(folder)):
-        raise RunError(f"{folder} holds a run already: add --resume to go on with it, or choose another --out")
     make_folder(folder)
     with sole_writer(folder):
         settings = {name: value for name, value in asdict(config).items() if name not in _PRACTICAL}
         settings = json.loads(json.dumps(settings))  # tuples become lists, as in the file
-        if recorded.exists():
-            before = read_yaml(recorded, "data", "optim")
-            changed = differences(_deciding(before), _deciding(settings))
-            if changed:
-                raise RunError(f"{folder} was started with other settings: {'; '.join(changed)}")
-        else:
+        if not _goes_on(folder, settings, config.resume, restarted):
             write_json(folder / ENVIRONMENT, describe_environment())
-            write_text(recorded, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
+            write_text(folder / CONFIG, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
         yield folder
+
+
+def _goes_on(folder: Path, settings: dict[str, Any], resume: bool, restarted: bool) -> bool:
+    """Whether there is a run to go on with; what one without a step has left is removed. Raises RunError."""
+    recorded = folder / CONFIG
+    if not recorded.exists():
+        return False
+    ours = (folder / ENVIRONMENT).exists()  # else somebody else's config.yaml, which stays
+    trained = not ours or any(path for kind in ("*.state", "*.safetensors") for path in folder.glob(kind))
+    goes_on = resume or (restarted and _is_of_this_launch(folder))
+    if trained and not goes_on:
+        raise RunError(f"{folder} holds a run already: add --resume to go on with it, or choose another --out")
+    changed = differences(_deciding(read_yaml(recorded, "data", "optim")), _deciding(settings)) if goes_on else []
+    if trained and changed:
+        raise RunError(f"{folder} was started with other settings: {'; '.join(changed)}")
+    if goes_on and not changed:
+        return True
+    needed = [Path(value).absolute() for value in settings["data"].values() if isinstance(value, str)]
+    for left in (folder / name for name in _OF_A_BEGINNING):
+        if left.absolute() not in needed:
+            left.unlink(missing_ok=True)
+    return False
 
 
 def _is_of_this_launch(folder: Path) -> bool:

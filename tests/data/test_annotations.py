@@ -1,5 +1,6 @@
 """Lists and class files as datasets are distributed."""
 
+import codecs
 import json
 import tempfile
 from pathlib import Path
@@ -13,6 +14,7 @@ from alt_fast.data.annotations import (
     keep_classes,
     name_key,
     read_classes,
+    read_labels,
     read_list,
     spoken,
     write_list,
@@ -281,9 +283,20 @@ def test_texts_in_no_known_encoding(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_bytes("path,label\na.mp4,0\n".encode("utf-16-le"))
     with pytest.raises(AnnotationError, match=r"a.csv: it holds zero bytes, as UTF-16 without a byte-order mark does"):
         read_list(tmp_path / "a.csv", ["x"])
-    (tmp_path / "b.csv").write_bytes("path,label\né.mp4,0\n".encode("latin-1"))
-    with pytest.raises(AnnotationError, match=r"cannot read .*b.csv: 'utf-8' codec can't decode byte 0xe9"):
+    (tmp_path / "b.csv").write_bytes("path,label\né.mp4,0\n".encode("cp1252"))
+    message = r"b.csv: it is not in UTF-8, byte 0xe9 in line 2; save it as UTF-8, which Excel calls CSV UTF-8"
+    with pytest.raises(AnnotationError, match=message):
         read_list(tmp_path / "b.csv", ["x"])
+    (tmp_path / "c.csv").write_bytes(codecs.BOM_UTF16_LE + b"p")
+    with pytest.raises(AnnotationError, match=r"c.csv: it is not in UTF-16; save it as UTF-8"):
+        read_list(tmp_path / "c.csv", ["x"])
+
+
+def test_files_of_labels_have_comments_as_lists_have(tmp_path: Path) -> None:
+    path = write(tmp_path / "labels.txt", "# of the lobby\nwaving \n\n  # sitting\ndrinking #1\n")
+    assert read_labels([str(path), "#1"]) == ["waving", "drinking #1", "#1"]
+    with pytest.raises(AnnotationError, match="names no labels"):
+        read_labels([str(write(tmp_path / "none.txt", "# nothing\n"))])
 
 
 def test_missing_files(tmp_path: Path) -> None:

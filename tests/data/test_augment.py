@@ -6,7 +6,17 @@ import numpy as np
 import pytest
 import torch
 
-from alt_fast.data.augment import MEAN_STD, ClipRecord, ColorJitter, apply, color_map, draw_record, view_record
+from alt_fast.data.augment import (
+    MEAN_STD,
+    ClipRecord,
+    ColorJitter,
+    apply,
+    color_map,
+    draw_record,
+    is_blank,
+    paint,
+    view_record,
+)
 from alt_fast.data.config import AugmentConfig
 from alt_fast.data.rng import Stream, generator
 from alt_fast.data.sampling import segment_positions
@@ -146,3 +156,15 @@ def test_colours_are_clipped_once_at_the_end() -> None:
     bright_then_dark = ColorJitter((2.0, 0.5, 1.0, 0.0), (0, 1, 2, 3))
     clip = pixels(apply(replace(PLAIN, jitter=(bright_then_dark,)), source, (8, 8), CONFIG))
     torch.testing.assert_close(clip, torch.full_like(clip, min(1, 200 / 255 + 0.25)), rtol=0, atol=1e-5)
+
+
+def test_a_picture_of_one_colour_shows_nothing() -> None:
+    """Whatever the colour, painted or not; a channel that varies by two levels or more does show something."""
+    pixels = torch.tensor([0, 40, 200], dtype=torch.uint8).view(3, 1, 1).expand(3, 8, 8).repeat(4, 1, 1, 1)
+    pixels[1, 2, :4] += 3
+    pixels[2, 2, :4] += 5
+    pixels[3] += torch.arange(8, dtype=torch.uint8) * 10
+    assert is_blank(pixels).tolist() == [True, True, False, False]
+    config = AugmentConfig(normalize="clip")
+    maps = color_map(view_record(config, 4))
+    assert is_blank(paint(pixels[None], maps[None], config), "clip").tolist() == [[True, True, False, False]]

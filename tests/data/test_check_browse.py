@@ -61,6 +61,18 @@ def test_report(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert f"unusable {dataset.parent / 'missing.mp4'}: no such file" in out
 
 
+def test_of_many_unusable_files_some_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "list.txt").write_text("".join(f"{i:02}.mp4 run\n" for i in range(25)))
+    arguments = ["check", str(tmp_path / "list.txt"), "--workers", "0"]
+    assert main(arguments) == 1
+    assert capsys.readouterr().out.splitlines()[-2:] == [
+        f"unusable {tmp_path / '19.mp4'}: no such file",
+        "unusable 5 more, which --json lists",
+    ]
+    assert main([*arguments, "--json"]) == 1
+    assert len(json.loads(capsys.readouterr().out)["unusable"]) == 25
+
+
 def test_scan_of_a_good_list_and_of_none(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "good.csv").write_text("path,label\na.mp4,run\n")
     assert main(["check", str(tmp_path / "good.csv")]) == 0

@@ -3,6 +3,7 @@
 import os
 import tracemalloc
 import wave
+from collections.abc import Iterator
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -10,8 +11,19 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from av.video.stream import VideoStream
 
-from alt_fast.data.decode import VideoError, decode_clip, index_video, upright
+from alt_fast.data.decode import (
+    FrameReader,
+    Frames,
+    Planes,
+    VideoError,
+    decode_clip,
+    decode_frames,
+    index_video,
+    upright,
+    whole,
+)
 from tests.conftest import VideoWriter
 
 CODECS = [
@@ -72,6 +84,78 @@ def test_seeks_instead_of_decoding_what_is_not_sampled(
     monkeypatch.setattr("alt_fast.data.decode._open", lambda path: Counting(av.open(path)))
     assert frame_numbers(decode_clip(path, [0.01, 0.5, 0.98])) == [0, 19, 38]
     assert len(decoded) <= 3 * 3
+
+
+@pytest.mark.parametrize("step", [1, 3, 11])
+@pytest.mark.parametrize(("name", "codec", "options"), CODECS, ids=[name for name, _, _ in CODECS])
+def test_frames_read_in_turn_are_those_read_together(
+    write_video: VideoWriter, name: str, codec: str, options: dict, step: int
+) -> None:
+    """Bit by bit, in calls of four; some again, as after a damaged frame."""
+    path = write_video(name, codec, 60, **options)
+    index = index_video(path)
+    wanted = list(range(1, 60, step))
+    expected = decode_frames(path, index, wanted)
+    reader = FrameReader(path, index)
+    parts = [wanted[start : start + 4] for start in range(0, len(wanted), 4)]
+    assert np.array_equal(np.concatenate([reader(part) for part in parts]), expected)
+    alternate = FrameReader(path, index)  # as one of two processes reads
+    found = {number: frame for part in parts[::2] for number, frame in zip(part, alternate(part), strict=True)}
+    assert all(np.array_equal(frame, expected[wanted.index(number)]) for number, frame in found.items())
+    for again in ([wanted[0]], wanted[:2], [wanted[-1]] * 2):
+        assert np.array_equal(reader(again), expected[[wanted.index(number) for number in again]])
+
+
+@pytest.mark.parametrize(("name", "codec"), [("one.mp4", "libx264"), ("raw.h264", "libx264")])
+def test_a_video_of_one_keyframe_is_decoded_once(
+    write_video: VideoWriter, monkeypatch: pytest.MonkeyPatch, name: str, codec: str
+) -> None:
+    """Or one that carries no times: by the packets that are read, however many calls there are."""
+    path = write_video(name, codec, 120, gop=1000)
+    index = index_video(path)
+    read = []
+
+    class Counting:
+        """A container that tells how often a packet was taken from it."""
+
+        def __init__(self, container: av.container.InputContainer) -> None:
+            self.container = container
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(self.container, name)
+
+        def demux(self, stream: VideoStream) -> Iterator[av.Packet]:
+            for packet in self.container.demux(stream):
+                read.append(packet)
+                yield packet
+
+        def decode(self, stream: VideoStream) -> Iterator[object]:
+            for packet in self.demux(stream):
+                yield from packet.decode()
+
+    monkeypatch.setattr("alt_fast.data.decode._open", lambda path: Counting(av.open(path)))
+    reader = FrameReader(path, index)
+    frames = np.concatenate([reader(range(start, start + 10)) for start in range(0, 120, 10)])
+    assert frame_numbers(frames[:35]) == list(range(35))  # whose grey levels do not wrap
+    assert len(read) <= 121  # and what ends the stream
+
+
+def test_after_a_damaged_frame_the_next_call_starts_anew(write_video: VideoWriter) -> None:
+    path = write_video("damaged.mp4", frames=60, gop=10)
+    index = index_video(path)
+    broken: list[str] = []
+
+    def take(planes: Planes) -> Frames:
+        if broken:
+            raise VideoError(path, broken.pop())
+        return whole(planes)
+
+    reader = FrameReader(path, index, take)
+    reader([3])
+    broken.append("damaged")
+    with pytest.raises(VideoError, match="damaged"):
+        reader([5])
+    assert np.array_equal(reader([6, 25]), decode_frames(path, index, [6, 25]))
 
 
 def test_memory_does_not_grow_with_length(write_video: VideoWriter) -> None:

@@ -31,17 +31,17 @@ def test_folders_are_classes_and_videos_in_any_usual_format_their_clips(tmp_path
     assert read_list(clips, ["yo yo", "sleeping", "tai chi"])[0][0].label == 2
 
 
-def test_what_is_hidden_or_no_video_is_passed_over_and_counted(
+def test_what_is_hidden_or_no_video_or_deeper_is_passed_over_and_counted(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    fill(
-        tmp_path, "run/a.mp4", "run/._a.mp4", "run/notes.txt", ".cache/b.mp4", "README.md", "c.mp4", "run/deeper/d.mp4"
-    )
+    fill(tmp_path, "run/a.mp4", "run/._a.mp4", "run/notes.txt", ".cache/b.mp4", "README.md", "c.mp4")
+    fill(tmp_path / "run", "ann/b.mp4", "ann/._b.mp4", "ann/notes.txt", "ann/.cut/d.mp4", "bob/e.mp4", "bob/more/f.mp4")
     videos, classes = read_list(tmp_path)
     assert [video.path.name for video in videos] == ["a.mp4"]
     assert classes == ["run"]
     said = capsys.readouterr()
-    assert said.err == f"{tmp_path}: 1 videos; 4 files passed over, which are hidden or no videos\n"
+    causes = "4 hidden, beside the classes or no videos, 3 in folders inside the classes"
+    assert said.err == f"{tmp_path}: 1 videos; 7 files passed over: {causes}\n"
     assert not said.out
 
 

@@ -144,6 +144,8 @@ def test_a_file_says_all_that_its_use_takes(trained: TrainedModel, onnx_folder: 
         session = onnxruntime.InferenceSession(onnx_folder / f"{name}.onnx", providers=["CPUExecutionProvider"])
         assert json.loads(session.get_modelmeta().custom_metadata_map[METADATA]) == expected
         assert {x.shape[0] for x in session.get_inputs()} <= {"frames", "clips", "labels"}
+        outputs = ["probabilities"] if name.startswith("decoder") else ["frame", "pooled", "entity"]
+        assert [x.name for x in session.get_outputs()] == outputs
     embeddings = torch.from_numpy(np.load(onnx_folder / CLASSES))
     close(embeddings, trained.embed(SMALL_LABELS))
 

@@ -15,6 +15,7 @@ from alt_fast.inference.predict import load_video, predict_batches
 from alt_fast.inference.scoring import EvalConfig, evaluate
 from alt_fast.inference.zero_shot import score_zero_shot
 from tests.browser import data_of
+from tests.conftest import VideoWriter
 
 LABELS = ["a star growing", "a moon growing", "surfing"]
 
@@ -85,10 +86,25 @@ def test_what_cannot_be_asked(model: alt_fast.TrainedModel, videos: list[Path]) 
         model.classify(videos[0], [])
     with pytest.raises(alt_fast.AltFastError, match="labels must differ, got 'surfing' twice"):
         model.classify(videos, ["surfing", "eating", "surfing"])
+    with pytest.raises(alt_fast.AltFastError, match=r"got 'tai chi' and ' Tai  Chi', which CLIP reads alike"):
+        model.classify(videos[0], ["tai chi", " Tai  Chi"])
     with pytest.raises(ValueError, match="top_k must be >= 1, got 0"):
         model.classify(videos[0], top_k=0)
     with pytest.raises(ValueError, match=r"must end in \.html, \.png, \.webm, got a\.txt"):
         model.explain(videos[0], LABELS, []).save("a.txt")
+
+
+def test_what_shows_nothing_is_not_named(
+    model: alt_fast.TrainedModel, videos: list[Path], write_video: VideoWriter
+) -> None:
+    grey = write_video("grey.mp4", frames=8)
+    cause = "nothing can be told: every frame is of one colour"
+    with pytest.raises(VideoError, match=f"grey.mp4: {cause}"):
+        model.classify(grey, LABELS)
+    testing = EvalConfig(2, clips=2, loading=Loading("torch", workers=0))
+    first, second = model.classify([grey, videos[0]], LABELS, errors="return", testing=testing)
+    assert first == Failure(str(grey), cause)
+    assert isinstance(second, alt_fast.Prediction)
 
 
 def test_features(model: alt_fast.TrainedModel, videos: list[Path], tmp_path: Path) -> None:

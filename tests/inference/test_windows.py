@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import alt_fast
-from alt_fast.data.augment import apply, view_record
+from alt_fast.data.augment import apply, color_map, paint, view_record
 from alt_fast.data.config import Loading
 from alt_fast.data.decode import Frames, VideoError, VideoIndex, decode_frames, index_video
 from alt_fast.errors import ArgumentError
@@ -158,6 +158,31 @@ def test_a_video_of_one_colour_is_refused(
     (tmp_path / "broken.mp4").write_text("no video")
     with pytest.raises(VideoError, match="broken.mp4"):
         model.find_segments(tmp_path / "broken.mp4", LABELS, 1, 2, loading=HERE)
+
+
+def test_what_is_of_one_colour_is_not_encoded(
+    model: alt_fast.TrainedModel, long: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But beside frames that show something, of which the windows are scored as ever. A colour counts as black does."""
+
+    class Late(ChunkReader):
+        """A reader of a video that is blue up to the frame 25."""
+
+        def __call__(self, numbers: Any) -> Frames:
+            frames = super().__call__(numbers)
+            frames[np.array(numbers) < 25] = np.array([0, 0, 200], np.uint8)[:, None, None]
+            return frames
+
+    monkeypatch.setattr(windows, "ChunkReader", Late)
+    found = model.find_segments(long, LABELS, 1, 2, ALL, loading=HERE)
+    assert [(gap.start, gap.end, gap.cause) for gap in found.gaps] == [(0.0, 1.5, "every frame is of one colour")]
+    assert found.encoded == 5  # of 5, 15, 25, 35, 45, 55, all but the first
+    assert found.times.tolist() == [1.5, 2.5, 3.5, 4.5]
+    spec = model.spec
+    pixels = Late(str(long), index_video(long), spec)([15, 25])
+    clip = paint(torch.from_numpy(pixels)[None], color_map(view_record(spec.augment, 2))[None], spec.augment)
+    scores = model.model.probabilities(clip, model.embed(LABELS))[0][0]
+    assert told(found, 0) == pytest.approx(dict(zip(LABELS, scores.tolist(), strict=True)), abs=1e-5)
 
 
 def test_frames_that_look_at_each_other_are_encoded_by_window(

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import pytest
 from PIL import Image
@@ -102,6 +103,9 @@ def test_another_host_needs_the_token() -> None:
         assert len(page.token) > 30
         assert page.token != other.token
         assert page.address.endswith(f"/{page.token}/")
+        assert not page.address.startswith("http://0.0.0.0")  # which a browser elsewhere would take for its own machine
+        with urlopen(page.address, timeout=20) as answer:
+            assert answer.status == 200
         for path, status in [
             (f"/{page.token}/", 200),
             (f"/{page.token}/events", 200),

@@ -4,6 +4,8 @@ import json
 import os
 import shutil
 import signal
+import socket
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -225,6 +227,20 @@ def test_without_torchrun_a_process_is_alone(monkeypatch: pytest.MonkeyPatch) ->
         assert world.main
         assert world.gather("a") == ["a"]
         assert world.mean(1.0, 2.0) == [1.0, 2.0]
+
+
+def test_processes_wait_for_each_other_for_days(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch's own limits are minutes, and shares of the work are as long as the videos in them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    job = {"TORCHELASTIC_RUN_ID": "a", "RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0}
+    for name, value in (job | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}).items():
+        monkeypatch.setenv(name, str(value))
+    with join_world("cpu"):
+        group = torch.distributed.group.WORLD
+        assert group is not None
+        assert group._get_backend(torch.device("cpu")).options._timeout >= timedelta(days=3)
 
 
 def test_batches_that_cannot_be_shared(data: list[str], tmp_path: Path) -> None:

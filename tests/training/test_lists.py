@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from alt_fast.data.annotations import read_list
 from alt_fast.errors import ArgumentError, RunError
 from alt_fast.files import write_text
 from alt_fast.training.config import DataConfig
-from alt_fast.training.lists import count_missing, prepare_data, read_lists
+from alt_fast.training.lists import check_presence, count_missing, prepare_data, read_lists
 from tests.conftest import VideoWriter
 
 
@@ -116,6 +117,33 @@ def test_missing_videos_are_left_out_on_request_and_recorded(
 def test_where_all_is_missing_the_root_is_wrong(clips: Path, folder: Path) -> None:
     with pytest.raises(RunError, match=r"none of the 20 videos of data.train is there \(20 empty file\). Is data.root"):
         prepare_data(DataConfig(train=str(clips), missing="skip", workers=0), folder)
+
+
+def test_what_is_not_there_is_counted_before_training(
+    clips: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Files are looked for, not opened: any that hold something count as there."""
+    for path in clips.glob("*/*.mp4"):
+        path.write_text("something")
+    names = "".join(f"run/{i}.mp4 run\n" for i in range(12))  # two of which there are none
+    write_text(clips / "list.txt", names)
+    data = DataConfig(train=str(clips / "list.txt"), test=str(clips / "list.txt"), max_bad_share=0.2)
+    check_presence(data, read_lists(data))
+    share = "2 of 12 videos (16.7%)"
+    assert capsys.readouterr().out == "".join(
+        f"data.{name}: {share} are not there: 2 no such file\n" for name in ("train", "test")
+    )
+    with pytest.raises(RunError) as caught:
+        check_presence(replace(data, max_bad_share=0.1), read_lists(data))
+    assert str(caught.value) == (
+        f"{share} of data.train are not there (2 no such file), more than data.max_bad_share 0.1 allows: "
+        "--data.missing skip leaves them out"
+    )
+    nowhere = replace(data, root=str(folder), max_bad_share=1.0)
+    with pytest.raises(
+        RunError, match=r"none of the 12 videos of data.train is there \(12 no such file\). Is data.root"
+    ):
+        check_presence(nowhere, read_lists(nowhere))
 
 
 @pytest.mark.parametrize(
