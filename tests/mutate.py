@@ -559,13 +559,13 @@ MUTATIONS = [
         "alt_fast/measure/faults.py",
         "        kept = patched(model, patch, r)\n        call(kept, given)",
         "        call(kept := patched(model, patch, r), images)\n        call(kept, given)",
-        "tests/measure/test_faults.py -k every_broken_method",
+        "tests/measure/test_faults.py::test_every_broken_method_has_its_fault_and_no_other",
     ),
     Mutation(
         "alt_fast/measure/faults.py",
         "if found < least else []",
         "if found < 0 else []",
-        "tests/measure/test_faults.py -k every_broken_method",
+        "tests/measure/test_faults.py::test_every_broken_method_has_its_fault_and_no_other",
     ),
     Mutation(
         "alt_fast/measure/judge.py",
