@@ -155,7 +155,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Settings:
-    """How to measure. batches: of inference; training takes the largest. rounds: of every race, at least 2."""
+    """How to measure. rounds: of every race, at least 2."""
 
     modes: Sequence[Mode] = MODES
     batches: Sequence[int] = (1, 8)
@@ -170,7 +170,7 @@ class Settings:
     def races(self) -> Iterator[tuple[Mode, int]]:
         """Yield every mode and batch."""
         for mode in self.modes:
-            for batch in (max(self.batches),) if mode.startswith("training") else sorted(set(self.batches)):
+            for batch in sorted(set(self.batches)):
                 yield mode, batch
 
 

@@ -201,7 +201,9 @@ def test_a_judgement_has_all_of_it() -> None:
     assert not found.faults
     assert found.counts == Counts((17, 13), (13, 9))
     assert 1 < found.flop_ratio < 2
-    assert [(raced.mode, raced.batch) for raced in found.races] == [("inference", 1), ("inference", 4), ("training", 4)]
+    assert [(raced.mode, raced.batch) for raced in found.races] == [
+        (mode, batch) for mode in ("inference", "training") for batch in (1, 4)
+    ]
     assert all(len(times) == 2 for raced in found.races for times in raced.seconds.values())
     assert set(found.races[0].seconds) == {PLAIN, METHOD, DROPPED, "public code"}
     assert found.beside["public code"] == pytest.approx(found.agreement)
