@@ -232,7 +232,7 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     """How long a run took that came to its end stands in its last row."""
     results = session.config.stash[RESULTS]
     if results.rows and exitstatus == pytest.ExitCode.OK:
-        seconds = round(time.monotonic() - session.config.stash[STARTED], 1)
+        seconds = round(time.monotonic() - session.config.stash[STARTED], 3)
         results.add({"whole_run": seconds, "full": session.config.getoption("--full")})
 
 
