@@ -13,7 +13,8 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
-from alt_fast.errors import AltFastError
+from alt_fast import cli
+from alt_fast.errors import ArgumentError
 from alt_fast.files import write_text
 from alt_fast.measure.lines import Row, read_rows
 from alt_fast.measure.sweep import front
@@ -111,20 +112,26 @@ def draw_sweep(rows: Sequence[Row]) -> Callable[[Any], None]:
     return draw
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def make_parser() -> argparse.ArgumentParser:
+    """Return the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.plots", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("results", type=Path, help="what alt-fast judge --sweep --out wrote")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="SVG to write")
-    given = parser.parse_args(arguments)
+    return parser
+
+
+def work(given: argparse.Namespace) -> int:
+    """Draw."""
     rows = [row for row in read_rows(given.results) if {"method", "speedup", "agreement"} <= row.keys()]
     if not rows:
-        parser.error(f"{given.results} has no settings of a sweep")
-    try:
-        write_text(given.out, drawing(draw_sweep(rows), f"{rows[0]['model']}, {rows[0]['provenance']['device']}"))
-    except AltFastError as e:
-        print(f"error: {e}", file=sys.stderr)
-        return e.status
+        raise ArgumentError(f"{given.results} has no settings of a sweep")
+    write_text(given.out, drawing(draw_sweep(rows), f"{rows[0]['model']}, {rows[0]['provenance']['device']}"))
     return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    return cli.run(make_parser, work, arguments)
 
 
 if __name__ == "__main__":

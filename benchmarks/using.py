@@ -26,14 +26,13 @@ import tempfile
 import threading
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import redirect_stdout
 from functools import partial
 from itertools import accumulate
 from math import ceil
 from pathlib import Path
 from subprocess import run
-from typing import TypeVar
 
 from alt_fast import classify, cli, evaluate
 from alt_fast.data.annotations import read_list
@@ -42,25 +41,15 @@ from alt_fast.data.config import Loading
 from alt_fast.data.decode import VideoError, index_video
 from alt_fast.data.find import find_videos
 from alt_fast.distributed import World
-from alt_fast.errors import AltFastError, ArgumentError, RunError
+from alt_fast.errors import ArgumentError, RunError
 from alt_fast.inference.speed import computing, computing_beside
 from alt_fast.inference.stream import WINDOW, Recogniser, Watch
 from alt_fast.inference.trained import load
 from alt_fast.measure.lines import Row, append_row
-from alt_fast.measure.timing import Race
+from alt_fast.measure.timing import Race, in_turn
 from benchmarks.apart import apart, children_peak_bytes, peak_bytes
 from benchmarks.clock import SharedClock
 from benchmarks.live_agreement import string
-
-T = TypeVar("T")
-
-
-def in_turn(contestants: Iterable[T], rounds: int) -> Iterator[T]:
-    """Yield each once a round, each round another one first."""
-    order = list(contestants)
-    for start in range(rounds):
-        place = start % len(order)
-        yield from order[place:] + order[:place]
 
 
 def quartiles(values: Iterable[float]) -> list[float]:
@@ -255,22 +244,21 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(arguments: list[str] | None = None) -> int:
+def work(options: argparse.Namespace) -> int:
     """Measure one part, print it, and write it with the machine it was measured on."""
-    parser = make_parser()
-    options = parser.parse_args(arguments)
     for name, least in (("rounds", 2), ("chunk", 1)):
         if getattr(options, name, least) < least:
-            parser.error(f"--{name} must be at least {least}, got {getattr(options, name)}")
-    try:
-        row = PARTS[options.part](options)
-        if options.out is not None:
-            checked = {"using": options.part, "checkpoint": options.checkpoint, "list": options.list}
-            append_row(options.out, {**checked, "rounds": options.rounds, **row})
-    except AltFastError as e:
-        print(f"error: {e}", file=sys.stderr)
-        return e.status
+            raise ArgumentError(f"--{name} must be at least {least}, got {getattr(options, name)}")
+    row = PARTS[options.part](options)
+    if options.out is not None:
+        checked = {"using": options.part, "checkpoint": options.checkpoint, "list": options.list}
+        append_row(options.out, {**checked, "rounds": options.rounds, **row})
     return 0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    return cli.run(make_parser, work, arguments)
 
 
 if __name__ == "__main__":

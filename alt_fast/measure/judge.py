@@ -16,7 +16,7 @@ from alt_fast.measure.faults import FAULTS, Fault, Patch, call, find_faults, pat
 from alt_fast.measure.memory import saved_bytes
 from alt_fast.measure.observe import Counts, block_names, count_tokens
 from alt_fast.measure.outputs import agreement, as_tensor
-from alt_fast.measure.timing import Race, Step, every_compilation_counts
+from alt_fast.measure.timing import Race, Step, every_compilation_counts, in_turn
 
 PLAIN, METHOD, DROPPED = "un-merged", "method", "dropped"
 """Who runs in every race; DROPPED has the method's tokens and does nothing for them: the ceiling."""
@@ -310,10 +310,8 @@ def race(models: dict[str, nn.Module], images: Tensor, mode: Mode, rounds: int) 
                 uncaptured[who] = contest.skipped.pop(who)
                 contest.add(who, step, device, graph=False)
     order = list(contest.contestants)
-    for number in range(rounds if order else 0):
-        start = number % len(order)
-        for who in order[start:] + order[:start]:
-            contest.run(who)
+    for who in in_turn(order, rounds):
+        contest.run(who)
     if images.is_cuda:
         memory = {who: found.peak_bytes for who, found in contest.contestants.items() if found.peak_bytes is not None}
     else:

@@ -7,14 +7,16 @@ in between; on a CPU by the clock around a call.
 import gc
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+T = TypeVar("T")
 Step = Callable[[], object]
 
 WARM_UP = 3  # calls on a GPU before a capture, or before the first round
@@ -28,6 +30,14 @@ def every_compilation_counts() -> Iterator[None]:
     """
     with torch._dynamo.config.patch(recompile_limit=64, fail_on_recompile_limit_hit=True):
         yield
+
+
+def in_turn(contestants: Iterable[T], rounds: int) -> Iterator[T]:
+    """Yield each once a round, each round another one first: one may leave the next a worse cache."""
+    order = list(contestants)
+    for number in range(rounds if order else 0):
+        first = number % len(order)
+        yield from order[first:] + order[:first]
 
 
 def check_writes(outputs: object, replay: Step) -> None:
