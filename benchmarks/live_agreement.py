@@ -27,7 +27,7 @@ from alt_fast.data.capture import Capture
 from alt_fast.data.config import Loading
 from alt_fast.data.decode import Frames, VideoError, VideoIndex, decode_frames, index_video
 from alt_fast.data.find import find_videos
-from alt_fast.errors import AltFastError
+from alt_fast.errors import ArgumentError
 from alt_fast.inference.scoring import EvalConfig
 from alt_fast.inference.stream import WINDOW, Recogniser, Watch
 from alt_fast.inference.trained import TrainedModel, load
@@ -140,8 +140,8 @@ def compare(windows: Sequence[Window], labels: Sequence[str], index: VideoIndex)
     return {"windows": len(windows), "same": len(windows) - len(differ), "differ": differ}
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Print the share, and the windows of which they say two things."""
+def make_parser() -> argparse.ArgumentParser:
+    """Return the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.live_agreement", description=(__doc__ or "").partition("\n")[0]
     )
@@ -152,24 +152,23 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="draws the order of the videos (default 0)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="also add a row to this file, JSON lines")
     cli.add_workers(parser)
-    options = parser.parse_args(arguments)
-    try:
-        trained = load(options.checkpoint)
-        videos = find_videos([options.list], options.root)
-        random.Random(options.seed).shuffle(videos)
-        with tempfile.TemporaryDirectory() as folder:
-            tape = Path(folder, "tape.mkv")
-            string(videos, tape)
-            index = index_video(tape)
-            windows = watch(Recogniser(trained), tape, index, options.window)
-            loading = Loading(workers=options.workers, timeout=options.timeout)
-            labels = classify_cuts(trained, tape, index, windows, loading)
-    except AltFastError as e:
-        print(f"error: {e}", file=sys.stderr)
-        return e.status
+    return parser
+
+
+def work(options: argparse.Namespace) -> int:
+    """Print the share, and the windows of which they say two things."""
+    trained = load(options.checkpoint)
+    videos = find_videos([options.list], options.root)
+    random.Random(options.seed).shuffle(videos)
+    with tempfile.TemporaryDirectory() as folder:
+        tape = Path(folder, "tape.mkv")
+        string(videos, tape)
+        index = index_video(tape)
+        windows = watch(Recogniser(trained), tape, index, options.window)
+        loading = Loading(workers=options.workers, timeout=options.timeout)
+        labels = classify_cuts(trained, tape, index, windows, loading)
     if not windows:
-        print(f"error: no window of {options.window:g} s fits into the {len(videos)} videos", file=sys.stderr)
-        return 2
+        raise ArgumentError(f"no window of {options.window:g} s fits into the {len(videos)} videos")
     row = {"live_agreement": options.checkpoint, "list": options.list, "videos": len(videos), "seed": options.seed}
     row |= {"window": options.window, **compare(windows, labels, index)}
     print(f"the same top-1 in {row['same']} of {row['windows']} windows: {row['same'] / row['windows']:.1%}")
@@ -178,6 +177,11 @@ def main(arguments: list[str] | None = None) -> int:
     if options.out is not None:
         append_row(options.out, row)
     return 0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    return cli.run(make_parser, work, arguments)
 
 
 if __name__ == "__main__":

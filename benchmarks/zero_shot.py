@@ -18,9 +18,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from alt_fast import cli
 from alt_fast.corpus import Corpus
 from alt_fast.data.motion_shapes import LEVELS
-from alt_fast.errors import AltFastError
 from alt_fast.files import CLIP, METRICS
 from alt_fast.inference.lists import run_lists, starting_tower
 from alt_fast.inference.scoring import EvalConfig
@@ -143,7 +143,8 @@ def table(rows: Sequence[Row], level: int, ways: Sequence[str]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def make_parser() -> argparse.ArgumentParser:
+    """Return the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.zero_shot", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--levels", type=int, nargs="+", choices=JOBS, default=list(JOBS), help="default: 1 2")
     parser.add_argument("--seeds", type=int, default=5, metavar="N", help="default: 5")
@@ -155,23 +156,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "options", nargs="*", metavar="OPTION", help="after --: changes every training, as in -- --optim.epochs=6"
     )
-    given = parser.parse_args(arguments)
-    try:
-        for level in given.levels:
-            experiment = Experiment(level, given.runs, given.options)
-            for seed in range(given.seeds):
-                mine = [row for row in read_rows(given.out) if row["options"] == given.options]
-                done = {row["way"] for row in mine if (row["level"], row["seed"]) == (level, seed)}
-                missing = [way for way in given.ways if way not in done]
-                for way, found in zip(missing, experiment.test(seed, missing), strict=True):
-                    own = {"level": level, "seed": seed, "way": way, "options": given.options}
-                    append_row(given.out, {**own, **found})
-    except AltFastError as e:
-        print(f"error: {e}", file=sys.stderr)
-        return e.status
+    return parser
+
+
+def work(given: argparse.Namespace) -> int:
+    """Train and test what --out has not, and print the tables."""
+    for level in given.levels:
+        experiment = Experiment(level, given.runs, given.options)
+        for seed in range(given.seeds):
+            mine = [row for row in read_rows(given.out) if row["options"] == given.options]
+            done = {row["way"] for row in mine if (row["level"], row["seed"]) == (level, seed)}
+            missing = [way for way in given.ways if way not in done]
+            for way, found in zip(missing, experiment.test(seed, missing), strict=True):
+                own = {"level": level, "seed": seed, "way": way, "options": given.options}
+                append_row(given.out, {**own, **found})
     rows = [row for row in read_rows(given.out) if row["options"] == given.options]
     print("\n\n".join(table(rows, level, given.ways) for level in given.levels))
     return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    return cli.run(make_parser, work, arguments)
 
 
 if __name__ == "__main__":
