@@ -108,7 +108,8 @@ class Status:
         latency = "nothing judged yet" if self.latency is None else f"latency {1000 * self.latency:.0f} ms"
         rates = f"{received / max(seconds, 1e-9):.1f} pictures/s, {judged / max(seconds, 1e-9):.1f} judged/s"
         capture, ticks = self._capture, self._watch.passed_over
-        counts = f"{capture.passed_over} pictures and {ticks} ticks passed over, {capture.damaged} damaged"
+        counts = f"{capture.passed_over} pictures and {ticks} ticks passed over, {capture.left_out} left out"
+        counts = f"{counts}, {capture.damaged} damaged"
         return f"{latency}, {rates}; {counts}, lost {capture.lost} times"
 
 

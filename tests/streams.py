@@ -3,9 +3,10 @@
 import contextlib
 import io
 import socket
+import struct
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import av
@@ -58,7 +59,7 @@ def shows(picture: Picture | None, number: int) -> bool:
 
 
 @contextlib.contextmanager
-def serve_tcp(connections: Sequence[Sequence[bytes]], hold_last: bool = False) -> Iterator[str]:
+def serve_tcp(connections: Sequence[Iterable[bytes]], hold_last: bool = False) -> Iterator[str]:
     """Give the address of a server that sends one sequence of bytes to each connection, and closes it.
 
     hold_last: after its last one, stay silent, until the block ends, rather than close. More connections get nothing.
@@ -88,7 +89,41 @@ def serve_tcp(connections: Sequence[Sequence[bytes]], hold_last: bool = False) -
 
 
 @contextlib.contextmanager
-def serve_http(kind: str, body: Sequence[bytes], status: int = 200) -> Iterator[str]:
+def serve_rtsp(sent: bytes) -> Iterator[str]:
+    """Give the address of a camera that sends MPEG-TS as RTP between its answers, and then stays silent."""
+    description = b"v=0\r\nm=video 0 RTP/AVP 33\r\na=control:video\r\n"
+    answers = {
+        "OPTIONS": "Public: DESCRIBE, SETUP, PLAY, TEARDOWN\r\n",
+        "DESCRIBE": f"Content-Type: application/sdp\r\nContent-Length: {len(description)}\r\n",
+        "SETUP": "Transport: RTP/AVP/TCP;unicast;interleaved=0-1\r\nSession: 1\r\n",
+        "PLAY": "Session: 1\r\n",
+    }
+
+    def serve(server: socket.socket) -> None:
+        with contextlib.suppress(OSError), server.accept()[0] as client, client.makefile("rb") as asked:
+            for line in asked:
+                method = line.split()[0].decode()
+                headers = list(iter(asked.readline, b"\r\n"))
+                number = next(header for header in headers if header.startswith(b"CSeq")).decode()
+                answer = f"RTSP/1.0 200 OK\r\n{number}{answers.get(method, '')}\r\n"
+                client.sendall(answer.encode() + description * (method == "DESCRIBE"))
+                if method == "PLAY":
+                    for count, place in enumerate(range(0, len(sent), 1316)):
+                        packet = struct.pack("!BBHII", 0x80, 33, count, 0, 1) + sent[place : place + 1316]
+                        client.sendall(struct.pack("!cBH", b"$", 0, len(packet)) + packet)
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=serve, args=(server,))
+        thread.start()
+        try:
+            yield f"rtsp://127.0.0.1:{server.getsockname()[1]}/video"
+        finally:
+            server.shutdown(socket.SHUT_RDWR)  # wakes it
+            thread.join()
+
+
+@contextlib.contextmanager
+def serve_http(kind: str, body: Iterable[bytes], status: int = 200) -> Iterator[str]:
     """Give the address of a server that answers everything with this body of this MIME type."""
 
     class Handler(BaseHTTPRequestHandler):
@@ -132,3 +167,10 @@ class HurriedClock:
     def wait(self, event: threading.Event, seconds: float) -> None:
         self.waits.append(seconds)
         self._ahead += max(0.0, seconds)
+
+
+class StoppedClock(HurriedClock):
+    """Time passes by waits alone."""
+
+    def now(self) -> float:
+        return self._ahead

@@ -1,6 +1,7 @@
 """Recognising a stream from the command line: what is printed, how it ends, and what is refused."""
 
 import json
+import os
 import re
 import signal
 import sys
@@ -20,6 +21,7 @@ from alt_fast.live import main, until_asked
 from benchmarks.clock import SharedClock
 from tests.conftest import NoiseWriter, VideoWriter, noise_video
 from tests.processes import Command, start
+from tests.streams import mpegts, serve_rtsp
 
 LABELS = ["a star growing", "a moon growing", "surfing"]
 
@@ -55,7 +57,9 @@ def test_lines_when_the_label_changes(
     assert all(one != other for one, other in pairwise(labels))
     waiting, status = err.splitlines()
     assert waiting == f"{path}: waiting for its first picture"
-    assert re.search(r"latency \d+ ms, .* pictures/s, .* judged/s; \d+ pictures and \d+ ticks passed over, 0 d", status)
+    assert re.search(
+        r"latency \d+ ms, .* pictures/s, .* judged/s; \d+ pictures and \d+ ticks passed over, 0 left out, 0 d", status
+    )
 
 
 @pytest.mark.usefixtures("in_no_time")
@@ -97,6 +101,27 @@ def test_every_so_often_the_likeliest_ones(
     assert 3 <= len(lines) <= 4
     assert all(0.4 < later - sooner < 0.7 for sooner, later in pairwise(times))
     assert all(line.count("%  ") == 2 for line in lines)
+
+
+def test_a_network_camera_that_falls_silent_until_it_is_to_end(
+    trained_run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def end_once_lost(line: str) -> None:
+        said.append(line)
+        if "lost (no data for 4 s)" in line:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    said: list[str] = []
+    monkeypatch.setattr("alt_fast.live.say", end_once_lost)
+    with serve_rtsp(mpegts(40)) as address:
+        assert main(command(trained_run, address, "--window", "2s", "--timeout", "4s")) == 0
+    out, err = capsys.readouterr()
+    assert re.match(rf" {{5}}\d\.\d s   \d\d\.\d%  ({'|'.join(LABELS)})\n", out)
+    assert said == [
+        f"{address}: waiting for its first picture",
+        f"{address}: lost (no data for 4 s); opened again in 1 s",
+    ]
+    assert err.endswith("lost 1 times\n")
 
 
 @pytest.fixture

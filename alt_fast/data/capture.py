@@ -21,6 +21,7 @@ from alt_fast.data.decode import Frames, VideoError, upright, video_stream
 from alt_fast.data.storage import StorageError, locate
 
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0  # seconds before a lost source is opened again
+_PATIENCE, _WAIT = 1.0, 5e-3  # seconds of decoding without any such wait for data, after which decoding is too slow
 _MOST_DAMAGED = 1000  # packets in a row that give no picture: with ten seconds between key frames, some at the start
 _OPTIONS = {
     "analyzeduration": "1000000",  # microseconds of a stream that are looked at before the first picture; not five
@@ -70,11 +71,13 @@ class Capture:
     which an address counts as lost. say: takes a line about a source that is lost. clock: also of the pauses.
 
     A source that is lost after its first picture is opened again after pauses that double from 1 to 30 s. Files,
-    recordings behind an address (those that say how long they are) and standard input end with their end.
+    recordings behind an address (those that say how long they are) and standard input end with their end. They are
+    decoded whole, however slowly; of a source that goes on, what cannot be decoded in time is left out up to a key
+    frame.
 
-    received: pictures so far. passed_over: those of them that a newer one replaced before anyone asked. damaged:
-    packets that gave no picture. lost: connections. rate: pictures per second as the source has it, None where it does
-    not say. ended: set when no more pictures will come.
+    received: pictures so far. passed_over: those of them that a newer one replaced before anyone asked. left_out:
+    packets that were not decoded, for lack of time. damaged: packets that gave no picture. lost: connections. rate:
+    pictures per second as the source has it, None where it does not say. ended: set when no more pictures will come.
 
         with Capture("/dev/video0") as capture: ...
     """
@@ -87,7 +90,7 @@ class Capture:
         clock: Clock | None = None,
     ) -> None:
         self.name = re.sub(r"://[^/]*@", "://", source)  # without a password
-        self.received = self.passed_over = self.damaged = self.lost = 0
+        self.received = self.passed_over = self.left_out = self.damaged = self.lost = 0
         self.rate: float | None = None
         self.ended = threading.Event()
         self._source, self._timeout, self._say, self._clock = source, timeout, say, clock or WallClock()
@@ -151,7 +154,7 @@ class Capture:
         try:
             with self._open() as container:
                 endless = endless and not container.duration
-                self._take(container, paced=not endless and self._source != "-")
+                self._take(container, endless, paced=not endless and self._source != "-")
         except StorageError as e:
             hint = f"; a camera is /dev/video{self._source}" if self._source.isdecimal() else ""
             return endless, f"{e}{hint}"
@@ -172,11 +175,12 @@ class Capture:
             return av.open(self._source, options=_OPTIONS, metadata_errors="ignore", timeout=self._timeout)
         return av.open(locate(self._source).url(), metadata_errors="ignore")
 
-    def _take(self, container: "av.container.InputContainer", paced: bool) -> None:
+    def _take(self, container: "av.container.InputContainer", endless: bool, paced: bool) -> None:
         stream = video_stream(self.name, container)
         self.rate = float(stream.average_rate) if stream.average_rate else None
         start: float | None = None
-        for packet in self._packets(container, stream):
+        packets = self._packets(container, stream)
+        for packet in self._in_time(packets) if endless else packets:
             try:
                 frames = packet.decode()
             except av.error.FFmpegError as e:
@@ -187,6 +191,31 @@ class Capture:
                     start = self._clock.now() - frame.time if start is None else start
                     self._clock.wait(self._ending, start + frame.time - self._clock.now())
                 self._show(frame)
+
+    def _in_time(
+        self, packets: "Iterator[av.Packet[av.video.stream.VideoStream]]"
+    ) -> "Iterator[av.Packet[av.video.stream.VideoStream]]":
+        """Yield packets, but where decoding is too slow for their source none up to the next key frame.
+
+        It is where the source never lets it wait. Where every packet is a key frame, those are left out that are there
+        already; where only the first one is, nothing is.
+        """
+        now, waited, count, key_frames, skipping = self._clock.now, self._clock.now(), 0, 0, False
+        asked = waited
+        for packet in packets:
+            if now() - asked > _WAIT:
+                waited = now()
+            late = now() - waited > _PATIENCE
+            count, key_frames = count + 1, key_frames + packet.is_keyframe
+            if packet.is_keyframe:
+                skipping = late and key_frames == count
+            else:
+                skipping |= late and key_frames > 1
+            if skipping:
+                self.left_out += 1
+            else:
+                yield packet
+            asked = now()
 
     def _packets(
         self, container: "av.container.InputContainer", stream: "av.video.stream.VideoStream"

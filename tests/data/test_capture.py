@@ -8,13 +8,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 
 from alt_fast.data.capture import Capture
 from alt_fast.data.decode import VideoError
 from tests.conftest import VideoWriter
-from tests.streams import HurriedClock, jpegs, mpegts, parts, serve_http, serve_tcp, shows
+from tests.streams import HurriedClock, StoppedClock, jpegs, mpegts, parts, serve_http, serve_rtsp, serve_tcp, shows
 
 MULTIPART = "multipart/x-mixed-replace; boundary=frame"
 
@@ -139,6 +140,79 @@ def test_leaving_does_not_wait_for_a_silent_server() -> None:
             start = time.monotonic()
         assert time.monotonic() - start < 10
     wait_until(capture.ended.is_set)
+
+
+def test_a_network_camera() -> None:
+    with nothing_left(), serve_rtsp(mpegts(40)) as address, Capture(address) as capture:
+        wait_until(lambda: capture.received == 38)
+        assert shows(capture.newest(), 37)
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy computer leaves out nothing in these tests."""
+    monkeypatch.setattr("alt_fast.data.capture._PATIENCE", 60)
+
+
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch, patience: None) -> list[int]:
+    """The numbers of the pictures, each of which takes 0.6 s of the clock."""
+    monkeypatch.setattr("alt_fast.data.capture._PATIENCE", 1)
+    show, found = Capture._show, list[int]()
+
+    def slowly(capture: Capture, frame: av.VideoFrame) -> None:
+        show(capture, frame)
+        found.append(next(number for number in range(40) if shows(capture._newest, number)))
+        capture._clock.wait(capture._ending, 0.6)
+
+    monkeypatch.setattr(Capture, "_show", slowly)
+    return found
+
+
+def test_what_cannot_be_decoded_in_time_is_left_out_up_to_a_key_frame(decoded: list[int]) -> None:
+    """Every fifth picture is one. All is decoded until the second one: there might be no other."""
+    with serve_tcp([[mpegts(40)]], hold_last=True) as address, Capture(address, clock=StoppedClock()) as capture:
+        wait_until(lambda: capture.received + capture.left_out == 38)
+    assert decoded == [0, 1, 2, 3, 4, 5, 10, 15, 20, 25, 30, 35]
+
+
+def pause(capture: Capture, clock: StoppedClock, after: int) -> None:
+    """Let a second pass in which the source has nothing, after so many pictures."""
+    wait_until(lambda: capture.received + capture.left_out == after)
+    time.sleep(0.1)  # it waits for the next one
+    clock.wait(threading.Event(), 1)
+
+
+def test_decoding_that_has_caught_up_leaves_out_no_more(decoded: list[int]) -> None:
+    clock = StoppedClock()
+
+    def sent() -> Iterator[bytes]:
+        yield mpegts(20)
+        pause(capture, clock, after=18)
+        yield mpegts(20, start=20)
+
+    with serve_tcp([sent()], hold_last=True) as address, Capture(address, clock=clock) as capture:
+        wait_until(lambda: capture.received + capture.left_out == 38)
+    assert decoded == [0, 1, 2, 3, 4, 5, 10, 15, 20, 21, 25, 30, 35]
+
+
+def test_of_pictures_that_are_all_key_frames_those_are_left_out_that_are_there_already(decoded: list[int]) -> None:
+    clock = StoppedClock()
+
+    def sent() -> Iterator[bytes]:
+        yield from parts(jpegs(10))
+        pause(capture, clock, after=10)
+        yield from parts(jpegs(14)[10:])
+
+    with serve_http(MULTIPART, sent()) as address, Capture(address, clock=clock) as capture:
+        wait_until(lambda: capture.lost)
+    assert decoded[:4] == [0, 1, 10, 11]
+
+
+def test_a_file_is_decoded_whole_however_slowly(decoded: list[int], write_video: VideoWriter) -> None:
+    with Capture(str(write_video("a.mp4", gop=5)), clock=StoppedClock()) as capture:
+        wait_until(capture.ended.is_set)
+    assert (decoded, capture.left_out) == (list(range(30)), 0)
 
 
 def test_datagrams() -> None:
