@@ -42,7 +42,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("image", metavar="IMAGE", help="picture file")
     parser.add_argument("--model", required=True, metavar="MODEL", help="timm:NAME, hf:NAME or open_clip:NAME")
     parser.add_argument(
-        "--weights", metavar="FILE", help="checkpoint file, or a tag of open_clip; default: the library's"
+        "--weights", metavar="FILE", help="checkpoint file, a tag of open_clip, or random; default: the library's"
     )
     parser.add_argument("--image-size", type=int, metavar="N", help="pixels; by default the architecture's own")
     cli.add_r(parser, default=8)

@@ -16,6 +16,7 @@ import alt_fast
 from alt_fast.model.clip_weights import build_clip
 from alt_fast.report.drawing import caption, draw_regions, region_rgb
 from alt_fast.visualize import main, regions
+from tests.tome.test_rotary import dinov3
 
 
 @pytest.fixture
@@ -51,6 +52,15 @@ def test_regions_of_a_timm_model(image: Image.Image) -> None:
             ink = region_rgb(int(black_source[y, x])) if merged else (0, 0, 0)
             assert pixels[y, x] == pytest.approx([0.42 * value for value in ink], abs=1)
     assert len(np.unique(source)) == 24 - 9
+
+
+def test_a_tower_with_registers_and_rotary_positions(image: Image.Image) -> None:
+    """Its prefix is no part of the picture, and where patches went is told of patches alone."""
+    model = alt_fast.apply_patch(dinov3(num_reg_tokens=3), r=4, trace_source=True)
+    picture = regions(image, model, [0.5] * 3, [0.5] * 3)
+    patches = alt_fast.merge_trace(model).source[0, 4:]
+    assert len(patches.unique()) == 16 - 3 * 4
+    assert picture.size == (448, 448)
 
 
 def test_models_that_know_their_input(image: Image.Image) -> None:
