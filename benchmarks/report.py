@@ -69,36 +69,62 @@ def audit_table(rows: Iterable[Row]) -> str:
     return "\n".join(lines)
 
 
+Run = tuple[str, dict[str, Row]]  # case of a race, and what was measured, by contestant
+
+
 def speed_table(rows: Iterable[Row]) -> str:
-    """Markdown: speed-ups of encoders over themselves un-merged, of every run of a race in the order of their times."""
+    """Markdown, for the README: speed-ups of encoders over themselves un-merged, of the last run of every race."""
+    return _speeds(_last(_encoder_runs(rows)), "benchmarks/results")
+
+
+def speed_runs_table(rows: Iterable[Row]) -> str:
+    """Likewise, for benchmarks/README.md, of every run of every race in the order of their times."""
+    return _speeds(_encoder_runs(rows), "results")
+
+
+def _encoder_runs(rows: Iterable[Row]) -> list[Run]:
+    return [run for run in _runs(rows) if {PLAIN, OURS, PUBLISHED} <= set(run[1])]
+
+
+def _speeds(runs: Iterable[Run], folder: str) -> str:
+    """folder: of the result files, seen from the text that has the table."""
     lines = [
         "| | FLOPs | published ToMe | alt-fast | dropped, not merged | rounds | |",
         "|---|--:|--:|--:|--:|--:|---|",
     ]
-    for case, contestants in _runs(rows):
-        if not {PLAIN, OURS, PUBLISHED} <= set(contestants):
-            continue
+    for case, contestants in runs:
         ours = contestants[OURS]
         cells = [
             case.removesuffix(", float32"),
             f"{ours['flop_ratio']:.2f}",
             *(_speedup(contestants.get(name)) for name in (PUBLISHED, OURS, DROPPED)),
             str(ours["rounds"]),
-            _source(ours),
+            _source(ours, folder),
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
 def training_table(rows: Iterable[Row]) -> str:
-    """Markdown: ALT's training step, with merging over without, of every run; what it keeps for the backward pass."""
+    """Markdown, for the README: ALT's training step, with merging over without, of the last run of every race."""
+    return _steps(_last(_training_runs(rows)), "benchmarks/results")
+
+
+def training_runs_table(rows: Iterable[Row]) -> str:
+    """Likewise, for benchmarks/README.md, of every run of every race in the order of their times."""
+    return _steps(_training_runs(rows), "results")
+
+
+def _training_runs(rows: Iterable[Row]) -> list[Run]:
+    return [run for run in _runs(rows) if "training step" in run[0] and OURS in run[1]]
+
+
+def _steps(runs: Iterable[Run], folder: str) -> str:
     lines = [
         "| | FLOPs | published ToMe | alt-fast | kept for backward: un-merged, published, alt-fast | rounds | |",
         "|---|--:|--:|--:|--:|--:|---|",
     ]
-    for case, contestants in _runs(rows):
-        if "training step" not in case or OURS not in contestants:
-            continue
+    for case, contestants in runs:
         ours = contestants[OURS]
         three = (contestants.get(name, {}).get("saved_bytes") for name in (ours["baseline"], PUBLISHED, OURS))
         kept = ["-" if size is None else f"{size / 2**20:,.0f}" for size in three]
@@ -109,14 +135,14 @@ def training_table(rows: Iterable[Row]) -> str:
             _speedup(ours),
             f"{', '.join(kept)} MiB" if set(kept) != {"-"} else NOT_MEASURED,
             str(ours["rounds"]),
-            _source(ours),
+            _source(ours, folder),
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def _runs(rows: Iterable[Row]) -> list[tuple[str, dict[str, Row]]]:
-    """Every run of every race with what it measured by contestant: by race, then by time, so that none is chosen."""
+def _runs(rows: Iterable[Row]) -> list[Run]:
+    """Every run of every race: by race, then by time, so that none is chosen."""
     found = [
         (case, race[0]["measured"]["time"], {row["contestant"]: row for row in race if "speedup" in row})
         for (_, case), race in races(rows).items()
@@ -124,9 +150,14 @@ def _runs(rows: Iterable[Row]) -> list[tuple[str, dict[str, Row]]]:
     return [(case, contestants) for case, _, contestants in sorted(found, key=lambda run: run[:2])]
 
 
-def _source(row: Row) -> str:
+def _last(runs: Iterable[Run]) -> Iterable[Run]:
+    """The last run of every race."""
+    return dict(runs).items()
+
+
+def _source(row: Row, folder: str) -> str:
     head = row["measured"]
-    return f"[{head['device']}](benchmarks/results/{head['file']}), {head['commit'][:7]}"
+    return f"[{head['device']}]({folder}/{head['file']}), {head['commit'][:7]}"
 
 
 def _speedup(row: Row | None) -> str:
@@ -240,7 +271,9 @@ def senses_table(rows: Iterable[Row]) -> str:
 TABLES = {
     "audit": audit_table,
     "speed": speed_table,
+    "speed-runs": speed_runs_table,
     "training": training_table,
+    "training-runs": training_runs_table,
     "quality": quality_table,
     "fit": fit_table,
     "towers": towers_table,

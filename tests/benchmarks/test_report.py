@@ -12,7 +12,9 @@ from benchmarks.report import (
     main,
     methods_table,
     read_files,
+    speed_runs_table,
     speed_table,
+    training_runs_table,
     training_table,
     update_tables,
 )
@@ -110,17 +112,19 @@ def test_the_readmes_hold_what_the_result_files_say(readme: str) -> None:
 
 
 def test_every_run_of_a_race_is_shown(tmp_path: Path) -> None:
-    """The earliest first, whoever is ahead and however many rounds it has."""
+    """The earliest first, whoever is ahead and however many rounds it has; in the README the last one."""
     contestants = ("un-merged (SDPA)", "published ToMe", "alt_fast")
     late = [race(name, flop_ratio=1.5, speedup=1.1) for name in contestants]
     early = [race(name, flop_ratio=1.5, speedup=1.4, rounds=9) for name in contestants]
     files = [write(tmp_path / "late.jsonl", *late), write(tmp_path / "early.jsonl", *early, time="2025-12-31")]
     rows = read_files(files)[1]
-    first, second = speed_table([*rows, race("alt_fast", "an op") | {"measured": rows[0]["measured"]}]).splitlines()[2:]
+    rows.append(race("alt_fast", "an op") | {"measured": rows[0]["measured"]})
+    first, second = speed_runs_table(rows).splitlines()[2:]
     for expected in ("encoder", "1.50", "1.40 (1.90 to 2.10)", "not measured", "| 9 |", "early.jsonl", "A <device>"):
         assert expected in first
     for expected in ("encoder", "1.10 (1.90 to 2.10)", "| 3 |", "late.jsonl"):
         assert expected in second
+    assert speed_table(rows).splitlines()[2:] == [second.replace("(results/", "(benchmarks/results/")]
 
 
 def test_of_several_counts_of_a_row_the_last_in_time_is_shown(tmp_path: Path) -> None:
@@ -141,8 +145,10 @@ def test_a_training_step_without_published_tome_is_shown(tmp_path: Path) -> None
     (line,) = training_table(read_files([write(tmp_path / "a.jsonl", *pair)])[1]).splitlines()[2:]
     assert "| 1.30 | not measured | 2.00 (1.90 to 2.10) | not measured | 3 |" in line
     pair = [race("plain", case, saved_bytes=3 * 2**20), race("alt_fast", case, flop_ratio=1.3, saved_bytes=2**20)]
-    (line,) = training_table(read_files([write(tmp_path / "a.jsonl", *pair)])[1]).splitlines()[2:]
+    rows = read_files([write(tmp_path / "a.jsonl", *pair)])[1]
+    (line,) = training_table(rows).splitlines()[2:]
     assert "| 3, -, 1 MiB |" in line
+    assert training_runs_table(rows).replace("(results/", "(benchmarks/results/") == training_table(rows)
     skipped = [pair[0], {"case": case, "contestant": "alt_fast", "skipped": "needs a GPU"}]
     assert len(training_table(read_files([write(tmp_path / "a.jsonl", *skipped)])[1]).splitlines()) == 2
 
