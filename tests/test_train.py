@@ -219,6 +219,17 @@ def test_the_best_weights_stay_and_are_what_was_tested(
     assert max(entry["lr"] for entry in entries if entry["stage"] == "alt" and "lr" in entry) <= 0.0005
 
 
+def test_a_tower_that_is_kept_part_of_the_way(trained_run: Path, tmp_path: Path) -> None:
+    """As the same run interpolated afterwards; a run that goes on does not interpolate twice."""
+    options = [*job(trained_run, tmp_path), "--frame-only", "false", "--optim.interpolate", "0.25"]
+    expected = load(trained_run)
+    expected.interpolate(str(trained_run / "clip.safetensors"), 0.25)
+    for more in [], ["--resume"]:
+        assert main([*options, *more]) == 0
+        kept = load(tmp_path / "run").model.state_dict()
+        assert all(torch.equal(kept[name], weight) for name, weight in expected.model.state_dict().items())
+
+
 def test_goes_on_from_a_trained_model(trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """On other classes, with the same corpus or a larger one; another kind of model is refused."""
     data = trained_run.parent / "data"

@@ -31,7 +31,7 @@ from alt_fast.inference.scoring import EvalConfig, Result, evaluate, summarize
 from alt_fast.inference.segments import Hysteresis
 from alt_fast.inference.windows import Judge, find_segments
 from alt_fast.model.alt import ALT
-from alt_fast.model.clip_weights import build_clip
+from alt_fast.model.clip_weights import build_clip, move_back
 from alt_fast.model.config import Head, ModelConfig
 from alt_fast.model.hashing import hash_weights
 from alt_fast.model.text import TEMPLATES
@@ -121,10 +121,9 @@ class TrainedModel:
         """
         if not 0 <= share <= 1:
             raise ArgumentError(f"share must be in [0, 1], got {share}")
-        config, tower = self.model.config, self.model.encoder.visual
+        config = self.model.config
         start = build_clip(config.backbone, pretrained, config.image_size).visual.state_dict()
-        own = tower.state_dict()
-        tower.load_state_dict({name: start[name].to(own[name]).lerp(own[name], share) for name in own})
+        move_back(self.model.encoder.visual, start, share)
 
     def _check_trained(self) -> None:
         if self.head != "alt":

@@ -2,6 +2,7 @@
 
 import logging
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import open_clip
 import torch
 from open_clip.model import resize_pos_embed
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from alt_fast.errors import AltFastError, ArgumentError
 from alt_fast.model.config import TINY, TINY_ROPE
@@ -86,6 +87,12 @@ def build_clip(backbone: str, pretrained: str | None = None, image_size: int | N
     if weights is not None:
         _load_weights(model, weights, f"{backbone!r} from {pretrained!r}")
     return model.eval()
+
+
+def move_back(tower: nn.Module, start: Mapping[str, Tensor], share: float) -> None:
+    """Put a tower's weights between those that its training started from, at 0, and its own, at 1, in place."""
+    own = tower.state_dict()
+    tower.load_state_dict({name: start[name].to(own[name]).lerp(own[name], share) for name in own})
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:

@@ -95,6 +95,8 @@ class OptimConfig:
         distill: weight of a term that keeps class tokens near those of the image tower that training starts from; 0 for
             none.
         ema: decay of an exponential moving average of the weights, which is what is tested and kept; 0 for none.
+        interpolate: how far the image tower that is kept and tested is from the one that training starts from, at 0, to
+            the trained one, at 1 (WiSE-FT); only the end of training is.
         sharded: split weights and optimizer state over the processes (FSDP2), and checkpoints too.
         amp: compute in bfloat16 where it is safe.
         activation_checkpointing: compute the image tower's blocks again for their gradients; less memory, more time.
@@ -117,6 +119,7 @@ class OptimConfig:
     scale_from: int | None = None
     distill: float = 0.0
     ema: float = 0.0
+    interpolate: float = 1.0
     sharded: bool = False
     amp: bool = True
     activation_checkpointing: bool = False
@@ -135,6 +138,8 @@ class OptimConfig:
             raise ArgumentError(f"scale_from must be >= 1, got {self.scale_from}")
         if not 0 <= self.ema < 1:
             raise ArgumentError(f"ema must be in [0, 1), got {self.ema}")
+        if not 0 <= self.interpolate <= 1:
+            raise ArgumentError(f"interpolate must be in [0, 1], got {self.interpolate}")
         if not 0 <= self.warmup_epochs <= self.epochs:
             raise ArgumentError(f"warmup_epochs must be in [0, epochs], got {self.warmup_epochs}")
         if (self.mixup or self.cutmix) and (self.batch_size // self.accumulate) % 2:
@@ -214,13 +219,17 @@ class TrainConfig:
         if self.start_from is not None and (self.pretrain is not None or self.model.pretrained is not None):
             raise ArgumentError("start_from has all weights: set pretrain and model.pretrained to null")
         check_at_least(self, checkpoint_every=1, keep=1, eval_every=0, seed=0)
-        if self.optim.distill and self.model.tuning == "frozen":
-            raise ArgumentError("optim.distill has no effect on model.tuning frozen, whose image tower stays as it is")
-        if self.optim.distill and not (self.start_from or self.pretrain or self.model.pretrained):
-            raise ArgumentError(
-                "optim.distill keeps an image tower near the one it starts from, and random weights are none: set "
-                "model.pretrained, pretrain or start_from"
-            )
+        bound = {"optim.distill": self.optim.distill > 0, "optim.interpolate": self.optim.interpolate < 1}
+        for name in (name for name, given in bound.items() if given):  # to the image tower that training starts from
+            if self.model.tuning == "frozen":
+                raise ArgumentError(f"{name} has no effect on model.tuning frozen, whose image tower stays as it is")
+            if not (self.start_from or self.pretrain or self.model.pretrained):
+                raise ArgumentError(
+                    f"{name} keeps an image tower near the one it starts from, and random weights are none: set "
+                    "model.pretrained, pretrain or start_from"
+                )
+        if self.eval_every and self.optim.interpolate < 1:
+            raise ArgumentError("eval_every tests trained weights, and optim.interpolate keeps others: set one of them")
 
 
 CONFIGS = Path(__file__).parent / "configs"

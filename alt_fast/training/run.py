@@ -1,5 +1,6 @@
 """A training job from its settings to a run folder: data, pretraining, ALT, tests, and the frame-only comparison."""
 
+import copy
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -27,7 +28,7 @@ from alt_fast.inference.trained import TrainedModel, load, load_weights, save_mo
 from alt_fast.inference.zero_shot import score_zero_shot
 from alt_fast.model.alignment import certainty
 from alt_fast.model.alt import ALT
-from alt_fast.model.clip_weights import build_clip
+from alt_fast.model.clip_weights import build_clip, move_back
 from alt_fast.model.config import ModelConfig
 from alt_fast.training.alt_stage import AltStage, check_batch, describe_batch
 from alt_fast.training.clip_stage import ClipStage
@@ -168,7 +169,10 @@ def train_model(job: Job, name: str, model_config: ModelConfig) -> tuple[Trained
     backend, why = open_backend(config.data.loader, clips, job.device, dtype, max(1, config.data.workers))
     job.print_line(f"{name}: loader {why}")
     stage = AltStage(job, name, trained, clips, backend, partial(test_epoch, job, name, trained))
+    start = copy.deepcopy(model.encoder.visual.state_dict()) if optim.interpolate < 1 else {}
     seconds = fit(stage, job.folder, job.saving, job.log, job.world)
+    if start:
+        move_back(model.encoder.visual, start, optim.interpolate)
     steps = stage.settings.schedule.steps
     total = steps * optim.batch_size
     job.print_line(f"{name}: {steps} steps in {seconds:.0f} s, {total / seconds:.1f} clips/s")

@@ -146,12 +146,20 @@ def test_resume_keeps_to_the_first_tower(options: dict[str, Any], tmp_path: Path
     assert not any("teacher" in name for name in expected)
 
 
-def test_a_tower_that_cannot_be_kept_to_is_refused() -> None:
-    distill = OptimConfig(distill=1.0)
-    with pytest.raises(ArgumentError, match="optim.distill has no effect on model.tuning frozen"):
-        TrainConfig(model=ModelConfig(pretrained="openai", tuning="frozen"), optim=distill)
+@pytest.mark.parametrize(("name", "value"), [("distill", 1.0), ("interpolate", 0.5)])
+def test_a_tower_that_cannot_be_kept_to_is_refused(name: str, value: float) -> None:
+    optim = OptimConfig(**{name: value})  # type: ignore[arg-type]
+    with pytest.raises(ArgumentError, match=f"optim.{name} has no effect on model.tuning frozen"):
+        TrainConfig(model=ModelConfig(pretrained="openai", tuning="frozen"), optim=optim)
     with pytest.raises(ArgumentError, match=r"random weights are none: set model\.pretrained, pretrain or start_from"):
-        TrainConfig(optim=distill)
+        TrainConfig(optim=optim)
+    TrainConfig(start_from="runs/a", optim=optim)
+
+
+def test_shares_that_are_none_are_refused() -> None:
     with pytest.raises(ArgumentError, match="distill must be >= 0, got -1"):
         OptimConfig(distill=-1)
-    TrainConfig(start_from="runs/a", optim=distill)
+    with pytest.raises(ArgumentError, match=r"interpolate must be in \[0, 1\], got 2"):
+        OptimConfig(interpolate=2)
+    with pytest.raises(ArgumentError, match="eval_every tests trained weights, and optim.interpolate keeps others"):
+        TrainConfig(start_from="runs/a", eval_every=1, optim=OptimConfig(interpolate=0.5))

@@ -35,6 +35,7 @@ OPTIM = {
     "label_smoothing": 0.1,
     "ema": 0.0,
     "distill": 0.0,
+    "interpolate": 1.0,
 }
 MODEL = {"r": 8, "depth": 4, "query": "entities", "regions": True, "categories": None, "tau": 1.0, "noise": True}
 AUGMENT = {"scales": [1.0, 0.875, 0.75, 0.66], "flip": 0.5, "jitter": 0.8, "gray": 0.2, "normalize": "imagenet"}
