@@ -13,10 +13,11 @@ how often it would be by what queries are made of alone, untrained. Stop it, and
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from scipy.stats import ttest_rel
@@ -24,11 +25,13 @@ from torch import Tensor
 
 from alt_fast.corpus import Corpus
 from alt_fast.data.annotations import Video, read_list
+from alt_fast.data.augment import ClipRecord
 from alt_fast.data.dataset import EvalClips, TrainClips, batched
 from alt_fast.data.loader import Loader, open_backend
 from alt_fast.data.motion_shapes import list_files
+from alt_fast.data.motion_shapes.drawing import Thing, by_patch
 from alt_fast.data.motion_shapes.generate import generate
-from alt_fast.data.motion_shapes.truth import clip_of, read_dataset
+from alt_fast.data.motion_shapes.truth import clip_of, read_dataset, things_in
 from alt_fast.data.rng import Stream, integer
 from alt_fast.errors import AltFastError
 from alt_fast.inference.alignment import others_of
@@ -36,15 +39,18 @@ from alt_fast.inference.trained import TrainedModel
 from alt_fast.measure.lines import Row, append_row, read_rows
 from alt_fast.model.alt import ALT
 from alt_fast.model.config import ModelConfig
+from alt_fast.model.encoder import Regions
 from alt_fast.model.text import PROMPTS
 from alt_fast.paper.ablations import spread_text
 from alt_fast.progress import Progress
 from alt_fast.training.config import TrainConfig, parse
 from alt_fast.training.schedule import Schedule, parameter_groups
 
-Control = Literal["random", "permuted", "oracle", "everything"]
+Control = Literal["random", "permuted", "oracle", "everything", "regions", "true regions", "true choice"]
 """Entities drawn at random, under each other's names, those that the label is of and the background ("oracle"), or
-those of all that is there, the tools that lie about too ("everything")."""
+those of all that is there, the tools that lie about too ("everything"). Without the frame token's entity: those of the
+regions as they are, of the things that are there as regions ("true regions"), or what each region shows most of ("true
+choice"). So "everything" has both true."""
 
 SHOTS = (1, 2, 4, 8)
 DRAWS = 4  # of every training video: frames and crops
@@ -60,7 +66,10 @@ class Case:
     control: Control | None = None
 
 
-LITERAL = {"pool": "mean", "query_norm": False, "unit_entities": False, "shortcut": False, "tau": 1.0, "noise": True}
+SCALED = {"pool": "mean", "query_norm": False, "unit_entities": False, "shortcut": False, "tau": 1.0, "noise": True}
+LITERAL = {**SCALED, "cosine": False}
+"""The paper's letter, but for eq. 4's noise by entity, which the model does not have (docs/protocols.md). SCALED: with
+CLIP's learned scale on the cosine in place of eq. 10's dot product."""
 
 CASES = {
     "frame": Case("frame tokens", {"query": "frame"}),
@@ -72,8 +81,13 @@ CASES = {
     "permuted": Case("names permuted", {}, "permuted"),
     "oracle": Case("oracle: the true tool, actor and background", {}, "oracle"),
     "everything": Case("oracle: all that is there", {}, "everything"),
-    "literal": Case("the paper's letter", LITERAL),
-    "literal-oracle": Case("the paper's letter, oracle", LITERAL, "oracle"),
+    "regions": Case("entities of regions, without the frame token's", {}, "regions"),
+    "true-regions": Case("true regions, learned choice", {"r": 0}, "true regions"),
+    "true-choice": Case("learned regions, true choice", {}, "true choice"),
+    "letter": Case("the paper's letter", LITERAL),
+    "letter-oracle": Case("the paper's letter, oracle", LITERAL, "oracle"),
+    "literal": Case("the paper's letter, cosine scaled", SCALED),
+    "literal-oracle": Case("the paper's letter, cosine scaled, oracle", SCALED, "oracle"),
     "no-shortcut": Case("without the shortcut", {"shortcut": False}),
     "no-shortcut-frame": Case("frame tokens, without the shortcut", {"query": "frame", "shortcut": False}),
     "no-shortcut-learned": Case("learned queries, without the shortcut", {"query": "learned", "shortcut": False}),
@@ -85,6 +99,8 @@ CASES = {
     "size": Case("pooled by size", {"pool": "size"}),
     "attention": Case("pooled by attention", {"pool": "attention"}),
     "tau-1": Case("tau = 1", {"tau": 1.0}),
+    "annealed": Case("tau from 1 to 0.05", {"tau_start": 1.0}),
+    "soft": Case("soft choice", {"hard": False}),
     "no-noise": Case("no noise", {"noise": False}),
 }
 
@@ -103,16 +119,18 @@ class Tokens:
     """What the frozen tower sees in clips.
 
     truth: [V, 5] of the corpus: tool, actor, background and two tools that lie about, the carried one again for each
-    that is not there.
+    that is not there. things, shown: of `pool_things`, [V, T, 5, d] and [V, T, N' - 1].
     """
 
     tokens: Tensor
     size: Tensor
     label: Tensor
     truth: Tensor
+    things: Tensor
+    shown: Tensor
 
     def take(self, index: Tensor) -> "Tokens":
-        return Tokens(self.tokens[index], self.size[index], self.label[index], self.truth[index])
+        return Tokens(*(getattr(self, part.name)[index] for part in fields(self)))
 
 
 @dataclass(frozen=True)
@@ -127,6 +145,29 @@ class Seen:
     unseen_classes: Tensor
 
 
+MOST_THINGS = 5  # in a frame: background, two tools that lie about, the carried one and the actor
+
+
+def pool_things(
+    frames: Sequence[Sequence[Thing]], tokens: Tensor, source: Tensor, patch: tuple[int, int]
+) -> tuple[Tensor, Tensor]:
+    """Return the token of everything in T frames, [T, 5, d], and the number of what each region shows most of.
+
+    frames: what is in them, the background first. tokens: [T, N', d]. source: [T, P] int64, the token of every patch.
+    patch: its height and width. A thing's token is the mean over patches by the share of them that it fills; what
+    cannot be seen, and what would make five of fewer things, has the background's. The second: [T, N' - 1].
+    """
+    things, shown = [], []
+    for there, seen, token in zip(frames, tokens, source, strict=True):
+        filled = torch.from_numpy(by_patch(np.stack([thing.mask for thing in there]), patch)).flatten(1)
+        share = seen.new_zeros(MOST_THINGS, len(seen))  # of every thing in every token, in patches
+        share[: len(there)].index_add_(1, token, filled)
+        shown.append(share[:, 1:].argmax(0))
+        share = torch.where(share.sum(1, keepdim=True) > 0, share, share[:1])
+        things.append(share @ seen / share.sum(1, keepdim=True))
+    return torch.stack(things), torch.stack(shown)
+
+
 class Experiment:
     """Rows of one tower on one dataset. What the tower sees is kept by r."""
 
@@ -137,6 +178,7 @@ class Experiment:
         self.root = Path(f"{config.data.root}_few_shot")  # the job's own has no such videos
         generate(self.root, shapes)
         self.corpus = Corpus.load(str(config.corpus))
+        self.units = [entity.unit for entity in self.corpus.select(config.model.categories).entities]
         self.seen: dict[Any, Seen] = {}
 
     def build(self, changes: Mapping[str, Any]) -> ALT:
@@ -176,21 +218,35 @@ class Experiment:
         found = []
         loader = Loader(clips, list(batched(keys, 32)), backend, loading)
         for batch in Progress(loader, f"tokens, r = {model.config.r}", "batch"):
-            tokens, size, _ = model.encode(batch.video)
-            found.append((tokens, size, batch.label))
+            found.append((*model.encode(batch.video), batch.label))
+        tokens, size, source, label = (torch.cat(parts) for parts in zip(*found, strict=True))
+        known = []
+        for key, *seen in zip(Progress(keys, "things", "clip"), tokens, size, source, strict=True):
+            video = videos[next(clips.candidates(key))].path
+            known.append(self.known(trained, video, clips.record(key), Regions(*seen)))
+        things, shown = (torch.stack(parts) for parts in zip(*known, strict=True))
         truth = torch.tensor([self.truth(video) for video in videos]).repeat(DRAWS if training else 1, 1)
-        tokens, size, label = (torch.cat(parts) for parts in zip(*found, strict=True))
-        return Tokens(tokens, size, label, truth)
+        return Tokens(tokens, size, label, truth, things, shown)
 
     def truth(self, video: Video) -> list[int]:
         """Return the corpus's index of all that is in a video, as `Tokens` has it."""
         dataset = read_dataset(video.path)
         clip = None if dataset is None else clip_of(video.path, dataset)
         assert clip is not None
-        corpus = self.corpus.select(self.config.model.categories)
-        units = [entity.unit for entity in corpus.entities]
         lying = [*(lying.tool for lying in clip.lying), clip.tool, clip.tool][:2]
-        return [units.index(name) for name in (clip.tool, clip.actor, f"{clip.texture} background", *lying)]
+        return [self.units.index(name) for name in (clip.tool, clip.actor, f"{clip.texture} background", *lying)]
+
+    def known(self, trained: TrainedModel, video: Path, record: ClipRecord, seen: Regions) -> tuple[Tensor, Tensor]:
+        """Return `pool_things` of a clip, [T, 5, d] and [T, N' - 1], the second as indices of the corpus.
+
+        seen: of the clip, [T, ...].
+        """
+        frames = things_in(video, record, trained.spec.size)
+        assert frames is not None
+        patch = trained.model.encoder.visual.patch_size
+        things, shown = pool_things(frames, seen.tokens, seen.source[:, 1:].long(), patch)
+        names = [name for thing in frames[0] for units in thing.names.values() for name in units]  # one of each thing
+        return things, torch.tensor([self.units.index(name) for name in names])[shown]
 
     def run(self, case: Case, seed: int) -> Row:
         """Train and test a row."""
@@ -214,13 +270,21 @@ class Experiment:
             found[f"{shots}-shot"] = self.test(model, case, order, seen.unseen, seen.unseen_classes)[""]
         return found
 
-    def pooled(self, model: ALT, case: Case, order: Tensor, part: Tokens, seed: Tensor | None) -> Tensor:
+    def pooled(
+        self, model: ALT, case: Case, order: Tensor, part: Tokens, seed: Tensor | None, tau: float | None = None
+    ) -> Tensor:
         """Return what the queries of clips are made of, [B, T, d]."""
-        pooled, index = model.alignment(part.tokens, part.size, seed)
-        if case.control is None:
+        tokens, size = part.tokens, part.size
+        if case.control in ("regions", "true choice"):
+            tokens, size = tokens[:, :, 1:], size[:, :, 1:]
+        elif case.control == "true regions":
+            tokens, size = part.things, torch.ones(part.things.shape[:-1])
+        pooled, index = model.alignment(tokens, size, seed, tau)
+        if case.control in (None, "regions", "true regions"):
             return pooled
-        size = part.size
-        if case.control in ("oracle", "everything"):
+        if case.control == "true choice":
+            index = part.shown
+        elif case.control in ("oracle", "everything"):
             truth = part.truth if case.control == "everything" else part.truth[:, :3]
             index = truth[:, None].expand(-1, part.tokens.shape[1], -1)
             size = torch.ones_like(index, dtype=size.dtype)
@@ -250,7 +314,8 @@ class Experiment:
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * schedule.factor(step)
             noise = torch.tensor(integer(seed, Stream.STEP, sample=step)) if model.config.noise else None
-            z = model.answer(self.pooled(model, case, order, own, noise), own.tokens[:, :, 0])
+            tau = model.config.tau_at(schedule.progress(step))
+            z = model.answer(self.pooled(model, case, order, own, noise, tau), own.tokens[:, :, 0])
             loss = F.cross_entropy(model.logits(z, classes), own.label, label_smoothing=optim.label_smoothing)
             optimizer.zero_grad()
             loss.backward()

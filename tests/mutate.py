@@ -141,7 +141,7 @@ MUTATIONS = [
     ),
     Mutation(
         "kernels/alt_fast_kernels/align/reference.py",
-        "aligned + (soft - soft.detach())",
+        "s[index] + (soft - soft.detach())",
         "soft",
         f"{_ALIGN}::test_forward_is_hard_while_training",
     ),
@@ -300,6 +300,18 @@ MUTATIONS = [
         'optim.backbone_lr if parameter.startswith("encoder.visual.") else optim.lr',
         "optim.lr",
         _RECIPE,
+    ),
+    Mutation(
+        "alt_fast/training/alt_stage.py",
+        "tau=self.tau(number)",
+        "tau=self.tau(0)",
+        "tests/training/test_alt_stage.py::test_tau_falls_from_the_first_step_to_the_last",
+    ),
+    Mutation(
+        "alt_fast/model/alignment.py",
+        "seed, self.hard)",
+        "seed)",
+        f"{_ALT}::test_a_soft_choice_is_the_mean_by_equation_4",
     ),
     Mutation(
         "alt_fast/training/alt_stage.py",

@@ -245,7 +245,7 @@ def test_goes_on_from_a_trained_model(trained_run: Path, tmp_path: Path, capsys:
     corpus = before.model.corpus
     assert corpus is not None
     Corpus((*corpus.entities, Entity("comet", "a tail of light", "object"))).save(tmp_path / "larger.json")
-    larger = ["--corpus", str(tmp_path / "larger.json"), "--model.frames", "3"]
+    larger = ["--corpus", str(tmp_path / "larger.json"), "--model.frames", "3", "--model.tau_start", "1"]
     start = ["--start_from", str(trained_run)]
     assert main([*few, *start, *larger, "--out", str(tmp_path / "larger")]) == 0
     assert load(tmp_path / "larger").model.alignment.entities.shape[0] == len(corpus) + 1

@@ -58,9 +58,9 @@ def probe_alignment(
 
     classes: embeddings [I, d]. One view of every video, unreadable ones aside. `*_top1` are top-1: of the model as it
     is ("top1"), with the queries of another video ("shuffled"), with those of the mean of all ("mean_query"), with
-    entities that changed places ("permuted_entities") or were drawn at random ("random_entities"). "used": whether the
-    model uses its queries. Of a model that aligns, also how sure and how varied its choices are; of Motion Shapes, how
-    many frames and regions align to what they show, by category.
+    entities that changed places ("permuted_entities") or were drawn at random ("random_entities"), one for each token
+    though the model's choice be soft. "used": whether the model uses its queries. Of a model that aligns, also how sure
+    and how varied its choices are; of Motion Shapes, how many frames and regions align to what they show, by category.
     """
     model.eval()
     videos = videos[:: -(-len(videos) // MOST_VIDEOS)]

@@ -381,7 +381,7 @@ def load(path: str | Path) -> TrainedModel:
         raise CheckpointError(f"{path} does not fit the model it names: {e}") from e
 
 
-_FREE = ("pretrained", "frames", "r", "rotary", "tau", "noise", "categories")
+_FREE = ("pretrained", "frames", "r", "rotary", "tau", "tau_start", "noise", "categories")
 """Settings of a model that its weights do not know."""
 
 

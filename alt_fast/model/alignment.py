@@ -34,7 +34,8 @@ class Alignment(nn.Module):
     def __init__(self, entities: Tensor, config: ModelConfig) -> None:
         super().__init__()
         width = entities.shape[1]
-        self.source, self.regions, self.tau, self.pooling = config.query, config.regions, config.tau, config.pool
+        self.source, self.regions, self.pooling = config.query, config.regions, config.pool
+        self.tau, self.hard = config.tau, config.hard
         self.register_buffer("entities", entities)
         self.norm = nn.LayerNorm(width) if config.query_norm else nn.Identity()
         self.mlp = MLP(width)
@@ -43,8 +44,12 @@ class Alignment(nn.Module):
         if self.pooling == "attention":
             self.attention = nn.Linear(width, 1)
 
-    def forward(self, tokens: Tensor, size: Tensor, seed: Tensor | None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, tokens: Tensor, size: Tensor, seed: Tensor | None, tau: float | None = None
+    ) -> tuple[Tensor, Tensor]:
         """tokens: [B, T, N', d], class token first. size: [B, T, N']. seed: draws eq. 4's noise, None for none.
+
+        tau: temperature, by default the configuration's.
 
         Returns what the queries are made of, [B, T, d], and the entity index of every aligned token, [B, T, N'] int64
         ([B, T, 1] when only frame tokens align, [B, T, 0] when the queries come from elsewhere).
@@ -53,7 +58,7 @@ class Alignment(nn.Module):
         if self.source == "entities":
             if not self.regions:
                 tokens, size = tokens[:, :, :1], size[:, :, :1]
-            index, aligned = align(tokens, self.entities, self.tau, seed)
+            index, aligned = align(tokens, self.entities, self.tau if tau is None else tau, seed, self.hard)
             return self.pool(aligned, index, size), index
         queries = self.learned.expand(batch, -1, -1) if self.source == "learned" else tokens[:, :, 0]
         return queries, torch.empty(batch, num_frames, 0, dtype=torch.int64, device=tokens.device)

@@ -18,6 +18,9 @@ from alt_fast.model.decoder import VideoDecoder
 from alt_fast.model.encoder import MergeSchedule, RegionEncoder, Regions, check_tower
 from alt_fast.model.text import TextTower
 
+MOST_SOFT = 20_000
+"""Entities that a soft choice takes: it keeps every token's weight of each, 62 MiB for 8 frames of 101 tokens."""
+
 
 class Output(NamedTuple):
     """What `ALT.forward` gives.
@@ -54,7 +57,7 @@ class ALT(nn.Module):
         if (corpus is None) == (config.query == "entities"):
             raise ArgumentError(f"query {config.query!r} needs {'a' if corpus is None else 'no'} corpus")
         self.config = config
-        self.corpus = None if corpus is None else corpus.select(config.categories)
+        self.corpus = None if corpus is None else _select(corpus, config.categories, config)
         clip = build_clip(config.backbone, config.pretrained, config.image_size)
         visual, clip.visual = clip.visual, None
         check_tower(visual)
@@ -71,15 +74,21 @@ class ALT(nn.Module):
         self.logit_scale = nn.Parameter(scale, requires_grad=config.cosine)
 
     def forward(
-        self, video: Tensor, classes: Tensor, seed: Tensor | None = None, schedule: MergeSchedule | None = None
+        self,
+        video: Tensor,
+        classes: Tensor,
+        seed: Tensor | None = None,
+        schedule: MergeSchedule | None = None,
+        tau: float | None = None,
     ) -> Output:
         """Score videos against class names.
 
         video: [B, T, 3, H, W] normalised. classes: [I, d] of `text.classes`. seed: int64 scalar, eq. 4's noise.
-        schedule: tokens to merge away by layer; by default the encoder's own.
+        schedule: tokens to merge away by layer; by default the encoder's own. tau: eq. 4's temperature; by default the
+        configuration's, which training may end with (`ModelConfig.tau_at`).
         """
         tokens, size, _ = self.encode(video, schedule)
-        z, entity = self._describe(tokens, size, seed)
+        z, entity = self._describe(tokens, size, seed, tau)
         return Output(self.logits(z, classes), z, entity, tokens[:, :, 0])
 
     def describe(
@@ -89,9 +98,11 @@ class ALT(nn.Module):
         tokens, size, _ = self.encode(video, schedule)
         return self._describe(tokens, size, seed)
 
-    def _describe(self, tokens: Tensor, size: Tensor, seed: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _describe(
+        self, tokens: Tensor, size: Tensor, seed: Tensor | None, tau: float | None = None
+    ) -> tuple[Tensor, Tensor]:
         """tokens, size: of `encode`."""
-        pooled, entity = self.alignment(tokens, size, seed if self.training and self.config.noise else None)
+        pooled, entity = self.alignment(tokens, size, seed if self.training and self.config.noise else None, tau)
         return self.answer(pooled, tokens[:, :, 0]), entity
 
     def answer(self, pooled: Tensor, frames: Tensor) -> Tensor:
@@ -179,12 +190,12 @@ class ALT(nn.Module):
     def use_corpus(self, corpus: Corpus | None, categories: Sequence[str] | None = None) -> None:
         """Align to another corpus from now on, of any size: no weight depends on it. None keeps the present one.
 
-        categories: the ones to use, by default all. Raises ArgumentError for a model that does not align, CorpusError
-        when no entity is of these categories.
+        categories: the ones to use, by default all. Raises ArgumentError for a model that does not align and for more
+        entities than a soft choice takes, CorpusError when no entity is of these categories.
         """
         if self.corpus is None:
             raise ArgumentError(f"the model's queries are {self.config.query!r}: it aligns to no corpus")
-        self.corpus = (self.corpus if corpus is None else corpus).select(categories)
+        self.corpus = _select(self.corpus if corpus is None else corpus, categories, self.config)
         self.embed_corpus()
 
     def count_parameters(self, trainable: bool = False) -> int:
@@ -196,6 +207,17 @@ class ALT(nn.Module):
     def image_size(self) -> tuple[int, int]:
         """Height and width of the frames it takes, in pixels."""
         return tuple(self.encoder.visual.image_size)
+
+
+def _select(corpus: Corpus, categories: Sequence[str] | None, config: ModelConfig) -> Corpus:
+    """Return the part of a corpus that a model aligns to. Raises ArgumentError for one too large for a soft choice."""
+    corpus = corpus.select(categories)
+    if not config.hard and len(corpus) > MOST_SOFT:
+        raise ArgumentError(
+            f"a soft choice (model.hard false) keeps the weights of all {len(corpus):,} entities in memory, at most "
+            f"{MOST_SOFT:,}: choose categories, or model.hard true, which takes any number"
+        )
+    return corpus
 
 
 def create_model(name: str, corpus: Corpus | None = None, **overrides: Any) -> ALT:

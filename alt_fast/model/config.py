@@ -1,5 +1,6 @@
 """What a model is: settings, and the paper's models by name. Without PyTorch: command lines are read at once."""
 
+import math
 import operator
 from dataclasses import dataclass
 from typing import Literal
@@ -41,7 +42,11 @@ class ModelConfig:
         regions: align region tokens and the frame token; false: the frame token only (Table 5).
         categories: corpus categories to use (Table C3); None for all.
         tau: softmax temperature of eq. 4; the paper says 1.
+        tau_start: temperature of training's first step, from which it falls to tau by its last (`tau_at`); None for tau
+            throughout, the paper's.
         noise: Gumbel noise of eq. 4 while training.
+        hard: align a token to its best entity, with the gradient of eq. 4's soft assignment (eq. 5); false: to the mean
+            of all entities by this assignment.
         pool: how the entities that a frame's tokens chose become one.
         query_norm: LayerNorm before eq. 6's MLP, which the paper has not.
         unit_entities: text embeddings of unit length; false: as the text tower gives them, which the paper seems to.
@@ -64,7 +69,9 @@ class ModelConfig:
     regions: bool = True
     categories: list[Literal["object", "body", "scene", "motion"]] | None = None
     tau: float = 1.0
+    tau_start: float | None = None
     noise: bool = True
+    hard: bool = True
     pool: Pooling = "mean"
     query_norm: bool = False
     unit_entities: bool = True
@@ -83,11 +90,22 @@ class ModelConfig:
             check_at_least(self, image_size=16)
         if not self.tau > 0:
             raise ArgumentError(f"tau must be > 0, got {self.tau}")
+        if self.tau_start is not None and not self.tau <= self.tau_start < math.inf:
+            raise ArgumentError(f"tau_start must be a finite number >= tau = {self.tau}, got {self.tau_start}")
         check_rule(self.rotary)
         if self.rotary != "mean" and self.backbone != TINY_ROPE:
             raise ArgumentError(
                 f"rotary {self.rotary!r} is for {TINY_ROPE!r}: backbone {self.backbone!r} has no rotary positions"
             )
+
+    def tau_at(self, progress: float) -> float:
+        """Return the temperature of a step of training; progress: 0 at its first one, 1 at its last.
+
+        From tau_start it falls by the same factor in every step, exponentially as in Jang et al. (arXiv 1611.01144).
+        """
+        if self.tau_start is None:
+            return self.tau
+        return float(self.tau_start ** (1 - progress) * self.tau**progress)
 
 
 PRESETS = {

@@ -45,7 +45,7 @@ class AltStage:
         every_epoch: Callable[[int], None],
     ) -> None:
         self.job, self.name, self.clips, self.backend, self.every_epoch = job, name, clips, backend, every_epoch
-        self.settings = _settings(job)
+        self.settings, self.model_config = _settings(job), trained.model.config
         optim = job.config.optim
         self.classes = trained.embed(trained.classes)
         self.teacher = None
@@ -64,6 +64,11 @@ class AltStage:
         """Return the image tower's rate for its parameters, the other one for the rest."""
         optim = self.job.config.optim
         return optim.rate_scale * (optim.backbone_lr if parameter.startswith("encoder.visual.") else optim.lr)
+
+    def tau(self, number: int) -> float:
+        """Return eq. 4's temperature for a batch, given its running number among those of all processes."""
+        step = number // (self.settings.accumulate * self.job.world.size)
+        return self.model_config.tau_at(self.settings.schedule.progress(step))
 
     def batches(self, step: int) -> Loader:
         """Return this process's parts of the batches from a step and on."""
@@ -87,7 +92,7 @@ class AltStage:
         video, target = self.mix(batch.video, batch.label, number)
         with torch.autocast(job.device.type, torch.bfloat16, enabled=optim.amp):
             seed = torch.tensor(integer(job.config.seed, Stream.STEP, sample=number), device=job.device)
-            output = self.forward(video, self.classes, seed)
+            output = self.forward(video, self.classes, seed, tau=self.tau(number))
             first = None if self.teacher is None else class_tokens(self.teacher, video)
         loss = F.cross_entropy(output.logits.float(), target)
         if first is None:

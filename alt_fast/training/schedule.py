@@ -16,6 +16,10 @@ class Schedule:
     warmup: int
     final: float = 0.01
 
+    def progress(self, step: int) -> float:
+        """Return how far a step is: 0 for the first one, 1 for the last."""
+        return step / max(1, self.steps - 1)
+
     def factor(self, step: int) -> float:
         """Return the learning rate of a step as a fraction of the peak."""
         if step < self.warmup:

@@ -1,18 +1,21 @@
 """The rows of the alignment's question, on the smallest data: every run once, and controls that are what they say."""
 
 import json
+import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from alt_fast.data.motion_shapes import level2
+from alt_fast.data.motion_shapes.drawing import Thing
 from alt_fast.inference.trained import save_module
 from alt_fast.model.clip_weights import build_clip
-from alt_fast.model.config import TINY
+from alt_fast.model.config import TINY, ModelConfig
 from alt_fast.training.config import parse
 from benchmarks import alignment
-from benchmarks.alignment import CASES, COLUMNS, Experiment, Tokens, hypotheses, main, table
+from benchmarks.alignment import CASES, COLUMNS, LITERAL, Experiment, Tokens, hypotheses, main, pool_things, table
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +63,8 @@ def test_controls_change_the_entities_and_nothing_else(small: list[str]) -> None
     experiment = Experiment(parse(["--config", "motion_shapes_2", *small]))
     model = experiment.build({"pool": "mean"}).eval()
     entities, count = model.alignment.entities, len(model.corpus or ())
-    part = Tokens(torch.randn(3, 2, 5, 64), torch.ones(3, 2, 5), torch.arange(3), torch.arange(15).view(3, 5))
+    tokens, size, things = torch.randn(3, 2, 5, 64), torch.ones(3, 2, 5), torch.randn(3, 2, 5, 64)
+    part = Tokens(tokens, size, torch.arange(3), torch.arange(15).view(3, 5), things, torch.arange(24).view(3, 2, 4))
     order = torch.randperm(count)
     _, index = model.alignment(part.tokens, part.size, None)
 
@@ -71,9 +75,22 @@ def test_controls_change_the_entities_and_nothing_else(small: list[str]) -> None
     torch.testing.assert_close(pooled("permuted"), entities[order[index]].mean(2))
     torch.testing.assert_close(pooled("oracle"), entities[part.truth[:, :3]].mean(1)[:, None].expand(3, 2, 64))
     torch.testing.assert_close(pooled("everything"), entities[part.truth].mean(1)[:, None].expand(3, 2, 64))
+    torch.testing.assert_close(pooled("regions"), entities[index[:, :, 1:]].mean(2))
+    chosen, _ = model.alignment(things, size, None)
+    torch.testing.assert_close(pooled("true-regions"), chosen)
+    torch.testing.assert_close(pooled("true-choice"), entities[part.shown].mean(2))
     assert not torch.equal(pooled("random"), pooled("random"))
     for case in CASES.values():
         experiment.build(case.changes)
+
+
+def test_the_letter_differs_from_the_defaults_where_the_docs_say_so() -> None:
+    """The defaults are the paper's but for what the table of docs/protocols.md tells to pass."""
+    text = (Path(__file__).parents[2] / "docs" / "protocols.md").read_text(encoding="utf-8")
+    said = dict(re.findall(r"--model\.(\S+) (\w+)", text.split("## The paper, to the letter")[1]))
+    differs = {name: value for name, value in LITERAL.items() if value != getattr(ModelConfig(), name)}
+    assert differs == {name.replace("-", "_"): value == "true" for name, value in said.items()}
+    assert len(said) == 2
 
 
 def test_the_truth_is_that_of_the_labels(small: list[str]) -> None:
@@ -87,6 +104,25 @@ def test_the_truth_is_that_of_the_labels(small: list[str]) -> None:
     assert scene.endswith(" background")
     assert set(lying) <= {"flute", *level2.LYING}
     assert len(set(seen.unseen.truth[:, 3:].ravel().tolist())) > 10
+    assert seen.train.things.shape == (40, 2, 5, 64)
+    assert seen.train.shown.shape == (40, 2, 64)
+    there = seen.unseen.truth[:, None, None, :] == seen.unseen.shown[..., None]
+    assert there.any(-1).all()  # no patch shows what is not in the video
+    assert there.flatten(1, 2).any(1)[:, :3].float().mean(0).min() > 0.9  # few are too small to have most of a patch
+
+
+def test_a_thing_is_the_mean_of_its_patches_and_a_region_what_it_shows_most_of() -> None:
+    """Four patches of 2 x 2 pixels: the thing fills the last one and half of the third, and both are one token."""
+    mask = np.array([[0, 0, 0, 0], [0, 0, 0, 0], [0, 1, 1, 1], [0, 1, 1, 1]], np.float32)
+    frame = [Thing({}, 1 - mask), Thing({}, mask), Thing({}, np.zeros_like(mask))]  # the last one cannot be seen
+    tokens = torch.randn(1, 4, 8)  # of the frame, and three regions
+    _, first, second, both = tokens[0]
+    things, shown = pool_things([frame], tokens, torch.tensor([[1, 2, 3, 3]]), (2, 2))
+    background = (first + second + 0.5 * both) / 2.5
+    torch.testing.assert_close(things[0], torch.stack([background, both, *[background] * 3]))
+    assert shown.tolist() == [[0, 0, 1]]
+    things, _ = pool_things([frame], tokens, torch.tensor([[1, 1, 2, 3]]), (2, 2))
+    torch.testing.assert_close(things[0, 1], (0.5 * second + both) / 1.5)
 
 
 def test_the_table_and_its_tests_are_over_seeds() -> None:

@@ -63,10 +63,10 @@ def test_halves_are_the_model_for_any_number_of_frames_clips_and_labels(
     close(found, probabilities)
 
 
-def test_the_whole_is_the_model_where_tokens_merge_and_frames_look_at_each_other(tmp_path: Path) -> None:
+def test_the_whole_is_the_model_where_tokens_merge_choose_softly_and_frames_look_at_each_other(tmp_path: Path) -> None:
     """Where none merges: tests/benchmarks/test_cpu_speed.py."""
     torch.manual_seed(0)
-    model = small_alt(r=4, shortcut=True, tuning="stm")
+    model = small_alt(r=4, shortcut=True, tuning="stm", tau=0.02, hard=False)
     for adapter in model.encoder.adapters.parameters():
         nn.init.normal_(adapter, std=0.1)  # they begin as nothing
     nn.init.zeros_(model.logit_scale)  # no probability is nearly 0 or 1

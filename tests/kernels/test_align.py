@@ -30,7 +30,8 @@ def test_forward_is_hard_while_training() -> None:
 
 
 @pytest.mark.reference_only
-def test_gradient_is_that_of_the_soft_assignment() -> None:
+@pytest.mark.parametrize("hard", [True, False])
+def test_gradient_is_that_of_the_soft_assignment(hard: bool) -> None:
     tokens, entities = torch.randn(6, 5, dtype=torch.float64), torch.randn(9, 5, dtype=torch.float64)
     weight, tau, seed = torch.randn(6, 5, dtype=torch.float64), 0.3, torch.tensor(7)
 
@@ -44,7 +45,20 @@ def test_gradient_is_that_of_the_soft_assignment() -> None:
         cosine = F.cosine_similarity(x[:, None], entities, dim=-1)
         return (cosine / tau + gumbel_noise(seed, 6, 9, cosine.dtype)).softmax(-1) @ entities
 
-    torch.testing.assert_close(gradient(lambda x: align(x, entities, tau, seed)[1]), gradient(soft))
+    torch.testing.assert_close(gradient(lambda x: align(x, entities, tau, seed, hard)[1]), gradient(soft))
+    index, aligned = align(tokens, entities, tau, seed, hard)
+    torch.testing.assert_close(aligned, entities[index] if hard else soft(tokens))
+
+
+def test_a_soft_choice_names_the_same_entities(backend: str) -> None:
+    """By any backend: no kernel computes it."""
+    tokens, entities, seed = torch.randn(4, 3, 8), torch.randn(7, 8), torch.tensor(2)
+    index, aligned = align(tokens, entities, 0.01, seed, hard=False)
+    assert torch.equal(index, align(tokens, entities, 0.01, seed)[0])
+    with use_backend("reference"):
+        assert torch.equal(aligned, align(tokens, entities, 0.01, seed, hard=False)[1])
+    for dtype in (torch.float16, torch.bfloat16):
+        assert align(tokens.to(dtype), entities, hard=False)[1].dtype == dtype
 
 
 def test_ties_go_to_the_lower_index() -> None:

@@ -14,9 +14,11 @@ from torch import Tensor
 from alt_fast import ALT, Corpus, Entity, create_model
 from alt_fast.corpus import CATEGORIES
 from alt_fast.errors import ArgumentError
+from alt_fast.model import alt
 from alt_fast.model.alignment import certainty
 from alt_fast.model.alt import FrameFeatures
 from alt_fast.model.clip_weights import TINY_CONFIG
+from alt_fast.model.config import ModelConfig
 from alt_fast.model.text import ACTIONCLIP_TEMPLATES, PROMPTS, TEMPLATES, TextTower
 from alt_fast_kernels.align.reference import gumbel_noise
 from tests.oracles import match_by_loops
@@ -272,6 +274,67 @@ def test_tau_and_noise(corpus: Corpus) -> None:
     assert torch.equal(sharp(video(), c, torch.tensor(1)).entity, quiet(video(), c).entity)
 
 
+def test_tau_falls_from_its_start_by_the_same_factor_in_every_step() -> None:
+    config = ModelConfig(tau=0.3, tau_start=1.2)
+    assert (config.tau_at(0), config.tau_at(1)) == (1.2, 0.3)  # exactly
+    assert [config.tau_at(part) for part in (0.25, 0.5, 0.75)] == pytest.approx([1.2 / 2**0.5, 0.6, 0.3 * 2**0.5])
+    assert ModelConfig(tau=0.3).tau_at(0.5) == 0.3
+
+
+def test_a_step_takes_the_temperature_it_is_given(corpus: Corpus) -> None:
+    """The configuration's where none is given: tau, whatever training starts from."""
+    model, end = build(corpus, tau=0.1, tau_start=2.0).train(), build(corpus, tau=0.1).train()
+    c, seed = classes(model), torch.tensor(1)
+    assert torch.equal(model(video(), c, seed).entity, end(video(), c, seed).entity)
+    hot = build(corpus, tau=2.0).train()(video(), c, seed)
+    assert torch.equal(model(video(), c, seed, tau=2.0).entity, hot.entity)
+    assert not torch.equal(model(video(), c, seed).entity, hot.entity)
+
+
+def test_a_falling_temperature_compiles_twice(corpus: Corpus) -> None:
+    """For its first value and for any: not at every step."""
+    graphs = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> torch.fx.GraphModule:
+        graphs.append(graph)
+        return graph
+
+    alignment = build(corpus).alignment
+    compiled = torch.compile(alignment, fullgraph=True, backend=backend)
+    tokens, size, seed = torch.randn(2, 2, 5, 64), torch.ones(2, 2, 5), torch.tensor(3)
+    for tau in (1.0, 0.5, 0.25, 0.125):
+        assert torch.equal(compiled(tokens, size, seed, tau)[1], alignment(tokens, size, seed, tau)[1])
+    assert len(graphs) == 2
+
+
+def test_a_soft_choice_is_the_mean_by_equation_4(corpus: Corpus) -> None:
+    """Value and gradient; and it names the entity that has most of it."""
+    model = build(corpus, hard=False, tau=0.3).train()
+    tokens, seed = torch.randn(2, 2, 5, 64, requires_grad=True), torch.tensor(11)
+    pooled, index = model.alignment(tokens, torch.ones(2, 2, 5), seed)
+    cosine = F.cosine_similarity(tokens[..., None, :], model.alignment.entities, dim=-1)
+    assignment = (cosine / 0.3 + gumbel_noise(seed, 20, len(corpus)).view(2, 2, 5, -1)).softmax(-1)
+    expected = (assignment @ model.alignment.entities).mean(2)
+    assert torch.equal(index, assignment.argmax(-1))
+    torch.testing.assert_close(pooled, expected)
+    weight = torch.randn_like(expected)
+    grads = [torch.autograd.grad((x * weight).sum(), tokens)[0] for x in (pooled, expected)]
+    torch.testing.assert_close(*grads)
+
+
+def test_a_soft_choice_refuses_a_corpus_too_large(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And is left as it was."""
+    monkeypatch.setattr(alt, "MOST_SOFT", len(corpus))
+    larger = Corpus((*corpus.entities, Entity("kite", "flies", "object")))
+    model = build(corpus, hard=False)
+    with pytest.raises(ArgumentError, match=f"all {len(corpus) + 1:,} entities .* at most {len(corpus):,}"):
+        model.use_corpus(larger)
+    assert model.corpus == corpus
+    with pytest.raises(ArgumentError, match="model.hard false"):
+        build(larger, hard=False)
+    assert len(build(larger).corpus or ()) == len(larger)
+
+
 @pytest.mark.parametrize(("option", "part"), [("self_attention", ".self_attention."), ("conv", ".conv.")])
 def test_decoder_parts_can_be_left_out(corpus: Corpus, option: str, part: str) -> None:
     full, reduced = shapes(build(corpus)), shapes(build(corpus, **{option: False}))
@@ -480,6 +543,8 @@ def test_bad_options(corpus: Corpus) -> None:
     for options, message in [
         ({"frames": 0}, "frames must be >= 1"),
         ({"tau": 0.0}, "tau must be > 0"),
+        ({"tau": 0.5, "tau_start": 0.4}, "tau_start must be a finite number >= tau = 0.5, got 0.4"),
+        ({"tau_start": float("inf")}, "tau_start must be a finite number"),
         ({"r": -1}, "r must be >= 0"),
         ({"size": 3}, "unknown model option size"),
     ]:

@@ -49,12 +49,14 @@ def noise(number: int) -> Batch:
     return Batch(video, torch.tensor([0, 1, 1, 0]), [])
 
 
-def make_stage(folder: Path, corpus: Corpus, tuning: str = "finetune", **options: Any) -> Stage:
+def make_stage(
+    folder: Path, corpus: Corpus, tuning: str = "finetune", tau_start: float | None = None, **options: Any
+) -> Stage:
     """The same weights every time."""
     plain = {"mixup": 0.0, "cutmix": 0.0, "amp": False, "lr": 0.01, "backbone_lr": 0.01}
     optim = OptimConfig(epochs=STEPS, warmup_epochs=0, batch_size=4, **{**plain, **options})
     torch.manual_seed(0)
-    model = create_model("alt_tiny", corpus, frames=2, depth=1, tuning=tuning).train()
+    model = create_model("alt_tiny", corpus, frames=2, depth=1, tuning=tuning, tau_start=tau_start).train()
     config = TrainConfig(model=ModelConfig(pretrained="a tower"), optim=optim)
     device, videos = torch.device("cpu"), [Video(Path("a.mp4"), 0)] * 4
     job = Job(config, folder, device, Lists(videos, [], ["a", "b"], [], []), corpus, None, World())
@@ -108,6 +110,19 @@ def test_without_a_weight_nothing_is_added(tmp_path: Path, corpus: Corpus) -> No
     logits = stage.module(noise(0).video, stage.classes, seed).logits
     target = F.one_hot(noise(0).label, 2).float() * 0.9 + 0.05
     assert torch.equal(found["loss"], F.cross_entropy(logits, target))
+
+
+def test_tau_falls_from_the_first_step_to_the_last(tmp_path: Path, corpus: Corpus) -> None:
+    """All batches of a step have the same; a loss is by that of its step."""
+    stage = make_stage(tmp_path, corpus, tau_start=8.0, accumulate=2)
+    assert [stage.tau(number) for number in range(2 * STEPS)] == pytest.approx([8, 8, 4, 4, 2, 2, 1, 1])
+    target = F.one_hot(noise(0).label, 2).float() * 0.9 + 0.05
+    for number, tau in ((0, 8.0), (7, 1.0)):
+        seed = torch.tensor(integer(stage.job.config.seed, Stream.STEP, sample=number))
+        logits = [stage.module(noise(0).video, stage.classes, seed, tau=t).logits for t in (tau, 9.0 - tau)]
+        right, wrong = (F.cross_entropy(x, target) for x in logits)
+        assert torch.equal(stage.loss(noise(0), number)["loss"], right)
+        assert not torch.equal(right, wrong)
 
 
 @pytest.mark.parametrize("tuning", ["finetune", "s"])

@@ -121,6 +121,8 @@ def test_schedule_warms_up_and_follows_a_cosine() -> None:
     assert schedule.factor(60) == pytest.approx(0.505)
     assert schedule.factor(110) == pytest.approx(0.01)
     assert Schedule(5, 0).factor(0) == 1.0
+    assert [Schedule(5, 0).progress(step) for step in range(5)] == [0, 0.25, 0.5, 0.75, 1]
+    assert Schedule(1, 0).progress(0) == 0
 
 
 def test_parameters_of_one_dimension_do_not_decay() -> None:

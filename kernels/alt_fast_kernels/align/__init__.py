@@ -11,12 +11,16 @@ from alt_fast_kernels.dispatch import takes_kernel
 __all__ = ["align"]
 
 
-def align(tokens: Tensor, entities: Tensor, tau: float = 1.0, seed: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Hard choice of the most similar entity, with the gradient of the soft choice.
+def align(
+    tokens: Tensor, entities: Tensor, tau: float = 1.0, seed: Tensor | None = None, hard: bool = True
+) -> tuple[Tensor, Tensor]:
+    """Hard choice of the most similar entity, with the gradient of the soft choice; or the soft choice itself.
 
     tokens: [..., C]. entities: [K, C], K >= 1, fixed: text embeddings. tau: softmax temperature, > 0.
     seed: int64 scalar tensor that draws the Gumbel noise of eq. 4, or None for no noise. The noise is counter-based:
         the same seed gives the same noise on every device.
+    hard: False for softmax(cosine / tau + noise) @ entities as the value, too. No kernel computes it: all weights,
+        [tokens, K], are in memory, on any device.
     Returns index [...] int64, the entity chosen for each token, and aligned [..., C] = entities[index] in tokens'
     dtype; its gradient is that of softmax(cosine / tau + noise) @ entities. Summed in at least fp32; half-precision
     tokens meet entities rounded to their dtype, and the product is divided by both norms in fp32. On a GPU memory does
@@ -42,8 +46,8 @@ def align(tokens: Tensor, entities: Tensor, tau: float = 1.0, seed: Tensor | Non
             raise TypeError(f"seed must be one int64 number, got {seed.dtype} of shape {tuple(seed.shape)}")
         check_device("seed", seed, tokens)
     rows = tokens.reshape(-1, tokens.shape[-1])
-    if takes_kernel(tokens):
+    if hard and takes_kernel(tokens):
         aligned, index, _ = align_by_kernel(rows, entities, tau, seed, len(rows))
     else:
-        index, aligned = align_reference(rows, entities, tau, seed)
+        index, aligned = align_reference(rows, entities, tau, seed, hard)
     return index.view(tokens.shape[:-1]), aligned.view(tokens.shape)

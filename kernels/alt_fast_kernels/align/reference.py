@@ -29,7 +29,9 @@ def gumbel_noise(seed: Tensor, rows: int, columns: int, dtype: torch.dtype = tor
     return -(-uniform.log()).log()
 
 
-def align_reference(tokens: Tensor, entities: Tensor, tau: float, seed: Tensor | None) -> tuple[Tensor, Tensor]:
+def align_reference(
+    tokens: Tensor, entities: Tensor, tau: float, seed: Tensor | None, hard: bool = True
+) -> tuple[Tensor, Tensor]:
     """Eq. 4 and 5 with the whole [M, K] assignment in memory; tokens [M, C]. Contract: `alt_fast_kernels.align`."""
     dtype = torch.promote_types(tokens.dtype, torch.float32)
     device = tokens.device.type
@@ -41,8 +43,8 @@ def align_reference(tokens: Tensor, entities: Tensor, tau: float, seed: Tensor |
         if seed is not None:
             logits = logits + gumbel_noise(seed, len(x), len(s), dtype)
         index = logits.argmax(dim=-1)
-        aligned = s[index]
-        if logits.requires_grad:  # inference needs no soft assignment
-            soft = logits.softmax(dim=-1) @ s
-            aligned = aligned + (soft - soft.detach())
+        if hard and not logits.requires_grad:  # inference needs no soft assignment
+            return index, s[index].to(tokens.dtype)
+        soft = logits.softmax(dim=-1) @ s
+        aligned = s[index] + (soft - soft.detach()) if hard else soft
     return index, aligned.to(tokens.dtype)
