@@ -115,9 +115,12 @@ def _flush(x: Floats) -> Floats:
 
 
 def _off_by(error: float, result: Floats, argument: Floats) -> Floats:
-    """The result with a relative error of up to `error`, drawn from the argument's bits; powers of two are exact."""
-    exact = _is_power_of_two(result)
-    return np.where(exact, result, result * (1 + error * _drawn(argument))).astype(np.float32)
+    """The fp64 result with a relative error of up to `error`, drawn from the argument's bits, in fp32.
+
+    Powers of two are exact.
+    """
+    rounded = result.astype(np.float32)
+    return np.where(_is_power_of_two(rounded), rounded, result * (1 + error * _drawn(argument))).astype(np.float32)
 
 
 def _drawn(x: Floats) -> Floats:
@@ -131,32 +134,32 @@ def _is_power_of_two(x: Floats) -> NDArray[np.bool_]:
 
 def divide(x: Floats, y: Floats) -> Floats:
     """div.full.f32: x times the reciprocal of y, which beyond 2 ** 126 is scaled."""
-    reciprocal = _off_by(RECIPROCAL_ERROR, np.float32(1) / y, y)
+    reciprocal = _off_by(RECIPROCAL_ERROR, 1 / y.astype(np.float64), y)
     return np.where(np.abs(y) > 2.0**126, x / y, x * reciprocal)
 
 
 def exp2(x: Floats) -> Floats:
     """ex2.approx.ftz.f32."""
     x = _flush(x)
-    return _flush(_off_by(EXP2_ERROR, np.exp2(x), x))
+    return _flush(_off_by(EXP2_ERROR, np.exp2(x.astype(np.float64)), x))
 
 
 def exp(x: Floats) -> Floats:
     """ex2.approx.f32 of x in base 2."""
     x = x * np.float32(np.log2(np.e))
-    return _off_by(EXP2_ERROR, np.exp2(x), x)
+    return _off_by(EXP2_ERROR, np.exp2(x.astype(np.float64)), x)
 
 
 def sqrt(x: Floats) -> Floats:
     """sqrt.approx.ftz.f32."""
     x = _flush(x)
-    return _off_by(SQRT_ERROR, np.sqrt(x), x)
+    return _off_by(SQRT_ERROR, np.sqrt(x.astype(np.float64)), x)
 
 
 def rsqrt(x: Floats) -> Floats:
     """rsqrt.approx.ftz.f32."""
     x = _flush(x)
-    return _off_by(RSQRT_ERROR, (1 / np.sqrt(x.astype(np.float64))).astype(np.float32), x)
+    return _off_by(RSQRT_ERROR, 1 / np.sqrt(x.astype(np.float64)), x)
 
 
 def log(x: Floats) -> Floats:

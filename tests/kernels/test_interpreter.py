@@ -1,6 +1,7 @@
 """The interpreter's device arithmetic errs as much as a GPU may, and no more."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,11 +27,11 @@ NUMBERS = np.exp(np.random.default_rng().uniform(-20, 4, 100_000)).astype(np.flo
 
 @pytest.mark.parametrize("name", list(APPROXIMATE))
 def test_results_are_off_by_up_to_what_the_manual_allows(name: str) -> None:
-    """But for two roundings of half a unit in the last place, NumPy's and the last."""
+    """But for the last rounding, half a unit in the last place."""
     ours, exact, error = APPROXIMATE[name]
     right = exact(NUMBERS.astype(np.float64))
     off = np.abs(ours(NUMBERS) / right - 1)
-    assert 0.9 * error < off.max() <= error + 2.0**-23
+    assert 0.9 * error < off.max() <= error + 1.001 * 2.0**-24
 
 
 @pytest.mark.parametrize(("ours", "exact"), [(interpreter.log, np.log), (interpreter.log2, np.log2)])
@@ -40,14 +41,14 @@ def test_logarithms_are_off_by_a_unit_in_the_last_place(ours: Callable, exact: C
     units = (ours(NUMBERS).astype(np.float64) - rounded) / np.spacing(np.abs(rounded))
     assert np.abs(units).max() == 1
     assert 0.2 < np.count_nonzero(units) / len(units) < 0.8
-    powers = np.float32([0.25, 1, 8, 0, np.inf])
+    powers = np.array([0.25, 1, 8, 0, np.inf], np.float32)
     with np.errstate(divide="ignore"):
         assert np.array_equal(ours(powers), exact(powers))
-    assert ours(np.float32([2.0**-140])) == pytest.approx(exact(2.0**-140), rel=2.0**-22)
+    assert ours(np.array([2.0**-140], np.float32)) == pytest.approx(exact(2.0**-140), rel=2.0**-22)
 
 
-@triton.jit
-def _inexact_kernel(x, out, LENGTH: tl.constexpr):  # noqa: N803
+@triton.jit  # type: ignore[untyped-decorator]
+def _inexact_kernel(x: Any, out: Any, LENGTH: tl.constexpr) -> None:  # noqa: N803
     i = tl.arange(0, LENGTH)
     number = tl.load(x + i)
     tl.store(out + i, tl.rsqrt(number))
