@@ -178,7 +178,7 @@ def compile_sample(size: int, workers: int | None) -> int:
 
 def print_host() -> None:
     """A table of what a block's calls cost the host."""
-    print(f"Measured on this host's CPU, {FRAMES} frames of {B16.name}: medians of 15 rounds of 100 calls.\n")
+    print(f"CPU time on this host, {FRAMES} frames of {B16.name}: medians of 15 rounds of 100 calls.\n")
     print("| op | us of the host |\n|---|--:|")
     found = host_seconds(block_cases(B16))
     for op, seconds in found.items():

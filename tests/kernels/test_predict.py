@@ -2,6 +2,8 @@
 
 import importlib
 import os
+import random
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -9,6 +11,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -292,7 +295,7 @@ def test_a_case_of_merge_joins_r_tokens_of_a_permutation() -> None:
         case = cases.merge_case(3, 21, 4, 16, torch.float32, backward=backward)
         if backward:
             outputs, (x, weight, bias), upstream = case.prepare()
-            grads = case.call((outputs, (x, weight, bias), upstream))
+            grads: Any = case.call((outputs, (x, weight, bias), upstream))
             assert [grad.shape for grad in grads] == [x.shape, weight.shape, bias.shape]
             assert all(grad.isfinite().all() and grad.any() for grad in grads)
         else:
@@ -467,7 +470,7 @@ def test_the_host_s_time_is_a_median_of_rounds_and_binds_every_launch() -> None:
     """A clock that ticks a second for every launch: a matching of 32 images is two, and one round is slow."""
     bound: list[str] = []
 
-    def bind(arch: str, launch: Launch) -> None:
+    def bind(launch: Launch) -> None:
         bound.append(launch.name)
         if len(bound) == 14:
             bound.extend(["slow"] * 99)
@@ -477,6 +480,39 @@ def test_the_host_s_time_is_a_median_of_rounds_and_binds_every_launch() -> None:
     assert seconds == {"attention": 1.0, "match": 2.0, "merge": 1.0}
     of_a_block = ["attention_fwd", "match_metric", "match_pair", "merge_fwd"]
     assert [name for name in bound if name != "slow"][-7:] == [of_a_block[0], *2 * of_a_block[1:3], *2 * of_a_block[3:]]
+
+
+SOME = """
+import sys
+from alt_fast_kernels import predict
+*documented, tower, batch, tokens = sys.argv[1:]
+cases = [case for case in predict.cases() if f"| {case.op} | {case.shape} |" in documented]
+predict.cases = lambda: cases
+predict.LENGTHS = {one: (int(tokens),) for one in predict.LENGTHS if one.name == tower}
+predict.BATCHES = (int(batch),)
+predictor = predict.Predictor(predict.Machine())
+predict.print_times(predictor)
+predict.print_blocks(predictor)
+predict.print_towers(predictor)
+"""
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="beside a GPU the tables have measured times, too")
+def test_some_of_the_documented_predictions_are_the_command_s() -> None:
+    """Others every time: of ops, of blocks and of towers."""
+    text = (Path(__file__).parents[2] / "docs" / "kernels.md").read_text()
+    rows = re.findall(r"^\| .* \|$", text.partition("## Predicted")[2].partition("\n## ")[0], re.MULTILINE)
+    ops = [row for row in rows if re.match(r"\| (match|merge|attention|align)\b", row)]
+    chosen = random.sample(ops, 3)
+    tower = random.choice(list(predict_command.LENGTHS))
+    batch, tokens = random.choice(predict_command.BATCHES), random.choice(predict_command.LENGTHS[tower])
+    shapes = ["|".join([*row.split("|")[:3], ""]) for row in chosen]
+    print(*shapes, tower.name, batch, tokens)
+    found = python("-c", SOME, *shapes, tower.name, str(batch), str(tokens))
+    printed = [line for line in found.stdout.splitlines() if re.match(r"\| (match|merge|attention|align|ViT)\b", line)]
+    printed = [line for line in printed if ", rotary" not in line]  # blocks that the page leaves out
+    assert len(printed) == 3 + 1 + 3, found.stdout + found.stderr
+    assert [line for line in printed if line not in rows] == []
 
 
 def test_bad_options_are_named(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

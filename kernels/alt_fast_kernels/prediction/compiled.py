@@ -7,6 +7,7 @@ import subprocess
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -182,19 +183,26 @@ def _nest(spans: list[tuple[int, int]]) -> Iterator[Loop]:
         spans = [span for span in spans[1:] if span[0] > last]
 
 
-def bind_for(arch: Arch, launch: Launch) -> Any:
-    """What Triton does on the host before it launches: bind the arguments, and look the kernel up, or compile it."""
+@contextmanager
+def targeting(arch: Arch) -> Iterator[None]:
+    """Let Triton compile for a target that need not be here."""
     before = driver._active  # None until somebody asks for a GPU
     driver.set_active(_Driver(arch))
     try:
-        return launch.kernel.warmup(*launch.args, grid=(max(1, launch.grid),), **launch.options)
+        yield
     finally:
         driver.set_active(before)
 
 
+def bind(launch: Launch) -> Any:
+    """What Triton does on the host before it launches: bind the arguments, and look the kernel up, or compile it."""
+    return launch.kernel.warmup(*launch.args, grid=(max(1, launch.grid),), **launch.options)
+
+
 def compile_for(arch: Arch, launch: Launch) -> Code:
     """Compile a launch, whose tensors may lie anywhere, and read its machine code."""
-    binary = bind_for(arch, launch)
+    with targeting(arch):
+        binary = bind(launch)
     if TARGETS[arch].is_amd:
         text = binary.asm["amdgcn"]
         found = {field: int(value) for field, value in re.findall(r"\.(vgpr_count|vgpr_spill_count):\s*(\d+)", text)}

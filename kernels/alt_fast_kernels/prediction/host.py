@@ -8,7 +8,7 @@ from alt_fast_kernels.configs import Arch
 from alt_fast_kernels.dispatch import use_backend
 from alt_fast_kernels.launch import Launch, intercepted
 from alt_fast_kernels.prediction.cases import Case, attention_case, match_case, merge_case
-from alt_fast_kernels.prediction.compiled import bind_for
+from alt_fast_kernels.prediction.compiled import bind, targeting
 from alt_fast_kernels.prediction.towers import Tower
 
 FRAMES = 32
@@ -30,16 +30,16 @@ def host_seconds(
     arch: Arch = "sm_90",
     rounds: int = 15,
     calls: int = 100,
-    bind: Callable[[Arch, Launch], object] = bind_for,
-    clock: Callable[[], float] = time.perf_counter,
+    bind: Callable[[Launch], object] = bind,
+    clock: Callable[[], float] = time.thread_time,
 ) -> dict[str, float]:
-    """Seconds of one call of each case, by op: medians of rounds of so many calls, the cases in turn.
+    """CPU seconds of one call of each case, by op: medians of rounds of so many calls, the cases in turn.
 
     In them: our checks and operators, PyTorch's dispatcher and allocator (that of CPUs), and of each launch the
     arguments bound and the compiled kernel looked up by Triton (`bind`). Not in them: the driver, CUDA's allocator.
     """
     found: dict[str, list[float]] = {case.op: [] for case in cases}
-    with use_backend("triton"), intercepted(arch, lambda launch: bind(arch, launch)):
+    with use_backend("triton"), targeting(arch), intercepted(arch, bind):
         prepared = [(case, case.prepare()) for case in cases]
         for case, inputs in prepared:  # compiles
             case.call(inputs)
