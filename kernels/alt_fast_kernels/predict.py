@@ -154,8 +154,8 @@ def compile_all(options: Any) -> int:
         print_resources(rows)
     print(f"{len(rows)} kernels compiled, {len(faults)} faults", *faults, sep="\n", file=sys.stderr)
     if options.record and (options.accept or not faults):
-        kept = [row for key, row in recorded.items() if key not in set(keys or ())]
-        record.write([*kept, *rows])
+        changed = set(keys or ())
+        record.write([*rows, *(row for key, row in recorded.items() if key not in changed)])
     return 1 if faults and not options.accept else 0
 
 

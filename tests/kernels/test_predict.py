@@ -172,6 +172,22 @@ def test_what_is_recorded_of_other_code_is_stale(monkeypatch: pytest.MonkeyPatch
     assert [name for _, name, _ in found] == ["changed", "gone", "new"]
 
 
+def test_recording_compiles_what_is_stale_and_keeps_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And nothing at all where a kernel became worse."""
+    rows = {name: replace(ROW, kernel=name, made_of="of old code") for name in ("same", "changed", "gone", "new")}
+    now = {name: replace(rows[name], made_of="of new code") for name in ("changed", "new")}
+    monkeypatch.delenv("TRITON_INTERPRET")
+    monkeypatch.setattr(record, "RECORD", tmp_path / "resources.jsonl")
+    record.write([rows["same"], rows["changed"], rows["gone"]])
+    monkeypatch.setattr(record, "stale", lambda recorded: [rows[name].key for name in ("changed", "gone", "new")])
+    monkeypatch.setattr(record, "compile_rows", lambda keys, workers: [replace(now["changed"], blocks=7), now["new"]])
+    assert main(["--record"]) == 1
+    assert record.read()[rows["changed"].key] == rows["changed"]
+    monkeypatch.setattr(record, "compile_rows", lambda keys, workers: [now["changed"], now["new"]])
+    assert main(["--record"]) == 0
+    assert list(record.read().values()) == [now["changed"], now["new"], rows["same"]]
+
+
 @pytest.mark.parametrize(
     ("name", "kind", "width"),
     [

@@ -183,6 +183,8 @@ def _part(arch: Arch, wanted: frozenset[tuple[Arch, str, str]] | None, part: int
 
 def read() -> dict[tuple[Arch, str, str], Row]:
     """The recorded rows by key."""
+    if not RECORD.exists():
+        return {}
     rows = [Row(**json.loads(line)) for line in RECORD.read_text().splitlines()]
     return {found.key: found for found in rows}
 
