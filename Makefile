@@ -1,7 +1,7 @@
 # `make` targets use the environment that the README's commands make.
 PYTHON ?= .venv/bin/python
 
-.PHONY: bench bench-gpu ci demo docs format lint mutate report terminal test test-gpu
+.PHONY: bench bench-gpu ci demo docs format lint mutate racecheck report terminal test test-gpu
 
 test:
 	$(PYTHON) -m pytest -n 3
@@ -9,6 +9,12 @@ test:
 # Every kernel compiled on a GPU, against its reference; DALI's clips from NVDEC, against PyAV's.
 test-gpu:
 	TRITON_INTERPRET=0 $(PYTHON) -m pytest tests/kernels tests/data/test_dali.py --device cuda
+
+# Races in shared memory, of the operators' tests on a GPU: compute-sanitizer is part of the CUDA toolkit.
+racecheck:
+	TRITON_INTERPRET=0 compute-sanitizer --tool racecheck --target-processes all --error-exitcode 1 \
+		$(PYTHON) -m pytest tests/kernels/test_ops.py tests/kernels/test_match.py tests/kernels/test_merge.py \
+		tests/kernels/test_attention.py tests/kernels/test_align.py -k "triton and not graph" --timeout 0 --device cuda
 
 # Small breakages, each of which a test has to notice: a quarter of an hour on two cores.
 mutate:

@@ -114,6 +114,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 _ALIGN, _MATCH, _MERGE = "tests/kernels/test_align.py", "tests/kernels/test_match.py", "tests/kernels/test_merge.py"
+_ATTENTION = "tests/kernels/test_attention.py"
 _LOOP, _RECIPE, _ALT = "tests/training/test_loop.py", "tests/training/test_recipe.py", "tests/model/test_alt.py"
 _EVALUATE, _PROTOCOLS, _ABLATIONS = "tests/test_evaluate.py", "tests/test_protocols.py", "tests/test_ablations.py"
 _AUGMENT, _DATASET, _LISTS = (
@@ -185,7 +186,43 @@ MUTATIONS = [
         "kernels/alt_fast_kernels/attention/reference.py",
         "return size.log().to(dtype)",
         "return size.to(dtype)",
-        "tests/kernels/test_attention.py::test_a_token_of_size_n_counts_as_n_equal_tokens",
+        f"{_ATTENTION}::test_a_token_of_size_n_counts_as_n_equal_tokens",
+    ),
+    Mutation(
+        "kernels/alt_fast_kernels/match/triton.py",
+        "rank = tl.sum((number[None, :] < number[:, None])",
+        "rank = tl.sum((number[None, :] <= number[:, None])",
+        f"{_MATCH}::test_equals_the_definition",
+    ),
+    Mutation(
+        "kernels/alt_fast_kernels/merge/triton.py",
+        "row * (own / total)[:, None]",
+        "row * (own / before)[:, None]",
+        f"{_MERGE}::test_equals_the_weighted_mean_of_every_slot",
+    ),
+    Mutation(
+        "kernels/alt_fast_kernels/attention/triton.py",
+        "grad_scores = weights * (grad_weights - shift[None, :])",
+        "grad_scores = weights * grad_weights",
+        f"{_ATTENTION}::test_queries_and_keys_may_differ_in_number",
+    ),
+    Mutation(
+        "kernels/alt_fast_kernels/attention/tiles.py",
+        "full = tl.where(tl.min(least, 0) > 0, full, 0)",
+        "full = tl.where(tl.min(least, 0) >= 0, full, 0)",
+        f"{_ATTENTION}::test_a_key_of_size_zero_is_no_key",
+    ),
+    Mutation(
+        "kernels/alt_fast_kernels/align/triton.py",
+        "better = tile_best > best",
+        "better = tile_best >= best",
+        f"{_ALIGN}::test_ties_across_the_whole_corpus_go_to_the_lower_index",
+    ),
+    Mutation(
+        "kernels/alt_fast_kernels/attention/op.py",
+        "if needs_kv:\n        of_kv.run()",
+        "of_kv.run()",
+        f"{_ATTENTION}::test_only_the_gradients_needed_are_computed",
     ),
     Mutation(
         "kernels/alt_fast_kernels/cost.py",

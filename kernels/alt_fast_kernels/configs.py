@@ -14,7 +14,10 @@ from typing import Any
 import torch
 
 Arch = str
-"""sm_80 (and newer up to 89), sm_90 (and newer), sm_100, or gfx942 for AMD."""
+"""sm_80, sm_90 (Hopper), sm_100 (datacentre Blackwell), or gfx942 for AMD.
+
+sm_80's rows fit blocks of 99 KiB of shared memory, and serve every other NVIDIA GPU: 8.6, 8.9 and 12.0 have no more.
+"""
 
 Config = Mapping[str, Any]
 """What Triton is given by keyword: tile sizes, PRECISION of products, num_warps, num_stages and, on NVIDIA, maxnreg.
@@ -194,4 +197,4 @@ def _arch_of(device: torch.device) -> Arch:
     if torch.version.hip:
         return "gfx942"
     major, _ = torch.cuda.get_device_capability(device)
-    return {8: "sm_80", 9: "sm_90"}.get(major, "sm_100" if major > 9 else "sm_80")
+    return {9: "sm_90", 10: "sm_100"}.get(major, "sm_80")

@@ -2,8 +2,8 @@
 
 Triton's own divides, takes roots and exponentials exactly, and keeps denormal numbers. What it compiles for NVIDIA
 does not: a quotient is a product with an approximate reciprocal, exponentials and roots are the special function
-unit's, with errors up to what the PTX manual allows. A kernel that holds in exact arithmetic alone may fail on a GPU:
-inside `device_arithmetic` the interpreter has a GPU's.
+unit's, with errors up to what the PTX manual allows, and logarithms a polynomial of libdevice's. A kernel that holds in
+exact arithmetic alone may fail on a GPU: inside `device_arithmetic` the interpreter has a GPU's.
 """
 
 from collections.abc import Callable, Iterator
@@ -19,7 +19,8 @@ Floats = NDArray[np.floating[Any]]
 
 RECIPROCAL_ERROR = SQRT_ERROR = 2.0**-23
 EXP2_ERROR = 2.0**-22
-"""Relative, of rcp.approx.f32, sqrt.approx.f32 and ex2.approx.f32 (PTX ISA, section 9.7.3)."""
+RSQRT_ERROR = 2.0**-22.9
+"""Relative, of rcp.approx.f32, sqrt.approx.f32, ex2.approx.f32 and rsqrt.approx.f32 (PTX ISA, section 9.7.3)."""
 
 _is_exact = True
 
@@ -114,44 +115,69 @@ def _flush(x: Floats) -> Floats:
 
 
 def _off_by(error: float, result: Floats, argument: Floats) -> Floats:
-    """The result with a relative error of up to `error`, drawn from the argument's bits; powers of two are exact."""
-    drawn = (argument.view(np.uint32) * np.uint32(0x9E3779B1)).view(np.int32) * 2.0**-31
-    exact = (result.view(np.uint32) & 0x7FFFFF) == 0
-    return np.where(exact, result, result * (1 + error * drawn)).astype(np.float32)
+    """The fp64 result with a relative error of up to `error`, drawn from the argument's bits, in fp32.
+
+    Powers of two are exact.
+    """
+    rounded = result.astype(np.float32)
+    return np.where(_is_power_of_two(rounded), rounded, result * (1 + error * _drawn(argument))).astype(np.float32)
+
+
+def _drawn(x: Floats) -> Floats:
+    """A number in [-1, 1) from the bits of each fp32 number."""
+    return (x.view(np.uint32) * np.uint32(0x9E3779B1)).view(np.int32) * 2.0**-31
+
+
+def _is_power_of_two(x: Floats) -> NDArray[np.bool_]:
+    return (x.view(np.uint32) & 0x7FFFFF) == 0
 
 
 def divide(x: Floats, y: Floats) -> Floats:
     """div.full.f32: x times the reciprocal of y, which beyond 2 ** 126 is scaled."""
-    reciprocal = _off_by(RECIPROCAL_ERROR, np.float32(1) / y, y)
+    reciprocal = _off_by(RECIPROCAL_ERROR, 1 / y.astype(np.float64), y)
     return np.where(np.abs(y) > 2.0**126, x / y, x * reciprocal)
 
 
 def exp2(x: Floats) -> Floats:
     """ex2.approx.ftz.f32."""
     x = _flush(x)
-    return _flush(_off_by(EXP2_ERROR, np.exp2(x), x))
+    return _flush(_off_by(EXP2_ERROR, np.exp2(x.astype(np.float64)), x))
 
 
 def exp(x: Floats) -> Floats:
     """ex2.approx.f32 of x in base 2."""
     x = x * np.float32(np.log2(np.e))
-    return _off_by(EXP2_ERROR, np.exp2(x), x)
+    return _off_by(EXP2_ERROR, np.exp2(x.astype(np.float64)), x)
 
 
 def sqrt(x: Floats) -> Floats:
     """sqrt.approx.ftz.f32."""
     x = _flush(x)
-    return _off_by(SQRT_ERROR, np.sqrt(x), x)
+    return _off_by(SQRT_ERROR, np.sqrt(x.astype(np.float64)), x)
+
+
+def rsqrt(x: Floats) -> Floats:
+    """rsqrt.approx.ftz.f32."""
+    x = _flush(x)
+    return _off_by(RSQRT_ERROR, 1 / np.sqrt(x.astype(np.float64)), x)
 
 
 def log(x: Floats) -> Floats:
-    """libdevice's polynomial, to a unit in the last place, of which denormal numbers are flushed."""
-    return np.log(_flush(x))
+    """libdevice's polynomial, of denormal numbers too: a unit in the last place (CUDA C++ Programming Guide, 13.1).
+
+    Of powers of two it is exact but for its last rounding.
+    """
+    return _off_by_an_ulp(np.log(x), x)
 
 
 def log2(x: Floats) -> Floats:
     """As log."""
-    return np.log2(_flush(x))
+    return _off_by_an_ulp(np.log2(x), x)
+
+
+def _off_by_an_ulp(result: Floats, argument: Floats) -> Floats:
+    off = result + np.spacing(result).astype(np.float64) * _drawn(argument)
+    return np.where(_is_power_of_two(argument), result, off).astype(np.float32)
 
 
 def _offer_the_arithmetic_of_a_gpu() -> None:
@@ -172,6 +198,7 @@ def _offer_the_arithmetic_of_a_gpu() -> None:
         "exp": exp,
         "exp2": exp2,
         "sqrt": sqrt,
+        "rsqrt": rsqrt,
         "log": log,
         "log2": log2,
     }

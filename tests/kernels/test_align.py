@@ -12,6 +12,7 @@ from alt_fast_kernels import align, use_backend
 from alt_fast_kernels.align import triton as triton_kernels
 from alt_fast_kernels.align.reference import gumbel_noise
 from alt_fast_kernels.dispatch import Backend
+from alt_fast_kernels.launch import recording
 from alt_fast_kernels.testing import Result, assert_as_accurate
 
 
@@ -241,6 +242,9 @@ def test_no_memory_grows_with_the_corpus(monkeypatch: pytest.MonkeyPatch) -> Non
     class Watch(TorchDispatchMode):
         def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             nonlocal largest
+            if function.namespace == "alt_fast":  # what our operators allocate inside
+                with self:
+                    return function._op_dk(torch._C.DispatchKey.CompositeExplicitAutograd, *args, **(kwargs or {}))
             out = function(*args, **(kwargs or {}))
             for x in out if isinstance(out, tuple | list) else (out,):
                 if isinstance(x, torch.Tensor) and x.untyped_storage().data_ptr() != entities.data_ptr():
@@ -248,7 +252,7 @@ def test_no_memory_grows_with_the_corpus(monkeypatch: pytest.MonkeyPatch) -> Non
             return out
 
     tokens, entities = torch.randn(2, 64, requires_grad=True), torch.randn(400, 64)
-    with Watch():
+    with recording("sm_80"), Watch():  # the interpreter copies what it is given
         _, aligned = align(tokens, entities, 0.5, torch.tensor(1))
         aligned.sum().backward()
     assert largest <= 64 * 64  # one chunk

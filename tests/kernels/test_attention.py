@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from alt_fast_kernels import proportional_attention, proportional_attention_qkvpacked, use_backend
+from alt_fast_kernels.launch import Launch
 from alt_fast_kernels.testing import Result, assert_as_accurate
 
 
@@ -267,6 +268,82 @@ def test_our_kernels_by_name_take_what_they_can() -> None:
     ):
         with use_backend(attention="triton"), pytest.raises(ValueError, match=why):
             proportional_attention_qkvpacked(qkv)
+
+
+@pytest.mark.kernel_only
+@pytest.mark.parametrize("needed", ["q", "k", "v", "q v", "q k v"])
+def test_only_the_gradients_needed_are_computed(needed: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That of q alone takes one launch; those of k and v need delta, which the launch of q leaves."""
+    leaves = dict(zip("qkv", torch.randn(3, 2, 9, 2, 16).unbind(0), strict=True))
+    for name in needed.split():
+        leaves[name].requires_grad_()
+    size = torch.randint(1, 9, (2, 9)).float()
+    launched: list[str] = []
+
+    def gradients() -> list[Tensor]:
+        out = proportional_attention(leaves["q"], leaves["k"], leaves["v"], size)
+        launched.clear()
+        return list(torch.autograd.grad(out.square().sum(), [leaves[name] for name in needed.split()]))
+
+    with use_backend("reference"):
+        expected = gradients()
+    run = Launch.run
+
+    def record(self: Launch) -> None:
+        launched.append(self.name)
+        run(self)
+
+    monkeypatch.setattr(Launch, "run", record)
+    for grad, right in zip(gradients(), expected, strict=True):
+        torch.testing.assert_close(grad, right)
+    assert launched == ["attention_bwd_q", "attention_bwd_kv"][: 1 if needed == "q" else 2]
+
+
+def _loss(packed: bool, size: Tensor) -> Callable[[Tensor], Tensor]:
+    def loss(qkv: Tensor) -> Tensor:
+        if packed:
+            return proportional_attention_qkvpacked(qkv, size).sin().sum()
+        return proportional_attention(*split(qkv), size).sin().sum()
+
+    return loss
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_gradients_of_function_transforms(packed: bool) -> None:
+    """grad, and per-sample gradients by vmap(grad): those of one backward pass per sample; of q alone, too."""
+    size, samples = torch.randint(1, 9, (2, 7)).float(), torch.randn(3, 2, 7, 3, 2, 16)
+    loss = _loss(packed, size)
+    per_sample = torch.vmap(torch.func.grad(loss))(samples)
+    k, v = torch.randn(2, 2, 7, 2, 16).unbind(0)
+
+    def of_q(q: Tensor) -> Tensor:
+        return proportional_attention(q, k, v, size).sin().sum()
+
+    of_q_alone = torch.vmap(torch.func.grad(of_q))(samples[:, :, :, 0])
+    for i, sample in enumerate(samples):
+        leaf, q = sample.clone().requires_grad_(), sample[:, :, 0].clone().requires_grad_()
+        (expected,) = torch.autograd.grad(loss(leaf), leaf)
+        torch.testing.assert_close(torch.func.grad(loss)(sample), expected)
+        torch.testing.assert_close(per_sample[i], expected)
+        torch.testing.assert_close(of_q_alone[i], torch.autograd.grad(of_q(q), q)[0])
+
+
+@pytest.mark.kernel_only
+@pytest.mark.parametrize("packed", [True, False])
+def test_other_derivatives_are_refused(packed: bool) -> None:
+    loss, qkv = _loss(packed, torch.ones(2, 7)), torch.randn(2, 7, 3, 2, 16)
+    with pytest.raises(NotImplementedError, match="no formula for forward-mode"):
+        torch.func.jvp(loss, (qkv,), (qkv,))
+    leaf = qkv.clone().requires_grad_()
+    (grad,) = torch.autograd.grad(loss(leaf), leaf, create_graph=True)
+    with pytest.raises(NotImplementedError, match="no formula for a second derivative"):
+        grad.sum().backward()
+
+
+def test_meta_tensors() -> None:
+    qkv, size = torch.empty(2, 7, 3, 2, 16, device="meta"), torch.empty(2, 7, device="meta")
+    assert proportional_attention_qkvpacked(qkv, size).shape == (2, 7, 32)
+    assert proportional_attention(*split(qkv), size).shape == (2, 7, 32)
 
 
 def test_empty_batch() -> None:

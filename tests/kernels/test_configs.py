@@ -5,6 +5,7 @@ import itertools
 import pytest
 import torch
 
+from alt_fast_kernels import configs
 from alt_fast_kernels.attention.backends import MAX_HEAD_DIM
 from alt_fast_kernels.attention.triton import height
 from alt_fast_kernels.configs import ANY_WIDTH, TABLE, arch_of, config_of
@@ -103,6 +104,26 @@ def test_tiles_are_as_tall_as_queries_fill() -> None:
 def test_a_missing_row_is_an_error(kernel: str, arch: str, dtype: torch.dtype, width: int) -> None:
     with pytest.raises(ValueError, match=f"no row for {kernel} on {arch} in {dtype} at width {width}"):
         config_of(kernel, arch, dtype, width)
+
+
+@pytest.mark.parametrize(
+    ("capability", "arch"),
+    [
+        *(((8, minor), "sm_80") for minor in (0, 6, 9)),
+        *(((9, 0), "sm_90"), ((10, 0), "sm_100"), ((10, 3), "sm_100")),
+        *(((11, 0), "sm_80"), ((12, 0), "sm_80"), ((12, 1), "sm_80"), ((13, 0), "sm_80")),
+    ],
+)
+def test_rows_are_chosen_by_capability(capability: tuple[int, int], arch: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is neither Hopper nor a datacentre's Blackwell has 99 KiB of shared memory for a block, or may have."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.version, "hip", None)
+    assert configs._arch_of.__wrapped__(torch.device("cuda")) == arch
+
+
+def test_amd_s_gpus_use_the_rows_of_gfx942(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.version, "hip", "7.0")
+    assert configs._arch_of.__wrapped__(torch.device("cuda")) == "gfx942"
 
 
 def test_the_interpreter_uses_the_rows_of_sm_80() -> None:

@@ -51,6 +51,10 @@ def operators() -> dict[str, tuple[object, tuple]]:
         ),
         "attention": (attention_op, (q, k, v, size, 0.25)),
         "attention_backward": (attention_backward_op, (*saved, q.detach(), k.detach(), v.detach(), size, 0.25)),
+        "attention_backward_of_q": (
+            attention_backward_op,
+            (*saved, q.detach(), k.detach(), v.detach(), size, 0.25, None, None, False, False),
+        ),
         "attention_packed": (attention_packed_op, (qkv, size, 0.25)),
         "attention_packed_backward": (attention_packed_backward_op, (*saved, qkv.detach(), size, 0.25)),
         "attention_rotary": (attention_op, (q, k, v, size, 0.25, *turn)),
@@ -71,7 +75,13 @@ def operators() -> dict[str, tuple[object, tuple]]:
 NAMES = [
     *("match", "match_listed", "merge", "merge_fused", "merge_backward", "attention", "attention_backward"),
     *("attention_packed", "attention_packed_backward", "attention_rotary", "attention_rotary_backward"),
-    *("attention_rotary_packed", "attention_rotary_packed_backward", "align", "align_backward"),
+    *(
+        "attention_backward_of_q",
+        "attention_rotary_packed",
+        "attention_rotary_packed_backward",
+        "align",
+        "align_backward",
+    ),
 ]
 
 

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -90,7 +91,7 @@ def test_a_branch_on_data_is_taken_both_ways() -> None:
 
 
 def row(grid: str, block: str) -> Row:
-    return Row("sm_80", "planted", "bf16", grid, block, (), "why", 1.0)
+    return Row("sm_80", "planted", "bf16", grid, block, (), "why", 1.0, "of the code")
 
 
 @pytest.mark.parametrize(
@@ -114,7 +115,18 @@ def test_no_race_is_recorded_and_undecided_kernels_have_a_reason() -> None:
     assert [row for row in rows if row.verdict == GIVEN and not row.given] == []
 
 
-def test_a_sample_is_no_worse_than_recorded() -> None:
+def test_rows_of_other_code_are_stale(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And those of what is no longer launched."""
+    known, gone = row(PROVEN, PROVEN), replace(row(PROVEN, PROVEN), kernel="gone")
+    recorded = {one.key: one for one in (known, gone)}
+    monkeypatch.setattr(verify, "_launches", lambda arch: {known.key: "launch"})
+    monkeypatch.setattr(verify, "made_of", lambda launch: "of the code")
+    assert verify.stale(recorded) == [gone.key]
+    monkeypatch.setattr(verify, "made_of", lambda launch: "of other code")
+    assert verify.stale(recorded) == [known.key, gone.key]
+
+
+def test_a_sample_is_no_worse_than_recorded_and_no_row_is_stale() -> None:
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     environment["PYTHONPATH"] = os.pathsep.join([str(Path(verify.__file__).parents[2]), *sys.path])
     command = [sys.executable, "-m", "alt_fast_kernels.prediction.verify", "--sample", "2"]

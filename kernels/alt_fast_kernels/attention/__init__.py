@@ -41,8 +41,8 @@ def proportional_attention(
     """softmax(q k^T * scale + log size) v (ToMe, eq. 1).
 
     q: [B, N, H, D]. k, v: [B, M, H, D]. Any strides over B, N, H: views of a packed QKV projection are read in place.
-    size: [B, M] fp32 >= 0, or None for plain attention. A key of size 0 is no key: padding. A query without keys gives
-        zeros, and no gradient. With fp16 tokens at most 65,504.
+    size: [B, M] fp32 >= 0, or None for plain attention. A key of size 0 is no key: padding, which must be
+        finite. A query without keys gives zeros, and no gradient. With fp16 tokens at most 65,504.
     scale: 1 / sqrt(D) by default.
     dropout_p: drops attention weights; with p > 0, D > 128 or a scale <= 0 PyTorch's attention runs, everywhere.
     rotary: turns q and k alike, so their N must be the same; `rotate` says how. Tables may require grad, as learnt

@@ -44,23 +44,26 @@ def attention_op(
 
 def _empty_grads(
     grad_out: Tensor, out: Tensor, lse2: Tensor, q: Tensor, k: Tensor, v: Tensor, size: Tensor | None, scale: float,
-    cos: Tensor | None = None, sin: Tensor | None = None, interleaved: bool = False,
+    cos: Tensor | None = None, sin: Tensor | None = None, interleaved: bool = False, needs_kv: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    return _contiguous_like(q), _contiguous_like(k), _contiguous_like(v)
+    of_keys = (_contiguous_like(k), _contiguous_like(v)) if needs_kv else (k.new_empty(0), v.new_empty(0))
+    return _contiguous_like(q), *of_keys
 
 
 @operator(
     "attention_backward(Tensor grad_out, Tensor out, Tensor lse2, Tensor q, Tensor k, Tensor v, Tensor? size, "
-    "float scale, Tensor? cos=None, Tensor? sin=None, bool interleaved=False) -> (Tensor, Tensor, Tensor)",
+    "float scale, Tensor? cos=None, Tensor? sin=None, bool interleaved=False, bool needs_kv=True) "
+    "-> (Tensor, Tensor, Tensor)",
     _empty_grads,
 )
 def attention_backward_op(
     grad_out: Tensor, out: Tensor, lse2: Tensor, q: Tensor, k: Tensor, v: Tensor, size: Tensor | None, scale: float,
-    cos: Tensor | None = None, sin: Tensor | None = None, interleaved: bool = False,
+    cos: Tensor | None = None, sin: Tensor | None = None, interleaved: bool = False, needs_kv: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Return the gradients of q, k and v, each contiguous."""
-    grads = _contiguous_like(q), _contiguous_like(k), _contiguous_like(v)
-    _run_backward(grad_out, out, lse2, _prepare(q, k, v, size, scale, cos, sin, interleaved), grads)
+    """Return the gradients of q, k and v, each contiguous; those of k and v are empty unless needed."""
+    grads = _empty_grads(grad_out, out, lse2, q, k, v, size, scale, cos, sin, interleaved, needs_kv)
+    inputs = _prepare(q, k, v, size, scale, cos, sin, interleaved)
+    _run_backward(grad_out, out, lse2, inputs, grads if needs_kv else (grads[0], inputs.k, inputs.v), needs_kv)
     return grads
 
 
@@ -113,12 +116,17 @@ def attention_packed_backward_op(
     return grad
 
 
-def _run_backward(grad_out: Tensor, out: Tensor, lse2: Tensor, inputs: "Inputs", grads: tuple[Tensor, ...]) -> None:
+def _run_backward(
+    grad_out: Tensor, out: Tensor, lse2: Tensor, inputs: "Inputs", grads: tuple[Tensor, ...], needs_kv: bool = True
+) -> None:
+    """Launch what the gradients need: that of q, which leaves delta, then those of k and v."""
     from alt_fast_kernels.attention.triton import Gradients, Saved, attention_bwd_launches
 
     saved = Saved(out, lse2, grad_out.contiguous())
-    for launch in attention_bwd_launches(inputs, saved, torch.empty_like(lse2), Gradients(*grads)):
-        launch.run()
+    of_q, of_kv = attention_bwd_launches(inputs, saved, torch.empty_like(lse2), Gradients(*grads))
+    of_q.run()
+    if needs_kv:
+        of_kv.run()
 
 
 def _prepare(
@@ -161,7 +169,9 @@ def _saved(ctx: Any) -> tuple[Any, ...]:
 
 
 def _backward(ctx: Any, grad_out: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
-    return (*_attention_backward(grad_out, *_saved(ctx)), *5 * (None,))
+    needs = ctx.needs_input_grad[:3]
+    grads = _attention_backward(grad_out, *_saved(ctx), any(needs[1:]))
+    return (*(grad if needed else None for grad, needed in zip(grads, needs, strict=True)), *5 * (None,))
 
 
 def _backward_packed(ctx: Any, grad_out: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from alt_fast_kernels import Rotary, align, match, merge, proportional_attention_qkvpacked, use_backend
 from alt_fast_kernels.configs import Arch
 from alt_fast_kernels.cost import Cost, align_cost, attention_cost, match_cost, merge_cost
-from alt_fast_kernels.launch import Launch, recording
+from alt_fast_kernels.launch import Launch, is_intercepted, recording
 from alt_fast_kernels.match import MAX_CHANNELS, MergePlan
+from alt_fast_kernels.prediction.around import Around, TorchCall
 
 Layout = Literal["halves", "interleaved"]
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -20,7 +21,10 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 @dataclass(frozen=True)
 class Case:
-    """One call of an op, forward or backward: call(prepare()). cost: what it must at least do."""
+    """One call of an op, forward or backward: call(prepare()). cost: what it must at least do.
+
+    prepare: draws inputs at random, on the default device; unfilled where launches are only recorded.
+    """
 
     op: str
     shape: str
@@ -30,41 +34,52 @@ class Case:
 
     def launches(self, arch: Arch) -> list[Launch]:
         """What `call` launches, as configured for an architecture that need not be here."""
-        with use_backend("triton"), recording(arch):
+        return self.recorded(arch)[0]
+
+    def recorded(self, arch: Arch) -> tuple[list[Launch], list[TorchCall]]:
+        """What `call` launches, our kernels and PyTorch's own around them."""
+        with use_backend("triton"), recording(arch), Around() as around:
             prepared = self.prepare()
+            around.calls.clear()
             with recording(arch) as launches:
                 self.call(prepared)
-        return launches
+        return launches, around.calls
+
+
+def _drawn(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    x = torch.empty(shape, dtype=dtype)
+    return x if is_intercepted() else x.normal_()
 
 
 def match_case(
     batch: int, num_tokens: int, heads: int, dim: int, r: int, dtype: torch.dtype = torch.bfloat16, *, every: int = 2
 ) -> Case:
     """Keys as a packed projection leaves them; a class token is protected, one token in `every` a destination."""
-    key = torch.empty(batch, num_tokens, 3, heads, dim, dtype=dtype)[:, :, 1]
     num_listed = None if every == 2 else num_tokens // every
     cost = match_cost(batch, num_tokens, heads, dim, 1, dtype.itemsize, num_listed)
     shape = f"B={batch} N={num_tokens} H={heads} D={dim}{f' 1 in {every}' if num_listed else ''}"
-    return Case("match", shape, lambda: key, lambda key: match(key, r, 1, every), cost)
+
+    def keys() -> Tensor:
+        return _drawn(batch, num_tokens, 3, heads, dim, dtype=dtype)[:, :, 1]
+
+    return Case("match", shape, keys, lambda key: match(key, r, 1, every), cost)
 
 
 def merge_case(
     batch: int, num_tokens: int, r: int, channels: int, dtype: torch.dtype = torch.bfloat16, *,
     fused: bool = True, backward: bool = False,
 ) -> Case:  # fmt: skip
-    """Residual, merge and LayerNorm in one (fused), or the merge alone."""
+    """Residual, merge and LayerNorm in one (fused), or the merge alone; r tokens join others, as random keys match."""
     num_slots = num_tokens - r
-    slot = torch.zeros(batch, num_tokens, dtype=torch.int32)
-    plan = MergePlan(slot, slot.clone(), torch.zeros(batch, num_slots + 1, dtype=torch.int32), num_slots)
-    x, branch = torch.empty(2, batch, num_tokens, channels, dtype=dtype).unbind(0)
     norm = nn.LayerNorm(channels, dtype=dtype) if fused else None
     size = torch.ones(batch, num_tokens)
 
-    def forward(x: Tensor) -> tuple[Tensor, ...]:
-        return merge(x, size, plan, branch if fused else None, norm=norm)
+    def draw() -> tuple[Tensor, Tensor | None, MergePlan]:
+        x, branch = _drawn(2, batch, num_tokens, channels, dtype=dtype).unbind(0)
+        return x, branch if fused else None, match(_drawn(batch, num_tokens, 16), r, 1)
 
-    def gradient(x: Tensor) -> tuple[Tensor, ...]:
-        merged, _, *normed = forward(x)
+    def forward(x: Tensor, branch: Tensor | None, plan: MergePlan) -> tuple[Tensor, ...]:
+        merged, _, *normed = merge(x, size, plan, branch, norm=norm)
         return merged, *normed
 
     cost = merge_cost(batch, num_tokens, r, channels, dtype.itemsize, fused, fused)
@@ -72,10 +87,8 @@ def merge_case(
     if backward:  # reads the gradients of x' (and of its norm, with x'), writes that of x
         moved = batch * (num_slots * (3 if fused else 1) + num_tokens) * channels * dtype.itemsize
         cost = Cost(cost.macs, moved)
-    return _differentiated(
-        "merge", f"B={batch} N={num_tokens} r={r} C={channels}{' fused' if fused else ''}", gradient, x, weights, cost,
-        backward,
-    )  # fmt: skip
+    shape = f"B={batch} N={num_tokens} r={r} C={channels}{' fused' if fused else ''}"
+    return _differentiated("merge", shape, draw, forward, weights, cost, backward)
 
 
 def attention_case(
@@ -83,12 +96,14 @@ def attention_case(
     sized: bool = True, layout: Layout | None = None, backward: bool = False,
 ) -> Case:  # fmt: skip
     """Attention of a packed projection, with sizes or without, turned by tables of every image's or not."""
-    qkv = torch.empty(batch, num_tokens, 3, heads, dim, dtype=dtype)
     size = torch.ones(batch, num_tokens) if sized else None
     rotary = None
     if layout is not None:
         cos, sin = torch.ones(2, batch, num_tokens, 1, dim).unbind(0)
         rotary = Rotary(cos, sin, layout == "interleaved")
+
+    def draw() -> tuple[Tensor]:
+        return (_drawn(batch, num_tokens, 3, heads, dim, dtype=dtype),)
 
     def forward(qkv: Tensor) -> tuple[Tensor]:
         return (proportional_attention_qkvpacked(qkv, size, rotary=rotary),)
@@ -98,7 +113,7 @@ def attention_case(
     if backward:  # five products for two; reads q, k, v, out and its gradient, writes three gradients
         cost = Cost(cost.macs * 5 // 2, cost.bytes * 2)
     shape = f"B={batch} N={num_tokens} H={heads} D={dim}{' sized' if sized else ''}{f' {layout}' if layout else ''}"
-    return _differentiated("attention", shape, forward, qkv, [], cost, backward)
+    return _differentiated("attention", shape, draw, forward, [], cost, backward)
 
 
 def align_case(
@@ -106,40 +121,44 @@ def align_case(
     noise: bool = False, backward: bool = False,
 ) -> Case:  # fmt: skip
     """Tokens and a corpus of one dtype."""
-    tokens, entities = torch.empty(num_tokens, width, dtype=dtype), torch.empty(num_entities, width, dtype=dtype)
     seed = torch.zeros((), dtype=torch.int64) if noise else None
 
-    def forward(tokens: Tensor) -> tuple[Tensor]:
+    def draw() -> tuple[Tensor, Tensor]:
+        return _drawn(num_tokens, width, dtype=dtype), _drawn(num_entities, width, dtype=dtype)
+
+    def forward(tokens: Tensor, entities: Tensor) -> tuple[Tensor]:
         return (align(tokens, entities, 0.5, seed)[1],)
 
     cost = align_cost(num_tokens, num_entities, width, dtype.itemsize)
     if backward:  # cosines, gradients of the weights, and of the tokens
         cost = Cost(cost.macs * 3, cost.bytes + num_tokens * width * dtype.itemsize)
-    return _differentiated(
-        "align", f"M={num_tokens} K={num_entities} C={width}{' noise' if noise else ''}", forward, tokens, [], cost,
-        backward,
-    )  # fmt: skip
+    shape = f"M={num_tokens} K={num_entities} C={width}{' noise' if noise else ''}"
+    return _differentiated("align", shape, draw, forward, [], cost, backward)
 
 
 def _differentiated(
     op: str,
     shape: str,
-    forward: Callable[[Tensor], tuple[Tensor, ...]],
-    x: Tensor,
+    draw: Callable[[], tuple[Any, ...]],
+    forward: Callable[..., tuple[Tensor, ...]],
     weights: list[nn.Parameter],
     cost: Cost,
     backward: bool,
 ) -> Case:
-    """A case of forward(x), without gradients, or of its backward alone."""
+    """A case of forward(*draw()), without gradients, or of its backward alone, to the first input and the weights."""
     if not backward:
-        return Case(op, shape, lambda: x, torch.no_grad()(forward), cost)
-    leaves = [x.requires_grad_(), *weights]
+        return Case(op, shape, draw, torch.no_grad()(lambda inputs: forward(*inputs)), cost)
 
-    def gradient(outputs: tuple[Tensor, ...]) -> object:
-        upstream = [torch.empty_like(out) for out in outputs]
+    def prepare() -> tuple[tuple[Tensor, ...], list[Tensor], list[Tensor]]:
+        x, *others = draw()
+        outputs = forward(x.requires_grad_(), *others)
+        return outputs, [x, *weights], [_drawn(*out.shape, dtype=out.dtype) for out in outputs]
+
+    def gradient(prepared: tuple[tuple[Tensor, ...], list[Tensor], list[Tensor]]) -> object:
+        outputs, leaves, upstream = prepared
         return torch.autograd.grad(outputs, leaves, upstream, retain_graph=True)
 
-    return Case(f"{op} backward", shape, lambda: forward(x), gradient, cost)
+    return Case(f"{op} backward", shape, prepare, gradient, cost)
 
 
 HEAD_DIMS = (32, 40, 64, 72, 80, 88, 96, 104, 128)

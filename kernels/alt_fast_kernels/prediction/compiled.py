@@ -1,19 +1,24 @@
 """A launch compiled for a GPU that need not be here, and what its machine code says: the facts `predict` builds on."""
 
+import ast
+import hashlib
 import re
 import subprocess
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
 import triton
+import triton.language as tl
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
+from triton.runtime.jit import JITFunction
 
 from alt_fast_kernels.configs import Arch
 from alt_fast_kernels.launch import Launch
@@ -44,7 +49,7 @@ TARGETS: dict[Arch, Target] = {
     "sm_100": Target(GPUTarget("cuda", 100, 32), 227 * 1024, 228 * 1024),
     "gfx942": Target(GPUTarget("hip", "gfx942", 64), 64 * 1024, 64 * 1024, warps=32, registers=4 * 512 * 64),
 }
-"""The kernels' targets. sm_80's row also serves 86 and 89: a block gets what they allow, the lower limit."""
+"""The kernels' targets. sm_80's row also serves 8.6, 8.9 and 12.0: a block gets what they allow, the lower limit."""
 
 
 class _Driver:
@@ -178,14 +183,26 @@ def _nest(spans: list[tuple[int, int]]) -> Iterator[Loop]:
         spans = [span for span in spans[1:] if span[0] > last]
 
 
-def compile_for(arch: Arch, launch: Launch) -> Code:
-    """Compile a launch, whose tensors may lie anywhere, and read its machine code."""
+@contextmanager
+def targeting(arch: Arch) -> Iterator[None]:
+    """Let Triton compile for a target that need not be here."""
     before = driver._active  # None until somebody asks for a GPU
     driver.set_active(_Driver(arch))
     try:
-        binary = launch.kernel.warmup(*launch.args, grid=(max(1, launch.grid),), **launch.options)
+        yield
     finally:
         driver.set_active(before)
+
+
+def bind(launch: Launch) -> Any:
+    """What Triton does on the host before it launches: bind the arguments, and look the kernel up, or compile it."""
+    return launch.kernel.warmup(*launch.args, grid=(max(1, launch.grid),), **launch.options)
+
+
+def compile_for(arch: Arch, launch: Launch) -> Code:
+    """Compile a launch, whose tensors may lie anywhere, and read its machine code."""
+    with targeting(arch):
+        binary = bind(launch)
     if TARGETS[arch].is_amd:
         text = binary.asm["amdgcn"]
         found = {field: int(value) for field, value in re.findall(r"\.(vgpr_count|vgpr_spill_count):\s*(\d+)", text)}
@@ -213,6 +230,35 @@ def _key(launch: Launch) -> tuple[Any, ...]:
 
     arguments = [kind(name, value) for name, value in zip(launch.kernel.arg_names, launch.args, strict=False)]
     return launch.name, *sorted(launch.options.items()), *arguments
+
+
+def made_of(launch: Launch) -> str:
+    """A fingerprint of what compiled code depends on: Triton, the kernel, and what the launch specialises it on."""
+    parts = [triton.__version__, *code_of(launch.kernel), repr(_key(launch))]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+
+@cache
+def code_of(kernel: JITFunction) -> tuple[str, ...]:
+    """A kernel and all that it calls, less comments, docstrings and layout, and the constants that they read."""
+    parts: dict[str, str] = {}
+
+    def collect(function: JITFunction) -> None:
+        tree = function.parse()
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+                node.value = ast.Constant("")
+        parts[f"{function.__module__}.{function.__name__}"] = ast.dump(tree)
+        read = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)} & function.__globals__.keys()
+        for name in sorted(read):
+            value = function.__globals__[name]
+            if isinstance(value, tl.constexpr):
+                parts[f"{function.__module__}.{name}"] = repr(value)
+            elif isinstance(value, JITFunction) and f"{value.__module__}.{value.__name__}" not in parts:
+                collect(value)
+
+    collect(kernel)
+    return tuple(parts.values())
 
 
 class Compiler:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from alt_fast_kernels.launch import Launch, cdiv
 from alt_fast_kernels.match.plan import sides
+from alt_fast_kernels.prediction.around import TorchCall
 from alt_fast_kernels.prediction.compiled import Code, Loop
 
 
@@ -187,6 +188,11 @@ def predict(launch: Launch, code: Code, machine: Machine) -> Time:
         cycles = int(waves) * wave(resident) + (wave(cdiv(left, machine.multiprocessors)) if left else 0)
     issue = cycles / machine.clock
     return Time(memory, cache, tensor, issue, max(memory, cache, tensor, issue) + machine.launch)
+
+
+def predict_torch(call: TorchCall, machine: Machine) -> float:
+    """Predict the seconds of one of PyTorch's own kernels, which does nothing but move bytes or multiply matrices."""
+    return max(call.bytes / machine.bandwidth, call.flops / machine.gemm) + machine.launch
 
 
 def _bytes(launch: Launch) -> int:

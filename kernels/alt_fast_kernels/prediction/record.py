@@ -1,30 +1,28 @@
 """The recorded resources of every kernel in every configuration on every target, and what must hold of them.
 
 A kernel's cost is in the machine code, so it is kept beside the source: `resources.jsonl`, one row per kernel, target
-and configuration, with a fingerprint of the sources and the version of Triton that it was compiled from.
+and configuration, each with a fingerprint of what it was compiled from: see `compiled.made_of`.
 """
 
-import ast
-import hashlib
 import json
+import math
 import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 
-from alt_fast_kernels.configs import Arch
+from alt_fast_kernels.configs import TABLE, Arch
 from alt_fast_kernels.launch import Launch
 from alt_fast_kernels.prediction.cases import DTYPES, reachable
-from alt_fast_kernels.prediction.compiled import KINDS, TARGETS, Code, compile_for
+from alt_fast_kernels.prediction.compiled import KINDS, TARGETS, Code, compile_for, made_of
 
 RECORD = Path(__file__).with_name("resources.jsonl")
-PACKAGE = Path(__file__).parents[1]
 
 
 @dataclass(frozen=True)
@@ -32,7 +30,7 @@ class Row:
     """What one kernel takes. registers: per thread. spills: bytes of stack, or spilled registers (AMD). shared: bytes.
 
     blocks: resident on a multiprocessor. loop: instructions of its longest innermost loop by kind; all of them where
-    there is no loop. loads, stores: of global memory, by bytes per thread.
+    there is no loop. loads, stores: of global memory, by bytes per thread. made_of: a fingerprint, see `made_of`.
     """
 
     target: Arch
@@ -47,10 +45,24 @@ class Row:
     loop: dict[str, int]
     loads: dict[str, int]
     stores: dict[str, int]
+    made_of: str
 
     @property
     def key(self) -> tuple[Arch, str, str]:
         return self.target, self.kernel, self.configuration
+
+    @property
+    def shape(self) -> tuple[Arch, str, str]:
+        """The key less the tiles that `configs.TABLE` chooses: a kernel tuned anew has another key and this one."""
+        dtype, *parameters = self.configuration.split()
+        chosen = _tiles(self.kernel)
+        return self.target, self.kernel, " ".join([dtype, *(x for x in parameters if x.split("=")[0] not in chosen)])
+
+    @property
+    def tile(self) -> int:
+        """The elements of a tile, but for factors that all tiles of its shape have."""
+        parameters = dict(x.split("=") for x in self.configuration.split()[1:])
+        return math.prod(int(parameters.get(name, 1)) for name in _tiles(self.kernel) - {"PRECISION"})
 
     def faults(self) -> list[str]:
         """What no shipped kernel may do, in words."""
@@ -75,6 +87,28 @@ class Row:
             found.append(f"{now} instructions in the loop, {before} before")
         return found
 
+    def worse_than_other_tiles(self, recorded: "Row") -> list[str]:
+        """What has become worse with other tiles, in words: fewer warps, more instructions for as many elements."""
+        found = []
+        if self.blocks * self.warps < recorded.blocks * recorded.warps:
+            found.append(
+                f"{self.blocks * self.warps} warps per multiprocessor, {recorded.blocks * recorded.warps} before"
+            )
+        now, before = (1000 * row.warps * sum(row.loop.values()) / row.tile for row in (self, recorded))
+        if now > before:
+            found.append(f"{now:.1f} instructions of a warp for 1,000 elements of a tile, {before:.1f} before")
+        return [f"{what} ({recorded.configuration})" for what in found]
+
+
+@cache
+def _tiles(kernel: str) -> frozenset[str]:
+    """The names of a kernel's parameters that the table chooses."""
+    chosen = {"RUN", "STEPS", "BLOCK", "SEARCHED", "COUNTED"} if kernel in ("match_select", "match_place") else set()
+    for kernels, _, _, by_width in TABLE:
+        if any(name.startswith(kernel) for name in kernels.split()):
+            chosen |= {name for config in by_width.values() for name in config}
+    return frozenset(chosen)
+
 
 def row(arch: Arch, launch: Launch) -> Row:
     """Compile a launch for a target."""
@@ -92,6 +126,7 @@ def row(arch: Arch, launch: Launch) -> Row:
         loop=_loop(code),
         loads=_by_width(code, "load"),
         stores=_by_width(code, "store"),
+        made_of=made_of(launch),
     )
 
 
@@ -124,24 +159,11 @@ def launches(arch: Arch) -> dict[tuple[Arch, str, str], Launch]:
     }
 
 
-def fingerprint() -> dict[str, str]:
-    """What the record depends on: Triton's version, and the code, less words, of all that decides what is compiled."""
-    text = hashlib.sha256()
-    sources = [PACKAGE / "configs.py", PACKAGE / "launch.py", PACKAGE / "prediction" / "cases.py"]
-    for part in ("match", "merge", "attention", "align"):
-        sources += sorted((PACKAGE / part).glob("*.py"))
-    for source in sources:
-        text.update(code_of(source).encode())
-    return {"triton": triton.__version__, "sources": text.hexdigest()}
-
-
-def code_of(source: Path) -> str:
-    """A module without comments, docstrings and layout."""
-    tree = ast.parse(source.read_text())
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
-            node.value = ast.Constant("")
-    return ast.dump(tree)
+def stale(recorded: dict[tuple[Arch, str, str], Row]) -> list[tuple[Arch, str, str]]:
+    """Keys of what is launched today and not recorded, or of other code, and of rows that nothing launches."""
+    today = {key: made_of(launch) for arch in TARGETS for key, launch in launches(arch).items()}
+    made = {key: row.made_of for key, row in recorded.items()}
+    return sorted(key for key in today.keys() | made.keys() if today.get(key) != made.get(key))
 
 
 def compile_rows(keys: Iterable[tuple[Arch, str, str]] | None = None, workers: int | None = None) -> list[Row]:
@@ -159,22 +181,29 @@ def _part(arch: Arch, wanted: frozenset[tuple[Arch, str, str]] | None, part: int
     return [row(arch, launch) for launch in items[part::parts]]
 
 
-def read() -> tuple[dict[str, str], dict[tuple[Arch, str, str], Row]]:
-    """The recorded fingerprint, and rows by key."""
-    first, *rest = RECORD.read_text().splitlines()
-    rows = [Row(**json.loads(line)) for line in rest]
-    return json.loads(first), {found.key: found for found in rows}
+def read() -> dict[tuple[Arch, str, str], Row]:
+    """The recorded rows by key."""
+    if not RECORD.exists():
+        return {}
+    rows = [Row(**json.loads(line)) for line in RECORD.read_text().splitlines()]
+    return {found.key: found for found in rows}
 
 
 def write(rows: Iterable[Row]) -> None:
-    """Record rows, with the fingerprint of today's sources."""
-    lines = [json.dumps(fingerprint()), *(json.dumps(asdict(found)) for found in rows)]
-    RECORD.write_text("".join(f"{line}\n" for line in lines))
+    """Record rows."""
+    RECORD.write_text("".join(f"{json.dumps(asdict(found))}\n" for found in sorted(rows, key=lambda row: row.key)))
 
 
 def regressions(rows: Iterable[Row], recorded: dict[tuple[Arch, str, str], Row]) -> Iterator[str]:
-    """Every fault, and whatever is worse than recorded, in words."""
+    """Every fault, and whatever is worse than recorded, in words.
+
+    A row that is not recorded is held to the recorded one of its shape whose tile is the nearest.
+    """
     for found in rows:
-        known = recorded.get(found.key)
-        for fault in found.faults() + (found.worse_than(known) if known else []):
+        worse = []
+        if found.key in recorded:
+            worse = found.worse_than(recorded[found.key])
+        elif alike := [known for known in recorded.values() if known.shape == found.shape]:
+            worse = found.worse_than_other_tiles(min(alike, key=lambda known: abs(math.log(known.tile / found.tile))))
+        for fault in found.faults() + worse:
             yield f"{' '.join(found.key)}: {fault}"

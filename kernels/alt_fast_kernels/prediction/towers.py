@@ -3,22 +3,28 @@
 from dataclasses import dataclass
 
 from alt_fast_kernels.launch import Launch, cdiv
+from alt_fast_kernels.prediction.around import TorchCall
 from alt_fast_kernels.prediction.cases import Case, Layout, attention_case, match_case, merge_case
 from alt_fast_kernels.prediction.compiled import Code, Compiler
-from alt_fast_kernels.prediction.model import Machine, Time, predict
+from alt_fast_kernels.prediction.model import Machine, Time, predict, predict_torch
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """Of one call of an op: its kernels' times, and the floor, both in seconds."""
+    """Of one call of an op: the times of its kernels and of PyTorch's around them, and the floor, all in seconds."""
 
     case: Case
     kernels: tuple[tuple[Launch, Code, Time], ...]
+    around: tuple[tuple[TorchCall, float], ...]
     floor: float
 
     @property
     def time(self) -> float:
-        return sum(time.predicted for _, _, time in self.kernels)
+        return sum(time.predicted for _, _, time in self.kernels) + self.time_around
+
+    @property
+    def time_around(self) -> float:
+        return sum(seconds for _, seconds in self.around)
 
 
 class Predictor:
@@ -31,11 +37,13 @@ class Predictor:
     def op(self, case: Case) -> Prediction:
         """One call of an op."""
         kernels = []
-        for launch in case.launches("sm_90"):
+        launches, calls = case.recorded("sm_90")
+        for launch in launches:
             code = self._compile(launch)
             kernels.append((launch, code, predict(launch, code, self.machine)))
         floor = max(case.cost.bytes / self.machine.bandwidth, 2 * case.cost.macs / self.machine.throughput)
-        return Prediction(case, tuple(kernels), floor)
+        around = tuple((call, predict_torch(call, self.machine)) for call in calls)
+        return Prediction(case, tuple(kernels), around, floor)
 
     def block(self, tower: "Tower", batch: int, num_tokens: int, r: int, layout: Layout | None = None) -> "Block":
         """One transformer block in bf16, compiled around our kernels, which merges r tokens between its branches.

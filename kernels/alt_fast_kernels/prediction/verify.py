@@ -36,7 +36,7 @@ from torch import Tensor
 
 from alt_fast_kernels.configs import Arch
 from alt_fast_kernels.launch import Launch
-from alt_fast_kernels.prediction.compiled import compile_for
+from alt_fast_kernels.prediction.compiled import compile_for, made_of
 from alt_fast_kernels.prediction.record import configuration, launches
 
 RECORD = Path(__file__).with_name("races.jsonl")
@@ -69,7 +69,8 @@ _NAME = re.compile(r"[%A-Za-z_$][\w$.]*")
 class Row:
     """What is known of a kernel. grid, block: the verdicts of its two programs; block is empty without shared memory.
 
-    given: what `proven given` rests on. reason: of what is not proven. seconds: of CPU.
+    given: what `proven given` rests on. reason: of what is not proven. seconds: of CPU. made_of: a fingerprint of the
+    code, see `compiled.made_of`: a row says nothing of any other.
     """
 
     target: Arch
@@ -80,6 +81,7 @@ class Row:
     given: tuple[str, ...]
     reason: str
     seconds: float
+    made_of: str
 
     @property
     def key(self) -> tuple[Arch, str, str]:
@@ -466,7 +468,10 @@ def verify(arch: Arch, launch: Launch, timeout: float = 600, *, exact: bool = Fa
             block, given = GIVEN, given | {what for what, changed in changes.items() if changed}
         reasons += [f"block: {reason}"] if reason else []
     seconds = round(_cpu_seconds() - started, 1)
-    return Row(arch, launch.name, configuration(launch), grid, block, tuple(sorted(given)), "; ".join(reasons), seconds)
+    return Row(
+        arch, launch.name, configuration(launch), grid, block, tuple(sorted(given)), "; ".join(reasons), seconds,
+        made_of(launch),
+    )  # fmt: skip
 
 
 def small(launch: Launch) -> Launch:
@@ -521,6 +526,12 @@ def write(rows: Iterable[Row]) -> None:
     RECORD.write_text("".join(f"{json.dumps(asdict(row))}\n" for row in sorted(rows, key=lambda row: row.key)))
 
 
+def stale(recorded: dict[tuple[Arch, str, str], Row]) -> list[tuple[Arch, str, str]]:
+    """Keys of rows that were verified of other code than is launched today."""
+    today = {key: _launches(key[0]).get(key) for key in recorded}
+    return [key for key, launch in today.items() if launch is None or made_of(launch) != recorded[key].made_of]
+
+
 def regressions(rows: Iterable[Row], recorded: dict[tuple[Arch, str, str], Row]) -> list[str]:
     """What has become worse than recorded, and races of what is not recorded, in words."""
     found = []
@@ -565,11 +576,16 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     recorded = read()
     faults: list[str] = []
+    old = set(stale(recorded))
+    if options.sample and old:
+        found = "\n".join(" ".join(key) for key in sorted(old))
+        print(f"{RECORD.name} is of other code: --new renews\n{found}", file=sys.stderr)
+        return 1
     if options.sample:
         seed = random.randrange(2**31) if options.seed is None else options.seed
         quick = [
             key for key, row in recorded.items()
-            if row.seconds <= QUICK and options.kernel in " ".join(key) and key in _launches(key[0])
+            if row.seconds <= QUICK and options.kernel in " ".join(key)
         ]  # fmt: skip
         keys = random.Random(seed).sample(quick, min(options.sample, len(quick)))
         sampled = [_one(key, options.timeout, options.exact) for key in keys]
@@ -583,7 +599,7 @@ def main(argv: list[str] | None = None) -> int:
         return 1 if faults else 0
     if options.all or options.new:
         reachable = [key for arch in ARCHS for key in _launches(arch)]
-        rows = {key: row for key, row in recorded.items() if key in set(reachable)}
+        rows = {key: row for key, row in recorded.items() if key not in old}
         keys = [key for key in reachable if options.kernel in " ".join(key) and (options.all or key not in rows)]
         with ProcessPoolExecutor(options.workers) as pool:
             tasks = [pool.submit(_one, key, options.timeout, options.exact) for key in _varied(keys)]
@@ -594,8 +610,10 @@ def main(argv: list[str] | None = None) -> int:
                 rows[row.key] = row
                 write(rows.values())
         recorded = rows
+        old.clear()
+    current = (row for key, row in recorded.items() if key not in old)
     for (target, kernel, verdict), count in sorted(
-        Counter((row.target, row.kernel, row.verdict) for row in recorded.values()).items()
+        Counter((row.target, row.kernel, row.verdict) for row in current).items()
     ):
         print(f"{target:7} {kernel:17} {verdict:13} {count}")
     print(*faults, sep="\n", file=sys.stderr)
