@@ -80,6 +80,15 @@ def test_few_shot() -> None:
     assert of(config.augment, AUGMENT) == AUGMENT
 
 
+def test_zero_shot() -> None:
+    """As the paper trains for Tables 3 and 4, and what gained on Motion Shapes."""
+    config = parse(["--config", "zero_shot_b16"])
+    assert of(config.optim, OPTIM) == OPTIM | {"distill": 1.0}
+    assert of(config.model, MODEL) == MODEL
+    assert (config.model.backbone, config.model.frames, config.model.pretrained) == ("ViT-B-16", 32, "openai")
+    assert of(config.augment, AUGMENT) == AUGMENT
+
+
 @pytest.mark.parametrize("name", PROMPTS)
 def test_prompts_by_name(name: str, tmp_path: Path) -> None:
     config = parse(["--config", "kinetics400_b16", "--templates", name])
