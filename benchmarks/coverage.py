@@ -1,21 +1,20 @@
-"""Which vision transformers `apply_patch` takes: every block structure of timm, every vision tower of transformers.
+"""Which vision transformers `apply_patch` takes: every structure of timm, open_clip and transformers.
 
-    python -m benchmarks.coverage [--only WORD] [--compile] [--markdown FILE]
+    python -m benchmarks.coverage [--only WORD] [--compile] [--markdown FILE | --check]
 
 Models are built small, with random weights, and either refused with a reason or checked: nothing changes at r = 0;
-merging tokens that are equal changes nothing either; merging others changes the output, not its shape; taking the patch
-off restores the model bit for bit; with --compile, the compiled model (one graph) returns the same.
+merging tokens that are equal changes nothing either, and would without their sizes; merging others changes the output,
+not its shape; taking the patch off restores the model bit for bit; with --compile, the compiled model (one graph)
+returns the same. --check says where docs/hosts.md differs from what it would be now.
 """
 
 import argparse
-import inspect
 import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -24,30 +23,19 @@ from torch import Tensor, nn
 
 import alt_fast
 from alt_fast.errors import ArgumentError
-from alt_fast.tome.block import MergingBlock
+from alt_fast.measure.provenance import provenance
+from alt_fast.tome.layout import Layout, Tower
+from alt_fast.tome.patch import find_towers
+from alt_fast.tome.tokens import Attended, Tokens, merge_step
+from alt_fast_kernels import Rotary
+from benchmarks.structures import GRID, LIBRARIES, Structure, inputs, structures, timm_left_out
 
-GRID = 4
-"""Patches along a side of the images of small models, where these can be had."""
+PAGE = Path(__file__).parent.parent / "docs" / "hosts.md"
+
+LEFT_OUT = "Modules of timm with other models, not looked at: "
 
 SHARE = 0.4
 """Of the tokens merge in every layer."""
-
-TIMM_FAMILIES = (
-    *("beit", "cait", "convit", "crossvit", "deepseek_vit", "deit", "eva", "gemma4_vit", "hiera", "hieradet_sam2"),
-    *("naflexvit", "pit", "qwen3_vit", "swin_transformer", "swin_transformer_v2", "tnt", "vision_transformer"),
-    *("vision_transformer_hybrid", "vision_transformer_relpos", "vision_transformer_sam", "vitamin", "volo", "xcit"),
-)
-"""Modules of timm whose models attend between patches."""
-
-
-@dataclass(frozen=True)
-class Structure:
-    """One kind of tower. models: how many published ones have it. build: a small one with random weights."""
-
-    library: str
-    name: str
-    models: int
-    build: Callable[[], nn.Module]
 
 
 @dataclass(frozen=True)
@@ -57,159 +45,6 @@ class Verdict:
     structure: Structure
     result: str
     why: str = ""
-
-
-def timm_structures() -> list[Structure]:
-    """Every structure of timm's vision transformers: class of the model, parts of its blocks, prefix, pooling, rope."""
-    import timm
-
-    count: Counter[Any] = Counter()
-    first: dict[Any, str] = {}
-    for name in timm.list_models():
-        if timm.models.model_entrypoint(name).__module__.rpartition(".")[2] in TIMM_FAMILIES:
-            with torch.device("meta"):
-                model = small_timm(name)
-            key = _structure(model)
-            count[key] += 1
-            first.setdefault(key, name)
-    return [Structure("timm", first[key], number, partial(small_timm, first[key])) for key, number in count.items()]
-
-
-def _structure(model: Any) -> tuple[object, ...]:
-    blocks = getattr(model, "blocks", None)
-    block = blocks[0] if isinstance(blocks, nn.Sequential | nn.ModuleList) and len(blocks) else model
-    parts = tuple((name, type(module).__name__) for name, module in block.named_modules())
-    of_model = ("rope", "attn_pool", "norm_pre", "reg_token", "cls_token")
-    return (
-        type(model).__name__,
-        parts,
-        getattr(model, "num_prefix_tokens", None),
-        bool(getattr(model, "global_pool", "")) and model.global_pool,
-        *(type(getattr(model, part, None)).__name__ for part in of_model),
-        bool(getattr(getattr(block, "attn", None), "rotate_half", False)),
-    )
-
-
-def small_timm(name: str) -> nn.Module:
-    """A model of timm with two narrow blocks, as far as its constructor has words for that."""
-    import timm
-
-    shrunk: list[dict[str, Any]] = [
-        {"depth": 2, "embed_dim": 64, "num_heads": 2},
-        {"depth": 2, "embed_dim": 64, "num_heads": 2, "num_kv_heads": 1},
-        {"depth": 2},
-        {},
-    ]
-    for options in [
-        {**options, **small} for small in ({"img_size": GRID * _patch_size(name)}, {}) for options in shrunk
-    ]:
-        try:
-            return timm.create_model(name, num_classes=5, **options)
-        except (TypeError, AssertionError, ValueError, RuntimeError):
-            continue
-    return timm.create_model(name)
-
-
-def _patch_size(name: str) -> int:
-    found = re.search(r"patch(\d+)", name)
-    return int(found[1]) if found else 16
-
-
-TRANSFORMERS = {
-    "AIMv2": "Aimv2VisionModel",
-    "BEiT": "BeitModel",
-    "CLIP": "CLIPVisionModel",
-    "Data2Vec": "Data2VecVisionModel",
-    "DeiT": "DeiTModel",
-    "DINOv2": "Dinov2Model",
-    "DINOv2 with registers": "Dinov2WithRegistersModel",
-    "DINOv3": "DINOv3ViTModel",
-    "DPT's backbone (DINOv2)": "Dinov2Backbone",
-    "DINOv3's backbone": "DINOv3ViTBackbone",
-    "Hiera": "HieraModel",
-    "I-JEPA": "IJepaModel",
-    "InternVL": "InternVLVisionModel",
-    "MLCD": "MLCDVisionModel",
-    "MSN": "ViTMSNModel",
-    "Pixtral": "PixtralVisionModel",
-    "SAM": "SamVisionModel",
-    "SigLIP": "SiglipVisionModel",
-    "SigLIP 2": "Siglip2VisionModel",
-    "Swin": "SwinModel",
-    "TimeSformer": "TimesformerModel",
-    "V-JEPA 2": "VJEPA2Model",
-    "VideoMAE": "VideoMAEModel",
-    "ViT": "ViTModel",
-    "ViT-MAE": "ViTMAEModel",
-    "ViViT": "VivitModel",
-    "X-CLIP": "XCLIPVisionModel",
-    "YOLOS": "YolosModel",
-}
-"""Vision towers of transformers, by the names that people give them."""
-
-
-def transformers_structures() -> list[Structure]:
-    """Every tower of `TRANSFORMERS`."""
-    return [Structure("transformers", name, 1, partial(small_transformer, cls)) for name, cls in TRANSFORMERS.items()]
-
-
-def small_transformer(name: str) -> nn.Module:
-    """A tower of transformers with two narrow layers."""
-    import transformers
-    from huggingface_hub.errors import StrictDataclassError
-
-    cls = getattr(transformers, name)
-    config = cls.config_class
-    image = 4 * 16
-    options = {
-        "hidden_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "intermediate_size": 96,
-        "image_size": image,
-        "crop_size": image,
-        "patch_size": 16,
-        "frames_per_clip": 4,
-        "num_frames": 4,
-        "num_patches": GRID * GRID,
-        "tubelet_size": [2, 16, 16] if "Vivit" in name else 2,
-        "mlp_ratio": 2.0,
-        "pred_num_hidden_layers": 1,
-        "pred_hidden_size": 48,
-        "mask_ratio": 0.25,
-        "use_absolute_position_embeddings": True,
-        "projection_dim": 32,
-        "num_channels": 3,
-        "head_dim": 16,
-    }
-    known = inspect.signature(config).parameters
-    options = {key: value for key, value in options.items() if key in known}
-    sides = {"image_size": [image, image]}
-    for other in ({}, {"mlp_ratio": 2}, sides, sides | {"patch_size": [16, 16]}):  # configurations check their types
-        try:
-            return cls(config(**options | {key: value for key, value in other.items() if key in known}))
-        except StrictDataclassError:
-            continue
-    raise ValueError(f"{name} takes none of the configurations tried")
-
-
-def inputs(model: nn.Module) -> Tensor:
-    """Images or a clip for a small model, two of each."""
-    config = getattr(model, "config", None)
-    generator = torch.Generator().manual_seed(1)
-    if config is None:
-        size = getattr(model, "default_cfg", {}).get("input_size", (3, 224, 224))
-        embed = getattr(model, "patch_embed", None)
-        shape = (2, 3, *(getattr(embed, "img_size", None) or size[1:]))
-    elif type(model).__name__.startswith(("VideoMAE", "Vivit", "VJEPA2", "Timesformer")):
-        shape = (2, 4, 3, 64, 64)
-    elif type(model).__name__.startswith("XCLIP"):
-        shape = (2 * 4, 3, 64, 64)
-    elif type(model).__name__.startswith("Pixtral"):
-        shape = (1, 3, 64, 64)
-    else:
-        shape = (2, 3, 64, 64)
-    return torch.randn(shape, generator=generator)
 
 
 def run_compiled(model: nn.Module, x: Tensor) -> Tensor | None:
@@ -285,66 +120,141 @@ def _faults(model: nn.Module, compiled: bool) -> Iterator[str]:
         yield "it does not compile, while the plain model does"
     if [type(module) for module in model.modules()] != classes or not torch.equal(run(model, x), plain):
         yield "it is not restored"
-    yield from _equal_tokens(model, x)
+    yield from _merges_of_twins(model, x)
 
 
-def _equal_tokens(model: nn.Module, x: Tensor) -> Iterator[str]:
-    """Patches that are equal, and nowhere: what merges them in proportion to their number changes nothing."""
-    alt_fast.apply_patch(model, r=0)
-    hooks = [
-        block.register_forward_pre_hook(_same_everywhere, with_kwargs=True)
-        for block in model.modules()
-        if isinstance(block, MergingBlock)
-    ]
-    plain = run(model, x)
-    alt_fast.apply_patch(model, r=SHARE)
-    if not torch.allclose(run(model, x), plain, rtol=1e-3, atol=1e-4):
+def _merges_of_twins(model: nn.Module, x: Tensor) -> Iterator[str]:
+    """Where neighbours are equal, merging some of them changes nothing, if they count as the two that they are."""
+    made_equal = [Twins(tower) for tower in find_towers(model)]
+    towers = {each.tower.blocks[0]: each.tower for each in made_equal}
+    hooks = [each.tower.blocks[0].register_forward_pre_hook(each.in_block) for each in made_equal]
+
+    def merged(r: int, prop_attn: bool = True) -> Tensor:
+        alt_fast.apply_patch(model, r, prop_attn, find_tower=towers.get, step=half_of_twins)
+        return run(model, x)
+
+    plain = merged(0)
+    if not torch.allclose(merged(1), plain, rtol=1e-5, atol=1e-5):
         yield "merging equal tokens changes the output"
+    if torch.allclose(merged(1, prop_attn=False), plain, rtol=1e-4, atol=1e-4):
+        yield "merging equal tokens tells nothing: it changes nothing without their sizes either"
     for hook in hooks:
         hook.remove()
 
 
-def _same_everywhere(block: Any, args: tuple[Any, ...], options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """Put the last patch in the place of every other, in the first block, and make rotary tables turn nothing."""
-    hidden, *others = args
-    if isinstance(hidden, Tensor):
-        prefix, patches = hidden[:, : block.tome.protected], hidden[:, block.tome.protected :]
-        hidden = torch.cat((prefix, patches[:, -1:].expand_as(patches)), 1)
+class Twins:
+    """Makes the patches that enter a tower equal in pairs of neighbours, the positions that turn them too."""
 
-    def still(value: Any) -> Any:
-        if isinstance(value, tuple | list):
-            return torch.ones_like(value[0]), torch.zeros_like(value[1])
-        sin, cos = value.chunk(2, -1)
-        return torch.cat((torch.zeros_like(sin), torch.ones_like(cos)), -1)
+    def __init__(self, tower: Tower) -> None:
+        self.tower = replace(
+            tower,
+            layouts={
+                cls: replace(layout, rotary=partial(self.rotary, layout)) for cls, layout in tower.layouts.items()
+            },
+        )
+        self.num_patches = 0
 
-    turned = {name: still(options[name]) for name in ("rope", "position_embeddings") if options.get(name) is not None}
-    others = [still(arg) if isinstance(arg, tuple | list) else arg for arg in others]
-    return (hidden, *others), {**options, **turned}
+    def in_block(self, block: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Of what the first block is called with, tokens [B, N, C] first."""
+        hidden, *others = args
+        self.num_patches = hidden.shape[1] - self.tower.protected
+        return twins(hidden, self.num_patches), *others
+
+    def rotary(self, layout: Layout, block: nn.Module, options: Any) -> Rotary | None:
+        """Of a layout's tables [1 or B, N, 1 or H, D]."""
+        given = None if layout.rotary is None else layout.rotary(block, options)
+        if given is None:
+            return None
+        return Rotary(twins(given.cos, self.num_patches), twins(given.sin, self.num_patches), given.interleaved)
 
 
-def page(verdicts: list[Verdict]) -> str:
-    """The page docs/hosts.md: what is taken, and what is refused and why."""
-    versions = ", ".join(f"{name} {version(name)}" for name in ("timm", "transformers", "torch"))
+def twins(x: Tensor, num_patches: int) -> Tensor:
+    """x [B, N, ...], in which every other one of the last `num_patches` is the one before it."""
+    source = torch.arange(x.shape[1])
+    source[len(source) - num_patches + 1 :: 2] -= 1
+    return x[:, source]
+
+
+def half_of_twins(at: Attended) -> tuple[Tokens, Tensor]:
+    """Merge half of the pairs in the first layer; what they weigh is seen in the others."""
+    pairs = (at.tokens.x.shape[1] - at.protected) // 2
+    return merge_step(replace(at, r=pairs // 2 if at.r and at.layer == 0 else 0))
+
+
+def page(verdicts: list[Verdict], made_with: str) -> str:
+    """The page docs/hosts.md: what is taken, and what is refused and why. made_with: versions and commit."""
     lines = [
         "# Vision transformers that apply_patch takes",
         "",
-        "`python -m benchmarks.coverage --compile --markdown docs/hosts.md` wrote this page, with " + versions + ".",
-        "It builds every block structure of timm's vision transformers and the vision towers of transformers small,",
-        "with random weights. Those taken are right: nothing changes at r = 0, merging equal tokens changes nothing,",
-        "what merges changes the output but not its shape, the model compiled as one graph returns the same (where the",
-        "plain one compiles so), and taking the patch off restores it bit for bit. A structure stands for all models",
-        "that differ in size only, and has the name of one of them.",
+        f"`python -m benchmarks.coverage --compile --markdown docs/hosts.md` wrote this page, with {made_with}.",
+        "It builds every block structure of timm's vision transformers, of the image towers in open_clip's registry,",
+        "and the towers of transformers, small with random weights. Those taken are right: nothing changes at r = 0,",
+        "merging equal tokens changes nothing, and would without their sizes, what merges changes the output but not",
+        "its shape, the model compiled as one graph returns the same (where the plain one compiles so), and taking the",
+        "patch off restores it bit for bit. A structure stands for all models that differ in size only, and has the",
+        "name of one of them.",
         "",
-        *(summary(verdicts, library) for library in ("timm", "transformers")),
+        *(summary(verdicts, library) for library in LIBRARIES),
+        "",
+        LEFT_OUT + ", ".join(timm_left_out()),
         "",
     ]
     lines += ["| library | structure | models | verdict |", "|---|---|--:|---|"]
     for verdict in sorted(verdicts, key=lambda v: (v.structure.library, v.result != "right", v.structure.name)):
-        said = "taken" if verdict.result == "right" else f"{verdict.result}: {verdict.why.partition('; write')[0]}"
+        said = "taken" if verdict.result == "right" else f"{verdict.result}: {_short(verdict.why)}"
         lines.append(
             f"| {verdict.structure.library} | {verdict.structure.name} | {verdict.structure.models} | {said} |"
         )
     return "\n".join(lines) + "\n"
+
+
+def versions_and_commit() -> str:
+    """What was checked, and with what, in a line."""
+    found = provenance()
+    packages: Any = found["packages"]
+    versions = ", ".join(f"{name} {packages[package]}" for name, package in {**LIBRARIES, "torch": "torch"}.items())
+    return f"{versions}, at {str(found['commit'])[:7]}" + " with changes" * bool(found["uncommitted_changes"])
+
+
+def _short(why: str) -> str:
+    """Of a refusal, without what to do instead."""
+    return "no layout describes its blocks" if "holds no vision transformer" in why else why.partition("; write")[0]
+
+
+def differences(old: str, new: str, word: str = "") -> Iterator[str]:
+    """What two pages say differently of the structures whose name or library contains a word, a line each.
+
+    Modules of timm that only one of them leaves out, too.
+    """
+    for module in sorted(left_out(old) ^ left_out(new)):
+        yield f"timm's module {module} is {'new' if module in left_out(new) else 'not left out any more'}"
+    before, after = rows(old), rows(new)
+    for key in sorted(before.keys() | after.keys()):
+        if word in " ".join(key) and before.get(key) != after.get(key):
+            was, now = (
+                f"{models[key][0]} x {models[key][1]}" if key in models else "none" for models in (before, after)
+            )
+            yield f"{' '.join(key)}: {was} -> {now}"
+
+
+def rows(text: str) -> dict[tuple[str, str], tuple[int, str]]:
+    """What a page says of each structure, by library and name: how many models it stands for, and the verdict."""
+    cells = [
+        re.split(r" ?\| ?", line)
+        for line in text.splitlines()
+        if line.startswith(tuple(f"| {name} |" for name in LIBRARIES))
+    ]
+    return {(library, name): (int(models), said) for _, library, name, models, said, _ in cells}
+
+
+def left_out(text: str) -> set[str]:
+    """The modules of timm that a page leaves out."""
+    return {
+        module
+        for line in text.splitlines()
+        if line.startswith(LEFT_OUT)
+        for module in line[len(LEFT_OUT) :].split(", ")
+    }
 
 
 def summary(verdicts: list[Verdict], library: str) -> str:
@@ -354,23 +264,28 @@ def summary(verdicts: list[Verdict], library: str) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Check all structures, print what became of them, and return how many are wrong."""
+    """Check all structures, print what became of them, and return 1 when one is wrong or not as documented."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.coverage", description=__doc__.partition("\n")[0])
     parser.add_argument("--only", default="", metavar="WORD", help="structures whose name or library contains it")
     parser.add_argument("--compile", action="store_true", help="compile every model too (minutes)")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the page of hosts there")
+    parser.add_argument("--check", action="store_true", help="tell where docs/hosts.md says something else")
     args = parser.parse_args(argv)
+    made_with = versions_and_commit()
+    print(made_with, flush=True)
     verdicts = []
-    for structure in [*transformers_structures(), *timm_structures()]:
+    for structure in structures():
         if args.only in f"{structure.library} {structure.name}":
             verdicts.append(check(structure, args.compile))
             found = verdicts[-1]
             print(f"{found.result:8} {structure.library:13} {structure.name} {found.why}", flush=True)
-    for library in ("timm", "transformers"):
+    for library in LIBRARIES:
         print(summary(verdicts, library))
     if args.markdown is not None:
-        args.markdown.write_text(page(verdicts))
-    return sum(verdict.result == "wrong" for verdict in verdicts)
+        args.markdown.write_text(page(verdicts, made_with))
+    changed = list(differences(PAGE.read_text(), page(verdicts, made_with), args.only)) if args.check else []
+    print(*changed, sep="\n", end="\n" * bool(changed))
+    return int(bool(changed) or any(verdict.result == "wrong" for verdict in verdicts))
 
 
 if __name__ == "__main__":

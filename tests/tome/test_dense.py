@@ -128,21 +128,25 @@ def test_hidden_states_of_transformers(host: str) -> None:
         model(images(), output_attentions=True)
 
 
-def test_a_dense_model_of_transformers_on_a_backbone() -> None:
-    """DPT reads four layers of DINOv2."""
+@pytest.mark.parametrize("backbone", ["DINOv2", "its own ViT"])
+def test_a_dense_model_of_transformers_on_a_backbone(backbone: str) -> None:
+    """DPT reads four layers."""
     import transformers
 
-    backbone = transformers.Dinov2Config(
-        hidden_size=32,
-        num_hidden_layers=4,
-        num_attention_heads=2,
-        image_size=32,
-        patch_size=8,
-        out_indices=[1, 2, 3, 4],
-        reshape_hidden_states=False,
-    )
+    vit: dict[str, Any] = {
+        "hidden_size": 32,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 2,
+        "image_size": 32,
+        "patch_size": 8,
+    }
+    if backbone == "DINOv2":
+        dinov2 = transformers.Dinov2Config(**vit, out_indices=[1, 2, 3, 4], reshape_hidden_states=False)
+        vit = {"backbone_config": dinov2}
+    else:
+        vit |= {"intermediate_size": 64, "backbone_out_indices": [0, 1, 2, 3]}
     config = transformers.DPTConfig(
-        backbone_config=backbone, neck_hidden_sizes=[8, 8, 8, 8], fusion_hidden_size=8, reassemble_factors=[1, 1, 1, 1]
+        **vit, neck_hidden_sizes=[8, 8, 8, 8], fusion_hidden_size=8, reassemble_factors=[1, 1, 1, 1]
     )
     torch.manual_seed(0)
     model = transformers.DPTForDepthEstimation(config).eval()

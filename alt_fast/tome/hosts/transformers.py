@@ -59,13 +59,24 @@ VIT = Layout(VIT_ATTENTION, "attention", "layernorm_before", ("dropout",), "laye
 DINOV2 = Layout(
     VIT_ATTENTION, "attention", "norm1", ("layer_scale1", "drop_path"), "norm2", ("mlp", "layer_scale2", "drop_path")
 )
-VIDEOMAE_ATTENTION = SelfAttention(
+DINOV3 = replace(DINOV2, attend=replace(VIT_ATTENTION, dropout="dropout"), rotary=given_tables)
+NESTED_ATTENTION = SelfAttention(
     ("attention.query", "attention.key", "attention.value"),
     head_dim="attention.attention_head_size",
     scale=None,
     dropout="attention.dropout_prob",
     after=("output.dense", "output.dropout"),
 )
+NESTED = Layout(
+    NESTED_ATTENTION,
+    "attention",
+    "layernorm_before",
+    (),
+    "layernorm_after",
+    ("intermediate", "output.dense", "output.dropout"),
+)
+BLIP = replace(CLIP, attend=SelfAttention(dropout="dropout", after=("projection",)))
+BLIP_2 = replace(CLIP, attend=SelfAttention(dropout="attention_dropout", after=("projection",)))
 VJEPA2_ATTENTION = SelfAttention(
     ("query", "key", "value"), head_dim="attention_head_size", scale=None, dropout="dropout_prob", after=("proj",)
 )
@@ -84,23 +95,34 @@ LAYOUTS = {
     "ViTMSNLayer": VIT,
     "IJepaLayer": VIT,
     "VivitLayer": VIT,
+    "PixioLayer": replace(VIT, after_attention=("dropout", "drop_path"), mlp=("mlp", "dropout", "drop_path")),
+    "DPTViTLayer": NESTED,
+    "VideoMAELayer": NESTED,
+    "VitPoseBackboneLayer": replace(NESTED, mlp=("mlp",)),
     "CLIPEncoderLayer": CLIP,
     "SiglipEncoderLayer": CLIP,
     "Siglip2EncoderLayer": CLIP,
+    "AltCLIPEncoderLayer": CLIP,
+    "ChineseCLIPVisionLayer": CLIP,
+    "CLIPSegEncoderLayer": CLIP,
+    "GitVisionEncoderLayer": CLIP,
+    "MetaClip2EncoderLayer": CLIP,
+    "OwlViTEncoderLayer": CLIP,
+    "Owlv2EncoderLayer": CLIP,
+    "BlipEncoderLayer": BLIP,
+    "Blip2EncoderLayer": BLIP_2,
+    "InstructBlipEncoderLayer": BLIP_2,
+    "InstructBlipVideoEncoderLayer": BLIP_2,
     "MLCDEncoderLayer": replace(CLIP, rotary=given_tables),
     "XCLIPVisionEncoderLayer": replace(CLIP, attend=xclip_attend, attention="", norm1=None),
     "Aimv2EncoderLayer": Layout(NAMED, "attention", "rms_norm1", (), "rms_norm2", ("ffn",)),
     "Dinov2Layer": DINOV2,
     "Dinov2WithRegistersLayer": DINOV2,
-    "DINOv3ViTLayer": replace(DINOV2, attend=replace(VIT_ATTENTION, dropout="dropout"), rotary=given_tables),
-    "VideoMAELayer": Layout(
-        VIDEOMAE_ATTENTION,
-        "attention",
-        "layernorm_before",
-        (),
-        "layernorm_after",
-        ("intermediate", "output.dense", "output.dropout"),
-    ),
+    "DINOv3ViTLayer": DINOV3,
+    "EomtLayer": replace(DINOV2, attend=NAMED),
+    "EomtDinov3Layer": DINOV3,
+    "Sapiens2Layer": DINOV3,
+    "Tipsv2VisionLayer": DINOV2,
     "VJEPA2Layer": Layout(
         VJEPA2_ATTENTION,
         "attention",
@@ -134,11 +156,14 @@ LAYOUTS = {
 PREFIX = {"DeiTLayer": 2} | dict.fromkeys(
     (
         *("SiglipEncoderLayer", "Siglip2EncoderLayer", "IJepaLayer", "VideoMAELayer", "VJEPA2Layer"),
-        *("PixtralAttentionLayer", "Aimv2EncoderLayer"),
+        *("PixtralAttentionLayer", "Aimv2EncoderLayer", "VitPoseBackboneLayer"),
     ),
     0,
 )
 """Class and distillation tokens before the patches, where it is not one class token; registers are counted besides."""
+
+JOINED = ("EomtLayer", "EomtDinov3Layer")
+"""Layers of models whose queries join the patches before the last `num_blocks` layers, which do not merge."""
 
 REFUSED = {
     "Swin": "attends in windows",
@@ -146,12 +171,18 @@ REFUSED = {
     "Hiera": "attends in windows",
     "Sam": "attends in windows",
     "VitDet": "attends in windows",
+    "LwDetr": "attends in windows",
+    "RfDetr": "attends in windows",
+    "MaskFormerSwin": "attends in windows",
     "MobileViT": "attends across patches",
     "Beit": "adds relative position bias",
     "Data2VecVision": "adds relative position bias",
     "Pvt": "is a hierarchy of resolutions",
     "Segformer": "is a hierarchy of resolutions",
-    "Qwen2VL": "attends in windows, and groups four patches at its end",
+    "GLPN": "is a hierarchy of resolutions",
+    "Levit": "is a hierarchy of resolutions",
+    "GroupViT": "groups its tokens itself",
+    "Qwen2VL": "packs its images into one sequence, and groups four patches at its end",
     "Qwen2_5_VL": "attends in windows, and groups four patches at its end",
     "Timesformer": "attends over space and time in turns",
     "Yolos": "adds positions in every layer",
@@ -180,7 +211,16 @@ def find_tower(module: nn.Module) -> Tower | None:
         if "Text" in type(config).__name__:
             continue
         layer = type(blocks[0])
-        layout = LAYOUTS[layer.__name__]
-        prefix = PREFIX.get(layer.__name__, 1) + (getattr(config, "num_register_tokens", None) or 0)
-        return Tower(blocks, prefix, {layer: layout})
+        kind = layer.__name__
+        if kind == "VitPoseBackboneLayer" and config.num_experts > 1:
+            raise ArgumentError(
+                f"transformers' {name} is not taken: its MLPs choose experts by the data set of an image"
+            )
+        if kind in JOINED:
+            num_alone: int = len(blocks) - config.num_blocks
+            if num_alone <= 0:
+                raise ArgumentError(f"transformers' {name} is not taken: its queries join before the first layer")
+            blocks = blocks[:num_alone]
+        prefix = getattr(config, "n_cls_tokens", PREFIX.get(kind, 1))
+        return Tower(blocks, prefix + (getattr(config, "num_register_tokens", None) or 0), {layer: LAYOUTS[kind]})
     return None
