@@ -160,9 +160,9 @@ class Twins:
         self.num_patches = hidden.shape[1] - self.tower.protected
         return twins(hidden, self.num_patches), *others
 
-    def rotary(self, layout: Layout, block: nn.Module, options: Any) -> Rotary | None:
+    def rotary(self, layout: Layout, block: nn.Module, options: Any, num_tokens: int) -> Rotary | None:
         """Of a layout's tables [1 or B, N, 1 or H, D]."""
-        given = None if layout.rotary is None else layout.rotary(block, options)
+        given = None if layout.rotary is None else layout.rotary(block, options, num_tokens)
         if given is None:
             return None
         return Rotary(twins(given.cos, self.num_patches), twins(given.sin, self.num_patches), given.interleaved)

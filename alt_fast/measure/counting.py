@@ -33,6 +33,7 @@ UNCOUNTED = {
     "integers": "floor_divide remainder",
     "elementwise: residuals, biases, scales, sizes": "add sub mul div exp log clamp_min",
     "rotary positions: turns of queries and keys": "neg cos sin hypot clamp",
+    "rotary positions: whole turns of a grid, once": "atan2 abs diff gt lt __and__ where detach",
     "merging: r weighted rows per image and layer, 0.001 % of a block": """scatter_add scatter_add_ index_add
         index_add_""",
     "activations": """gelu sigmoid softmax dropout _softmax _softmax_backward_data native_dropout _log_softmax

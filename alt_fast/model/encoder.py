@@ -16,7 +16,6 @@ from alt_fast.model.rotary_tower import RotaryTower
 from alt_fast.tome.attention import attend_multihead
 from alt_fast.tome.block import BlockSettings, MergingBlock
 from alt_fast.tome.hosts import open_clip as host_library
-from alt_fast.tome.rotary import Turns, begin
 from alt_fast.tome.rules import RotaryRule, check_rule
 from alt_fast.tome.schedule import Reduction, merge_schedule
 from alt_fast.tome.tokens import Tokens
@@ -57,7 +56,6 @@ class RegionEncoder(nn.Module):
     class token equals open_clip's image feature. Raises ArgumentError for towers this order of operations cannot
     honour.
 
-    turn_table: of a tower with rotary positions, what turns its tokens before any has merged (`Turns.table`).
     activation_checkpointing: keep only what lies between blocks for the backward pass, and compute the rest anew: less
     memory, more time.
     """
@@ -80,9 +78,6 @@ class RegionEncoder(nn.Module):
             )
             RegionBlock.patch(block, settings)
         self.set_r(r)
-        self.register_buffer("turn_table", None, persistent=False)
-        if isinstance(visual, RotaryTower):
-            self.set_rotary("mean")
         self.num_frames = num_frames
         self.activation_checkpointing = activation_checkpointing
         self.adapters = nn.ModuleList(make_adapters(tuning, visual.conv1.out_channels) for _ in blocks)
@@ -102,9 +97,6 @@ class RegionEncoder(nn.Module):
             raise ArgumentError(f"rotary {rule!r} is for image towers with rotary positions, and this one has none")
         for block in self.visual.transformer.resblocks:
             block.tome = replace(block.tome, rotary=rule)
-        height, width = self.visual.grid_size
-        rotary = self.visual.rope.rotary
-        self.turn_table = begin(rotary, CLASS_TOKENS + height * width, rotary.cos.dtype, rule).table
 
     def forward(self, frames: Tensor, schedule: MergeSchedule | None = None) -> Regions:
         """Turn the frames of clips into region tokens.
@@ -122,11 +114,7 @@ class RegionEncoder(nn.Module):
 
     def start(self, frames: Tensor) -> Tokens:
         """Return the tokens before the first layer."""
-        x = self.embed(frames)
-        if self.turn_table is None:
-            return Tokens(x)
-        table = self.turn_table.to(torch.promote_types(x.dtype, torch.float32))
-        return Tokens(x, turns=Turns(table, self.visual.rope.rotary.interleaved))
+        return Tokens(self.embed(frames))
 
     def finish(self, tokens: Tokens) -> Regions:
         """Return the tokens after the last layer, in the joint space."""

@@ -47,7 +47,7 @@ class RotaryAttention(nn.MultiheadAttention):
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, *args: Any, **options: Any) -> tuple[Tensor, None]:
         """query: [B, N, C]. open_clip's block gives it as key and value too, and no mask."""
-        turns = begin(self.rope.rotary, query.shape[1], query.dtype, "mean")
+        turns = begin(self.rope.rotary, query.shape[1], 1, query.dtype, "mean")
         return attend_multihead(self, query, None, rotation(turns, "mean"))[0], None
 
 

@@ -69,8 +69,11 @@ class MergingBlock(Patched):
 
     def forward(self, hidden: Any, *args: Any, **options: Any) -> Any:
         """Take the block's tokens, return merged ones. The host's further arguments must say nothing: no mask."""
+        if len(args) > len(self.arguments):
+            known = ", ".join(self.arguments) or "nothing"
+            raise ArgumentError(f"a merging block takes {known} behind its tokens, got {len(args)} arguments")
         options = {**dict(zip(self.arguments, args, strict=False)), **options}
-        refuse_options(options, self.layout.rotary is not None)
+        refuse_options(options, self.layout.options)
         if isinstance(hidden, Tokens):
             tokens = hidden
             if tokens.x.requires_grad and not torch.is_grad_enabled():
@@ -140,19 +143,21 @@ class MergingBlock(Patched):
         layout, rule = self.layout, self.tome.rotary
         turns = tokens.turns
         if turns is None:
-            given = None if layout.rotary is None else layout.rotary(self, options)
-            if given is None:
-                return tokens, None
-            turns = self._turns(given, tokens)
+            turns = self._turns(tokens, options)
+        if turns is None:
+            return tokens, None
         if not layout.per_layer_rotary:
             tokens = replace(tokens, turns=turns)
         return tokens, rotation(turns, rule)
 
-    def _turns(self, given: Rotary, tokens: Tokens) -> Turns:
-        """Turns of all tokens that there ever were, merged as they were."""
-        rule = self.tome.rotary
+    def _turns(self, tokens: Tokens, options: Mapping[str, Any]) -> Turns | None:
+        """Turns of all tokens that there ever were, merged as they were; None without rotary positions."""
+        rule, rotary = self.tome.rotary, self.layout.rotary
         num_tokens = tokens.merges[0][1].shape[1] if tokens.merges else tokens.x.shape[1]
-        turns = begin(given, num_tokens, tokens.x.dtype, rule)
+        given = None if rotary is None else rotary(self, options, num_tokens)
+        if given is None:
+            return None
+        turns = begin(given, num_tokens, self.tome.protected, tokens.x.dtype, rule)
         for plan, weight in tokens.merges:
             turns = merge_turns(turns, weight, plan, rule)
         return turns
@@ -194,24 +199,36 @@ def _empty_block(host: type[nn.Module], layout: Layout) -> MergingBlock:
     return cls.__new__(cls)
 
 
-def refuse_options(options: Mapping[str, Any], knows_rotary: bool) -> None:
-    """Raise ArgumentError for an option in use that merged tokens cannot honour. A mask that masks nothing is none."""
-    for name in REFUSED if knows_rotary else (*REFUSED, *ROTARY):
-        value = options.get(name)
-        if isinstance(value, Tensor):
+MASKS = ("attn_mask", "attention_mask")
+"""Options that may be there and say nothing, as booleans that are all true or additions that are all 0."""
+
+
+def refuse_options(options: Mapping[str, Any], known: tuple[str, ...]) -> None:
+    """Raise ArgumentError for an option in use, neither None nor False, that is not known to suit merged tokens.
+
+    known: the layout's. A mask that masks nothing suits them, too.
+    """
+    for name, value in options.items():
+        if value is None or value is False or name in known:
+            continue
+        if name in MASKS and isinstance(value, Tensor):
             keeps_all = value.all() if value.dtype == torch.bool else (value == 0).all()
             if torch.compiler.is_compiling():
                 torch._assert_async(keeps_all, f"a merging block cannot honour {name}")
                 continue
-            if bool(keeps_all) and name not in ROTARY:
+            if bool(keeps_all):
                 continue
-        if value is not None and value is not False:
-            raise ArgumentError(f"a merging block cannot honour {name}: tokens change their number from block to block")
+        raise ArgumentError(f"a merging block cannot honour {name}: it may depend on which token is which")
 
 
-REFUSED = (
-    *("attn_mask", "attention_mask", "is_causal", "output_attentions", "k_x", "v_x", "head_mask", "position_mask"),
-    *("shared_rel_pos_bias", "relative_position_bias"),
-)
-ROTARY = ("rope", "position_embeddings")
-"""Options of host blocks that depend on which token is which."""
+def refuse_attentions(module: nn.Module, args: tuple[Any, ...], options: Mapping[str, Any]) -> None:
+    """Raise ArgumentError when a model of transformers is asked for attentions: a hook before what holds blocks.
+
+    Models record them where the host's attention is called, which a merging block does not do, and not all of them
+    tell their layers. A model around the tower may be asked for those of its other parts.
+    """
+    config = getattr(module, "config", None)
+    if config is not None and options.get("output_attentions", getattr(config, "output_attentions", False)):
+        blocks = (block for block in module.modules() if isinstance(block, MergingBlock))
+        if any(getattr(part, "config", None) is config for block in blocks for part in block.modules()):
+            raise ArgumentError("a merging block cannot honour output_attentions: it does not compute them")

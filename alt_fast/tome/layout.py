@@ -98,9 +98,10 @@ class Layout:
     attention: the attention module, "" for the block itself. attend: how it attends. norm1, norm2: before attention
     and MLP, None in blocks that norm behind them. after_attention: what follows attention. mlp: the parts of the other
     branch in order, or a function of the block and norm2's output; empty where attention is the only branch.
-    rotary: from the block and the options it was called with, cos and sin of the unmerged tokens. per_layer_rotary:
-    these differ from block to block. returns_tuple: the host's block returns (hidden, None). sequence_first: its
-    tokens are [N, B, C].
+    rotary: from the block, the options it was called with and the number of unmerged tokens, cos and sin of all of
+    these, or of all but the protected. per_layer_rotary: they differ from block to block. options: what the block may
+    be called with besides its tokens: what `rotary` reads, and what changes nothing. returns_tuple: the host's block
+    returns (hidden, None). sequence_first: its tokens are [N, B, C].
     """
 
     attend: Attend = SelfAttention()
@@ -109,8 +110,9 @@ class Layout:
     after_attention: tuple[str, ...] = ("ls1", "drop_path1")
     norm2: str | None = "norm2"
     mlp: tuple[str, ...] | Callable[[nn.Module, Tensor], Tensor] = ("mlp", "ls2", "drop_path2")
-    rotary: Callable[[nn.Module, Mapping[str, Any]], Rotary | None] | None = None
+    rotary: Callable[[nn.Module, Mapping[str, Any], int], Rotary | None] | None = None
     per_layer_rotary: bool = False
+    options: tuple[str, ...] = ()
     returns_tuple: bool = False
     sequence_first: bool = False
 

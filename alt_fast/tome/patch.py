@@ -4,16 +4,16 @@ Only instances change: their blocks get another class, one that knows token size
 parameter is touched, added or renamed, so state_dict, deepcopy, pickle and optimizers work as before.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from importlib import import_module
 from typing import NamedTuple, TypeVar
 
 from torch import Tensor, nn
 
 from alt_fast.errors import ArgumentError
-from alt_fast.tome.block import BlockSettings, MergingBlock, Patched, merging_class
+from alt_fast.tome.block import BlockSettings, MergingBlock, Patched, merging_class, refuse_attentions
 from alt_fast.tome.destinations import Destinations, check_destinations
-from alt_fast.tome.layout import Tower
+from alt_fast.tome.layout import Layout, Tower
 from alt_fast.tome.rules import RotaryRule, check_rule
 from alt_fast.tome.schedule import Reduction, merge_schedule
 from alt_fast.tome.tokens import Step, dense_outputs, merge_step
@@ -93,20 +93,16 @@ def apply_patch(
         destinations = check_destinations(destinations)
         towers = list(find_towers(model, find_tower))
         if not towers:
-            raise ArgumentError(
-                f"{type(model).__name__} holds no vision transformer that apply_patch knows ({', '.join(HOSTS)}); "
-                "write its block with alt_fast.ToMeAttention instead"
-            )
+            raise ArgumentError(_nothing_found(model, find_tower))
         for tower in towers:
             for block in tower.blocks:
-                tower.layouts[type(block)].check(block)
+                _layout_of(tower, block).check(block)
         schedules = [merge_schedule(r, len(tower.blocks), destinations) for tower in towers]
     except BaseException:  # the model is left as it was
         for cls, (patched, settings, trace) in zip(ours, before, strict=True):
             cls.patch(patched, settings)
             patched.last_trace = trace
-        for module in hooked:
-            module.register_forward_hook(dense_outputs)
+        _add_hooks(hooked)
         raise
     for tower, schedule in zip(towers, schedules, strict=True):
         for i, (block, r_block) in enumerate(zip(tower.blocks, schedule, strict=True)):
@@ -123,11 +119,12 @@ def apply_patch(
                 step,
                 tower.class_token,
             )
-            merging = merging_class(type(block), tower.layouts[type(block)])  # type: ignore[arg-type]
-            merging.patch(block, settings)
-    for module in model.modules():
-        if not isinstance(module, MergingBlock) and any(isinstance(part, MergingBlock) for part in module.modules()):
-            module.register_forward_hook(dense_outputs)
+            merging_class(type(block), _layout_of(tower, block)).patch(block, settings)  # type: ignore[arg-type]
+    _add_hooks(
+        module
+        for module in model.modules()
+        if not isinstance(module, MergingBlock) and any(isinstance(part, MergingBlock) for part in module.modules())
+    )
     return model
 
 
@@ -141,9 +138,35 @@ def _take_off(model: nn.Module, kind: type[Patched]) -> None:
     for module in model.modules():
         if isinstance(module, kind):
             module.unpatch()
-        for number, hook in list(module._forward_hooks.items()):
-            if hook is dense_outputs:
-                del module._forward_hooks[number]
+        for hooks, ours in ((module._forward_hooks, dense_outputs), (module._forward_pre_hooks, refuse_attentions)):
+            for number in [number for number, hook in hooks.items() if hook is ours]:
+                del hooks[number]
+                module._forward_pre_hooks_with_kwargs.pop(number, None)
+
+
+def _add_hooks(holders: Iterable[nn.Module]) -> None:
+    """holders: modules that hold blocks."""
+    for module in holders:
+        module.register_forward_pre_hook(refuse_attentions, with_kwargs=True)
+        module.register_forward_hook(dense_outputs)
+
+
+def _layout_of(tower: Tower, block: nn.Module) -> Layout:
+    """The layout of a block. Raises ArgumentError when the tower has none for its class."""
+    found = tower.layouts.get(type(block))
+    if found is None:
+        named = ", ".join(cls.__name__ for cls in tower.layouts) or "no class"
+        raise ArgumentError(f"a tower has a block of {type(block).__name__}, and layouts of {named}")
+    return found
+
+
+def _nothing_found(model: nn.Module, find_tower: FindTower | None) -> str:
+    if find_tower is not None:
+        return f"find_tower knows no module of {type(model).__name__}"
+    return (
+        f"{type(model).__name__} holds no vision transformer that apply_patch knows ({', '.join(HOSTS)}); write its "
+        "block with alt_fast.ToMeAttention, or describe it with find_tower and a Layout (docs/token_merging.md)"
+    )
 
 
 def merge_trace(model: nn.Module) -> MergeTrace:

@@ -13,6 +13,15 @@ from torch import Tensor
 from alt_fast.errors import ArgumentError
 from alt_fast.tome.rules import RotaryRule
 from alt_fast_kernels import MergePlan, Rotary, merge
+from alt_fast_kernels.checks import may_read_values
+
+AXES = 3
+"""Of a grid: frames, rows and columns."""
+
+NEAR = 0.5
+"""Radians that turns may differ by and count as equal. Rounding a table to bf16 moves them by less than 0.01, rounding
+angles below 64 to it by less than 0.3. Where a row ends, some pair of channels jumps by more; where none does, all turn
+so slowly that they can be followed past it."""
 
 
 class Turns(NamedTuple):
@@ -25,23 +34,29 @@ class Turns(NamedTuple):
     interleaved: bool
 
 
-def begin(rotary: Rotary, num_tokens: int, dtype: torch.dtype, rule: RotaryRule) -> Turns:
+def begin(rotary: Rotary, num_tokens: int, protected: int, dtype: torch.dtype, rule: RotaryRule) -> Turns:
     """Return the turns of tokens that nothing has merged; tables without the prefix tokens get them.
 
-    dtype: of the tokens. Raises ArgumentError when the tables hold more tokens than there are.
+    num_tokens: with the prefix. protected: tokens of the prefix. dtype: of the tokens.
+
+    Raises ArgumentError when the tables hold neither all tokens nor all but the prefix, and for `centroid` when the
+    patches' are not those of a grid (`_unwrapped`).
     """
     dtype = torch.promote_types(dtype, torch.float32)
     cos, sin = rotary.cos.to(dtype), rotary.sin.to(dtype)
-    table = _angles(cos, sin) if rule == "centroid" else torch.cat((cos, sin), -1)
-    num_prefix = num_tokens - table.shape[1]
-    if num_prefix < 0:
-        raise ArgumentError(f"rotary positions of {table.shape[1]} tokens do not fit {num_tokens} tokens")
-    if num_prefix > 0:  # a turn by no angle
-        prefix = table.new_zeros(table.shape[0], num_prefix, *table.shape[2:])
-        if rule != "centroid":
-            prefix[..., : cos.shape[-1]] = 1
-        table = torch.cat((prefix, table), 1)
-    return Turns(table, rotary.interleaved)
+    missing = num_tokens - cos.shape[1]
+    if missing not in (0, protected):
+        raise ArgumentError(
+            f"rotary positions of {cos.shape[1]} tokens do not fit {num_tokens} tokens, {protected} of them a prefix"
+        )
+    if missing:  # a turn by no angle
+        still = cos.new_zeros(cos.shape[0], missing, *cos.shape[2:])
+        cos, sin = torch.cat((still + 1, cos), 1), torch.cat((still, sin), 1)
+    if rule != "centroid":
+        return Turns(torch.cat((cos, sin), -1), rotary.interleaved)
+    angle = torch.atan2(sin, cos)
+    patches = _unwrapped(angle[:, protected:])
+    return Turns(torch.cat((angle[:, :protected], patches), 1), rotary.interleaved)
 
 
 def rotation(turns: Turns, rule: RotaryRule) -> Rotary:
@@ -74,25 +89,52 @@ def with_empty(x: Tensor, plan: MergePlan) -> Tensor:
     return torch.cat((x, x.new_zeros(x.shape[0], more, *x.shape[2:])), 1) if more else x
 
 
-def _angles(cos: Tensor, sin: Tensor) -> Tensor:
-    """The angles [.., N, H, D] of tables over a grid in raster order, which grow evenly along each of its axes.
+def _unwrapped(angle: Tensor) -> Tensor:
+    """Angles [B, N, H, D] of the patches of a grid in raster order, beyond whole turns: even along each of its axes.
 
-    A table holds angles up to whole turns, which a mean must know. One step along an axis turns by less than half of
-    one, so steps tell; a row ends where the first step is not repeated.
+    A table holds angles up to whole turns, which a mean must know. Along the first line of each axis they are followed
+    step by step, none of which may turn by half a turn or more; an axis ends where a step is not as the first. The
+    lines predict all others, and thus their whole turns, which alone are added. So a table keeps its angles, however
+    it is rounded, and nothing is read on the host.
+
+    Raises ArgumentError, on a GPU the device's error, when the predictions fail.
     """
-    angle = torch.atan2(sin, cos)
-    num_tokens = angle.shape[-3]
+    num_tokens = angle.shape[1]
     if num_tokens < 2:
         return angle
-    steps = _wrapped(angle.diff(dim=-3))
-    step = steps[..., :1, :, :]
-    off = (_wrapped(steps - step).abs() > 1e-3).flatten(-2).any(-1).reshape(-1, num_tokens - 1)[0]
-    row = int(off.int().argmax()) + 1 if bool(off.any()) else num_tokens
-    first = angle[..., ::row, :, :]
-    if row < num_tokens:
-        first = _angles(first.cos(), first.sin())
-    column = torch.arange(num_tokens, device=angle.device) % row
-    return first.repeat_interleave(row, -3)[..., :num_tokens, :, :] + column[:, None, None] * step
+    known, token = angle.detach(), torch.arange(num_tokens, device=angle.device)
+    stride = torch.ones_like(known[:, 0, 0, 0], dtype=torch.int64)[:, None]  # [B, 1], between neighbours on an axis
+    left = stride * num_tokens  # [B, 1], tokens that far apart
+    predicted = known[:, :1]
+    for _ in range(AXES):
+        line = _at(known, (token * stride).clamp(max=num_tokens - 1))
+        steps = _wrapped(line.diff(dim=1))
+        uneven = _wrapped(steps - steps[:, :1])
+        ends = (uneven.abs() > NEAR).flatten(2).any(-1) & (token[1:] < left)  # [B, N - 1]
+        length = torch.where(ends.any(1, keepdim=True), ends.int().argmax(1, keepdim=True) + 1, left)
+        line = torch.cat((torch.zeros_like(predicted[:, :1]), (steps[:, :1] + uneven).cumsum(1)), 1)
+        predicted = predicted + _at(line, token // stride % length)
+        stride, left = stride * length, (left + length - 1) // length
+    turns = torch.round((predicted - known) / (2 * torch.pi))
+    _check_near(predicted, known + 2 * torch.pi * turns)
+    return angle + 2 * torch.pi * turns
+
+
+def _at(x: Tensor, index: Tensor) -> Tensor:
+    """x [B, N, H, D] at the tokens index [B, N]."""
+    return x.gather(1, index[:, :, None, None].expand_as(x))
+
+
+def _check_near(predicted: Tensor, found: Tensor) -> None:
+    near = ((predicted - found).abs() < NEAR).all()
+    message = (
+        "rotary='centroid' needs positions of patches in rows and columns, each of which turns by as much as the one "
+        "before it, and by less than half a turn; these are not: take another rule"
+    )
+    if not may_read_values(near):
+        torch._assert_async(near, message)
+    elif not bool(near):
+        raise ArgumentError(message)
 
 
 def _wrapped(angle: Tensor) -> Tensor:

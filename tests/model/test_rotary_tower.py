@@ -26,6 +26,7 @@ from alt_fast.train import main as train
 from alt_fast.visualize import main as visualize
 from benchmarks.audit import fused_ops_on_cpu, fvcore_count
 from tests.conftest import SMALL_JOB
+from tests.oracles import RotaryBlock, merge_by_hand
 
 RULES: tuple[RotaryRule, ...] = get_args(RotaryRule)
 
@@ -82,6 +83,32 @@ def test_without_merging_it_is_the_formula_under_every_rule(corpus: Corpus) -> N
     torch.testing.assert_close(tower(images), expected[:, 0], rtol=1e-4, atol=1e-5)
     mixed = F.fold(F.unfold(images, 8, stride=8)[:, :, torch.randperm(36)], 48, 8, stride=8)
     assert not torch.allclose(tower(mixed), expected[:, 0], atol=1e-2)  # patches know their places
+
+
+@pytest.mark.parametrize("rule", RULES)
+@torch.no_grad()
+def test_merging_equals_merging_by_hand(corpus: Corpus, rule: RotaryRule) -> None:
+    model, frame = build(corpus, rotary=rule).double(), frames()[:1].double()
+    visual = model.encoder.visual
+
+    def by_hand(block: Any) -> RotaryBlock:
+        def qkv(x: Tensor) -> Any:
+            return (
+                F.linear(block.ln_1(x), block.attn.in_proj_weight, block.attn.in_proj_bias).view(-1, 3, 2, 32).unbind(1)
+            )
+
+        return RotaryBlock(qkv, angles, block.attn.out_proj, lambda x: block.mlp(block.ln_2(x)))
+
+    def angles(places: Tensor) -> Tensor:
+        turns = 100.0 ** (-torch.arange(8, dtype=torch.float64) / 8)
+        return (places[:, :, None] * turns).flatten(1).repeat_interleave(2, 1)[:, None]
+
+    places = torch.cartesian_prod(torch.arange(6.0), torch.arange(6.0)).double()
+    blocks = [by_hand(block) for block in visual.transformer.resblocks]
+    tokens = merge_by_hand(model.encoder.embed(frame)[0], blocks, places, rule, 6, interleaved=True)
+    found = model.encoder(frame).tokens
+    assert found.shape[1] == 37 - 6 * len(blocks)
+    torch.testing.assert_close(found[0], visual.ln_post(tokens) @ visual.proj, rtol=1e-5, atol=1e-5)
 
 
 def test_rules_differ_where_tokens_merge(corpus: Corpus) -> None:

@@ -3,6 +3,8 @@
 import random
 import re
 from collections import defaultdict
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,8 @@ from alt_fast.errors import ArgumentError
 from alt_fast.tome import layout as layouts
 from alt_fast.tome.layout import Layout, SelfAttention, Tower
 from benchmarks import coverage
-from benchmarks.coverage import LEFT_OUT, check, differences, left_out, rows
-from benchmarks.structures import LIBRARIES, model_names, structure, timm_left_out
+from benchmarks.coverage import LEFT_OUT, check, differences, left_out, rows, run
+from benchmarks.structures import LIBRARIES, inputs, model_names, structure, timm_left_out
 
 DOCS = Path(__file__).parent.parent.parent / "docs"
 PAGE = (DOCS / "hosts.md").read_text()
@@ -141,6 +143,67 @@ def test_relatives_of_what_is_taken_are_refused(name: str, options: dict[str, in
         alt_fast.apply_patch(model)
 
 
+@pytest.mark.parametrize(
+    "name", [name for (library, name), (_, said) in ROWS.items() if (library, said) == ("transformers", "taken")]
+)
+def test_attentions_are_refused_however_they_are_asked_for(name: str) -> None:
+    """Before anything is computed, by hosts too that tell their layers nothing."""
+    with torch.device("meta"):
+        model: Any = alt_fast.apply_patch(structure("transformers", name).build(), r=2)
+    with pytest.raises(ArgumentError, match="cannot honour output_attentions"):
+        run(model, inputs(model), partial(model, output_attentions=True))
+    model.config._attn_implementation = "eager"
+    model.config.output_attentions = True
+    with pytest.raises(ArgumentError, match="cannot honour output_attentions"):
+        run(model, inputs(model))
+
+
+def test_attentions_of_other_parts_are_given() -> None:
+    import transformers
+
+    small = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    config = transformers.LlavaConfig(
+        vision_config=transformers.CLIPVisionConfig(**small, image_size=32, patch_size=8),
+        text_config=transformers.LlamaConfig(**small, vocab_size=50),
+        image_token_index=49,
+        attn_implementation="eager",
+    )
+    model: Any = transformers.LlavaModel(config).eval()
+    tokens, pixels = torch.tensor([[1, *[49] * 16, 2]]), torch.randn(1, 3, 32, 32)
+    for _ in range(2):
+        attentions = model(tokens, pixels, output_attentions=True).attentions
+        assert [tuple(each.shape) for each in attentions] == [(1, 2, 18, 18)] * 2
+        alt_fast.apply_patch(model, r=2)
+
+
+def test_options_that_are_not_known_to_be_harmless_are_refused() -> None:
+    model: Any = alt_fast.apply_patch(structure("transformers", "DINOv3").build().eval(), r=2)
+    x = inputs(model)
+    expected = model(x).last_hidden_state
+    ends = torch.tensor([0, 17, 34])
+    for options in (
+        {"cu_seq_lens_q": ends},
+        {"position_ids": ends},
+        {"is_causal": True},
+        {"head_mask": torch.zeros(2)},
+    ):
+        (name,) = options
+        with pytest.raises(ArgumentError, match=f"a merging block cannot honour {name}: "):
+            model(x, **options)
+    told = {"output_hidden_states": [0], "num_items_in_batch": torch.tensor(2), "interpolate_pos_encoding": True}
+    assert torch.equal(model(x, **told, is_causal=False, cu_seq_lens_q=None).last_hidden_state, expected)
+
+
+def test_images_that_flash_attention_keeps_apart_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pixtral tells it where each ends, and gives no mask."""
+    model: Any = alt_fast.apply_patch(structure("transformers", "Pixtral").build(), r=2)
+    with pytest.raises(ArgumentError, match="cannot honour attention_mask"):
+        model(torch.randn(2, 3, 64, 64))
+    monkeypatch.setattr("transformers.models.pixtral.modeling_pixtral.is_flash_attention_requested", lambda _: True)
+    with pytest.raises(ArgumentError, match="cannot honour cu_seq_lens_q"):
+        model(torch.randn(2, 3, 64, 64))
+
+
 class MyBlock(nn.Module):
     """Names that no library has."""
 
@@ -151,7 +214,7 @@ class MyBlock(nn.Module):
         self.gamma = nn.Parameter(torch.full((32,), 0.5))
         self.feed_forward = nn.Sequential(nn.Linear(32, 64), nn.GELU(), nn.Linear(64, 32))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, label: str | None = None, *more: object) -> Tensor:
         x = x + self.gamma * self.attention(self.norm_before(x))
         out: Tensor = x + self.feed_forward(self.norm_after(x))
         return out
@@ -224,3 +287,45 @@ def test_a_layout_that_does_not_fit_is_refused(layout: Layout, message: str) -> 
     with pytest.raises(ArgumentError, match=message):
         alt_fast.apply_patch(model, find_tower=find_tower)
     assert all(type(layer) is MyBlock for layer in model.layers)
+
+
+LAYOUT = Layout(
+    SelfAttention("to_qkv", "dim_head", after=("to_out",)),
+    "attention",
+    "norm_before",
+    ("gamma",),
+    "norm_after",
+    ("feed_forward",),
+)
+
+
+def test_options_of_ones_own_host_are_named_in_its_layout() -> None:
+    model, x = MyViT(), torch.randn(2, 33, 32)
+
+    def find_tower(module: nn.Module, layout: Layout = LAYOUT) -> Tower | None:
+        return Tower([*model.layers], 1, {MyBlock: layout}) if module is model else None
+
+    block = alt_fast.apply_patch(model, find_tower=find_tower).layers[0]
+    for call in (partial(block, x, "mine"), partial(block, x, label="mine")):
+        with pytest.raises(ArgumentError, match="cannot honour label"):
+            call()
+    with pytest.raises(ArgumentError, match="a merging block takes label behind its tokens, got 2 arguments"):
+        block(x, None, None)
+    alt_fast.apply_patch(model, find_tower=partial(find_tower, layout=replace(LAYOUT, options=("label",))))
+    assert torch.equal(block(x, "mine").x, block(x).x)
+
+
+def test_a_tower_without_a_layout_of_its_blocks_is_refused() -> None:
+    model = MyViT()
+    with pytest.raises(ArgumentError, match="a tower has a block of MyBlock, and layouts of MyAttention"):
+        alt_fast.apply_patch(model, find_tower=lambda _: Tower([*model.layers], 1, {MyAttention: LAYOUT}))
+    with pytest.raises(ArgumentError, match="a tower has a block of MyBlock, and layouts of no class"):
+        alt_fast.apply_patch(model, find_tower=lambda _: Tower([*model.layers], 1, {}))
+    assert all(type(layer) is MyBlock for layer in model.layers)
+
+
+def test_what_to_do_where_no_tower_is_found() -> None:
+    with pytest.raises(ArgumentError, match=r"knows \(timm, .*describe it with find_tower and a Layout"):
+        alt_fast.apply_patch(MyViT())
+    with pytest.raises(ArgumentError, match="find_tower knows no module of MyViT"):
+        alt_fast.apply_patch(MyViT(), find_tower=lambda _: None)

@@ -14,7 +14,7 @@ from alt_fast.tome.layout import Layout, Tower, part
 from alt_fast_kernels import Rotary
 
 
-def rotary_of(block: nn.Module, options: Mapping[str, Any]) -> Rotary | None:
+def rotary_of(block: nn.Module, options: Mapping[str, Any], num_tokens: int) -> Rotary | None:
     """Of a tower that ALT gave rotary positions; open_clip's own have none."""
     return part(block, "attn.rope.rotary")
 

@@ -99,7 +99,7 @@ def mlps_in_parallel(block: Any, x: Tensor) -> Tensor:
     return torch.stack([mlp(x) for mlp in block.ffns]).sum(0)
 
 
-def rotary_of(block: Any, options: Mapping[str, Any]) -> Rotary | None:
+def rotary_of(block: Any, options: Mapping[str, Any], num_tokens: int) -> Rotary | None:
     """timm's table of sines and cosines: [N, 2 * D], [H, N, 2 * D] or [B, H or 1, N, 2 * D]."""
     table = options.get("rope")
     if table is None:
@@ -113,6 +113,7 @@ EVA = Layout(
     after_attention=("gamma_1", "drop_path1"),
     mlp=("mlp", "gamma_2", "drop_path2"),
     rotary=rotary_of,
+    options=("rope",),
 )
 POST_NORM = Layout(
     attend,
@@ -121,13 +122,14 @@ POST_NORM = Layout(
     norm2=None,
     mlp=("mlp", "norm2", "drop_path2"),
     rotary=rotary_of,
+    options=("rope",),
 )
 PARALLEL = Layout(
     attend_and_mlp, attention="", norm1="in_norm", after_attention=("ls", "drop_path"), norm2=None, mlp=()
 )
 
 LAYOUTS = {
-    "Block": Layout(attend, rotary=rotary_of),
+    "Block": Layout(attend, rotary=rotary_of, options=("rope",)),
     "ResPostBlock": POST_NORM,
     "EvaBlock": EVA,
     "EvaBlockPostNorm": POST_NORM,

@@ -13,7 +13,7 @@ from alt_fast.tome.layout import Layout, SelfAttention, Tower
 from alt_fast_kernels import Rotary
 
 
-def given_tables(block: nn.Module, options: Mapping[str, Any]) -> Rotary | None:
+def given_tables(block: nn.Module, options: Mapping[str, Any], num_tokens: int) -> Rotary | None:
     """Cosines and sines that a model hands to its layers, [N, D] or [B, N, D] each, which turn halves."""
     tables = options.get("position_embeddings")
     if tables is None:
@@ -22,18 +22,19 @@ def given_tables(block: nn.Module, options: Mapping[str, Any]) -> Rotary | None:
     return Rotary(cos, sin, interleaved=False)
 
 
-def vjepa2_rotary(block: Any, options: Mapping[str, Any]) -> Rotary:
+def vjepa2_rotary(block: Any, options: Mapping[str, Any], num_tokens: int) -> Rotary:
     """Frame, row and column turn a third of a head's channels each; what remains of it stays.
 
     The tables follow the published weights, in which the angles of a third are laid out once after the other, while
-    the channels that they turn lie in pairs.
+    the channels that they turn lie in pairs. Frames are as many as come, rows and columns those of the configuration.
     """
     attention = block.attention
-    grid = attention.grid_depth, attention.grid_size, attention.grid_size
-    device = attention.query.weight.device
-    places = torch.cartesian_prod(*(torch.arange(n, device=device) for n in grid)).float()
+    side, weight = attention.grid_size, attention.query.weight
+    dtype = torch.promote_types(weight.dtype, torch.float32)
+    token = torch.arange(num_tokens, device=weight.device)
+    places = torch.stack((token // side**2, token // side % side, token % side), 1).to(dtype)
     width = attention.d_dim
-    frequency = 10000.0 ** -(torch.arange(width // 2, device=device) / (width / 2))
+    frequency = 10000.0 ** -(torch.arange(width // 2, dtype=dtype, device=weight.device) / (width / 2))
     angles = (places[:, :, None] * frequency).repeat(1, 1, 2).flatten(1)
     angles = nn.functional.pad(angles, (0, attention.attention_head_size - angles.shape[1]))[None, :, None]
     return Rotary(angles.cos(), angles.sin(), interleaved=True)
@@ -51,6 +52,7 @@ def xclip_attend(block: Any, x: Tensor, size: Tensor | None, rotary: Rotary | No
     return out[:, :num_tokens], key[:, :num_tokens]
 
 
+GIVEN: dict[str, Any] = {"rotary": given_tables, "options": ("position_embeddings",)}
 SEPARATE = ("q_proj", "k_proj", "v_proj")
 NAMED = SelfAttention(SEPARATE, scale=None, dropout="dropout", after=("out_proj",))
 VIT_ATTENTION = SelfAttention(SEPARATE, scale=None, dropout="attention_dropout", after=("o_proj",))
@@ -59,7 +61,7 @@ VIT = Layout(VIT_ATTENTION, "attention", "layernorm_before", ("dropout",), "laye
 DINOV2 = Layout(
     VIT_ATTENTION, "attention", "norm1", ("layer_scale1", "drop_path"), "norm2", ("mlp", "layer_scale2", "drop_path")
 )
-DINOV3 = replace(DINOV2, attend=replace(VIT_ATTENTION, dropout="dropout"), rotary=given_tables)
+DINOV3 = replace(DINOV2, attend=replace(VIT_ATTENTION, dropout="dropout"), **GIVEN)
 NESTED_ATTENTION = SelfAttention(
     ("attention.query", "attention.key", "attention.value"),
     head_dim="attention.attention_head_size",
@@ -113,7 +115,7 @@ LAYOUTS = {
     "Blip2EncoderLayer": BLIP_2,
     "InstructBlipEncoderLayer": BLIP_2,
     "InstructBlipVideoEncoderLayer": BLIP_2,
-    "MLCDEncoderLayer": replace(CLIP, rotary=given_tables),
+    "MLCDEncoderLayer": replace(CLIP, **GIVEN),
     "XCLIPVisionEncoderLayer": replace(CLIP, attend=xclip_attend, attention="", norm1=None),
     "Aimv2EncoderLayer": Layout(NAMED, "attention", "rms_norm1", (), "rms_norm2", ("ffn",)),
     "Dinov2Layer": DINOV2,
@@ -148,7 +150,7 @@ LAYOUTS = {
         (),
         "ffn_norm",
         ("feed_forward",),
-        given_tables,
+        **GIVEN,
     ),
 }
 """By the names of the layers' classes."""
@@ -164,6 +166,12 @@ PREFIX = {"DeiTLayer": 2} | dict.fromkeys(
 
 JOINED = ("EomtLayer", "EomtDinov3Layer")
 """Layers of models whose queries join the patches before the last `num_blocks` layers, which do not merge."""
+
+OPTIONS = (
+    *("output_hidden_states", "output_router_logits", "return_dict", "use_cache"),
+    *("num_items_in_batch", "image_sizes", "interpolate_pos_encoding"),
+)
+"""What models hand to all of their layers though it is not for them, but for what is around them."""
 
 REFUSED = {
     "Swin": "attends in windows",
@@ -222,5 +230,7 @@ def find_tower(module: nn.Module) -> Tower | None:
                 raise ArgumentError(f"transformers' {name} is not taken: its queries join before the first layer")
             blocks = blocks[:num_alone]
         prefix = getattr(config, "n_cls_tokens", PREFIX.get(kind, 1))
-        return Tower(blocks, prefix + (getattr(config, "num_register_tokens", None) or 0), {layer: LAYOUTS[kind]})
+        layout = LAYOUTS[kind]
+        layout = replace(layout, options=(*layout.options, *OPTIONS))
+        return Tower(blocks, prefix + (getattr(config, "num_register_tokens", None) or 0), {layer: layout})
     return None
