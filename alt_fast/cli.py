@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TextIO, get_args
 
 from alt_fast.corpus import CATEGORIES
 from alt_fast.data.config import LoaderName
-from alt_fast.errors import AltFastError
+from alt_fast.errors import AltFastError, ArgumentError
 
 if TYPE_CHECKING:
     from alt_fast.inference.scoring import EvalConfig
@@ -220,7 +220,23 @@ def add_head(parser: Any) -> None:
         "--head",
         choices=("alt", "clip", "both"),
         default="alt",
-        help="who scores: ALT (default), zero-shot CLIP on merged tokens, or both, the mean of their probabilities",
+        help="who scores: alt (default), clip: the frame tokens against class names, which is zero-shot CLIP while the "
+        "image tower is CLIP's, or both: the mean of their probabilities",
+    )
+
+
+def add_interpolation(parser: Any) -> None:
+    """Add --interpolate and --tower."""
+    parser.add_argument(
+        "--interpolate",
+        type=float,
+        nargs="+",
+        default=[],
+        metavar="SHARE",
+        help="also with the image tower between CLIP's, 0, and the trained one, 1 (WiSE-FT)",
+    )
+    parser.add_argument(
+        "--tower", metavar="FILE", help="CLIP's weights for it; default: those that the run started from"
     )
 
 
@@ -276,6 +292,38 @@ def load_model(arguments: argparse.Namespace) -> "TrainedModel":
     if vars(arguments).get("compile"):
         compile_model(trained.model)
     return trained
+
+
+def check_tower(arguments: argparse.Namespace) -> str:
+    """Return the weights that --interpolate starts from; "" without it. Raises ArgumentError or RunError."""
+    from alt_fast.inference.lists import starting_tower
+
+    for share in arguments.interpolate:
+        if not 0 <= share <= 1:
+            raise ArgumentError(f"--interpolate must be in [0, 1], got {share:g}")
+    if not arguments.interpolate:
+        if arguments.tower:
+            raise ArgumentError("--tower belongs to --interpolate")
+        return ""
+    return arguments.tower or starting_tower(Path(arguments.checkpoint))
+
+
+def load_between(
+    arguments: argparse.Namespace, tower: str, labels: Sequence[str]
+) -> "Iterator[tuple[TrainedModel, dict[str, Any]]]":
+    """Give the model at every share of --interpolate, and what its scores are told with.
+
+    tower: of `check_tower`. labels: those that --texts may describe. "same_tower": whether it did not move in training,
+    so that all shares give the same.
+    """
+    for share in arguments.interpolate:
+        between = load_model(arguments)
+        between.use_texts(arguments.texts, labels)
+        moved = between.interpolate(tower, share)
+        yield between, {"interpolate": share, "same_tower": not moved}
+
+
+SAME_TOWER = "the image tower is CLIP's, as training left it: every share of --interpolate gives the same scores"
 
 
 @contextmanager

@@ -27,17 +27,7 @@ def make_parser() -> argparse.ArgumentParser:
     cli.add_texts(parser)
     cli.add_head(parser)
     cli.add_json(parser)
-    parser.add_argument(
-        "--interpolate",
-        type=float,
-        nargs="+",
-        default=[],
-        metavar="SHARE",
-        help="also with the image tower between CLIP's, 0, and the trained one, 1 (WiSE-FT)",
-    )
-    parser.add_argument(
-        "--tower", metavar="FILE", help="CLIP's weights for it; default: those that the run started from"
-    )
+    cli.add_interpolation(parser)
     parser.add_argument(
         "--probe-alignment",
         action="store_true",
@@ -69,20 +59,6 @@ def check_report(arguments: argparse.Namespace) -> None:
         raise ArgumentError("--classes and --root belong to --list FILE: the lists of a run have their own")
 
 
-def check_tower(arguments: argparse.Namespace) -> str:
-    """Return the weights that --interpolate starts from; "" without it. Raises ArgumentError or RunError."""
-    from alt_fast.inference.lists import starting_tower
-
-    for share in arguments.interpolate:
-        if not 0 <= share <= 1:
-            raise ArgumentError(f"--interpolate must be in [0, 1], got {share:g}")
-    if not arguments.interpolate:
-        if arguments.tower:
-            raise ArgumentError("--tower belongs to --interpolate")
-        return ""
-    return arguments.tower or starting_tower(Path(arguments.checkpoint))
-
-
 def print_rows(rows: Sequence[dict[str, Any]]) -> None:
     """Print a table of scores, and how the clips were decoded.
 
@@ -94,13 +70,23 @@ def print_rows(rows: Sequence[dict[str, Any]]) -> None:
         if "unseen" in row:
             _print_row("  never trained on", row["unseen"])
             print(f"  trained on: {', '.join(row['shared'])}")
+    if any(row.get("same_tower") for row in rows):
+        print(f"interpolated: {cli.SAME_TOWER}")
     for way, clips in (pair for row in rows for pair in row["ways"].items()):
         print(f"{clips} clips {way}")
     for row in rows:
         if "alignment" in row:
-            print(f"alignment, {row['list']}:")
-            for name, value in row["alignment"].items():
-                print(f"  {name.replace('_', ' '):24} {_value_text(name, value)}")
+            print_alignment(row["list"], row["alignment"])
+
+
+def print_alignment(name: str, found: dict[str, Any]) -> None:
+    """Print what the probe found on a list: whether the queries are used in words, the rest as numbers."""
+    from alt_fast.inference.alignment import use_text
+
+    print(f"alignment, {name}: {use_text(found)}")
+    for key, value in found.items():
+        if key != "used":
+            print(f"  {key.replace('_', ' '):24} {_value_text(key, value)}")
 
 
 def _print_row(title: str, row: dict[str, Any]) -> None:
@@ -112,7 +98,7 @@ def _value_text(name: str, value: Any) -> str:
     """Return a value of the probe as people read it."""
     if isinstance(value, dict):
         return ", ".join(f"{part} {_value_text(name, share)}" for part, share in value.items())
-    if name.endswith(("top1", "accuracy", "certainty", "entropy")):
+    if name.endswith(("top1", "error", "accuracy", "certainty", "entropy")):
         return f"{value:.1%}"
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
@@ -121,6 +107,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Test, print and report; returns 1 when a video could not be read (it counts as wrong)."""
     from alt_fast.data.annotations import read_list
     from alt_fast.distributed import join_world
+    from alt_fast.inference.assess import assess
     from alt_fast.inference.lists import run_lists
     from alt_fast.progress import print_aside
     from alt_fast.tome.schedule import merge_schedule
@@ -136,22 +123,22 @@ def run(arguments: argparse.Namespace) -> int:
             lists = run_lists(Path(arguments.checkpoint), trained)
         labels = [label for _, _, names in lists for label in names]
         trained.use_texts(arguments.texts, labels)
-        tower = check_tower(arguments)
-        if arguments.report:
-            rows = report(arguments, trained, testing, lists, world)
-        else:
-            rows = []
-            for name, videos, names in lists:
-                rows.append(score(name, videos, names, trained, testing, world)[0])
-                if arguments.probe_alignment and world.main:
-                    rows[-1]["alignment"] = trained.probe_alignment(videos, names, testing)
-        for share in arguments.interpolate:
-            between = cli.load_model(arguments)
-            between.use_texts(arguments.texts, labels)
-            between.interpolate(tower, share)
+        tower = cli.check_tower(arguments)
+        rows, parts = [], []
+        for number, (name, videos, names) in enumerate(lists, start=1):
+            row, tested = score(name, videos, names, trained, testing, world)
+            rows.append(row)
+            if arguments.probe_alignment and world.main:
+                row["alignment"] = trained.probe_alignment(videos, names, testing)
+            if arguments.report:
+                options = page_options(arguments, f"{number}-{Path(name).stem}", testing, world)
+                parts.append(assess(row, tested, trained, options))
+        for between, told in cli.load_between(arguments, tower, labels):
             for name, videos, names in lists:
                 row, _ = score(name, videos, names, between, testing, world)
-                rows.append({**row, "list": f"{name}, interpolated {share:g}", "interpolate": share})
+                rows.append({**row, "list": f"{name}, interpolated {told['interpolate']:g}", **told})
+        if arguments.report and world.main:
+            write_page(arguments, parts, rows[len(lists) :])
     if not world.main:
         return 0
     if arguments.json:
@@ -160,7 +147,7 @@ def run(arguments: argparse.Namespace) -> int:
         print_rows(rows)
         if arguments.report:
             print(f"report: {arguments.report}")
-    failures = [failure for row in rows for failure in row["unreadable"]]
+    failures = [failure for row in rows[: len(lists)] for failure in row["unreadable"]]
     for failure in failures[: cli.SHOWN]:
         print(f"unreadable, counted as wrong: {failure['path']}: {failure['cause']}", file=sys.stderr)
     if len(failures) > cli.SHOWN:
@@ -186,26 +173,30 @@ def score(
     classes = trained.embed(names)
     result = evaluate(trained.model, videos, trained.spec, classes, testing, Path(name).name, world)
     row, part = summarize(name, result, len(names), testing), unseen_part(result, names, trained.classes)
-    return (row | part if part.get("shared") else row), TestedList(videos, names, classes, result)
+    mixed = part["shared"] and "unseen" in part
+    return (row | part if mixed else row), TestedList(videos, names, classes, result)
 
 
-def report(arguments: argparse.Namespace, trained: Any, testing: Any, lists: Any, world: Any) -> list[dict[str, Any]]:
-    """Test the lists and write the page of all; returns their scores."""
-    from alt_fast.inference.assess import AssessmentOptions, assess
+def page_options(arguments: argparse.Namespace, name: str, testing: Any, world: Any) -> Any:
+    """Return how a list's part of the page is made. name: of the list's folder of explained videos."""
+    from alt_fast.inference.assess import AssessmentOptions
+
+    pages = arguments.report.with_name(f"{arguments.report.stem}-explain") / name
+    return AssessmentOptions(testing, arguments.also_r or (), arguments.explain, pages, world)
+
+
+def write_page(
+    arguments: argparse.Namespace, parts: Sequence[dict[str, Any]], between: Sequence[dict[str, Any]]
+) -> None:
+    """Write the page of all lists. between: scores of interpolated towers, share by share, in the order of `parts`."""
     from alt_fast.report.page import write_report
 
-    rows, parts = [], []
-    for number, (name, videos, names) in enumerate(lists, start=1):
-        row, tested = score(name, videos, names, trained, testing, world)
-        rows.append(row)
-        if arguments.probe_alignment and world.main:
-            row["alignment"] = trained.probe_alignment(videos, names, testing)
-        pages = arguments.report.with_name(f"{arguments.report.stem}-explain") / f"{number}-{Path(name).stem}"
-        options = AssessmentOptions(testing, arguments.also_r or (), arguments.explain, pages, world)
-        parts.append(assess(row, tested, trained, options))
-    if world.main:
-        write_report(arguments.report, parts, Path(arguments.checkpoint).resolve().name)
-    return rows
+    shown = ("interpolate", "top1", "top5", "unseen")  # no paths, as the page is made for others
+    for number, part in enumerate(parts):
+        own = between[number :: len(parts)]
+        part["interpolated"] = [{name: row[name] for name in shown if name in row} for row in own]
+        part["interpolation"] = cli.SAME_TOWER if any(row["same_tower"] for row in own) else ""
+    write_report(arguments.report, parts, Path(arguments.checkpoint).resolve().name)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

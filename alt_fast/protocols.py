@@ -59,6 +59,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     cli.add_texts(zero)
     cli.add_head(zero)
+    cli.add_interpolation(zero)
     linear = commands.add_parser(
         "probe", help="linear probe", description="Train a linear layer on a frozen model's video vectors (Table 6)."
     )
@@ -155,46 +156,69 @@ def test(arguments: argparse.Namespace) -> int:
             rows = probe(trained, splits, *where, testing, config)
         else:
             tests = tests_of(lists, *where, arguments.names)
-            trained.use_texts(arguments.texts, [label for _, _, names in tests for label in names])
+            labels = [label for _, _, names in tests for label in names]
+            trained.use_texts(arguments.texts, labels)
+            tower = cli.check_tower(arguments)
             rows = zero_shot(trained, tests, arguments.only_unseen, testing, world)
+            for between, told in cli.load_between(arguments, tower, labels):
+                rows += [row | told for row in zero_shot(between, tests, arguments.only_unseen, testing, world)]
     return int(world.main and report(rows, arguments.json) > 0)
 
 
 def report(rows: Sequence[dict[str, Any]], as_json: bool) -> int:
-    """Print scores, their mean and deviation over the lists; returns the number of unreadable videos."""
-    from alt_fast.paper.protocols import mean_and_deviation
+    """Print scores, their mean and deviation over the lists; returns the number of unreadable videos.
 
-    summary: dict[str, Any] = {name: mean_and_deviation([row[name] for row in rows]) for name in ("top1", "top5")}
-    if any(overlaps(row) for row in rows):
-        unseen = [row["unseen"] for row in rows]
-        summary["unseen"] = {name: mean_and_deviation([part[name] for part in unseen]) for name in ("top1", "top5")}
+    Those of interpolated towers by themselves, share by share.
+    """
+    shares = dict.fromkeys(row.get("interpolate") for row in rows)
+    found, *between = (summarize([row for row in rows if row.get("interpolate") == share]) for share in shares)
     if as_json:
-        print(json.dumps({"lists": rows, **summary}, indent=2))
+        print(json.dumps(found | ({"interpolated": between} if between else {}), indent=2))
     else:
-        print_rows(rows, summary)
-    unreadable = [failure for row in rows for failure in row["unreadable"]]
+        print_rows(found)
+        for other in between:
+            print(f"interpolated {other['lists'][0]['interpolate']:g}:")
+            print_rows(other)
+        if any(row.get("same_tower") for row in rows):
+            print(f"interpolated: {cli.SAME_TOWER}")
+    unreadable = [failure for row in found["lists"] for failure in row["unreadable"]]
     for failure in unreadable:
         print(f"unreadable, counted as wrong: {failure['path']}: {failure['cause']}", file=sys.stderr)
     return len(unreadable)
 
 
-def print_rows(rows: Sequence[dict[str, Any]], summary: dict[str, Any]) -> None:
-    """Print the scores of every list, and their means: over all classes, and over those never trained on beside it."""
-    for row in rows:
+def summarize(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return scores of lists, with mean and deviation over all classes, and over those never trained on beside it."""
+    from alt_fast.paper.protocols import mean_and_deviation
+
+    found: dict[str, Any] = {"lists": rows}
+    found |= {name: mean_and_deviation([row[name] for row in rows]) for name in ("top1", "top5")}
+    unseen = [row["unseen"] for row in rows if "unseen" in row]
+    if unseen and any(overlaps(row) for row in rows):
+        found["unseen"] = {name: mean_and_deviation([part[name] for part in unseen]) for name in ("top1", "top5")}
+    return found
+
+
+def print_rows(found: dict[str, Any]) -> None:
+    """Print what `summarize` gives: the scores of every list, and their means."""
+    for row in found["lists"]:
         print(f"{row['list']}: {scores_text(row)}")
-        if overlaps(row):
+        if overlaps(row) and "unseen" not in row:
+            print("  every video is of a class that was trained on: nothing in it is zero-shot")
+        elif overlaps(row):
             print(f"  never trained on: {scores_text(row['unseen'])}")
-        if row.get("shared"):
-            print(f"  trained on{'' if overlaps(row) else ', left out'}: {', '.join(row['shared'])}")
-    unseen = summary.get("unseen", {})
+            print(f"  trained on: {', '.join(row['shared'])}")
+        elif row.get("shared"):
+            print(f"  trained on, left out: {', '.join(row['shared'])}")
+    unseen = found.get("unseen", {})
     for name in ("top1", "top5"):
         beside = f"; never trained on: {mean_text(unseen[name])}" if unseen else ""
-        print(f"{name}: {mean_text(summary[name])}{beside}")
+        print(f"{name}: {mean_text(found[name])}{beside}")
 
 
 def overlaps(row: dict[str, Any]) -> bool:
-    """Return whether a test had classes that were trained on."""
-    return "unseen" in row and row["unseen"]["classes"] < row["classes"]
+    """Return whether a zero-shot test had classes that were trained on."""
+    return "shared" in row and row.get("unseen", {"classes": 0})["classes"] < row["classes"]
 
 
 def scores_text(row: dict[str, Any]) -> str:

@@ -113,6 +113,12 @@ HYPOTHESES = (
 )
 """Decided before looking: the first is ahead of the second on a list, by paired t-tests over seeds, p < 0.05."""
 
+AFTERWARDS = tuple(
+    (f"added afterwards: {name}", "no-shortcut", f"no-shortcut-{second}", "unseen")
+    for name, second in (("C3", "learned"), ("C3", "permuted"), ("more than frame tokens", "frame"))
+)
+"""The first three once more without the shortcut, added when their rows had been seen: no evidence of their own."""
+
 
 @dataclass(frozen=True)
 class Tokens:
@@ -379,7 +385,7 @@ def hypotheses(rows: Sequence[Row], seeds: Sequence[int]) -> str:
     """Markdown: the hypotheses, by paired t-tests over the seeds that both rows have."""
     lines = [["hypothesis", "on", "difference", "seeds", "p, one-sided"], ["---", "---", "--:", "--:", "--:"]]
     by = {(row["case"], row["seed"]): row for row in rows}
-    for name, first, second, column in HYPOTHESES:
+    for name, first, second, column in (*HYPOTHESES, *AFTERWARDS):
         shared = [seed for seed in seeds if (first, seed) in by and (second, seed) in by]
         if len(shared) < 2:
             continue

@@ -5,8 +5,9 @@ python -m benchmarks.zero_shot --out FILE.jsonl --levels 1 --seeds 5 -- --optim.
 
 On both levels of Motion Shapes the image tower learns along, a tenth as fast as the rest. Videos and the CLIP that
 training starts from stay; seeds draw ALT's first weights, order and noise. Every seed is trained as it is, with the
-mean of its weights, and kept near the first tower; the first of the three is also tested in other ways. Stop it, and
-the same command goes on where it was.
+mean of its weights, and kept near the first tower; the first of the three is also tested in other ways. Frame tokens
+are those of the trained tower, and scored by its scale: what they say of class names is not what CLIP says. Stop it,
+and the same command goes on where it was.
 """
 
 import argparse
@@ -53,15 +54,15 @@ class Way:
 
 WAYS = {
     "alt": Way("ALT as it is"),
-    "clip": Way("CLIP's scores of its frames", head="clip"),
-    "both": Way("both scores, averaged", head="both"),
+    "clip": Way("frame tokens against class names", head="clip"),
+    "both": Way("ALT and frame tokens against class names, averaged", head="both"),
     "texts": Way("classes with descriptions", texts=True),
     "share-75": Way("3/4 of the way from CLIP's tower", share=0.75),
     "share-50": Way("half of the way", share=0.5),
     "share-25": Way("1/4 of the way", share=0.25),
     "averaged": Way("weights averaged in training", AVERAGED),
     "distilled": Way("kept near CLIP's tower in training", DISTILLED),
-    "distilled-both": Way("kept near it, both scores", DISTILLED, "both"),
+    "distilled-both": Way("kept near it, and averaged", DISTILLED, "both"),
 }
 
 

@@ -122,7 +122,8 @@ _AUGMENT, _DATASET, _LISTS = (
     "tests/data/test_dataset.py",
     "tests/data/test_annotations.py",
 )
-_RESULTS = "tests/inference/test_results.py"
+_RESULTS, _PROBE = "tests/inference/test_results.py", "tests/inference/test_alignment.py"
+_SHAPES, _CLIP_STAGE = "tests/data/test_motion_shapes.py", "tests/training/test_clip_stage.py"
 _DESTINATIONS = "tests/tome/test_destinations.py"
 _METHODS, _RULES = "tests/methods/test_methods.py", "tests/methods/test_rules.py"
 _CONFIGS = "alt_fast/training/configs"
@@ -279,6 +280,18 @@ MUTATIONS = [
         "tests/tome/test_patch.py::test_prop_attn_off",
     ),
     Mutation(
+        "alt_fast/model/alignment.py",
+        "choice = (unit[rows] @ unit.T / tau)",
+        "choice = (unit[rows] @ unit.T)",
+        f"{_ALT}::test_certainty_is_the_share_of_noisy_choices_that_are_the_best_one",
+    ),
+    Mutation(
+        "alt_fast/model/alignment.py",
+        "return self.mlp(self.norm(pooled))",
+        "return self.mlp(pooled)",
+        f"{_ALT}::test_options_that_the_paper_has_not",
+    ),
+    Mutation(
         "alt_fast/model/decoder.py",
         "return self.mlp(self.norm(queries.mean(1)))",
         "return self.mlp(self.norm(queries[:, 0]))",
@@ -321,7 +334,7 @@ MUTATIONS = [
         f"{_ALT}::test_descriptions_stand_behind_the_prompts_of_a_name",
     ),
     Mutation(
-        "alt_fast/evaluate.py",
+        "alt_fast/cli.py",
         "between.use_texts(arguments.texts, labels)",
         "between.use_texts(None, labels)",
         f"{_EVALUATE}::test_texts_of_all_lists",
@@ -355,6 +368,24 @@ MUTATIONS = [
         "first = None if self.teacher is None else class_tokens(self.teacher, video)",
         "first = None if self.teacher is None else output.frame.detach()",
         "tests/training/test_alt_stage.py::test_the_term_is_added_by_its_weight_and_told_besides",
+    ),
+    Mutation(
+        "alt_fast/training/clip_stage.py",
+        "mean(thing) + BACKGROUND_WEIGHT * mean(behind)",
+        "mean(thing) + mean(behind)",
+        f"{_CLIP_STAGE}::test_the_losses_are_cross_entropies",
+    ),
+    Mutation(
+        "alt_fast/training/clip_stage.py",
+        "frame + len(layout) * self._evenly(layout)",
+        "frame + self._evenly(layout)",
+        f"{_CLIP_STAGE}::test_patches_show_what_is_there",
+    ),
+    Mutation(
+        "alt_fast/training/run.py",
+        "    if sure < 0.5:",
+        "    if sure > 0.5:",
+        "tests/training/test_run.py::test_a_choice_that_noise_decides_is_told",
     ),
     Mutation("alt_fast/training/config.py", "    lr: float = 8e-5", "    lr: float = 8e-4", _RECIPE),
     Mutation("alt_fast/training/config.py", "backbone_lr: float = 8e-6", "backbone_lr: float = 8e-5", _RECIPE),
@@ -413,6 +444,24 @@ MUTATIONS = [
         f"{_DATASET}::test_processes_share_every_part_of_a_batch",
     ),
     Mutation(
+        "alt_fast/data/motion_shapes/level2.py",
+        "for motion in MOTIONS if (clip.actor, motion, clip.tool) not in _UNSEEN]",
+        "for motion in MOTIONS]",
+        f"{_SHAPES}::test_level_2_pretraining_never_reads_the_label_of_an_unseen_class",
+    ),
+    Mutation(
+        "alt_fast/data/motion_shapes/level2.py",
+        "for triple in drawn if triple not in _UNSEEN)",
+        "for triple in drawn)",
+        f"{_SHAPES}::test_level_2_pretraining_never_reads_the_label_of_an_unseen_class",
+    ),
+    Mutation(
+        "alt_fast/data/motion_shapes/level2.py",
+        "return _lay(clip, rng, LYING,",
+        "return _lay(clip, rng, NAMES,",
+        f"{_SHAPES}::test_level_2_unseen_tools_are_in_no_training_video",
+    ),
+    Mutation(
         "alt_fast/data/annotations.py",
         'unicodedata.normalize("NFKC", name).casefold()',
         'unicodedata.normalize("NFKC", name)',
@@ -453,6 +502,54 @@ MUTATIONS = [
         "list(dict.fromkeys(found))",
         "list(found)",
         "tests/data/test_find.py::test_names_keep_their_order_and_every_video_comes_once",
+    ),
+    Mutation(
+        "alt_fast/inference/alignment.py",
+        "if cost > 2 * error and cost >= least:",
+        "if cost >= least:",
+        f"{_PROBE}::test_a_few_videos_do_not_decide_whether_queries_are_used",
+    ),
+    Mutation(
+        "alt_fast/inference/alignment.py",
+        "others[order] = order.roll(1)",
+        "others[order] = order",
+        f"{_PROBE}::test_it_tells_a_model_that_uses_its_queries_from_one_that_does_not",
+    ),
+    Mutation(
+        "alt_fast/inference/alignment.py",
+        "torch.randperm(count, generator=rng)[seen.entity]",
+        "seen.entity",
+        f"{_PROBE}::test_it_tells_a_model_that_uses_its_queries_from_one_that_does_not",
+    ),
+    Mutation(
+        "alt_fast/inference/alignment.py",
+        "np.bincount(source.numpy(), weights=by_patch(mask, patch).ravel())",
+        "np.bincount(source.numpy())",
+        f"{_PROBE}::test_the_region_of_a_thing_has_most_of_its_pixels",
+    ),
+    Mutation(
+        "alt_fast/inference/explain.py",
+        "drawn, size = drawn.to(entity.device),",
+        "drawn, size = entity.expand(DRAWS, -1, -1),",
+        "tests/test_explain.py::test_what_the_answer_owes_to_the_entities",
+    ),
+    Mutation(
+        "alt_fast/inference/relevance.py",
+        "(read * gradient).sum(-1).relu()",
+        "(read * gradient).sum(-1).abs()",
+        "tests/test_explain.py::test_maps_are_what_a_token_s_strength_changes",
+    ),
+    Mutation(
+        "alt_fast/model/clip_weights.py",
+        "lerp(own[name], share)",
+        "lerp(own[name], 1 - share)",
+        f"{_EVALUATE}::test_interpolated_towers",
+    ),
+    Mutation(
+        "alt_fast/report/page.py",
+        "abs(view.unaligned - p) > DECIDED_FROM * p",
+        "p - view.unaligned > DECIDED_FROM * p",
+        "tests/test_explain.py::test_entities_decide_when_others_change_the_answer_up_or_down",
     ),
     Mutation(
         "alt_fast/inference/results.py",

@@ -186,6 +186,17 @@ def test_r_is_scaled_to_the_model(tmp_path: Path) -> None:
         listed.changes(TABLES["8"][1])
 
 
+def test_all_is_every_category_whatever_the_configuration_aligns_to(tmp_path: Path) -> None:
+    """The default job leaves motions out; where the configuration has all of them the row is the unchanged model."""
+    row = TABLES["C3"][-1]
+    assert row.name == "all"
+    shapes, kinetics = (Sweep(parse(own), own, None, [], tmp_path, 8) for own in ([], ["--config", "kinetics400_b16"]))
+    assert shapes.changes(row) == {"categories": None}
+    assert shapes.folder(row, 0).name == "categories=null"
+    assert parse(["--model.categories=null"]).model.categories is None
+    assert kinetics.folder(row, 0).name == "base"
+
+
 def test_a_row_that_fails_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["8", "--out", str(tmp_path), "--", "--data.generate", "null", "--data.train", "none.csv"]) == 1
     error = capsys.readouterr().err

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from alt_fast import cli
@@ -226,6 +226,7 @@ def test_interpolated_towers(trained_run: Path, tmp_path: Path, capsys: pytest.C
     test, _, same, _, clip, _ = json.loads(capsys.readouterr().out)
     assert (same["interpolate"], same["top1"]) == (1, test["top1"])
     assert clip["list"].endswith("test.txt, interpolated 0")
+    assert not same["same_tower"]
     assert main(["--checkpoint", str(trained_run), "--interpolate", "2"]) == 2
     assert main(["--checkpoint", str(trained_run), "--tower", "x"]) == 2
     shutil.copy(trained_run / "model.safetensors", tmp_path)
@@ -235,6 +236,23 @@ def test_interpolated_towers(trained_run: Path, tmp_path: Path, capsys: pytest.C
     err = capsys.readouterr().err
     for said in ("--interpolate must be in [0, 1], got 2", "--tower belongs to --interpolate", "name it with --tower"):
         assert said in err
+
+
+def test_a_tower_that_training_left_as_it_was_is_called_so(
+    trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every share of it scores the same; the page has them all."""
+    start, own = load_file(trained_run / "clip.safetensors"), load(trained_run).model.encoder.visual.state_dict()
+    same = start | {f"visual.{name}": value.contiguous() for name, value in own.items()}
+    save_file(same, tmp_path / "same.safetensors")
+    command = ["--checkpoint", str(trained_run), "--workers", "0", "--report", str(tmp_path / "page.html")]
+    assert main([*command, "--interpolate", "0.5", "0", "--tower", str(tmp_path / "same.safetensors")]) == 0
+    assert f"interpolated: {cli.SAME_TOWER}\n" in capsys.readouterr().out
+    test, unseen = data_of(tmp_path / "page.html")["lists"]
+    for part in (test, unseen):
+        own = {name: part["row"][name] for name in ("top1", "top5")}
+        assert part["interpolated"] == [{"interpolate": share, **own} for share in (0.5, 0)]
+    assert test["interpolation"] == unseen["interpolation"] == cli.SAME_TOWER
 
 
 def test_texts_of_all_lists(

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from alt_fast import load
+from alt_fast.corpus import Corpus, Entity
 from alt_fast.data.decode import decode_clip
 from alt_fast.explain import main
 from alt_fast.inference.explain import region_colors
@@ -25,9 +26,9 @@ from alt_fast.inference.trained import TrainedModel
 from alt_fast.model.alt import ALT
 from alt_fast.model.decoder import Attention
 from alt_fast.report.explanation import Explanation
-from alt_fast.report.page import page_data, timeline, write_page
+from alt_fast.report.page import owed_text, page_data, timeline, write_page
 from alt_fast.report.seen import View, strongest
-from tests.browser import look, needs_browser
+from tests.browser import data_of, look, needs_browser
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +108,46 @@ def test_what_the_answer_owes_to_the_entities(
     assert view.unaligned < 0.9 * view.labels[0][1]
 
 
+@pytest.mark.parametrize(
+    ("p", "unaligned", "said"),
+    [
+        (0.5, 0.5, "would have 50.0 %, not 50.0 %: what the regions aligned to did not decide."),
+        (0.5, 0.48, "would have 48.0 %, not 50.0 %: what the regions aligned to did not decide."),
+        (0.5, 0.1, "would have 10.0 %, not 50.0 %."),
+        (0.5, 0.9, "would have 90.0 %, not 50.0 %."),  # they held it down
+    ],
+)
+def test_entities_decide_when_others_change_the_answer_up_or_down(
+    p: float, unaligned: float, said: str, tmp_path: Path
+) -> None:
+    view = View([0], [("a star growing", p), ("a moon growing", 1 - p)], unaligned, [], [], [])
+    assert owed_text(view) == f"With entities drawn at random instead, a star growing {said}"
+    write_page(tmp_path / "page.html", Explanation("a.webm", [], (6, 6), [view], 0))
+    assert data_of(tmp_path / "page.html")["views"][0]["owed"] == owed_text(view)
+    assert owed_text(replace(view, unaligned=None)) == ""  # nothing aligns
+
+
+def test_two_senses_of_a_unit_are_told_apart(trained: TrainedModel, video: Path) -> None:
+    """In names, shares and maps. Their embeddings are two tokens', so that both are chosen."""
+    model, clip = copy.deepcopy(trained.model), load_video(video, trained.spec)
+    model.use_corpus(Corpus((Entity("bow", "it shoots", "object"), Entity("bow", "a knot", "object"))))
+    with torch.inference_mode():
+        tokens = model.encode(clip).tokens[0, 0]
+        near = F.cosine_similarity(tokens[:1], tokens, dim=-1)
+        model.alignment.entities = F.normalize(tokens[[0, int(near.argmin())]], dim=-1)
+        view = replace(trained, model=model).explain(video, also_r=[]).view
+    both = {"bow: it shoots", "bow: a knot"}
+    assert {name for frame in view.frames for name, _ in frame.ranking} == both
+    assert all(sum(share for _, share in frame.ranking) == pytest.approx(1) for frame in view.frames)
+    total = sum(sum(shares) for shares in timeline(view)["shares"])
+    assert total == pytest.approx(len(view.frames))
+    expected = relevance_maps(model.encoder, clip[0], model.alignment.entities, model.encoder.schedule)
+    maps = dict(view.maps)
+    for name, own in zip(("bow: it shoots", "bow: a knot"), expected, strict=True):
+        torch.testing.assert_close(maps[name], own)
+    assert not torch.allclose(*expected)
+
+
 def test_an_action_called_as_an_entity_is_has_a_map_of_its_own(
     trained: TrainedModel, video: Path, explanation: Explanation
 ) -> None:
@@ -169,31 +210,51 @@ def test_the_page_holds_the_numbers_and_nothing_from_elsewhere(explanation: Expl
 
 
 def test_maps_are_what_a_token_s_strength_changes(trained: TrainedModel, video: Path) -> None:
-    """Activation times gradient is how a score changes when all of a token grows."""
+    """Activation times gradient is how a score changes when all that attention reads of a token grows."""
     model = copy.deepcopy(trained.model).double()
     clip, schedule = load_video(video, trained.spec)[0].double(), [5] * 4
     with torch.inference_mode():
-        texts = model.text.classes(["a star growing", "a moon"], trained.templates).double()
-        maps = relevance_maps(model.encoder, clip, texts, schedule)
         tokens = model.encoder.start(clip)
         *layers, last = model.encoder.layers(schedule)
         for layer in layers:
             tokens = model.encoder.run_layer(*layer, tokens)
 
-        def scores(scale: torch.Tensor) -> torch.Tensor:
-            x = tokens.x * scale[:, None]
-            seen = model.encoder.finish(model.encoder.run_layer(*last, replace(tokens, x=x))).tokens[:, 0]
+        def scores(texts: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+            with last[0].ln_1.register_forward_hook(lambda norm, x, normed: normed * scale[:, None]):
+                seen = model.encoder.finish(model.encoder.run_layer(*last, tokens)).tokens[:, 0]
             return torch.cosine_similarity(seen[None], texts[:, None], dim=-1)  # [K, T]
 
         ones, step = torch.ones(tokens.x.shape[1], dtype=torch.float64), 1e-3
         grown = [ones + step * torch.eye(len(ones))[i] for i in range(len(ones))]
         shrunk = [2 * ones - up for up in grown]
-        change = torch.stack(
-            [(scores(up) - scores(down)) / (2 * step) for up, down in zip(grown, shrunk, strict=True)], -1
-        )
+
+        def changes(texts: torch.Tensor) -> torch.Tensor:
+            pairs = zip(grown, shrunk, strict=True)
+            return torch.stack([(scores(texts, up) - scores(texts, down)) / (2 * step) for up, down in pairs], -1)
+
+        one, other = F.normalize(torch.randn(2, 64, dtype=torch.float64), dim=-1)
+        by_one, by_other = changes(torch.stack([one, other]))[:, :, 1:].mean((1, 2))
+        text = (
+            one * by_other - other * by_one
+        )  # of the same sign in all patches before training, and in half of them so
+        texts = torch.stack([text, -text])
+        maps, change = relevance_maps(model.encoder, clip, texts, schedule), changes(texts)
     change = change.relu().gather(2, tokens.source()[None, :, 1:].long().expand(2, -1, -1))
+    assert ((change == 0).double().mean((1, 2)) > 0.1).all()
     expected = change / change.amax((1, 2), keepdim=True)
     torch.testing.assert_close(maps, expected.float(), rtol=1e-3, atol=1e-3)
+    single = relevance_maps(trained.model.encoder, clip.float(), texts.float(), schedule)
+    torch.testing.assert_close(single, maps, rtol=1e-3, atol=1e-3)
+
+
+def test_maps_of_frames_that_look_at_each_other(video: Path, trained: TrainedModel) -> None:
+    """An adapter over time, which starts as no change, changes none: though it calls the same norm before."""
+    model = ALT(replace(trained.model.config, tuning="stm"), trained.model.corpus)
+    plain = copy.deepcopy(trained.model)
+    model.encoder.visual.load_state_dict(plain.encoder.visual.state_dict())
+    clip, texts = load_video(video, trained.spec)[0], F.normalize(torch.randn(2, 64), dim=-1)
+    found, expected = (relevance_maps(m.encoder, clip, texts, [4] * 4) for m in (model, plain))
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
 
 
 def test_a_notebook_shows_the_page(explanation: Explanation, tmp_path: Path) -> None:
@@ -220,6 +281,7 @@ setTimeout(() => {
   canvas.dispatchEvent(new KeyboardEvent("keydown", {key: "ArrowLeft", cancelable: true}));
   seen.chosen = panels[1].chosen;
   seen.ranking = [...byId("frame-rows").querySelectorAll(".row")].map((row) => row.firstChild.textContent);
+  seen.owed = byId("owed").textContent;
   const labels = () => [...byId("labels").querySelectorAll(".row")].map((row) => row.textContent);
   seen.labels = labels();
   seen.r = byId("r-text").textContent;
@@ -265,6 +327,7 @@ setTimeout(() => {
     assert not seen["undefined"]
     assert seen["ranking"] == [name for name, _ in frame.ranking[:6]]
     assert seen["labels"] == ["".join(pair) for pair in shown(explanation.view.labels)]
+    assert seen["owed"] == owed_text(explanation.view) != ""
     assert seen["r"] == "4, the model's own"
     assert seen["unmerged"] == [
         "0",

@@ -9,15 +9,18 @@ import pytest
 import torch
 from torch import Tensor
 
+from alt_fast.cli import SAME_TOWER
 from alt_fast.data.annotations import Video, name_key, read_classes, read_list, read_names, spoken
+from alt_fast.data.config import Loading
 from alt_fast.data.texts import write_texts
 from alt_fast.errors import RunError
-from alt_fast.inference.scoring import Result
+from alt_fast.inference.scoring import EvalConfig, Result
 from alt_fast.inference.trained import load, save_model
+from alt_fast.inference.zero_shot import score_zero_shot
 from alt_fast.paper.config import ProbeConfig
 from alt_fast.paper.probe import train_probe
 from alt_fast.paper.splits import RENAMED, draw_shots, unseen_classes
-from alt_fast.protocols import main
+from alt_fast.protocols import main, report
 
 
 def test_draws_are_seeded_nested_and_of_every_class() -> None:
@@ -67,9 +70,65 @@ def test_zero_shot_scores_of_splits(trained_run: Path, tmp_path: Path, capsys: p
     printed = capsys.readouterr().out
     assert "top1: " in printed
     assert "trained on" not in printed
-    seen = ["--lists", str(data / "test.txt"), "--classes", str(data / "classes.csv")]
-    assert main([*command, *seen]) == 1
-    assert "every video is of a class that is trained on, so nothing in it is zero-shot" in capsys.readouterr().err
+
+
+def test_splits_of_nothing_but_classes_trained_on_are_called_so(
+    trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And cost none of the scores of the others."""
+    data = trained_run.parent / "data"
+    seen, unseen = read_classes(data / "classes.csv"), read_classes(data / "unseen_classes.csv")
+    for name, videos in (("mine", ("test/00003.webm", "unseen/00000.webm")), ("seen", ("test/00003.webm",))):
+        labels = (seen[3], unseen[0])
+        rows = [f"{video},{label}" for video, label in zip(videos, labels, strict=False)]
+        (tmp_path / f"{name}.csv").write_text("path,label\n" + "\n".join(rows) + "\n")
+    command = ["zero-shot", "--checkpoint", str(trained_run), "--root", str(data), "--workers", "0"]
+    command += ["--list", str(tmp_path / "mine.csv"), str(tmp_path / "seen.csv")]
+    assert main([*command, "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    first, second = answer["lists"]
+    assert first["unseen"]["videos"] == 1
+    assert "unseen" not in second
+    assert (second["videos"], second["top1"], second["shared"]) == (1, 1.0, [seen[3]])
+    assert answer["top1"]["mean"] == (first["top1"] + second["top1"]) / 2
+    assert answer["unseen"]["top1"] == {"mean": first["unseen"]["top1"], "deviation": None}
+    assert main(command) == 0
+    printed = capsys.readouterr().out
+    assert f"  trained on: {seen[3]}\n{tmp_path / 'seen.csv'}: top-1 100.0%, " in printed
+    assert "  every video is of a class that was trained on: nothing in it is zero-shot\n" in printed
+    monkeypatch.setattr("alt_fast.inference.trained.evaluate", None)  # nothing is tested
+    assert main([*command, "--only-unseen"]) == 1
+    error = capsys.readouterr().err
+    assert f"{tmp_path / 'seen.csv'}: every video is of a class that is trained on, so nothing in it is" in error
+
+
+def test_zero_shot_between_clip_s_tower_and_the_trained_one(
+    trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = trained_run.parent / "data"
+    command = ["zero-shot", "--checkpoint", str(trained_run), "--root", str(data), "--workers", "0"]
+    command += ["--list", str(data / "unseen.txt"), "--classes", str(data / "unseen_classes.csv")]
+    assert main([*command, "--interpolate", "1", "0", "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    (own,) = answer["lists"]
+    same, clip = answer["interpolated"]
+    assert same["top1"] == answer["top1"]
+    assert (same["lists"][0]["interpolate"], clip["lists"][0]["interpolate"]) == (1, 0)
+    trained = load(trained_run)
+    assert trained.interpolate(str(trained_run / "clip.safetensors"), 0)
+    tested = read_list(data / "unseen.txt", data / "unseen_classes.csv", data, "test")
+    again = score_zero_shot(trained, own["list"], *tested, EvalConfig(loading=Loading(workers=0)))
+    assert clip["lists"] == [again | {"interpolate": 0, "same_tower": False}]
+    assert main([*command, "--interpolate", "0.5", "--tower", str(trained_run / "model.safetensors")]) == 1
+    assert "model.safetensors" in capsys.readouterr().err
+    (row,) = answer["lists"]
+    told = {"interpolate": 0.5, "same_tower": True}
+    report([row, row | told], as_json=False)
+    printed = capsys.readouterr().out
+    assert f"\ninterpolated 0.5:\n{row['list']}: top-1 " in printed
+    assert printed.endswith(f"interpolated: {SAME_TOWER}\n")
+    assert main([*command, "--interpolate", "1.5"]) == 2
+    assert "--interpolate must be in [0, 1], got 1.5" in capsys.readouterr().err
 
 
 def test_zero_shot_with_texts(

@@ -1,8 +1,10 @@
 """The text corpus: entities of {unit, description, category} that region tokens align to (paper, section 3.1)."""
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +49,12 @@ class Corpus:
 
     def __len__(self) -> int:
         return len(self.entities)
+
+    @cached_property
+    def names(self) -> list[str]:
+        """What to call every entity: its unit, and where a unit has several senses, with the description."""
+        counts = Counter(entity.unit for entity in self.entities)
+        return [entity.unit if counts[entity.unit] == 1 else entity.text for entity in self.entities]
 
     def select(self, categories: Sequence[str] | None) -> "Corpus":
         """The entities of some categories (Table C3); all of them for None. Raises CorpusError when none is left."""

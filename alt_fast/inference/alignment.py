@@ -1,7 +1,7 @@
 """Is the alignment used, and is it right? Top-1 with other queries, and what tokens align to beside what they show."""
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,7 @@ MOST_VIDEOS = 1000
 """Videos that are looked at; of longer lists every k-th."""
 
 USED_FROM = 0.05
-"""Queries count as used when those of other videos cost this share of what top-1 is above chance."""
+"""Queries count as used when those of other videos cost this share of what top-1 is above chance (`is_used`)."""
 
 _CHUNK = 4  # videos whose similarities [T, N', K] and entities [T, N', d] exist at a time
 
@@ -59,8 +59,9 @@ def probe_alignment(
     classes: embeddings [I, d]. One view of every video, unreadable ones aside. `*_top1` are top-1: of the model as it
     is ("top1"), with the queries of another video ("shuffled"), with those of the mean of all ("mean_query"), with
     entities that changed places ("permuted_entities") or were drawn at random ("random_entities"), one for each token
-    though the model's choice be soft. "used": whether the model uses its queries. Of a model that aligns, also how sure
-    and how varied its choices are; of Motion Shapes, how many frames and regions align to what they show, by category.
+    though the model's choice be soft. "used" and "shuffled_error": of `is_used`; left out where queries are learned, as
+    all videos have the same and another's change nothing. Of a model that aligns, also how sure and how varied its
+    choices are; of Motion Shapes, how many frames and regions align to what they show, by category.
     """
     model.eval()
     videos = videos[:: -(-len(videos) // MOST_VIDEOS)]
@@ -71,12 +72,15 @@ def probe_alignment(
     rng = torch.Generator().manual_seed(0)
     others = others_of(len(labels), rng)
 
-    def top1(pooled: Tensor) -> float:
-        hits = 0
+    def right(pooled: Tensor) -> Tensor:
+        hits = []
         for part, frames, label in zip(*(x.split(_CHUNK) for x in (pooled, seen.frames, labels)), strict=True):
             z = model.answer(part.to(classes.device), frames.to(classes.device))
-            hits += int((model.logits(z, classes).argmax(1).cpu() == label).sum())
-        return hits / len(labels)
+            hits.append(model.logits(z, classes).argmax(1).cpu() == label)
+        return torch.cat(hits)
+
+    def top1(pooled: Tensor) -> float:
+        return share(right(pooled))
 
     def of_entities(entity: Tensor) -> Tensor:
         found = []
@@ -85,31 +89,77 @@ def probe_alignment(
             found.append(model.alignment.pool(model.alignment.entities[index], index, size).cpu())
         return torch.cat(found)
 
+    own, shuffled = right(seen.pooled), right(seen.pooled[others])
     found: dict[str, Any] = {
         "videos": len(labels),
-        "top1": top1(seen.pooled),
-        "shuffled_top1": top1(seen.pooled[others]),
+        "top1": share(own),
+        "shuffled_top1": share(shuffled),
         "mean_query_top1": top1(seen.pooled.mean((0, 1)).expand_as(seen.pooled)),
     }
-    lost = found["top1"] - found["shuffled_top1"]
-    found["used"] = lost >= USED_FROM * (found["top1"] - 1 / len(classes)) > 0
+    if model.config.query != "learned":
+        found["used"], found["shuffled_error"] = is_used(own, shuffled, 1 / len(classes))
     if model.corpus is None:
         return found
     count = len(model.corpus)
     permuted = torch.randperm(count, generator=rng)[seen.entity]
     drawn = torch.randint(count, seen.entity.shape, generator=rng)
-    share = torch.bincount(seen.entity.flatten(), minlength=count).double() / seen.entity.numel()
+    shares = torch.bincount(seen.entity.flatten(), minlength=count).double() / seen.entity.numel()
     found |= {
         "permuted_entities_top1": top1(of_entities(permuted)),
         "random_entities_top1": top1(of_entities(drawn)),
         "entities": count,
-        "entities_used": int((share > 0).sum()),
-        "entities_effective": torch.special.entr(share).sum().exp().item(),
+        "entities_used": int((shares > 0).sum()),
+        "entities_effective": torch.special.entr(shares).sum().exp().item(),
         "certainty": seen.certainty.mean().item(),
         "entropy": seen.entropy.mean().item(),
         "margin": seen.margin.mean().item(),
     }
     return found | _accuracy(model, spec, [video for video, ok in zip(videos, readable, strict=True) if ok], seen)
+
+
+def share(right: Tensor) -> float:
+    """Return the share of videos that are right, [V] bool."""
+    return int(right.sum()) / len(right)
+
+
+def is_used(own: Tensor, shuffled: Tensor, chance: float) -> tuple[bool | None, float]:
+    """Return whether a model uses its queries, and the standard error of what those of other videos cost.
+
+    own, shuffled: [V] bool, which videos are right with their own queries and with another's. They are used where these
+    cost USED_FROM of what top-1 is above chance, and more than two standard errors; not used where by two standard
+    errors they cost less; None where the videos are too few to tell. The error is that of paired shares with half a
+    video more in each of their four cells (Agresti and Min, 2005): nothing lost in a few videos is not surely nothing.
+    """
+    lost, won, videos = int((own & ~shuffled).sum()), int((shuffled & ~own).sum()), len(own) + 2
+    cost = (lost - won) / videos
+    error = (((lost + won + 1) / videos - cost**2) / videos) ** 0.5
+    least = USED_FROM * (share(own) - chance)
+    if cost > 2 * error and cost >= least:
+        return True, error
+    return (False if cost + 2 * error < least else None), error
+
+
+def use_text(found: Mapping[str, Any]) -> str:
+    """Say what the queries are worth, by what `probe_alignment` found."""
+    if not found["videos"]:
+        return "No video could be read."
+    percent = {name: f"{100 * value:.1f} %" for name, value in found.items() if name.endswith("top1")}
+    mean = f"with those of the mean {percent['mean_query_top1']}"
+    if "used" not in found:
+        return (
+            f"Its queries are learned and the same for all videos: on {found['videos']} videos top-1 is "
+            f"{percent['top1']}, {mean}."
+        )
+    says = {
+        True: "The model uses its queries",
+        False: "The model does not use its queries",
+        None: f"{found['videos']} videos are too few to tell whether the model uses its queries",
+    }[found["used"]]
+    error = f"standard error of the difference {100 * found['shuffled_error']:.1f} points"
+    return (
+        f"{says}: on {found['videos']} videos top-1 is {percent['top1']}, with the queries of other videos "
+        f"{percent['shuffled_top1']} ({error}), {mean}."
+    )
 
 
 def others_of(count: int, rng: torch.Generator) -> Tensor:

@@ -21,6 +21,7 @@ from alt_fast.data.annotations import Video
 from alt_fast.data.decode import VideoError
 from alt_fast.distributed import World
 from alt_fast.files import make_folder
+from alt_fast.inference.alignment import use_text
 from alt_fast.inference.explain import explain
 from alt_fast.inference.scoring import EvalConfig, Result, evaluate
 from alt_fast.inference.statistics import calibration, confusion, per_class
@@ -84,6 +85,7 @@ def statistics_of(row: dict[str, Any], tested: TestedList) -> dict[str, Any]:
     unreadable = [{"path": shown[failure.path], "cause": failure.cause} for failure in result.failures]
     return {
         "row": {**row, "list": Path(row["list"]).name, "unreadable": unreadable},
+        "uses": use_text(row["alignment"]) if "alignment" in row else "",
         "names": list(tested.names),
         "classes": per_class(scores, labels, tested.names),
         "confusion": confusion(scores, labels),

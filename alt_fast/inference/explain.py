@@ -75,8 +75,8 @@ def view_at(model: ALT, video: Tensor, classes: Tensor, labels: Sequence[str], s
     first = labels.index(labelled[0][0])
     texts = [(f"action: {labels[first]}", classes[first])]
     if model.corpus is not None:
-        units = [found.unit for found in model.corpus.entities]
-        texts += [(name, model.alignment.entities[units.index(name)]) for name in strongest(frames)]
+        known = dict(zip(model.corpus.names, model.alignment.entities, strict=True))
+        texts += [(name, known[name]) for name in strongest(frames)]
     names, embeddings = zip(*texts, strict=True)
     maps = relevance_maps(model.encoder, video[0], torch.stack(embeddings), schedule)
     unaligned = None
@@ -118,10 +118,9 @@ def token_entities(model: ALT, tokens: Tensor) -> list[list[list[tuple[str, floa
     unit = torch.nn.functional.normalize(tokens.float(), dim=-1)
     known = torch.nn.functional.normalize(model.alignment.entities.float(), dim=-1)
     best = (unit @ known.T / model.config.tau).softmax(-1).topk(min(ENTITIES_PER_TOKEN, len(known)), dim=-1)
-    names = [entity.unit for entity in model.corpus.entities]
     return [
         [
-            [(names[i], p) for i, p in zip(index, value, strict=True)]
+            [(model.corpus.names[i], p) for i, p in zip(index, value, strict=True)]
             for index, value in zip(indices, values, strict=True)
         ]
         for indices, values in zip(best.indices.tolist(), best.values.tolist(), strict=True)

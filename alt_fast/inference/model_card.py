@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from alt_fast.files import CONFIG, ENVIRONMENT, METRICS, read_json, read_yaml
+from alt_fast.inference.alignment import use_text
 from alt_fast.inference.trained import TrainedModel
 from alt_fast.model.config import TINY_ROPE, ModelConfig
 
@@ -95,16 +96,12 @@ def _alignment(found: Mapping[str, Any] | None) -> list[str]:
     """Say what the queries are worth, and how right they are."""
     if found is None or not found["videos"]:
         return []
-    percent = {name: f"{100 * value:.1f} %" for name, value in found.items() if name.endswith("top1")}
-    uses = "uses" if found["used"] else "does **not** use"
-    lines = [
-        f"The model {uses} its queries: on {found['videos']} test videos its top-1 is {percent['top1']}, with the "
-        f"queries of other videos {percent['shuffled_top1']}, with those of the mean {percent['mean_query_top1']}."
-    ]
+    lines = [use_text(found)]
     if "entities" in found:
+        permuted, random = (100 * found[f"{name}_entities_top1"] for name in ("permuted", "random"))
         lines.append(
-            f"With entities that changed places it is {percent['permuted_entities_top1']}, with entities at random "
-            f"{percent['random_entities_top1']}; {found['entities_used']:,} of {found['entities']:,} entities are used."
+            f"With entities that changed places it is {permuted:.1f} %, with entities at random {random:.1f} %; "
+            f"{found['entities_used']:,} of {found['entities']:,} entities are used."
         )
     for kind in ("frame", "region"):
         shares = found.get(f"{kind}_accuracy")

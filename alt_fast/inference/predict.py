@@ -29,7 +29,7 @@ ONE_COLOUR = "every frame is of one colour"
 
 @dataclass(frozen=True)
 class EntityShare:
-    """An entity, and the share of a frame's tokens that aligned to it, 0 to 1."""
+    """An entity by its name (`Corpus.names`), and the share of a frame's tokens that aligned to it, 0 to 1."""
 
     entity: str
     category: str
@@ -165,6 +165,6 @@ def entity_shares(corpus: Corpus | None, entity: Sequence[int]) -> list[EntitySh
     if corpus is None:
         return []
     return [
-        EntityShare(corpus.entities[i].unit, corpus.entities[i].category, count / len(entity))
+        EntityShare(corpus.names[i], corpus.entities[i].category, count / len(entity))
         for i, count in Counter(entity).most_common()
     ]

@@ -68,7 +68,7 @@ class Recogniser:
     def token_entities(self, seen: FrameFeatures) -> list[str]:
         """Return the entity of each of a picture's tokens; none where nothing aligns. seen: [1, ...]."""
         corpus = self.trained.model.corpus
-        return [] if corpus is None else [corpus.entities[i].unit for i in seen.entity[0].tolist()]
+        return [] if corpus is None else [corpus.names[i] for i in seen.entity[0].tolist()]
 
     def crop(self, picture: Frames) -> Frames:
         """Return the part of a picture that is seen, uint8 RGB [h, w, 3], with the pixels that it has there."""

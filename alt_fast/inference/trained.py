@@ -113,17 +113,21 @@ class TrainedModel:
         """
         self.model.encoder.set_rotary(rule)
 
-    def interpolate(self, pretrained: str, share: float) -> None:
+    def interpolate(self, pretrained: str, share: float) -> bool:
         """Put the image tower between CLIP's weights, at 0, and its own, trained, at 1 (WiSE-FT, arXiv 2109.01903).
 
         What was never trained on may gain, what was trained on may lose. pretrained: as in ModelConfig, the weights
-        that training started from. Raises WeightsError or ArgumentError.
+        that training started from. Returns False where the two are the same, as of a tower that was frozen: then no
+        share changes anything. Raises WeightsError or ArgumentError.
         """
         if not 0 <= share <= 1:
             raise ArgumentError(f"share must be in [0, 1], got {share}")
         config = self.model.config
         start = build_clip(config.backbone, pretrained, config.image_size).visual.state_dict()
-        move_back(self.model.encoder.visual, start, share)
+        tower = self.model.encoder.visual
+        moved = any(not torch.equal(start[name].to(own), own) for name, own in tower.state_dict().items())
+        move_back(tower, start, share)
+        return moved
 
     def _check_trained(self) -> None:
         if self.head != "alt":
@@ -208,10 +212,10 @@ class TrainedModel:
         """Name the action in a video, or in each of several, by batches.
 
         labels: texts to choose from; by default the classes trained on. top_k: how many to return, the likeliest; None
-        for all. head: "alt", "clip" for CLIP's own zero-shot scores, or "both"; by default the model's. errors:
-        "return" puts a Failure in the place of a video that cannot be read. testing: of several, their views, batch
-        size and decoding processes; who scores, `head` says. Raises VideoError, and ArgumentError for no labels or
-        top_k < 1.
+        for all. head: "alt", "clip" for frame tokens against labels (`model.config.Head`), or "both"; by default the
+        model's. errors: "return" puts a Failure in the place of a video that cannot be read. testing: of several, their
+        views, batch size and decoding processes; who scores, `head` says. Raises VideoError, and ArgumentError for no
+        labels or top_k < 1.
         """
         choice, head = self.choice(labels, top_k), self.head if head is None else head
         if head != "clip":

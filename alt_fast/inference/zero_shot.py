@@ -33,14 +33,15 @@ def unseen_part(result: Result, names: Sequence[str], seen: Sequence[str]) -> di
     """Return what a test over the classes `names` says of those that are not among `seen`.
 
     As "shared" the names that are; as "unseen" videos, classes, chance, top1 and top5 of the others: their videos,
-    scored among their names. Nothing where no video is of such a class.
+    scored among their names. Without "unseen" where no video is of such a class.
     """
     unseen = _unseen_labels(names, seen)
+    shared = [other for label, other in enumerate(names) if label not in unseen]
     videos = sum(label in unseen for label in result.labels.tolist())
     if videos == 0:
-        return {}
+        return {"shared": shared}
     return {
-        "shared": [other for label, other in enumerate(names) if label not in unseen],
+        "shared": shared,
         "unseen": {
             "videos": videos,
             "classes": len(unseen),
@@ -61,9 +62,8 @@ def score_zero_shot(
 ) -> dict[str, Any]:
     """Test on a list of videos whose labels index `names`, some of which the model may have been trained on.
 
-    Returns what `TrainedModel.score` does, over all classes, and `unseen_part`. Raises RunError as `find_unseen`, and
-    ArgumentError when a head that was not trained would score.
+    Returns what `TrainedModel.score` does, over all classes, and `unseen_part`. Raises ArgumentError when a head that
+    was not trained would score.
     """
-    find_unseen(name, videos, names, trained.classes)
     result = trained.test(name, videos, names, testing, world)
     return summarize(name, result, len(names), testing) | unseen_part(result, names, trained.classes)

@@ -125,9 +125,10 @@ class ALT(nn.Module):
         return self.logit_scale.exp() * F.normalize(z.float(), dim=-1) @ classes.T
 
     def clip_logits(self, frames: Tensor, classes: Tensor) -> Tensor:
-        """Return CLIP's own zero-shot scores [B, I] of clips' class tokens [B, T, d]: no training needed.
+        """Return the scores [B, I] of clips' class tokens [B, T, d] against class names: those of the mean frame.
 
-        They are the mean frame's against the classes.
+        Zero-shot CLIP's only while the image tower is CLIP's (`config.Head`). The scale is the trained one even then:
+        it changes how sure they are, not which is ahead.
         """
         mean = F.normalize(frames.float(), dim=-1).mean(1)
         return self.logit_scale.exp() * F.normalize(mean, dim=-1) @ classes.T
@@ -137,7 +138,7 @@ class ALT(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Return how likely each class is, [B, I] fp32, by who scores, and entities [B, T, n]; arguments of `forward`.
 
-        CLIP aligns nothing: n is 0.
+        The head "clip" aligns nothing: n is 0.
         """
         seen = self._features(self.encode(video, schedule), head)
         return self.score(seen, classes, head), seen.entity

@@ -16,8 +16,9 @@ QuerySource = Literal["entities", "learned", "frame"]
 themselves, without any alignment (Table 5)."""
 
 Head = Literal["alt", "clip", "both"]
-"""Who scores videos: ALT, CLIP's own zero-shot classifier over merged tokens, or both, the mean of their
-probabilities."""
+"""Who scores videos: ALT; "clip", the frame tokens against class names; or both, the mean of their probabilities. The
+second is CLIP's own zero-shot classifier, over merged tokens, only while the image tower is CLIP's: not trained, frozen
+in training, or put back by `TrainedModel.interpolate` with share 0."""
 
 Pooling = Literal["mean", "size", "attention", "distinct"]
 """How the entities that a frame's tokens chose become one: every token alike (the paper), by the patches it stands for,

@@ -60,7 +60,7 @@ TABLES = {
         Row("object", {"categories": ["object"]}, (82.2, 62.7, 74.8)),
         Row("scene", {"categories": ["scene"]}, (82.2, 61.9, 74.1)),
         Row("motion", {"categories": ["motion"]}, (81.8, 59.7, 72.4)),
-        Row("all", {}, (82.3, 64.0, 76.7)),
+        Row("all", {"categories": None}, (82.3, 64.0, 76.7)),
     ],
     "C4": [
         Row("neither", {"self_attention": False, "conv": False}, (81.8, 62.4, 75.6)),
@@ -108,13 +108,11 @@ class Sweep:
         return f",frames={self.frames}" if self.transfers and self.frames != self.config.model.frames else ""
 
     def changes(self, row: Row) -> dict[str, Any]:
-        """The row's settings of the model."""
+        """The row's settings of the model that are not the configuration's own."""
         changes = dict(row.changes)
         if "r" in changes:
             changes["r"] = self.scale(changes["r"])
-            if changes["r"] == self.config.model.r:
-                del changes["r"]
-        return changes
+        return {name: value for name, value in changes.items() if value != getattr(self.config.model, name)}
 
     def scale(self, r: int) -> int:
         """An r of ALT-B/16 as one of this model. Raises RunError when its own is no int."""

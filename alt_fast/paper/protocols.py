@@ -28,15 +28,19 @@ def zero_shot(
 ) -> list[dict[str, Any]]:
     """Return scores on (name, videos, class names) of each test as `score_zero_shot` does.
 
-    only_unseen: leave out the classes that were trained on, with their videos. Raises RunError when nothing is left.
+    only_unseen: leave out the classes that were trained on, with their videos. Raises RunError when nothing is left of
+    a test, before any is scored.
     """
-    rows = []
+    chosen = []
     for name, videos, names in tests:
         shared: list[str] = []
         if only_unseen:
             unseen = [names[label] for label in find_unseen(name, videos, names, trained.classes)]
             shared = [other for other in names if other not in unseen]
             videos, names = keep_classes(videos, names, unseen, name)
+        chosen.append((name, videos, names, shared))
+    rows = []
+    for name, videos, names, shared in chosen:
         row = score_zero_shot(trained, name, videos, names, testing, world)
         rows.append(row | {"shared": shared or row["shared"]})
     return rows

@@ -14,12 +14,26 @@ from alt_fast.report.seen import Seen, View, strongest
 
 PAGES = Path(__file__).parent / "pages"
 
+DECIDED_FROM = 0.05
+"""Entities decided when others change the first action's probability by this share of it, up or down."""
+
 
 def timeline(view: View) -> dict[str, Any]:
     """Return the entities ("names") with the largest shares over all frames, and their "shares" in each."""
     names = strongest(view.frames)
     by_frame = [dict(frame.ranking) for frame in view.frames]
     return {"names": names, "shares": [[shares.get(name, 0.0) for shares in by_frame] for name in names]}
+
+
+def owed_text(view: View) -> str:
+    """Say what the first action owes to the entities; empty where nothing aligns."""
+    if view.unaligned is None:
+        return ""
+    label, p = view.labels[0]
+    without = f"{100 * view.unaligned:.1f} %, not {100 * p:.1f} %"
+    decided = abs(view.unaligned - p) > DECIDED_FROM * p
+    end = "." if decided else ": what the regions aligned to did not decide."
+    return f"With entities drawn at random instead, {label} would have {without}{end}"
 
 
 def r_text(schedule: Sequence[int | float]) -> str:
@@ -39,7 +53,7 @@ def page_data(seen: Seen) -> dict[str, Any]:
                 "r": r_text(view.r),
                 "layers": len(view.r),
                 "labels": view.labels,
-                "unaligned": view.unaligned,
+                "owed": owed_text(view),
                 "attention": view.attention,
                 "maps": [[name, (100 * shown).round().int().tolist()] for name, shown in view.maps],
                 "timeline": timeline(view),

@@ -137,3 +137,12 @@ def test_the_table_and_its_tests_are_over_seeds() -> None:
     assert "| C3: entities of regions > names permuted | unseen | +33.3 | 3 | 0.0049 |" in lines
     assert "| C3: entities of regions > learned queries | unseen | +0.0 | 3 | 0.5 |" in lines
     assert len(lines) == 4  # hypotheses without both rows have no line
+    again = [{**row, "case": case} for row in rows for case in CASES if case == f"no-shortcut-{row['case']}"]
+    again += [{**row, "case": "no-shortcut"} for row in rows if row["case"] == "entities"]
+    added = hypotheses([*rows, *again], range(3)).splitlines()
+    assert added[:4] == lines
+    told = "| added afterwards: C3: without the shortcut >"
+    assert added[4:] == [
+        f"{told} learned queries, without the shortcut | unseen | +0.0 | 3 | 0.5 |",
+        f"{told} names permuted, without the shortcut | unseen | +33.3 | 3 | 0.0049 |",
+    ]

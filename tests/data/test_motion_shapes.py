@@ -14,7 +14,7 @@ from alt_fast.data.augment import cut, view_record
 from alt_fast.data.config import AugmentConfig, MotionShapesConfig
 from alt_fast.data.decode import decode_clip
 from alt_fast.data.motion_shapes import LEVELS, Level, level2
-from alt_fast.data.motion_shapes.drawing import MOTIONS, OPPOSITE, Thing, owners, place_name
+from alt_fast.data.motion_shapes.drawing import MOTIONS, OPPOSITE, WORDINGS, Thing, owners, place_name, with_article
 from alt_fast.data.motion_shapes.generate import generate
 from alt_fast.data.motion_shapes.level1 import (
     OBJECTS,
@@ -28,6 +28,7 @@ from alt_fast.data.motion_shapes.level1 import (
     render,
 )
 from alt_fast.data.motion_shapes.truth import read_dataset, things_in
+from alt_fast.data.rng import Stream, generator
 
 TIMES = np.linspace(0, 1, 21).tolist()
 
@@ -176,6 +177,37 @@ def test_level_2_played_backwards_a_clip_shows_the_opposite_motion(motion: str) 
     for time in TIMES:
         for (_, there), (_, back) in zip(level2._moving(clip, time), level2._moving(opposite, 1 - time), strict=True):
             np.testing.assert_allclose(there, back, atol=1e-9)
+
+
+def test_level_2_pretraining_never_reads_the_label_of_an_unseen_class(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither as a caption nor as one of two sentences that say the same, or zero-shot would be none.
+
+    Of unseen tools only, whose captions can be one: without the rule one in 64 would be.
+    """
+    monkeypatch.setattr(level2, "render", lambda clip, seed, times, size: np.zeros((1, size, size, 3), np.uint8))
+    unseen = {level2.label_of(triple) for triple in level2.UNSEEN}
+    first = level2.NAMES.index(level2.CARRIED_UNSEEN[0])
+    numbers = [60 * i + tool for i in range(50) for tool in range(first, first + len(level2.CARRIED_UNSEEN))]
+    captions = [level2.captioned_frame(0, number, 8).caption for number in numbers]
+    said = [caption for caption in captions if any(motion in caption for motion in MOTIONS)]
+    assert len(said) > 150
+    assert not unseen & set(captions)
+    reworded = {
+        f"{with_article(actor)} {WORDINGS[motion]} holding {with_article(tool)}"
+        for actor, motion, tool in level2.UNSEEN
+    }
+    for number in range(60):
+        labels, rewordings = level2.reworded_labels(generator(0, Stream.CAPTION, 2, number))
+        assert len(labels) == len(set(labels)) == len(rewordings) == 48
+        assert not unseen & set(labels)
+        assert not reworded & set(rewordings)
+
+
+def test_level_1_pretraining_reads_trained_labels_only() -> None:
+    labels, rewordings = LEVELS[1].reworded_labels(generator(0, Stream.CAPTION, 2, 0))
+    assert labels == [LEVELS[1].label_of(pair) for pair in TRAINED]
+    assert not {LEVELS[1].label_of(pair) for pair in UNSEEN} & {*labels, *rewordings}
+    assert not {f"a {name} {WORDINGS[motion]}" for name, motion in UNSEEN} & set(rewordings)
 
 
 def test_level_2_layouts_tell_where_the_actor_is_and_how_large() -> None:

@@ -17,7 +17,7 @@ from alt_fast.data.config import Loading
 from alt_fast.data.motion_shapes.drawing import owners
 from alt_fast.data.motion_shapes.truth import things_in
 from alt_fast.evaluate import main
-from alt_fast.inference.alignment import probe_alignment, region_of
+from alt_fast.inference.alignment import is_used, probe_alignment, region_of, use_text
 from alt_fast.inference.predict import load_video
 from alt_fast.inference.scoring import EvalConfig
 from alt_fast.inference.trained import TrainedModel, load
@@ -63,20 +63,50 @@ def decide_by(trained: TrainedModel, videos: list[Video], source: str, monkeypat
 def test_it_tells_a_model_that_uses_its_queries_from_one_that_does_not(
     source: str, trained: TrainedModel, videos: list[Video], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    videos = [Video(video.path, number) for number, video in enumerate(videos[:12])]
+    train, _ = read_list(videos[0].path.parent.parent / "train.txt", trained.classes)
+    videos = [Video(video.path, number) for number, video in enumerate([*videos, *train][:48])]
     classes = decide_by(trained, videos, source, monkeypatch)
     found = probe_alignment(trained.model, trained.spec, videos, classes, TESTING)
-    assert found["videos"] == 12
+    assert found["videos"] == 48
     assert found["top1"] > 0.9
     if source == "queries":
-        assert found["used"]
+        assert found["used"] is True
         assert found["shuffled_top1"] < 0.5
-        assert found["mean_query_top1"] == pytest.approx(1 / 12)
+        assert found["mean_query_top1"] == pytest.approx(1 / 48)
         assert max(found["permuted_entities_top1"], found["random_entities_top1"]) < found["top1"]
     else:
-        assert not found["used"]
+        assert found["used"] is False
         same = {found[f"{name}_top1"] for name in ("shuffled", "mean_query", "permuted_entities", "random_entities")}
         assert same == {found["top1"]}
+        few = probe_alignment(trained.model, trained.spec, videos[:12], classes[:12], TESTING)
+        assert few["used"] is None
+
+
+@pytest.mark.parametrize(
+    ("count", "lost", "won", "used"),
+    [
+        (20, 0, 0, None),
+        (60, 0, 0, False),
+        (20, 1, 0, None),  # one video is 5 % of them
+        (60, 1, 0, None),
+        (288, 2, 0, False),
+        (60, 5, 2, None),
+        (60, 8, 0, True),
+        (640, 30, 3, None),  # surely something, but less than what counts
+        (640, 60, 3, True),
+        (640, 0, 60, False),
+    ],
+)
+def test_a_few_videos_do_not_decide_whether_queries_are_used(
+    count: int, lost: int, won: int, used: bool | None
+) -> None:
+    own, shuffled = torch.ones(count).bool(), torch.ones(count).bool()
+    shuffled[:lost], own[lost : lost + won] = False, False
+    found, error = is_used(own, shuffled, 1 / 40)
+    assert found is used
+    weights, values = np.array([lost + 0.5, won + 0.5, count - lost - won + 1]), np.array([1, -1, 0])
+    mean = np.average(values, weights=weights)
+    assert error == pytest.approx(np.sqrt(np.average((values - mean) ** 2, weights=weights) / weights.sum()))
 
 
 def test_numbers_of_the_choice(trained: TrainedModel, videos: list[Video]) -> None:
@@ -173,7 +203,8 @@ def test_models_that_align_nothing_are_asked_for_their_queries_alone(
 ) -> None:
     model = ALT(replace(trained.model.config, query=query), None)  # type: ignore[arg-type]
     found = probe_alignment(model, trained.spec, videos[:6], trained.embed(trained.classes), TESTING)
-    assert set(found) == {"videos", "top1", "shuffled_top1", "mean_query_top1", "used"}
+    decided = {"used", "shuffled_error"} if query == "frame" else set()  # learned ones are the same for all videos
+    assert set(found) == {"videos", "top1", "shuffled_top1", "mean_query_top1"} | decided
 
 
 def test_the_command_prints_it(trained_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -183,4 +214,8 @@ def test_the_command_prints_it(trained_run: Path, capsys: pytest.CaptureFixture[
     assert f"shuffled top1            {metrics['shuffled_top1']:.1%}\n" in out
     assert f"region accuracy          all {metrics['region_accuracy']['all']:.1%}, object " in out
     assert f"entities effective       {metrics['entities_effective']:.3g}\n" in out
-    assert "does **not** use its queries" in (trained_run / "README.md").read_text()  # after six steps
+    said = use_text(metrics)
+    assert said.startswith("36 videos are too few to tell whether the model uses its queries: on 36 videos top-1 is ")
+    assert f"test.txt: {said}\n" in out
+    assert "\n  used  " not in out
+    assert f"\n{said}\n" in (trained_run / "README.md").read_text()

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from alt_fast.evaluate import main
+from alt_fast.inference.alignment import use_text
 from alt_fast.inference.statistics import calibration, confusion, per_class
 from tests.browser import data_of, look, needs_browser
 
@@ -37,7 +38,7 @@ def page(trained_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     lines = (data / "test.txt").read_text().splitlines()
     (folder / "list.txt").write_text("\n".join([*lines, "<b>gone.webm 0"]) + "\n")
     command = ["--checkpoint", str(trained_run), "--list", str(folder / "list.txt"), "--root", str(data)]
-    command += ["--workers", "0", "--report", str(folder / "out #1.html")]
+    command += ["--workers", "0", "--report", str(folder / "out #1.html"), "--probe-alignment", "--interpolate", "0"]
     assert main([*command, "--report-r", "0", "4", "--explain", "2"]) == 1  # a video is not there
     return folder / "out #1.html"
 
@@ -51,6 +52,7 @@ def test_the_page_holds_what_was_measured(
     assert sum(map(sum, found["confusion"])) == 36
     right = sum(found["confusion"][i][i] for i in range(36))
     assert found["row"]["top1"] == pytest.approx(right / 37)
+    assert found["uses"] == use_text(found["row"]["alignment"])
     unmerged, merged = found["ladder"]
     wrong = merged["mistakes"]
     assert len(wrong) == 36 - right > 2
@@ -125,6 +127,7 @@ seen.reductions = [...reductions.querySelectorAll("td")].map((cell) => cell.text
 refill([]);
 seen.none = many.lastChild.textContent;
 seen.text = document.querySelector(".scores").textContent;
+seen.uses = part("Alignment").querySelector("p").textContent;
 seen.wide = document.documentElement.scrollWidth > innerWidth;
 seen.errors = window.failures;
 document.body.replaceChildren(JSON.stringify(seen));
@@ -150,7 +153,21 @@ document.body.replaceChildren(JSON.stringify(seen));
     assert seen["points"] == [2, 2]
     assert [row for table in seen["tables"] for row in table if "" in row[:-1] or "undefined" in row] == []
     assert seen["tables"][0] == [["video", "cause"], [found["row"]["unreadable"][0]["path"], "no such file"]]
-    assert len(seen["tables"]) == 5
+    assert len(seen["tables"]) == 7
+    alignment, probed = found["row"]["alignment"], dict(seen["tables"][1][1:])
+    assert seen["uses"] == found["uses"]
+    assert probed["shuffled top1"] == f"{100 * alignment['shuffled_top1']:.1f} %"
+    assert probed["entities"] == str(alignment["entities"])
+    assert float(probed["margin"]) == pytest.approx(alignment["margin"], rel=0.005)
+    by_category = {f"region accuracy {name}" for name in alignment["region_accuracy"]}
+    assert {name for name in probed if name.startswith("region accuracy ")} == by_category
+    assert "used" not in probed  # it is said in words
+    share, trained, clip = seen["tables"][2]
+    assert (share[0], trained[:2], clip[0]) == (
+        "share of the trained tower",
+        ["1", f"{100 * found['row']['top1']:.1f} %"],
+        "0",
+    )
     assert seen["many"] == [300, "300 of 301: sort or choose to see the others."]
     assert seen["none"] == "None."
     assert seen["reductions"] == ["0", "4", "13"]

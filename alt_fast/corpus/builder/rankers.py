@@ -39,7 +39,7 @@ class EncoderRanker:
     """VisualLesk's score, plus a sentence encoder's cosine of the label to each candidate's text.
 
     The cosine alone knows neither how frequent a sense is nor what can be seen, and chooses worse than VisualLesk does
-    (benchmarks/README.md has both).
+    (docs/corpus.md has both).
     """
 
     encoder: Any

@@ -1,0 +1,77 @@
+"""What a card says of the queries, and of what tokens align to, is what was measured."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from alt_fast.inference.model_card import model_card
+from alt_fast.inference.trained import load
+
+FOUND = {
+    "videos": 640,
+    "top1": 0.969,
+    "shuffled_top1": 0.156,
+    "mean_query_top1": 0.0251,
+    "used": True,
+    "shuffled_error": 0.0154,
+    "permuted_entities_top1": 0.27,
+    "random_entities_top1": 0.458,
+    "entities": 4125,
+    "entities_used": 1077,
+    "frame_accuracy": {"all": 0.8153, "object": 0.808},
+    "region_accuracy": {"all": 0.9218, "object": 0.874, "scene": 1.0},
+}
+
+
+@pytest.fixture
+def said(trained_run: Path, tmp_path: Path) -> Any:
+    """What the card of the small run says of its queries when the probe has found this."""
+    trained = load(trained_run)
+    for name in ("config.yaml", "environment.json"):
+        shutil.copy(trained_run / name, tmp_path)
+    metrics = json.loads((trained_run / "metrics.json").read_text())
+
+    def lines(found: dict[str, Any]) -> list[str]:
+        (tmp_path / "metrics.json").write_text(json.dumps({**metrics, "alignment": found}))
+        measured = model_card(trained, tmp_path).partition("## Measured")[2].partition("One view of every video")[0]
+        return [line for line in measured.splitlines() if line and not line.startswith("|")]
+
+    return lines
+
+
+def test_queries_entities_and_what_they_are_true_of(said: Any) -> None:
+    assert said(FOUND) == [
+        "The model uses its queries: on 640 videos top-1 is 96.9 %, with the queries of other videos 15.6 % (standard "
+        "error of the difference 1.5 points), with those of the mean 2.5 %.",
+        "With entities that changed places it is 27.0 %, with entities at random 45.8 %; 1,077 of 4,125 entities are "
+        "used.",
+        "What frames align to is true of what they show, by category of entity: all 81.5 %, object 80.8 %.",
+        "What regions align to is true of what they show, by category of entity: all 92.2 %, object 87.4 %, scene "
+        "100.0 %.",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("used", "start"),
+    [
+        (False, "The model does not use its queries: on 640 videos top-1 is "),
+        (None, "640 videos are too few to tell whether the model uses its queries: on 640 videos top-1 is "),
+    ],
+)
+def test_queries_that_are_not_used_or_may_be(used: bool | None, start: str, said: Any) -> None:
+    assert said({**FOUND, "used": used})[0].startswith(start)
+
+
+def test_learned_queries_are_those_of_all_videos(said: Any) -> None:
+    found = {name: FOUND[name] for name in ("videos", "top1", "shuffled_top1", "mean_query_top1")}
+    assert said(found) == [
+        "Its queries are learned and the same for all videos: on 640 videos top-1 is 96.9 %, with those of the mean "
+        "2.5 %."
+    ]
+
+
+def test_a_run_without_readable_videos_says_nothing_of_them(said: Any) -> None:
+    assert said({"videos": 0}) == []
