@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from alt_fast.model.encoder import MergeSchedule, RegionEncoder
 from alt_fast_kernels import unmerge
@@ -29,7 +29,8 @@ def relevance_maps(encoder: RegionEncoder, frames: Tensor, texts: Tensor, schedu
             for layer in layers:
                 tokens = encoder.run_layer(*layer, tokens)
         before, norms = replace(tokens, x=tokens.x.detach().requires_grad_()), list[Tensor]()
-        with last[0].get_submodule("ln_1").register_forward_hook(lambda norm, x, normed: norms.append(normed)):
+        norm: nn.Module = last[0].ln_1  # type: ignore[assignment]
+        with norm.register_forward_hook(lambda _, given, made: norms.append(made)):
             seen = encoder.finish(encoder.run_layer(*last, before))
         read = norms[-1]  # an adapter over time calls the norm before
         dtype = torch.promote_types(read.dtype, torch.float32)
