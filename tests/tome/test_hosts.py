@@ -15,6 +15,7 @@ from torch import Tensor, nn
 import alt_fast
 from alt_fast.errors import ArgumentError
 from alt_fast.tome import layout as layouts
+from alt_fast.tome.hosts.transformers import PREFIX
 from alt_fast.tome.layout import Layout, SelfAttention, Tower
 from benchmarks import coverage
 from benchmarks.coverage import LEFT_OUT, check, differences, left_out, rows, run
@@ -85,6 +86,12 @@ def _without_sizes(attend: Any) -> Any:
         return out
 
     return without
+
+
+def test_a_prefix_that_is_counted_wrong_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(PREFIX, "VitPoseBackboneLayer", 1)
+    verdict = check(structure("transformers", "ViTPose"))
+    assert (verdict.result, verdict.why) == ("wrong", "15 tokens are taken for patches")
 
 
 def test_equal_tokens_that_would_tell_nothing_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
