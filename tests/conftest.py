@@ -56,7 +56,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 IMPORTED = (
     "alt_fast.train, torch._dynamo.utils, torch._inductor",
-    "sympy, nltk, matplotlib.figure, hypothesis, sentence_transformers",
+    "alt_fast, sympy, nltk, matplotlib.figure, hypothesis, sentence_transformers",
 )
 """Modules that bring most of what all tests import, in two halves that take about as long."""
 
