@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from alt_fast.corpus import CATEGORIES, Corpus, CorpusError
+from alt_fast.corpus import CATEGORIES, Corpus, CorpusError, Entity
 from alt_fast.errors import FileError
 from alt_fast.training.config import parse
 from alt_fast.training.run import load_corpus
@@ -56,3 +56,15 @@ def test_bad_files(tmp_path: Path, content: str, message: str) -> None:
     with pytest.raises(CorpusError, match=message) as caught:
         Corpus.load(tmp_path / "bad.json")
     assert "bad.json" in str(caught.value)
+
+
+def test_names_tell_the_senses_of_a_unit_apart() -> None:
+    entities = [
+        Entity("bow", "it shoots", "object"),
+        Entity("arm", "a limb", "body"),
+        Entity("bow", "a knot", "object"),
+    ]
+    corpus = Corpus(tuple(entities))
+    assert corpus.names == ["bow: it shoots", "arm", "bow: a knot"]
+    assert corpus.select(["body"]).names == ["arm"]
+    assert Corpus(corpus.entities[1:]).names == ["arm", "bow"]
