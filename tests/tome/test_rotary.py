@@ -195,11 +195,11 @@ def test_positions_that_are_no_grid_have_no_centroid() -> None:
             assert model(torch.randn(2, 3, 96, 96)).isfinite().all()
 
 
-def noisy(model: torch.nn.Module) -> torch.nn.Module:
+def noisy(model: torch.nn.Module, scale: float = 0.1) -> torch.nn.Module:
     """With weights far enough from 0 for positions to matter."""
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.1)
+            parameter.add_(torch.randn_like(parameter) * scale)
     return model.eval()
 
 
@@ -215,7 +215,7 @@ def of_transformers(name: str, **options: Any) -> torch.nn.Module:
 def naflex() -> torch.nn.Module:
     torch.manual_seed(0)
     options = {"embed_dim": 64, "depth": 2, "num_heads": 2, "rope_type": "axial", "pos_embed": "none"}
-    return noisy(timm.create_model("naflexvit_base_patch16_gap", **options))
+    return noisy(timm.create_model("naflexvit_base_patch16_gap", **options), 0.3)
 
 
 def run_half(model: Any, x: Tensor) -> Tensor:
@@ -224,8 +224,8 @@ def run_half(model: Any, x: Tensor) -> Tensor:
         patches = x.unfold(2, 16, 16).unfold(3, 16, 16).permute(0, 2, 3, 4, 5, 1).flatten(3).flatten(1, 2)
         places = grid(6, 6).long().expand(len(x), -1, -1)
         valid = torch.ones(len(x), 36, dtype=torch.bool)
-        out: Tensor = model({"patches": patches, "patch_coord": places, "patch_valid": valid})
-        return out
+        tokens: Tensor = model.forward_features(patches, patch_coord=places, patch_valid=valid)["patches"]
+        return tokens
     last: Tensor = model(x).last_hidden_state
     return last
 
