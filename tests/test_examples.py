@@ -58,7 +58,7 @@ def test_live_actions_need_no_torch_and_every_frame_is_encoded_once(
 ) -> None:
     video = write_video("clip.mp4", frames=30, width=96, height=64)  # 3 s, of which every 0.3 s is taken
     command = [sys.executable, "-c", LIVE, str(EXAMPLES / "live_onnx.py"), str(onnx_folder), str(video)]
-    done = subprocess.run([*command, "--every", "0.3"], check=True, capture_output=True, text=True)
+    done = subprocess.run([*command, "0.3"], check=True, capture_output=True, text=True)
     *lines, counts = done.stdout.splitlines()
     assert counts == "10 9"  # ten frames, and clips of two
     times, scores, labels = zip(
