@@ -1,7 +1,7 @@
 """Which implementation runs, and what every op does under autocast."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib.util import find_spec
 from typing import Literal, get_args
 
@@ -58,10 +58,25 @@ def takes_kernel(x: Tensor) -> bool:
     return _backend == "triton"
 
 
+def autocast_dtype(x: Tensor) -> torch.dtype | None:
+    """Return autocast's dtype for x's device, None outside of autocast."""
+    device = x.device.type
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):  # "meta" has none
+        return torch.get_autocast_dtype(device)
+    return None
+
+
 def to_autocast_dtype(*tensors: Tensor) -> tuple[Tensor, ...]:
     """Inside autocast, the tensors in its dtype, as PyTorch does for attention and matmul; else as they are."""
-    device = tensors[0].device.type
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):  # "meta" has none
-        dtype = torch.get_autocast_dtype(device)
-        return tuple(x if x.dtype == torch.float64 else x.to(dtype) for x in tensors)
-    return tensors
+    dtype = autocast_dtype(tensors[0])
+    if dtype is None:
+        return tensors
+    return tuple(x if x.dtype == torch.float64 else x.to(dtype) for x in tensors)
+
+
+def without_autocast(x: Tensor) -> AbstractContextManager[object]:
+    """Inside, what is computed on x's device stays in its dtype.
+
+    Outside of autocast it is no context at all: torch.export makes a graph of its own of every one that it traces.
+    """
+    return nullcontext() if autocast_dtype(x) is None else torch.autocast(x.device.type, enabled=False)

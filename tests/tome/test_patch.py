@@ -219,6 +219,7 @@ def test_exports(shallow: nn.Module) -> None:
     with torch.no_grad():
         expected = run(shallow)
         program = torch.export.export(shallow, (images(),))
+        assert list(program.graph_module.modules()) == [program.graph_module]  # no graphs of contexts within
         torch.testing.assert_close(run(program.module()), expected, rtol=1e-4, atol=1e-4)
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from alt_fast_kernels.dispatch import without_autocast
 from alt_fast_kernels.library import differentiable, fold_vmap, once, operator, register_vmap
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ def align_backward_op(
     saved = Saved(lse.contiguous(), grad_aligned, pivot)
     sums = inputs.factor.new_zeros(2, num_tokens, width)
     totals = pivot.new_zeros(2, num_tokens)
-    with torch.autocast(tokens.device.type, enabled=False):  # backward may run inside the caller's
+    with without_autocast(tokens):  # backward may run inside the caller's
         for first in range(0, len(entities), CHUNK):
             chunk = inputs.entities[first : first + CHUNK].to(tokens.dtype)
             columns = -(-len(chunk) // 16) * 16  # whole vectors; those beyond the last entity are zeros

@@ -1,9 +1,9 @@
 """Executable specification of entity alignment."""
 
-from contextlib import nullcontext
-
 import torch
 from torch import Tensor
+
+from alt_fast_kernels.dispatch import without_autocast
 
 _LOW32 = 0xFFFFFFFF
 
@@ -34,8 +34,7 @@ def align_reference(
 ) -> tuple[Tensor, Tensor]:
     """Eq. 4 and 5 with the whole [M, K] assignment in memory; tokens [M, C]. Contract: `alt_fast_kernels.align`."""
     dtype = torch.promote_types(tokens.dtype, torch.float32)
-    device = tokens.device.type
-    with torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext():
+    with without_autocast(tokens):
         x, s = tokens.to(dtype), entities.to(dtype)
         norm, length = (y.norm(dim=-1, keepdim=True).clamp_min(1e-12) for y in (x, s))
         half = entities.to(tokens.dtype).to(dtype)  # half-precision tokens meet entities in their dtype

@@ -1,11 +1,10 @@
 """Executable specification of bipartite soft matching."""
 
-from contextlib import AbstractContextManager, nullcontext
-
 import torch
 from torch import Tensor
 
 from alt_fast_kernels.checks import may_read_values
+from alt_fast_kernels.dispatch import without_autocast
 from alt_fast_kernels.match.plan import listed_by_side, sides
 
 CHUNK = 1024
@@ -31,7 +30,7 @@ def match_reference(
         _, _, num_sources, num_destinations = sides(num_tokens, protected, len(destinations))
         listed = listed_by_side(destinations, num_tokens, protected)
         sources, destinations = listed[:num_sources], listed[num_sources:]
-    with _without_autocast(key.device.type):
+    with without_autocast(key):
         mean = key.to(torch.promote_types(key.dtype, torch.float32)).mean(2)
         norm = mean.norm(dim=-1, keepdim=True)
         metric = _exactly_summable(mean / norm.clamp_min(1e-12))
@@ -56,10 +55,6 @@ def match_reference(
     slot = torch.zeros_like(order).scatter(1, order, torch.cat([tokens[:, :num_slots], joined], dim=1))
     count = torch.zeros_like(order[:, : num_slots + 1]).scatter_add(1, joined + 1, torch.ones_like(joined))
     return slot.int(), order.int(), count.cumsum(1).int()
-
-
-def _without_autocast(device: str) -> AbstractContextManager[object]:
-    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
 
 
 def _exactly_summable(metric: Tensor) -> Tensor:

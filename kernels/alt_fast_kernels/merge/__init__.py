@@ -5,9 +5,9 @@ from typing import overload
 from torch import Tensor, nn
 
 from alt_fast_kernels.checks import check_device, check_size
-from alt_fast_kernels.dispatch import takes_kernel, to_autocast_dtype
+from alt_fast_kernels.dispatch import autocast_dtype, takes_kernel, to_autocast_dtype
 from alt_fast_kernels.match import MergePlan
-from alt_fast_kernels.merge.norm import autocast_dtype, check_norm, is_fusable, norm_weights
+from alt_fast_kernels.merge.norm import check_norm, is_fusable, norm_weights
 from alt_fast_kernels.merge.op import merge as merge_by_kernel
 from alt_fast_kernels.merge.reference import merge_reference
 

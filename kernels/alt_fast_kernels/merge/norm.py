@@ -30,11 +30,3 @@ def norm_weights(norm: nn.LayerNorm, x: Tensor) -> tuple[Tensor, Tensor, float]:
     if weight is None:
         weight = torch.ones(x.shape[2], device=x.device)
     return weight, torch.zeros_like(weight) if bias is None else bias, norm.eps
-
-
-def autocast_dtype(x: Tensor) -> torch.dtype | None:
-    """Return autocast's dtype for x's device, None outside of autocast."""
-    device = x.device.type
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-        return torch.get_autocast_dtype(device)
-    return None

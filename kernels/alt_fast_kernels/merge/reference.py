@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from alt_fast_kernels.dispatch import without_autocast
+
 
 def merge_reference(x: Tensor, size: Tensor, slot: Tensor, order: Tensor, num_slots: int) -> tuple[Tensor, Tensor]:
     """Segment means of x [B, N, C] weighted by size. Contract: `alt_fast_kernels.merge`.
@@ -37,5 +39,5 @@ def merge_reference(x: Tensor, size: Tensor, slot: Tensor, order: Tensor, num_sl
 def layer_norm_reference(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """LayerNorm over the last dimension in fp32 (fp64 stays), the result in x's dtype."""
     dtype = torch.promote_types(x.dtype, torch.float32)
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x):
         return F.layer_norm(x.to(dtype), x.shape[-1:], weight.to(dtype), bias.to(dtype), eps).to(x.dtype)
