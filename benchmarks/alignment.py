@@ -71,6 +71,8 @@ LITERAL = {**SCALED, "cosine": False}
 """The paper's letter, but for eq. 4's noise by entity, which the model does not have (docs/protocols.md). SCALED: with
 CLIP's learned scale on the cosine in place of eq. 10's dot product."""
 
+WEIGHED = {"pool": "frame"}
+
 CASES = {
     "frame": Case("frame tokens", {"query": "frame"}),
     "learned": Case("learned queries", {"query": "learned"}),
@@ -98,6 +100,12 @@ CASES = {
     "mean": Case("pooled by mean", {"pool": "mean"}),
     "size": Case("pooled by size", {"pool": "size"}),
     "attention": Case("pooled by attention", {"pool": "attention"}),
+    "weighed": Case("weighed by the frame token", WEIGHED),
+    "weighed-random": Case("weighed, at random", WEIGHED, "random"),
+    "weighed-permuted": Case("weighed, names permuted", WEIGHED, "permuted"),
+    "weighed-choice": Case("weighed, learned regions, true choice", WEIGHED, "true choice"),
+    "weighed-everything": Case("weighed, oracle: all that is there", WEIGHED, "everything"),
+    "weighed-annealed": Case("weighed, tau from 1 to 0.05", {**WEIGHED, "tau_start": 1.0}),
     "tau-1": Case("tau = 1", {"tau": 1.0}),
     "annealed": Case("tau from 1 to 0.05", {"tau_start": 1.0}),
     "soft": Case("soft choice", {"hard": False}),
@@ -289,16 +297,16 @@ class Experiment:
         if case.control in (None, "regions", "true regions"):
             return pooled
         if case.control == "true choice":
-            index = part.shown
+            shown = index = part.shown
         elif case.control in ("oracle", "everything"):
             truth = part.truth if case.control == "everything" else part.truth[:, :3]
-            index = truth[:, None].expand(-1, part.tokens.shape[1], -1)
+            shown = index = truth[:, None].expand(-1, part.tokens.shape[1], -1)
             size = torch.ones_like(index, dtype=size.dtype)
         elif case.control == "permuted":
-            index = order[index]
+            shown = order[index]
         else:
-            index = torch.randint(len(order), index.shape)
-        return model.alignment.pool(model.alignment.entities[index], index, size)
+            shown = torch.randint(len(order), index.shape)
+        return model.alignment.pool(model.alignment.entities[shown], index, size, part.tokens[:, :, 0])
 
     def train(
         self, model: ALT, case: Case, order: Tensor, part: Tokens, classes: Tensor, epochs: float, seed: int
