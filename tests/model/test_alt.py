@@ -183,7 +183,7 @@ def test_certainty_is_the_share_of_noisy_choices_that_are_the_best_one(tau: floa
 
 @pytest.mark.parametrize("pool", ["mean", "size", "attention", "distinct", "frame"])
 def test_pooling_is_a_weighted_mean_of_the_chosen_entities(pool: str, corpus: Corpus) -> None:
-    alignment = build(corpus, pool=pool).alignment
+    alignment = build(corpus, pool=pool, tau=0.4).alignment
     size = torch.tensor([[[1.0, 5.0, 2.0, 1.0]]])
     index = torch.tensor([[[2, 2, 0, 2]]])
     aligned = alignment.entities[torch.tensor([[[1, 0, 2, 1]]])]  # others in their place, which weigh as these
