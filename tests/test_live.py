@@ -5,6 +5,8 @@ import os
 import re
 import signal
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -88,6 +90,31 @@ def test_json_holds_every_clip_with_all_there_is(
         assert sum(found["probability"] for found in row["labels"]) == pytest.approx(1)
         assert sum(share["share"] for share in row["entities"]) == pytest.approx(1)
         assert 0 <= row["latency"] <= 0.2
+
+
+def test_standard_input_until_its_writer_ends(
+    trained_run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of `ffmpeg ... | alt-fast live -`."""
+    read, write = os.pipe()
+
+    def send() -> None:
+        with os.fdopen(write, "wb") as pipe:
+            stream = mpegts(40)
+            for first in range(0, len(stream), 8192):
+                pipe.write(stream[first : first + 8192])
+                pipe.flush()
+                time.sleep(0.02)
+
+    with os.fdopen(read, "rb") as stdin:
+        monkeypatch.setattr("sys.stdin", stdin)
+        sender = threading.Thread(target=send)
+        sender.start()
+        assert main(command(trained_run, "-", "--window", "400ms", "--json")) == 0
+        sender.join()
+    out, err = capsys.readouterr()
+    assert {found["label"] for line in out.splitlines() for found in json.loads(line)["labels"]} == set(LABELS)
+    assert "-: waiting for its first picture" in err
 
 
 @pytest.mark.usefixtures("in_no_time")
