@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from alt_fast.errors import ArgumentError
+from alt_fast.errors import ArgumentError, check_at_least
 from alt_fast_kernels import Rotary, proportional_attention, proportional_attention_qkvpacked
 
 Attend = Callable[[nn.Module, Tensor, Tensor | None, Rotary | None], tuple[Tensor, Tensor]]
@@ -154,10 +154,16 @@ class Tower:
     """What a host's adapter finds in a model.
 
     blocks: in order. protected: leading tokens that never merge. layouts: by the class of a block. class_token: whether
-    the first of the protected, if there is one, is a class token.
+    the first of the protected, if there is one, is a class token. Raises ArgumentError without blocks, and for a number
+    of protected tokens that is none.
     """
 
     blocks: list[nn.Module]
     protected: int
     layouts: Mapping[type[nn.Module], Layout]
     class_token: bool = True
+
+    def __post_init__(self) -> None:
+        if not self.blocks:
+            raise ArgumentError("a tower must have blocks, and this one has none")
+        check_at_least(self, protected=0)
