@@ -13,9 +13,9 @@ how often it would be by what queries are made of alone, untrained. Stop it, and
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -45,87 +45,11 @@ from alt_fast.paper.ablations import spread_text
 from alt_fast.progress import Progress
 from alt_fast.training.config import TrainConfig, parse
 from alt_fast.training.schedule import Schedule, parameter_groups
-
-Control = Literal["random", "permuted", "oracle", "everything", "regions", "true regions", "true choice"]
-"""Entities drawn at random, under each other's names, those that the label is of and the background ("oracle"), or
-those of all that is there, the tools that lie about too ("everything"). Without the frame token's entity: those of the
-regions as they are, of the things that are there as regions ("true regions"), or what each region shows most of ("true
-choice"). So "everything" has both true."""
+from benchmarks.alignment_rows import AFTERWARDS, CASES, HYPOTHESES, Case
 
 SHOTS = (1, 2, 4, 8)
 DRAWS = 4  # of every training video: frames and crops
 FEW_SHOT_EPOCHS = 20
-
-
-@dataclass(frozen=True)
-class Case:
-    """A row of the tables. changes: settings of the model, beside the configuration's. control: of its entities."""
-
-    name: str
-    changes: Mapping[str, Any] = field(default_factory=dict)
-    control: Control | None = None
-
-
-SCALED = {"pool": "mean", "query_norm": False, "unit_entities": False, "shortcut": False, "tau": 1.0, "noise": True}
-LITERAL = {**SCALED, "cosine": False}
-"""The paper's letter, but for eq. 4's noise by entity, which the model does not have (docs/protocols.md). SCALED: with
-CLIP's learned scale on the cosine in place of eq. 10's dot product."""
-
-WEIGHED = {"pool": "frame"}
-
-CASES = {
-    "frame": Case("frame tokens", {"query": "frame"}),
-    "learned": Case("learned queries", {"query": "learned"}),
-    "align": Case("entities of the frame token, r = 0", {"regions": False, "r": 0}),
-    "tome": Case("entities of the frame token", {"regions": False}),
-    "entities": Case("entities of regions"),
-    "random": Case("entities at random", {}, "random"),
-    "permuted": Case("names permuted", {}, "permuted"),
-    "oracle": Case("oracle: the true tool, actor and background", {}, "oracle"),
-    "everything": Case("oracle: all that is there", {}, "everything"),
-    "regions": Case("entities of regions, without the frame token's", {}, "regions"),
-    "true-regions": Case("true regions, learned choice", {"r": 0}, "true regions"),
-    "true-choice": Case("learned regions, true choice", {}, "true choice"),
-    "letter": Case("the paper's letter", LITERAL),
-    "letter-oracle": Case("the paper's letter, oracle", LITERAL, "oracle"),
-    "literal": Case("the paper's letter, cosine scaled", SCALED),
-    "literal-oracle": Case("the paper's letter, cosine scaled, oracle", SCALED, "oracle"),
-    "no-shortcut": Case("without the shortcut", {"shortcut": False}),
-    "no-shortcut-frame": Case("frame tokens, without the shortcut", {"query": "frame", "shortcut": False}),
-    "no-shortcut-learned": Case("learned queries, without the shortcut", {"query": "learned", "shortcut": False}),
-    "no-shortcut-permuted": Case("names permuted, without the shortcut", {"shortcut": False}, "permuted"),
-    "no-shortcut-oracle": Case("oracle, without the shortcut", {"shortcut": False}, "oracle"),
-    "no-norm": Case("unit S, no norm", {"query_norm": False}),
-    "raw": Case("S as it is, no norm", {"query_norm": False, "unit_entities": False}),
-    "mean": Case("pooled by mean", {"pool": "mean"}),
-    "size": Case("pooled by size", {"pool": "size"}),
-    "attention": Case("pooled by attention", {"pool": "attention"}),
-    "weighed": Case("weighed by the frame token", WEIGHED),
-    "weighed-random": Case("weighed, at random", WEIGHED, "random"),
-    "weighed-permuted": Case("weighed, names permuted", WEIGHED, "permuted"),
-    "weighed-choice": Case("weighed, learned regions, true choice", WEIGHED, "true choice"),
-    "weighed-everything": Case("weighed, oracle: all that is there", WEIGHED, "everything"),
-    "weighed-annealed": Case("weighed, tau from 1 to 0.05", {**WEIGHED, "tau_start": 1.0}),
-    "tau-1": Case("tau = 1", {"tau": 1.0}),
-    "annealed": Case("tau from 1 to 0.05", {"tau_start": 1.0}),
-    "soft": Case("soft choice", {"hard": False}),
-    "no-noise": Case("no noise", {"noise": False}),
-}
-
-HYPOTHESES = (
-    ("C3", "entities", "learned", "unseen"),
-    ("C3", "entities", "permuted", "unseen"),
-    ("more than frame tokens", "entities", "frame", "unseen"),
-    ("merging loses", "align", "tome", "unseen"),
-    ("Table 5", "entities", "tome", "unseen"),
-)
-"""Decided before looking: the first is ahead of the second on a list, by paired t-tests over seeds, p < 0.05."""
-
-AFTERWARDS = tuple(
-    (f"added afterwards: {name}", "no-shortcut", f"no-shortcut-{second}", "unseen")
-    for name, second in (("C3", "learned"), ("C3", "permuted"), ("more than frame tokens", "frame"))
-)
-"""The first three once more without the shortcut, added when their rows had been seen: no evidence of their own."""
 
 
 @dataclass(frozen=True)
@@ -180,6 +104,16 @@ def pool_things(
         share = torch.where(share.sum(1, keepdim=True) > 0, share, share[:1])
         things.append(share @ seen / share.sum(1, keepdim=True))
     return torch.stack(things), torch.stack(shown)
+
+
+def weigh_by_frame(chosen: Tensor, index: Tensor, frame: Tensor, tau: float) -> Tensor:
+    """Pool the entities that a frame's tokens chose, each once, by how likely the frame token is to choose it (eq. 4).
+
+    chosen: [B, T, N', d], their embeddings. index: [B, T, N']. frame: [B, T, d]. Returns [B, T, d].
+    """
+    fit = (F.cosine_similarity(frame[:, :, None], chosen, dim=-1) / tau).softmax(-1)
+    weight = fit / (index[..., None] == index[..., None, :]).sum(-1)
+    return (weight[..., None, :] @ chosen).squeeze(-2) / weight.sum(-1, keepdim=True)
 
 
 class Experiment:
@@ -296,17 +230,19 @@ class Experiment:
         pooled, index = model.alignment(tokens, size, seed, tau)
         if case.control in (None, "regions", "true regions"):
             return pooled
+        if case.control == "weighed":
+            return weigh_by_frame(model.alignment.entities[index], index, tokens[:, :, 0], model.config.tau)
         if case.control == "true choice":
-            shown = index = part.shown
+            index = part.shown
         elif case.control in ("oracle", "everything"):
             truth = part.truth if case.control == "everything" else part.truth[:, :3]
-            shown = index = truth[:, None].expand(-1, part.tokens.shape[1], -1)
+            index = truth[:, None].expand(-1, part.tokens.shape[1], -1)
             size = torch.ones_like(index, dtype=size.dtype)
         elif case.control == "permuted":
-            shown = order[index]
+            index = order[index]
         else:
-            shown = torch.randint(len(order), index.shape)
-        return model.alignment.pool(model.alignment.entities[shown], index, size, part.tokens[:, :, 0])
+            index = torch.randint(len(order), index.shape)
+        return model.alignment.pool(model.alignment.entities[index], index, size)
 
     def train(
         self, model: ALT, case: Case, order: Tensor, part: Tokens, classes: Tensor, epochs: float, seed: int

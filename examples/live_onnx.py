@@ -17,22 +17,22 @@ from av.video.reformatter import Interpolation
 from onnxruntime import InferenceSession
 
 folder, source, every = (*sys.argv[1:], "0.25")[:3] if len(sys.argv) in (3, 4) else sys.exit(__doc__)
+due, every = 0.0, float(every)
 paths = (f"{folder}/{part}.onnx" for part in ("frame_encoder", "decoder"))
 encoder, decoder = (InferenceSession(path, providers=["CPUExecutionProvider"]) for path in paths)
 about = json.loads(encoder.get_modelmeta().custom_metadata_map["alt_fast"])
-height, width = about["size"]
 classes = np.load(f"{folder}/classes.npy")
 smooth = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
-clip, due = deque(maxlen=about["frames"]), 0.0  # what the encoder made of each frame
+clip = deque(maxlen=about["frames"])  # what the encoder made of each frame
 for picture in av.open(source, format="v4l2" if source.startswith("/dev/video") else None).decode(video=0):
     if picture.time < due:
         continue
-    due = max(due + float(every), picture.time)
+    due = max(due + every, picture.time)
     whole = picture.to_ndarray(format="rgb24", interpolation=smooth)
     side = round(about["test_crop"] * min(whole.shape[:2]))  # of the square in the middle
     top, left = (round((extent - side) / 2) for extent in whole.shape[:2])
     square = np.ascontiguousarray(whole[top : top + side, left : left + side])
-    small = av.VideoFrame.from_ndarray(square, "rgb24").reformat(width, height, interpolation=smooth)
+    small = av.VideoFrame.from_ndarray(square, "rgb24").reformat(*about["size"][::-1], interpolation=smooth)
     frame = ((small.to_ndarray() / 255 - about["mean"]) / about["std"]).transpose(2, 0, 1)[None].astype(np.float32)
     clip.append(encoder.run(["frame", "pooled"], {"frames": frame}))
     if len(clip) == clip.maxlen:

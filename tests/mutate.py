@@ -287,18 +287,6 @@ MUTATIONS = [
     ),
     Mutation(
         "alt_fast/model/alignment.py",
-        ".squeeze(-1) / self.tau).softmax(-1)",
-        ".squeeze(-1)).softmax(-1)",
-        f"{_ALT}::test_pooling_is_a_weighted_mean_of_the_chosen_entities",
-    ),
-    Mutation(
-        "alt_fast/inference/alignment.py",
-        "model.alignment.pool(aligned, index, size",
-        "model.alignment.pool(aligned, shown, size",
-        f"{_PROBE}::test_other_entities_weigh_as_those_that_they_stand_for",
-    ),
-    Mutation(
-        "alt_fast/model/alignment.py",
         "return self.mlp(self.norm(pooled))",
         "return self.mlp(pooled)",
         f"{_ALT}::test_options_that_the_paper_has_not",

@@ -84,10 +84,9 @@ def probe_alignment(
 
     def of_entities(entity: Tensor) -> Tensor:
         found = []
-        for parts in zip(*(x.split(_CHUNK) for x in (entity, seen.entity, seen.size, seen.frames)), strict=True):
-            shown, index, size, frame = (part.to(classes.device) for part in parts)
-            aligned = model.alignment.entities[shown]
-            found.append(model.alignment.pool(aligned, index, size[..., : index.shape[2]], frame).cpu())
+        for part, sizes in zip(entity.split(_CHUNK), seen.size.split(_CHUNK), strict=True):
+            index, size = part.to(classes.device), sizes[..., : part.shape[2]].to(classes.device)
+            found.append(model.alignment.pool(model.alignment.entities[index], index, size).cpu())
         return torch.cat(found)
 
     own, shuffled = right(seen.pooled), right(seen.pooled[others])

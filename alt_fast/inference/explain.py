@@ -82,8 +82,8 @@ def view_at(model: ALT, video: Tensor, classes: Tensor, labels: Sequence[str], s
     unaligned = None
     if model.corpus is not None:
         drawn = torch.randint(len(model.corpus), (DRAWS, *entity.shape[1:]), generator=torch.Generator().manual_seed(0))
-        drawn = model.alignment.entities[drawn.to(entity.device)]
-        pooled = model.alignment.pool(drawn, entity, seen.size[None, :, : entity.shape[2]], frame_tokens)
+        drawn, size = drawn.to(entity.device), seen.size[None, :, : entity.shape[2]]
+        pooled = model.alignment.pool(model.alignment.entities[drawn], drawn, size)
         logits = model.logits(model.answer(pooled, frame_tokens.expand(DRAWS, -1, -1)), classes)
         unaligned = logits.softmax(-1)[:, first].mean().item()
     return View(list(schedule), labelled, unaligned, frames, attention, list(zip(names, maps, strict=True)))

@@ -12,6 +12,7 @@ from alt_fast.methods.plans import plan_to, removable, rescaled
 from alt_fast.tome.layout import packed_projection, part
 from alt_fast.tome.tokens import Attended, Tokens
 from alt_fast_kernels import Rotary, rotate
+from alt_fast_kernels.dispatch import without_autocast
 
 
 def evit_step(at: Attended) -> tuple[Tokens, Tensor]:
@@ -50,7 +51,7 @@ def class_attention(at: Attended) -> Tensor:
         cos, sin, interleaved = at.rotary
         query, key = rotate(query, Rotary(cos[:, :1], sin[:, :1], interleaved)), rotate(key, at.rotary)
     dtype = torch.promote_types(key.dtype, torch.float32)
-    with torch.autocast(key.device.type, enabled=False):
+    with without_autocast(key):
         scale = getattr(at.attention, "scale", None) or key.shape[-1] ** -0.5
         scores = query.to(dtype).transpose(1, 2) * scale @ key.to(dtype).permute(0, 2, 3, 1)  # [B, H, 1, N]
         return scores.softmax(-1).mean((1, 2))[:, at.protected :]

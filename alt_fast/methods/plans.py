@@ -9,6 +9,7 @@ from torch import Tensor
 from alt_fast.tome.schedule import Reduction, merge_schedule
 from alt_fast.tome.tokens import Attended, Tokens
 from alt_fast_kernels import MergePlan, max_r
+from alt_fast_kernels.dispatch import without_autocast
 
 
 def removable(at: Attended) -> int:
@@ -85,7 +86,7 @@ def cosines(features: Tensor, others: Tensor | None = None) -> Tensor:
     Of keys [B, N, H, D] it is the mean over heads that counts, as in `match`. In fp32 (fp64 for fp64), inside autocast
     too.
     """
-    with torch.autocast(features.device.type, enabled=False):
+    with without_autocast(features):
         first = _unit(features)
         return first @ (first if others is None else _unit(others)).transpose(1, 2)
 

@@ -55,38 +55,26 @@ class Alignment(nn.Module):
         ([B, T, 1] when only frame tokens align, [B, T, 0] when the queries come from elsewhere).
         """
         batch, num_frames = tokens.shape[:2]
-        frame = tokens[:, :, 0]
         if self.source == "entities":
             if not self.regions:
                 tokens, size = tokens[:, :, :1], size[:, :, :1]
             index, aligned = align(tokens, self.entities, self.tau if tau is None else tau, seed, self.hard)
-            return self.pool(aligned, index, size, frame), index
-        queries = self.learned.expand(batch, -1, -1) if self.source == "learned" else frame
+            return self.pool(aligned, index, size), index
+        queries = self.learned.expand(batch, -1, -1) if self.source == "learned" else tokens[:, :, 0]
         return queries, torch.empty(batch, num_frames, 0, dtype=torch.int64, device=tokens.device)
 
-    def pool(self, aligned: Tensor, index: Tensor, size: Tensor, frame: Tensor) -> Tensor:
-        """Pool what tokens are aligned to, [B, T, N', d], to [B, T, d].
-
-        index: the entities that they chose, [B, T, N'], also where others stand for these. size: [B, T, N'] of the
-        tokens. frame: the frame tokens [B, T, d].
-        """
+    def pool(self, aligned: Tensor, index: Tensor, size: Tensor) -> Tensor:
+        """Pool the entities [B, T, N', d] that tokens chose, with their index and the tokens' size [B, T, N']."""
         if self.pooling == "mean":
             return aligned.mean(2)
         if self.pooling == "size":
             weight = size
-        elif self.pooling == "attention":
-            weight = self.attention(aligned).squeeze(-1).softmax(-1)
-        else:  # every entity once, however many tokens chose it
+        elif self.pooling == "distinct":  # every entity once, however many tokens chose it
             weight = 1 / (index[..., None] == index[..., None, :]).sum(-1)
-            if self.pooling == "frame":
-                weight = weight * self.fit(frame, index)
+        else:
+            weight = self.attention(aligned).squeeze(-1).softmax(-1)
         weight = (weight / weight.sum(-1, keepdim=True)).to(aligned.dtype)
         return (weight[..., None, :] @ aligned).squeeze(-2)
-
-    def fit(self, frame: Tensor, index: Tensor) -> Tensor:
-        """How likely frame tokens [B, T, d] are to choose each of the entities [B, T, n] when they have no others."""
-        frame, chosen = (F.normalize(x.float(), dim=-1) for x in (frame, self.entities[index]))
-        return ((chosen @ frame[..., None]).squeeze(-1) / self.tau).softmax(-1)
 
     def queries(self, pooled: Tensor) -> Tensor:
         """Return the decoder's queries of what `forward` gave, [B, T, d] (eq. 6)."""

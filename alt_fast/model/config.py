@@ -20,10 +20,9 @@ Head = Literal["alt", "clip", "both"]
 second is CLIP's own zero-shot classifier, over merged tokens, only while the image tower is CLIP's: not trained, frozen
 in training, or put back by `TrainedModel.interpolate` with share 0."""
 
-Pooling = Literal["mean", "size", "attention", "distinct", "frame"]
+Pooling = Literal["mean", "size", "attention", "distinct"]
 """How the entities that a frame's tokens chose become one: every token alike (the paper), by the patches it stands for,
-by learned attention, every entity once, or every entity once and by how likely the frame token is to choose it: then
-what lies about counts less than what the frame is about."""
+by learned attention, or every entity once."""
 
 Tuning = Literal["finetune", "frozen", "s", "sm", "stm"]
 """What of the backbone trains: all of it, nothing, or adapters (spatial; + MLP; + temporal) on a frozen one."""

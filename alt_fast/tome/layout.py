@@ -154,8 +154,8 @@ class Tower:
     """What a host's adapter finds in a model.
 
     blocks: in order. protected: leading tokens that never merge. layouts: by the class of a block. class_token: whether
-    the first of the protected, if there is one, is a class token. Raises ArgumentError without blocks, and for a number
-    of protected tokens that is none.
+    the first of the protected, if there is one, is a class token. Raises ArgumentError without blocks, and if protected
+    is below 0.
     """
 
     blocks: list[nn.Module]
@@ -165,5 +165,5 @@ class Tower:
 
     def __post_init__(self) -> None:
         if not self.blocks:
-            raise ArgumentError("a tower must have blocks, and this one has none")
+            raise ArgumentError("blocks of a tower must be at least one, got none")
         check_at_least(self, protected=0)

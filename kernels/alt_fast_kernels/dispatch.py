@@ -75,8 +75,9 @@ def to_autocast_dtype(*tensors: Tensor) -> tuple[Tensor, ...]:
 
 
 def without_autocast(x: Tensor) -> AbstractContextManager[object]:
-    """Inside, what is computed on x's device stays in its dtype.
+    """A context that switches autocast off on x's device; none where it is off already.
 
-    Outside of autocast it is no context at all: torch.export makes a graph of its own of every one that it traces.
+    torch.export makes a graph of its own of every context that it traces. So what it traced outside of autocast is a
+    program for outside of it.
     """
     return nullcontext() if autocast_dtype(x) is None else torch.autocast(x.device.type, enabled=False)

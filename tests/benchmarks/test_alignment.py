@@ -15,7 +15,8 @@ from alt_fast.model.clip_weights import build_clip
 from alt_fast.model.config import TINY, ModelConfig
 from alt_fast.training.config import parse
 from benchmarks import alignment
-from benchmarks.alignment import CASES, COLUMNS, LITERAL, Experiment, Tokens, hypotheses, main, pool_things, table
+from benchmarks.alignment import COLUMNS, Experiment, Tokens, hypotheses, main, pool_things, table
+from benchmarks.alignment_rows import CASES, LITERAL
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +80,12 @@ def test_controls_change_the_entities_and_nothing_else(small: list[str]) -> None
     chosen, _ = model.alignment(things, size, None)
     torch.testing.assert_close(pooled("true-regions"), chosen)
     torch.testing.assert_close(pooled("true-choice"), entities[part.shown].mean(2))
+    weight = torch.cosine_similarity(tokens[:, :, :1], entities[index], dim=-1).div(model.config.tau).exp()
+    for clip, frame in np.ndindex(3, 2):
+        there = index[clip, frame].unique()
+        first = [index[clip, frame].tolist().index(number) for number in there]
+        expected = weight[clip, frame, first] @ entities[there] / weight[clip, frame, first].sum()
+        torch.testing.assert_close(pooled("weighed")[clip, frame], expected)
     assert not torch.equal(pooled("random"), pooled("random"))
     for case in CASES.values():
         experiment.build(case.changes)

@@ -82,26 +82,6 @@ def test_it_tells_a_model_that_uses_its_queries_from_one_that_does_not(
         assert few["used"] is None
 
 
-def test_other_entities_weigh_as_those_that_they_stand_for(
-    trained: TrainedModel, videos: list[Video], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Entities drawn at random and weighed by how well they fit the frame would be no more random."""
-    alignment = trained.model.alignment
-    pool = alignment.pool
-    own: list[Tensor] = []
-    others: list[Tensor] = []
-
-    def seen(aligned: Tensor, index: Tensor, size: Tensor, frame: Tensor) -> Tensor:
-        (own if torch.equal(aligned, alignment.entities[index]) else others).append(index)
-        return pool(aligned, index, size, frame)
-
-    monkeypatch.setattr(alignment, "pool", seen)
-    probe_alignment(trained.model, trained.spec, videos, trained.embed(trained.classes), TESTING)
-    # the first of its own tells how wide results are
-    shown, chosen = (sorted(torch.cat(found).flatten(1).tolist()) for found in (others, own[1:] * 2))
-    assert shown == chosen  # once permuted and once at random
-
-
 @pytest.mark.parametrize(
     ("count", "lost", "won", "used"),
     [

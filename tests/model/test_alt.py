@@ -181,25 +181,21 @@ def test_certainty_is_the_share_of_noisy_choices_that_are_the_best_one(tau: floa
     assert kept.float().mean().item() == pytest.approx(certainty(entities, tau), abs=0.01)
 
 
-@pytest.mark.parametrize("pool", ["mean", "size", "attention", "distinct", "frame"])
+@pytest.mark.parametrize("pool", ["mean", "size", "attention", "distinct"])
 def test_pooling_is_a_weighted_mean_of_the_chosen_entities(pool: str, corpus: Corpus) -> None:
-    alignment = build(corpus, pool=pool, tau=0.4).alignment
+    alignment = build(corpus, pool=pool).alignment
     size = torch.tensor([[[1.0, 5.0, 2.0, 1.0]]])
     index = torch.tensor([[[2, 2, 0, 2]]])
-    aligned = alignment.entities[torch.tensor([[[1, 0, 2, 1]]])]  # others in their place, which weigh as these
-    frame = torch.randn(1, 1, aligned.shape[3])
-    fit = torch.cosine_similarity(frame, alignment.entities, dim=-1)[0].div(alignment.tau).exp()
-    once = torch.tensor([1 / 3, 1 / 3, 1, 1 / 3])
+    aligned = alignment.entities[index]
     scores = {
         "mean": torch.ones(4),
         "size": size[0, 0],
-        "distinct": once,
-        "frame": once * fit[index[0, 0]],
+        "distinct": torch.tensor([1 / 3, 1 / 3, 1, 1 / 3]),
         "attention": alignment.attention(aligned)[0, 0, :, 0].exp() if pool == "attention" else None,
     }[pool]
     assert scores is not None
     expected = (scores[:, None] * aligned[0, 0]).sum(0) / scores.sum()
-    torch.testing.assert_close(alignment.pool(aligned, index, size, frame)[0, 0], expected)
+    torch.testing.assert_close(alignment.pool(aligned, index, size)[0, 0], expected)
 
 
 def test_options_that_the_paper_has_not(corpus: Corpus) -> None:

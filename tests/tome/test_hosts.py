@@ -322,13 +322,13 @@ def test_options_of_ones_own_host_are_named_in_its_layout() -> None:
     assert torch.equal(block(x, "mine").x, block(x).x)
 
 
-def test_towers_that_are_none_are_refused() -> None:
+def test_towers_without_blocks_or_layouts_are_refused() -> None:
     model = MyViT()
     with pytest.raises(ArgumentError, match="a tower has a block of MyBlock, and layouts of MyAttention"):
         alt_fast.apply_patch(model, find_tower=lambda _: Tower([*model.layers], 1, {MyAttention: LAYOUT}))
     with pytest.raises(ArgumentError, match="a tower has a block of MyBlock, and layouts of no class"):
         alt_fast.apply_patch(model, find_tower=lambda _: Tower([*model.layers], 1, {}))
-    with pytest.raises(ArgumentError, match="a tower must have blocks, and this one has none"):
+    with pytest.raises(ArgumentError, match="blocks of a tower must be at least one, got none"):
         alt_fast.apply_patch(model, find_tower=lambda _: Tower([], 1, {}))
     with pytest.raises(ArgumentError, match="protected must be >= 0, got -1"):
         alt_fast.apply_patch(model, find_tower=lambda _: Tower([*model.layers], -1, {MyBlock: LAYOUT}))

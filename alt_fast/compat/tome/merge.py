@@ -14,6 +14,7 @@ from torch import Tensor
 import alt_fast_kernels as kernels
 from alt_fast.errors import ArgumentError
 from alt_fast_kernels import MergePlan
+from alt_fast_kernels.dispatch import without_autocast
 
 MODES = ("mean", "sum", "amax", "amin", "prod")
 """What `merge` makes of the tokens of a slot: the reductions of torch.scatter_reduce."""
@@ -196,7 +197,7 @@ def _join(metric: Tensor, source: Tensor, target: Tensor) -> MergePlan:
 
 def _most_similar(metric: Tensor, source: Tensor, target: Tensor) -> Tensor:
     """For every source the place in `target` of the token with the largest cosine similarity, [B, S]."""
-    with torch.autocast(metric.device.type, enabled=False):
+    with without_autocast(metric):
         unit = torch.nn.functional.normalize(metric.to(torch.promote_types(metric.dtype, torch.float32)), dim=-1)
         sources, targets = (
             unit.gather(1, tokens.unsqueeze(-1).expand(-1, -1, unit.shape[2])) for tokens in (source, target)
