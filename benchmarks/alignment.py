@@ -47,6 +47,9 @@ from alt_fast.training.config import TrainConfig, parse
 from alt_fast.training.schedule import Schedule, parameter_groups
 from benchmarks.alignment_rows import AFTERWARDS, CASES, HYPOTHESES, Case
 
+LEVEL_2 = ("--config", "motion_shapes_2", "--model.tau_start=null")
+"""The job that rows change: with one tau throughout, as a falling one is a row."""
+
 SHOTS = (1, 2, 4, 8)
 DRAWS = 4  # of every training video: frames and crops
 FEW_SHOT_EPOCHS = 20
@@ -354,7 +357,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     seeds = range(given.seeds)
     try:
-        config = parse(["--config", "motion_shapes_2", *given.options])
+        config = parse([*LEVEL_2, *given.options])
         mine = [row for row in read_rows(given.out) if row.get("options") == given.options]
         asked = [(case, seed) for seed in seeds for case in given.rows]
         missing = [pair for pair in asked if pair not in {(row["case"], row["seed"]) for row in mine}]

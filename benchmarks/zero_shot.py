@@ -31,13 +31,14 @@ from alt_fast.model.config import Head
 from alt_fast.paper.ablations import spread_text
 from alt_fast.training.config import parse
 from alt_fast.training.run import run
+from benchmarks.alignment import LEVEL_2
 
 LISTS = ("test", "unseen")
 PLAIN, AVERAGED, DISTILLED = "plain", "averaged", "distilled"
 TRAININGS = {PLAIN: (), AVERAGED: ("--optim.ema", "0.99"), DISTILLED: ("--optim.distill", "1")}
 JOBS = {
     1: (),
-    2: ("--config", "motion_shapes_2", "--model.tuning", "finetune", "--optim.backbone_lr", "1e-4"),
+    2: (*LEVEL_2, "--model.tuning", "finetune", "--optim.backbone_lr", "1e-4"),
 }
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 import alt_fast
 from alt_fast.model.clip_weights import build_clip
-from alt_fast.report.drawing import caption, draw_regions, region_rgb
+from alt_fast.report.drawing import caption, draw_regions, region_rgb, write_names
 from alt_fast.visualize import main, regions
 from tests.tome.test_rotary import dinov3
 
@@ -139,6 +139,32 @@ def test_captions_end_where_the_picture_does() -> None:
     assert short[40:].min() < 100  # ink
     assert (long[40:, 110:] == 255).all()
     assert (long[40:, 60:110].min(), short[40:, 60:].min()) == (long.min(), 255)
+
+
+def test_names_stand_among_their_own_and_things_before_the_ground() -> None:
+    plain = Image.new("RGB", (400, 400), "blue")
+    names = np.full((4, 4), "ground")
+    names[:2, 2:] = "kite"
+    names[0, 0] = ""
+
+    def inked() -> set[tuple[int, int]]:
+        """The patches in which something is written."""
+        ink = np.asarray(write_names(plain, names)) != [0, 0, 255]
+        return {(y, x) for y, x in np.ndindex(4, 4) if ink[100 * y :, 100 * x :][:100, :100].any()}
+
+    assert inked() == {(0, 2), (2, 1)}  # the ground's patch with most of it around
+    names[2, 1] = "stone"
+    assert (2, 1) in inked()
+    names[:] = ""
+    assert not inked()
+
+
+def test_of_names_that_would_overlap_the_smaller_thing_s_stays() -> None:
+    plain = Image.new("RGB", (300, 100), "blue")
+    long = "a ground whose name needs all of it"
+    alone, both = (np.asarray(write_names(plain, np.array([row]))) for row in (["", "", "x"], [long, long, "x"]))
+    assert np.array_equal(alone, both)
+    assert (np.asarray(write_names(plain, np.array([[long] * 3]))) != np.asarray(plain)).any()
 
 
 def test_borders_run_between_regions_only() -> None:

@@ -38,6 +38,31 @@ def draw_regions(
     return Image.fromarray(pixels.round().clip(0, 255).astype(np.uint8))
 
 
+def write_names(image: Image.Image, names: NDArray[np.str_], size: int = 20) -> Image.Image:
+    """Write every name once onto the image, where it is among its own. names: [h, w], that of each patch, or "".
+
+    Of names that would overlap, that of fewer patches stays: the thing, not the ground.
+    """
+    made = image.copy()
+    draw = ImageDraw.Draw(made)
+    patch = np.array([image.height, image.width]) / names.shape
+    written: list[tuple[float, float, float, float]] = []
+    for name in sorted(set(names.flat) - {""}, key=lambda name: (int((names == name).sum()), name)):
+        own = names == name
+        around = np.lib.stride_tricks.sliding_window_view(np.pad(own, 1), (3, 3)).sum((2, 3))
+        places = np.argwhere(own)
+        off_centre = np.square(places - places.mean(0)).sum(1)
+        y, x = (places[np.lexsort((off_centre, -around[own]))[0]] + 0.5) * patch
+        text = _printable(name)
+        half = draw.textlength(text, font_size=size) / 2
+        x = min(max(x, half + 2), image.width - half - 2)
+        box = (x - half, y - size / 2, x + half, y + size / 2)
+        if not any(_overlap(box, other) for other in written):
+            written.append(box)
+            draw.text((x, y), text, "white", anchor="mm", font_size=size, stroke_width=2, stroke_fill="black")
+    return made
+
+
 def region_rgb(number: int) -> tuple[int, int, int]:
     """The colour of a number: hues by the golden angle, so that neighbours differ."""
     red, green, blue = colorsys.hls_to_rgb(number * 137.508 % 360 / 360, 0.55, 0.85)
@@ -64,6 +89,11 @@ def _shortened(text: str, length: Callable[[str], float], limit: float) -> str:
     return next(
         (text[:n].rstrip(" ,") + "..." for n in range(len(text), 0, -1) if length(text[:n] + "...") <= limit), ""
     )
+
+
+def _overlap(one: tuple[float, float, float, float], other: tuple[float, float, float, float]) -> bool:
+    left, top, right, bottom = one
+    return left < other[2] and other[0] < right and top < other[3] and other[1] < bottom
 
 
 def _printable(text: str) -> str:

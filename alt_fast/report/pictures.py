@@ -7,7 +7,7 @@ from PIL import Image
 
 from alt_fast.data.encode import write_video
 from alt_fast.files import write_atomically
-from alt_fast.report.drawing import caption, draw_regions
+from alt_fast.report.drawing import caption, draw_regions, write_names
 from alt_fast.report.seen import Seen
 
 COLUMNS = 4
@@ -15,7 +15,7 @@ _GAP = 8  # pixels
 
 
 def write_picture(path: Path, seen: Seen) -> None:
-    """A PNG: frames with their regions and entities, the likeliest actions below. Raises FileError."""
+    """A PNG: frames with their regions and the best entity of each, the likeliest actions below. Raises FileError."""
     tiles = [_tile(seen, number) for number in range(len(seen.images))]
     width, height = tiles[0].size
     columns = min(COLUMNS, len(tiles))
@@ -41,7 +41,9 @@ def write_overlay(path: Path, seen: Seen, seconds: float = 1.0) -> None:
 
 def _tile(seen: Seen, number: int, *more: str) -> Image.Image:
     frame = seen.view.frames[number]
-    picture = draw_regions(seen.images[number], frame.regions[-1].view(seen.grid).numpy(), frame.colors)
+    labels = frame.regions[-1].view(seen.grid).numpy()
+    best = np.array([token.entities[0][0] if token.entities else "" for token in frame.tokens])
+    picture = write_names(draw_regions(seen.images[number], labels, frame.colors), best[labels])
     named = [f"{name} {100 * share:.0f} %" for name, share in frame.ranking[:4]]
     lines = [f"{number + 1}. {', '.join(named[:2])}", ", ".join(named[2:]), *more]
     return caption(picture, lines)

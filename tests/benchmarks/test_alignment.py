@@ -15,7 +15,7 @@ from alt_fast.model.clip_weights import build_clip
 from alt_fast.model.config import TINY, ModelConfig
 from alt_fast.training.config import parse
 from benchmarks import alignment
-from benchmarks.alignment import COLUMNS, Experiment, Tokens, hypotheses, main, pool_things, table
+from benchmarks.alignment import COLUMNS, LEVEL_2, Experiment, Tokens, hypotheses, main, pool_things, table
 from benchmarks.alignment_rows import CASES, LITERAL
 
 
@@ -61,7 +61,7 @@ def test_it_runs_every_row_once(small: list[str], tmp_path: Path, capsys: pytest
 
 
 def test_controls_change_the_entities_and_nothing_else(small: list[str]) -> None:
-    experiment = Experiment(parse(["--config", "motion_shapes_2", *small]))
+    experiment = Experiment(parse([*LEVEL_2, *small]))
     model = experiment.build({"pool": "mean"}).eval()
     entities, count = model.alignment.entities, len(model.corpus or ())
     tokens, size, things = torch.randn(3, 2, 5, 64), torch.ones(3, 2, 5), torch.randn(3, 2, 5, 64)
@@ -101,7 +101,7 @@ def test_the_letter_differs_from_the_defaults_where_the_docs_say_so() -> None:
 
 
 def test_the_truth_is_that_of_the_labels(small: list[str]) -> None:
-    experiment = Experiment(parse(["--config", "motion_shapes_2", *small]))
+    experiment = Experiment(parse([*LEVEL_2, *small]))
     seen = experiment.look(0)
     units = [entity.unit for entity in experiment.corpus.select(["object", "body", "scene"]).entities]
     assert seen.train.tokens.shape == (40, 2, 65, 64)
