@@ -45,10 +45,7 @@ from alt_fast.paper.ablations import spread_text
 from alt_fast.progress import Progress
 from alt_fast.training.config import TrainConfig, parse
 from alt_fast.training.schedule import Schedule, parameter_groups
-from benchmarks.alignment_rows import AFTERWARDS, CASES, HYPOTHESES, Case
-
-LEVEL_2 = ("--config", "motion_shapes_2", "--model.tau_start=null")
-"""The job that rows change: with one tau throughout, as a falling one is a row."""
+from benchmarks.alignment_rows import AFTERWARDS, CASES, HYPOTHESES, LEVEL_2, Case
 
 SHOTS = (1, 2, 4, 8)
 DRAWS = 4  # of every training video: frames and crops

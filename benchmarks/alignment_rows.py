@@ -4,6 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+LEVEL_2 = ("--config", "motion_shapes_2", "--model.tau_start=null")
+"""The job that rows change: with one tau throughout, as a falling one is a row."""
+
 Control = Literal["random", "permuted", "oracle", "everything", "regions", "true regions", "true choice", "weighed"]
 """Entities drawn at random, under each other's names, those that the label is of and the background ("oracle"), or
 those of all that is there, the tools that lie about too ("everything"). Without the frame token's entity: those of the

@@ -31,7 +31,7 @@ from alt_fast.model.config import Head
 from alt_fast.paper.ablations import spread_text
 from alt_fast.training.config import parse
 from alt_fast.training.run import run
-from benchmarks.alignment import LEVEL_2
+from benchmarks.alignment_rows import LEVEL_2
 
 LISTS = ("test", "unseen")
 PLAIN, AVERAGED, DISTILLED = "plain", "averaged", "distilled"

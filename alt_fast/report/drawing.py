@@ -45,6 +45,11 @@ def write_names(image: Image.Image, names: NDArray[np.str_], size: int = 20) -> 
     """
     made = image.copy()
     draw = ImageDraw.Draw(made)
+    room = image.width - 4
+
+    def length(text: str) -> float:
+        return draw.textlength(text, font_size=size)
+
     patch = np.array([image.height, image.width]) / names.shape
     written: list[tuple[float, float, float, float]] = []
     for name in sorted(set(names.flat) - {""}, key=lambda name: (int((names == name).sum()), name)):
@@ -53,9 +58,9 @@ def write_names(image: Image.Image, names: NDArray[np.str_], size: int = 20) -> 
         places = np.argwhere(own)
         off_centre = np.square(places - places.mean(0)).sum(1)
         y, x = (places[np.lexsort((off_centre, -around[own]))[0]] + 0.5) * patch
-        text = _printable(name)
-        half = draw.textlength(text, font_size=size) / 2
-        x = min(max(x, half + 2), image.width - half - 2)
+        text = _shortened(_printable(name), length, room)
+        half = length(text) / 2
+        x = min(max(x, half + 2), room + 2 - half)
         box = (x - half, y - size / 2, x + half, y + size / 2)
         if not any(_overlap(box, other) for other in written):
             written.append(box)

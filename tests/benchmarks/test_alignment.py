@@ -15,8 +15,8 @@ from alt_fast.model.clip_weights import build_clip
 from alt_fast.model.config import TINY, ModelConfig
 from alt_fast.training.config import parse
 from benchmarks import alignment
-from benchmarks.alignment import COLUMNS, LEVEL_2, Experiment, Tokens, hypotheses, main, pool_things, table
-from benchmarks.alignment_rows import CASES, LITERAL
+from benchmarks.alignment import COLUMNS, Experiment, Tokens, hypotheses, main, pool_things, table
+from benchmarks.alignment_rows import CASES, LEVEL_2, LITERAL
 
 
 @pytest.fixture(scope="module")
