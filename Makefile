@@ -8,7 +8,8 @@ test:
 
 # Every kernel compiled on a GPU, against its reference; DALI's clips from NVDEC, against PyAV's.
 test-gpu:
-	TRITON_INTERPRET=0 $(PYTHON) -m pytest tests/kernels tests/data/test_dali.py --device cuda
+	TRITON_INTERPRET=0 $(PYTHON) -m pytest tests/kernels tests/data/test_dali.py tests/inference/test_cuda_graphs.py \
+		--device cuda
 
 # Races in shared memory, of the operators' tests on a GPU: compute-sanitizer is part of the CUDA toolkit.
 racecheck:

@@ -259,6 +259,13 @@ def add_compile(parser: Any) -> None:
     )
 
 
+def add_cuda_graphs(parser: Any) -> None:
+    """Add --cuda-graphs."""
+    parser.add_argument(
+        "--cuda-graphs", action="store_true", help="launch what a picture costs at once, as CUDA graphs; needs a GPU"
+    )
+
+
 def add_testing(parser: Any) -> None:
     """Add which model to use and how, for every command that runs a trained model over lists of videos."""
     add_checkpoint(parser)

@@ -51,6 +51,7 @@ def make_parser() -> argparse.ArgumentParser:
     cli.add_head(parser)
     cli.add_device(parser)
     cli.add_compile(parser)
+    cli.add_cuda_graphs(parser)
     parser.add_argument(
         "--window", type=cli.seconds, metavar="TIME", help="time that a clip's frames span, as 4s or 800ms (default 4s)"
     )
@@ -249,7 +250,7 @@ def run(arguments: argparse.Namespace) -> int:
     clock = WallClock()
     with ExitStack() as stack:
         stack.enter_context(computing_beside(1))
-        recogniser = Recogniser(cli.load_model(arguments), labels, arguments.head)
+        recogniser = Recogniser(cli.load_model(arguments), labels, arguments.head, arguments.cuda_graphs)
         capture = stack.enter_context(Capture(arguments.source, arguments.timeout, say, clock))
         page = None
         if arguments.page is not None:

@@ -40,7 +40,7 @@ from alt_fast.data.capture import Capture
 from alt_fast.data.config import Loading
 from alt_fast.data.decode import VideoError, index_video
 from alt_fast.data.find import find_videos
-from alt_fast.distributed import World
+from alt_fast.distributed import World, pick_device
 from alt_fast.errors import ArgumentError, RunError
 from alt_fast.inference.speed import computing, computing_beside
 from alt_fast.inference.stream import WINDOW, Recogniser, Watch
@@ -206,7 +206,8 @@ def live(options: argparse.Namespace) -> Row:
     if options.length < WINDOW:
         raise ArgumentError(f"--length must be at least a window, {WINDOW:g} s, got {options.length:g} s")
     with tempfile.TemporaryDirectory() as folder, computing_beside(1):
-        recogniser, tape = Recogniser(load(options.checkpoint)), Path(folder, "tape.mkv")
+        trained = load(options.checkpoint).to(pick_device(options.device))
+        recogniser, tape = Recogniser(trained, cuda_graphs=options.cuda_graphs), Path(folder, "tape.mkv")
         make_tape(options, options.length, tape)
         rate = index_video(tape).rate
         assert rate is not None  # `string` gives it one
@@ -215,7 +216,12 @@ def live(options: argparse.Namespace) -> Row:
         rows = measure(contestants, options.rounds)
     for name, row in rows.items():
         show(name, row)
-    return {"clip_frames": recogniser.clip_frames, "pictures_per_second_of_file": rate, "windows": rows}
+    return {
+        "cuda_graphs": options.cuda_graphs,
+        "clip_frames": recogniser.clip_frames,
+        "pictures_per_second_of_file": rate,
+        "windows": rows,
+    }
 
 
 PARTS: dict[str, Callable[[argparse.Namespace], Row]] = {"many": many, "long": long, "live": live}
@@ -237,6 +243,8 @@ def make_parser() -> argparse.ArgumentParser:
             part.add_argument("--length", type=cli.seconds, nargs="+", default=[60, 1200], help="default: 1min 20min")
         else:
             part.add_argument("--length", type=cli.seconds, default=60, help="of what is played (default 1min)")
+            cli.add_device(part)
+            cli.add_cuda_graphs(part)
         if name != "live":
             cli.add_workers(part)
         part.add_argument("--rounds", type=int, default=5, help="at least 2 (default 5)")

@@ -8,12 +8,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from alt_fast.data.augment import apply, crop_box, cut, is_blank, view_record
 from alt_fast.data.capture import Capture, Clock, Picture
 from alt_fast.data.decode import Frames
 from alt_fast.errors import ArgumentError
 from alt_fast.inference.predict import EntityShare, entity_shares, rank
+from alt_fast.inference.speed import as_cuda_graph
 from alt_fast.inference.trained import TrainedModel
 from alt_fast.model.alt import FrameFeatures
 from alt_fast.model.config import Head
@@ -25,25 +27,49 @@ _LOOK = 0.02  # seconds between looks for the first picture
 class Recogniser:
     """A trained model in two halves: `see` is what a picture costs, `judge` what a clip of seen pictures costs besides.
 
-    labels: texts to choose from; by default the classes trained on. head: who scores; by default the model's own. What
-    it says of a clip is what `TrainedModel.classify` says of a video with these frames.
+    labels: texts to choose from; by default the classes trained on. head: who scores; by default the model's own.
+    cuda_graphs: see one picture, and judge, by one launch each. What it says of a clip is what `TrainedModel.classify`
+    says of a video with these frames.
 
-    Raises ArgumentError for no labels or the same one twice, a head that was not trained, and a model whose frames look
-    at each other.
+    Raises ArgumentError for no labels or the same one twice, a head that was not trained, a model whose frames look at
+    each other, and CUDA graphs of one that is on no GPU.
     """
 
-    def __init__(self, trained: TrainedModel, labels: Sequence[str] | None = None, head: Head | None = None) -> None:
+    def __init__(
+        self,
+        trained: TrainedModel,
+        labels: Sequence[str] | None = None,
+        head: Head | None = None,
+        cuda_graphs: bool = False,
+    ) -> None:
+        if cuda_graphs and trained.device.type != "cuda":
+            raise ArgumentError(f"CUDA graphs need a model on a GPU, and this one is on {trained.device}")
         self.trained = trained
         self.labels = trained.classes if labels is None else list(labels)
         self.head = trained.head if head is None else head
         if self.head != "clip":
             trained._check_trained()
-        self._classes = trained.embed(self.labels)
         self._record = view_record(trained.augment, 1)
+        self._classes = trained.embed(self.labels)
         trained.model.eval()
-        height, width = trained.spec.size
-        blank = self.see([np.zeros((height, width, 3), np.uint8)])  # what first calls do is done
-        self.judge(join([blank] * self.clip_frames))
+        self._see_one, self._score = self._see, self._score_clip
+        self._warm_up(cuda_graphs)
+
+    def _see(self, frames: Tensor) -> FrameFeatures:
+        return self.trained.model.see(frames, self.head)
+
+    def _score_clip(self, *clip: Tensor) -> Tensor:
+        return self.trained.model.score(FrameFeatures(*clip), self._classes, self.head)
+
+    @torch.inference_mode()
+    def _warm_up(self, cuda_graphs: bool) -> None:
+        """Do what only first calls do, on blank pictures."""
+        height, width = self.trained.spec.size
+        blank = self._prepare([np.zeros((height, width, 3), np.uint8)])
+        clip = as_clip(join([self._see(blank)] * self.clip_frames))
+        self._score_clip(*clip)
+        if cuda_graphs:
+            self._see_one, self._score = as_cuda_graph(self._see, blank), as_cuda_graph(self._score_clip, *clip)
 
     @property
     def clip_frames(self) -> int:
@@ -53,9 +79,13 @@ class Recogniser:
     @torch.inference_mode()
     def see(self, pictures: Sequence[Frames]) -> FrameFeatures:
         """Encode F pictures, cropped and resized as test clips are. pictures: uint8 RGB [H, W, 3], of any sizes."""
+        frames = self._prepare(pictures)
+        return self._see_one(frames) if len(frames) == 1 else self._see(frames)
+
+    def _prepare(self, pictures: Sequence[Frames]) -> Tensor:
         spec = self.trained.spec
         frames = torch.cat([apply(self._record, picture[None], spec.size, spec.augment) for picture in pictures])
-        return self.trained.model.see(frames.to(self.trained.device), self.head)
+        return frames.to(self._classes.device)
 
     def shows_nothing(self, picture: Frames) -> bool:
         """Return whether what is seen of a picture, uint8 RGB [H, W, 3], is of one colour."""
@@ -78,13 +108,17 @@ class Recogniser:
     @torch.inference_mode()
     def judge(self, window: FrameFeatures) -> list[tuple[str, float]]:
         """Return the labels with their probabilities, likeliest first. window: of T pictures in the order of time."""
-        clip = FrameFeatures(*(part[None] for part in window))
-        return rank(self.labels, self.trained.model.score(clip, self._classes, self.head)[0])
+        return rank(self.labels, self._score(*as_clip(window))[0])
 
 
 def join(seen: Sequence[FrameFeatures]) -> FrameFeatures:
     """Return features one behind the other."""
     return FrameFeatures(*(torch.cat(parts) for parts in zip(*seen, strict=True)))
+
+
+def as_clip(window: FrameFeatures) -> FrameFeatures:
+    """Return features of T pictures as those of one clip, [1, T, ...]."""
+    return FrameFeatures(*(part[None] for part in window))
 
 
 @dataclass(frozen=True)
