@@ -1,5 +1,7 @@
 """What happens when in a long video: windows against clips, what is shared, what is told of what cannot be read."""
 
+import tracemalloc
+import weakref
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -7,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 import alt_fast
@@ -83,6 +86,35 @@ def test_frames_are_encoded_once_for_all_windows_they_are_in(
     found = model.find_segments(long, LABELS, every=1, window=2, loading=HERE)
     assert sum(seen) == found.encoded == 6  # of 10 places in 5 windows
     assert model.find_segments(long, LABELS, every=0.7, window=2, loading=HERE).encoded == 12  # none coincide
+
+
+def test_memory_does_not_grow_with_length(
+    model: alt_fast.TrainedModel, write_noise: NoiseWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is decoded, and what is kept of frames that were encoded: both of a window and a part at most."""
+    encoded: list[weakref.ref[Tensor]] = []
+    most, see = 0, Judge.see
+
+    def count(self: Judge, pixels: NDArray[np.uint8]) -> list[FrameFeatures] | list[Tensor]:
+        nonlocal most
+        found = see(self, pixels)
+        encoded.extend(weakref.ref(frame[0]) for frame in found)
+        most = max(most, sum(frame() is not None for frame in encoded))
+        return found
+
+    monkeypatch.setattr(Judge, "see", count)
+    paths = [write_noise(f"{frames}.mkv", "libx264", frames=frames) for frames in (80, 80, 320)]
+    peaks = []
+    for path in paths:  # the first one's has what is made once
+        most = 0
+        tracemalloc.start()
+        model.find_segments(path, LABELS, every=0.1, window=1, loading=HERE)
+        peaks.append((tracemalloc.get_traced_memory()[1], most))
+        tracemalloc.stop()
+    short, long = peaks[1:]
+    assert long[1] == short[1] <= 2 * windows.CHUNK + 10
+    pictures = windows.PICTURES * 2**11  # of a page, at most so many; these are of 48 x 48 pixels
+    assert long[0] < 1.2 * short[0] + pictures
 
 
 @pytest.mark.parametrize("workers", [1, 2])
