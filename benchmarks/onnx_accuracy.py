@@ -1,7 +1,7 @@
 """Top-1 of an exported model's ONNX files on a list of videos, with weights of 32 and of 8 bits, beside PyTorch's.
 
     alt-fast export --checkpoint RUN --out mine --onnx --int8
-    python -m benchmarks.onnx_accuracy mine [--list FILE --classes FILE] [--workers N]
+    python -m benchmarks.onnx_accuracy mine [--list FILE --classes FILE] [--workers N] [--out FILE]
 
 The same clips go through all. "same answer": the share of readable videos whose likeliest class is PyTorch's.
 """
@@ -20,11 +20,11 @@ from alt_fast import cli
 from alt_fast.data.annotations import Video, read_list
 from alt_fast.data.config import Loading
 from alt_fast.data.dataset import EvalClips
-from alt_fast.errors import AltFastError
 from alt_fast.inference.lists import run_lists
 from alt_fast.inference.onnx import METADATA
 from alt_fast.inference.scoring import EvalConfig, Result, mean_over_views
 from alt_fast.inference.trained import TrainedModel, load
+from alt_fast.measure.lines import append_row
 
 FILES = {"ONNX": ".onnx", "ONNX, int8": ".int8.onnx"}
 """Runs, by the ending of their files."""
@@ -72,34 +72,43 @@ def measure(
     return found
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Print a table."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.onnx_accuracy", description=(__doc__ or "").partition("\n")[0]
-    )
+def make_parser() -> argparse.ArgumentParser:
+    """Return the command line."""
+    title = (__doc__ or "").partition("\n")[0]
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.onnx_accuracy", description=title)
     parser.add_argument("folder", type=Path, help="of alt-fast export --onnx")
     cli.add_list(parser, False, "videos to test on; default: the lists of the run", "those trained on")
     cli.add_workers(parser)
-    options = parser.parse_args(arguments)
-    try:
-        trained = load(options.folder)
-        if options.list is None:
-            lists = run_lists(options.folder, trained)
-        else:
-            names = options.classes or trained.classes
-            lists = [(options.list, *read_list(options.list, names, options.root, "test"))]
-        for name, videos, names in lists:
-            testing = EvalConfig(loading=Loading("torch", options.workers, options.timeout))
-            found = measure(options.folder, trained, videos, trained.embed(names), testing)
-            print(f"{name}: {len(videos)} videos")
-            answers = found["PyTorch"].scores.argmax(1)
-            for run, result in found.items():
-                same = (result.scores.argmax(1) == answers)[result.readable].float().mean().item()
-                print(f"  {run:10}  top-1 {result.top(1):6.1%}  same answer {same:6.1%}", flush=True)
-    except AltFastError as e:
-        print(f"error: {e}", file=sys.stderr)
-        return e.status
+    parser.add_argument("--out", type=Path, metavar="FILE", help="also add a row for every list, JSON lines")
+    return parser
+
+
+def work(options: argparse.Namespace) -> int:
+    """Print a table for every list."""
+    trained = load(options.folder)
+    if options.list is None:
+        lists = run_lists(options.folder, trained)
+    else:
+        names = options.classes or trained.classes
+        lists = [(options.list, *read_list(options.list, names, options.root, "test"))]
+    testing = EvalConfig(loading=Loading("torch", options.workers, options.timeout))
+    for name, videos, names in lists:
+        found = measure(options.folder, trained, videos, trained.embed(names), testing)
+        answers = found["PyTorch"].scores.argmax(1)
+        runs = {}
+        print(f"{name}: {len(videos)} videos")
+        for run, result in found.items():
+            same = (result.scores.argmax(1) == answers)[result.readable].float().mean().item()
+            runs[run] = {"top1": result.top(1), "same_answer": same}
+            print(f"  {run:10}  top-1 {result.top(1):6.1%}  same answer {same:6.1%}", flush=True)
+        if options.out is not None:
+            append_row(options.out, {"folder": str(options.folder), "list": name, "videos": len(videos), "runs": runs})
     return 0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    return cli.run(make_parser, work, arguments)
 
 
 if __name__ == "__main__":

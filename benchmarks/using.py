@@ -2,7 +2,7 @@
 
     python -m benchmarks.using many --checkpoint RUN --list LIST [--chunk 100]
     python -m benchmarks.using long --checkpoint RUN --list LIST [--length 1min 20min]
-    python -m benchmarks.using live --checkpoint RUN --list LIST [--length 1min]
+    python -m benchmarks.using live --checkpoint RUN|alt_b16 --list LIST [--length 1min]
 
 many: videos/s of `classify LIST --out`, beside `evaluate` of the same videos, both with the model loaded; and of the
 command as a whole, its start too, beside one started anew for every --chunk files.
@@ -13,7 +13,8 @@ windows. Peak memory is with the model; what a decoding process shares with the 
 
 live: such a video watched by what `live` consists of, by a clock that stands still while it works, so that it is played
 as fast as possible and no tick is passed over. Decoding and computing take turns; in real time they overlap. A window
-has T ticks: of the default one most pictures are decoded only, of the shortest each is decoded, encoded and judged.
+has T ticks: of the default one most pictures are decoded only, of the shortest each is decoded, encoded and judged. In
+place of a run a preset may be named, whose weights are random: speed does not depend on them.
 
 Contestants run in turn, round by round, each time another one first; figures are quartiles (low, median, high).
 """
@@ -37,17 +38,19 @@ from subprocess import run
 from alt_fast import classify, cli, evaluate
 from alt_fast.data.annotations import read_list
 from alt_fast.data.capture import Capture
-from alt_fast.data.config import Loading
+from alt_fast.data.config import AugmentConfig, Loading
 from alt_fast.data.decode import VideoError, index_video
 from alt_fast.data.find import find_videos
 from alt_fast.distributed import World, pick_device
 from alt_fast.errors import ArgumentError, RunError
 from alt_fast.inference.speed import computing, computing_beside
 from alt_fast.inference.stream import WINDOW, Recogniser, Watch
-from alt_fast.inference.trained import load
+from alt_fast.inference.trained import TrainedModel, load
 from alt_fast.measure.lines import Row, append_row
 from alt_fast.measure.timing import Race, in_turn
+from alt_fast.model.config import PRESETS
 from benchmarks.apart import apart, children_peak_bytes, peak_bytes
+from benchmarks.audit import CLASSES, make_model
 from benchmarks.clock import SharedClock
 from benchmarks.live_agreement import string
 
@@ -201,12 +204,20 @@ def play(recogniser: Recogniser, tape: Path, window: float | None, rate: float) 
     }
 
 
+def load_or_make(checkpoint: str) -> TrainedModel:
+    """The model of a run, or a random one of a preset's name."""
+    if checkpoint not in PRESETS:
+        return load(checkpoint)
+    names = [f"action {i}" for i in range(CLASSES)]
+    return TrainedModel(make_model(PRESETS[checkpoint]), names, ["{}"], AugmentConfig())
+
+
 def live(options: argparse.Namespace) -> Row:
     """Play a file by the default window, and by the one in which every picture is a tick."""
     if options.length < WINDOW:
         raise ArgumentError(f"--length must be at least a window, {WINDOW:g} s, got {options.length:g} s")
     with tempfile.TemporaryDirectory() as folder, computing_beside(1):
-        trained = load(options.checkpoint).to(pick_device(options.device))
+        trained = load_or_make(options.checkpoint).to(pick_device(options.device))
         recogniser, tape = Recogniser(trained, cuda_graphs=options.cuda_graphs), Path(folder, "tape.mkv")
         make_tape(options, options.length, tape)
         rate = index_video(tape).rate

@@ -1,5 +1,6 @@
 """Top-1 of ONNX files beside PyTorch's, on the smallest dataset."""
 
+import json
 import re
 from pathlib import Path
 
@@ -9,8 +10,12 @@ from benchmarks.onnx_accuracy import main
 from tests.conftest import few_blocks
 
 
-def test_it_scores_the_same_videos_by_all(onnx_folder: Path, shapes: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_it_scores_the_same_videos_by_all(
+    onnx_folder: Path, shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "rows.jsonl"
     lists = ["--list", str(shapes / "unseen.txt"), "--classes", str(shapes / "unseen_classes.csv"), "--workers", "0"]
+    lists += ["--out", str(out)]
     with few_blocks():
         assert main([str(onnx_folder), *lists]) == 0
         head, *rows = capsys.readouterr().out.splitlines()
@@ -19,6 +24,10 @@ def test_it_scores_the_same_videos_by_all(onnx_folder: Path, shapes: Path, capsy
         assert list(top1) == ["PyTorch", "ONNX", "ONNX, int8"]
         assert top1["ONNX"] == top1["PyTorch"]
         assert top1["PyTorch"][1] == "100.0"
+        (row,) = map(json.loads, out.read_text().splitlines())
+        for run, shown in top1.items():
+            assert [f"{100 * row['runs'][run][key]:.1f}" for key in ("top1", "same_answer")] == shown
+        assert (row["videos"], len(row["provenance"]["commit"])) == (12, 40)
 
 
 def test_what_cannot_be_scored_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

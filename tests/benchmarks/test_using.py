@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from alt_fast import classify
+from alt_fast import classify, load
 from alt_fast.errors import RunError
 from alt_fast.measure.timing import in_turn
+from alt_fast.model.config import PRESETS
 from benchmarks import using
 from benchmarks.using import command, main, quartiles
 
@@ -107,6 +108,13 @@ def test_live_judges_a_window_s_ticks_or_every_picture(trained_run: Path, listed
         share = row["judged"] / row["decoded"]
         assert row["judged_per_second"] == pytest.approx([share * rate for rate in row["decoded_per_second"]])
         assert row["cpu_seconds_per_picture"][0] > 0
+
+
+def test_a_preset_s_name_is_a_random_model_of_it(trained_run: Path) -> None:
+    made = using.load_or_make("alt_tiny")
+    assert made.model.config == PRESETS["alt_tiny"]
+    assert len(made.classes) == 400
+    assert using.load_or_make(str(trained_run)).classes == load(trained_run).classes
 
 
 def test_bad_input_is_named(trained_run: Path, listed: Path, capsys: pytest.CaptureFixture[str]) -> None:
