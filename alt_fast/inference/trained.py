@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from alt_fast.corpus import Corpus, Entity
 from alt_fast.data.annotations import Video, name_key
@@ -351,6 +352,20 @@ def save_model(path: Path, trained: TrainedModel) -> None:
     save_module(path, trained.model, metadata)
 
 
+class _Undrawn(TorchFunctionMode):
+    """Inside, weights of a new model are not drawn at random, since a file's follow: most of the time for ViT-B/16."""
+
+    _DRAW = (Tensor.normal_, Tensor.uniform_, nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_)
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in self._DRAW:
+            return args[0] if args else kwargs["tensor"]
+        if func is torch.randn:
+            return torch.empty(*args, **kwargs)
+        return func(*args, **kwargs)
+
+
 def load(path: str | Path) -> TrainedModel:
     """Read a trained model: `save_model`'s file, or the one in a run folder or an exported one.
 
@@ -377,7 +392,8 @@ def load(path: str | Path) -> TrainedModel:
     try:
         content = json.loads(metadata["content"])
         corpus = content["corpus"] and Corpus(tuple(Entity(**entity) for entity in content["corpus"]))
-        model = ALT(ModelConfig(**content["model"]), corpus)
+        with _Undrawn():
+            model = ALT(ModelConfig(**content["model"]), corpus)
         model.load_state_dict(weights)
         augment = AugmentConfig(**content["augment"])
         return TrainedModel(model.eval(), content["classes"], content["templates"], augment)

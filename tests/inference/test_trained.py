@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -13,6 +13,7 @@ from alt_fast.data.config import AugmentConfig
 from alt_fast.data.tables import AnnotationError
 from alt_fast.errors import CheckpointError
 from alt_fast.inference.trained import TrainedModel, load, save_model
+from alt_fast.model.config import Tuning
 
 
 @pytest.fixture
@@ -39,6 +40,18 @@ def test_one_file_holds_everything(trained: TrainedModel, tmp_path: Path) -> Non
         classes = trained.model.text.classes(["x", "y"])
         assert torch.equal(loaded.model.text.classes(["x", "y"]), classes)
         assert torch.equal(loaded.model(video, classes).logits, trained.model(video, classes).logits)
+
+
+@pytest.mark.parametrize("tuning", get_args(Tuning))
+def test_loading_draws_no_weights(corpus: Corpus, tuning: Tuning, tmp_path: Path) -> None:
+    model = create_model("alt_tiny", corpus, frames=2, tuning=tuning)
+    path = tmp_path / "model.safetensors"
+    save_model(path, TrainedModel(model, ["growing"], ["{}"], AugmentConfig()))
+    before = torch.get_rng_state()
+    loaded = load(path).model
+    assert torch.equal(torch.get_rng_state(), before)
+    for name, weight in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], weight), name
 
 
 def rewrite(path: Path, **changes: str) -> None:
