@@ -13,6 +13,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
     from alt_fast.inference.predict import Prediction
     from alt_fast.inference.scoring import EvalConfig
     from alt_fast.inference.trained import TrainedModel
-
-BACKBONE, PRETRAINED = "ViT-B-16", "openai"
 
 SETTINGS = ("rotary", "head", "batch_size", "compile", "loader")
 """Options that a file of results depends on, as they are given."""
@@ -55,10 +54,7 @@ def make_parser() -> argparse.ArgumentParser:
     cli.add_rotary(parser)
     parser.add_argument("--top-k", type=int, metavar="K", help="labels of a video (default: 5, all with --json)")
     cli.add_head(parser)
-    parser.add_argument(
-        "--backbone", metavar="NAME", help=f"--head clip without a checkpoint: open_clip model name ({BACKBONE})"
-    )
-    parser.add_argument("--pretrained", metavar="TAG|FILE", help=f"... and its weights ({PRETRAINED})")
+    cli.add_clip(parser)
     cli.add_batch_size(parser)
     cli.add_loader(parser)
     cli.add_workers(parser)
@@ -81,38 +77,6 @@ def make_parser() -> argparse.ArgumentParser:
     long.add_argument("--leave", type=float, metavar="P", help="probability below which it ends (default 0.3)")
     long.add_argument("--min-length", type=cli.seconds, metavar="TIME", help="what is shorter is not told")
     return parser
-
-
-def open_model(arguments: argparse.Namespace) -> "TrainedModel":
-    """Return the checkpoint, or a bare CLIP for --head clip. Raises ArgumentError for options without an effect."""
-    from alt_fast.distributed import pick_device
-    from alt_fast.inference.speed import compile_model
-    from alt_fast.inference.trained import load_clip
-
-    if arguments.head == "clip" and (arguments.corpus or arguments.categories):
-        raise ArgumentError("--corpus and --categories have no effect on --head clip")
-    if arguments.checkpoint is not None:
-        for name in ("backbone", "pretrained"):
-            if getattr(arguments, name) is not None:
-                raise ArgumentError(
-                    f"--{name} is for --head clip without a checkpoint: {arguments.checkpoint} has its own"
-                )
-        return cli.load_model(arguments)
-    if arguments.head != "clip":
-        raise ArgumentError(
-            f"--head {arguments.head} needs --checkpoint RUN; without training, use --head clip with --backbone and "
-            "--pretrained"
-        )
-    if arguments.labels is None:
-        raise ArgumentError("--head clip without a checkpoint needs --labels")
-    r = 8 if arguments.r is None else arguments.r
-    device = pick_device(arguments.device)
-    clip = load_clip(arguments.backbone or BACKBONE, arguments.pretrained or PRETRAINED, r).to(device)
-    if arguments.rotary is not None:
-        clip.set_rotary(arguments.rotary)
-    if arguments.compile:
-        compile_model(clip.model)
-    return clip
 
 
 def print_prediction(prediction: "Prediction") -> None:
@@ -153,7 +117,7 @@ def tell_segments(arguments: argparse.Namespace, labels: list[str] | None, loadi
     )
     window = 4.0 if arguments.window is None else arguments.window
     (video,) = arguments.videos
-    trained = open_model(arguments)
+    trained = cli.open_model(arguments)
     trained.use_texts(arguments.texts, labels)
     with computing(trained.model, arguments.workers):
         found = trained.find_segments(video, labels, arguments.every, window, rule, arguments.head, loading)
@@ -179,7 +143,7 @@ def run(arguments: argparse.Namespace) -> int:
     from alt_fast.distributed import join_world
     from alt_fast.inference.results import check_path
     from alt_fast.inference.scoring import EvalConfig
-    from alt_fast.inference.speed import computing, warm_up
+    from alt_fast.inference.speed import compiled_for, computing
 
     labels = read_labels(arguments.labels) if arguments.labels else None
     loading = Loading(arguments.loader, arguments.workers, arguments.timeout)
@@ -197,11 +161,11 @@ def run(arguments: argparse.Namespace) -> int:
         if world.size > 1 and arguments.out is None:
             raise ArgumentError("several processes share the work on a file: name it with --out")
         videos = world.gather(find_videos(arguments.videos, arguments.root))[0]  # a folder may be growing
-        trained = open_model(arguments)
+        trained = cli.open_model(arguments)
         trained.use_texts(arguments.texts, labels)
-        with computing(trained.model, arguments.workers):
-            if arguments.compile:
-                warm_up(trained.model, min(arguments.batch_size, len(videos)), arguments.head)
+        clips = min(arguments.batch_size, len(videos))
+        compiled = compiled_for(trained.model, clips, arguments.head) if arguments.compile else nullcontext()
+        with computing(trained.model, arguments.workers), compiled:
             if arguments.out is not None:
                 return write_file(arguments, trained, videos, labels, testing, world)
             return print_all(arguments, trained, videos, labels, testing)

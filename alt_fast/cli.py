@@ -9,7 +9,7 @@ import re
 import select
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, get_args
 
@@ -245,6 +245,17 @@ def add_device(parser: Any) -> None:
     parser.add_argument("--device", default="auto", help="cpu, cuda or auto (default)")
 
 
+BACKBONE, PRETRAINED = "ViT-B-16", "openai"
+
+
+def add_clip(parser: Any) -> None:
+    """Add --backbone and --pretrained, of `open_model`."""
+    parser.add_argument(
+        "--backbone", metavar="NAME", help=f"--head clip without a checkpoint: open_clip model name ({BACKBONE})"
+    )
+    parser.add_argument("--pretrained", metavar="TAG|FILE", help=f"... and its weights ({PRETRAINED})")
+
+
 def add_json(parser: Any) -> None:
     """Add --json."""
     parser.add_argument("--json", action="store_true", help="print JSON, with all there is")
@@ -301,6 +312,38 @@ def load_model(arguments: argparse.Namespace) -> "TrainedModel":
     return trained
 
 
+def open_model(arguments: argparse.Namespace) -> "TrainedModel":
+    """Return the checkpoint, or a bare CLIP for --head clip. Raises ArgumentError for options without an effect."""
+    from alt_fast.distributed import pick_device
+    from alt_fast.inference.speed import compile_model
+    from alt_fast.inference.trained import load_clip
+
+    if arguments.head == "clip" and (arguments.corpus or arguments.categories):
+        raise ArgumentError("--corpus and --categories have no effect on --head clip")
+    if arguments.checkpoint is not None:
+        for name in ("backbone", "pretrained"):
+            if getattr(arguments, name) is not None:
+                raise ArgumentError(
+                    f"--{name} is for --head clip without a checkpoint: {arguments.checkpoint} has its own"
+                )
+        return load_model(arguments)
+    if arguments.head != "clip":
+        raise ArgumentError(
+            f"--head {arguments.head} needs --checkpoint RUN; without training, use --head clip with --backbone and "
+            "--pretrained"
+        )
+    if arguments.labels is None:
+        raise ArgumentError("--head clip without a checkpoint needs --labels")
+    r = 8 if arguments.r is None else arguments.r
+    device = pick_device(arguments.device)
+    clip = load_clip(arguments.backbone or BACKBONE, arguments.pretrained or PRETRAINED, r).to(device)
+    if arguments.rotary is not None:
+        clip.set_rotary(arguments.rotary)
+    if arguments.compile:
+        compile_model(clip.model)
+    return clip
+
+
 def check_tower(arguments: argparse.Namespace) -> str:
     """Return the weights that --interpolate starts from; "" without it. Raises ArgumentError or RunError."""
     from alt_fast.inference.lists import starting_tower
@@ -341,13 +384,12 @@ def load_tested(arguments: argparse.Namespace) -> "Iterator[tuple[TrainedModel, 
     """
     from alt_fast.data.config import Loading
     from alt_fast.inference.scoring import EvalConfig
-    from alt_fast.inference.speed import computing, warm_up
+    from alt_fast.inference.speed import compiled_for, computing
 
     loading = Loading(arguments.loader, arguments.workers, arguments.timeout)
     head = vars(arguments).get("head", "alt")  # of commands that score
     testing = EvalConfig(arguments.batch_size, arguments.crops, arguments.clips, loading, head)
     trained = load_model(arguments)
-    with computing(trained.model, arguments.workers):
-        if arguments.compile:
-            warm_up(trained.model, testing.batch_size, head)
+    compiled = compiled_for(trained.model, testing.batch_size, head) if arguments.compile else nullcontext()
+    with computing(trained.model, arguments.workers), compiled:
         yield trained, testing

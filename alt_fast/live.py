@@ -2,6 +2,7 @@
 
 alt-fast live /dev/video0 --checkpoint runs/mine --labels "waving" "sitting" "drinking"
 alt-fast live rtsp://192.168.1.20/stream --checkpoint runs/mine --page 8000
+alt-fast live /dev/video0 --head clip --labels "waving" "sitting" "drinking"
 ffmpeg -i ... -f mpegts - | alt-fast live - --checkpoint runs/mine --json
 """
 
@@ -43,12 +44,14 @@ def make_parser() -> argparse.ArgumentParser:
         help="camera as /dev/video0; address as rtsp://, http://, udp:// or tcp://; file, played in real time; - for "
         "standard input",
     )
-    cli.add_checkpoint(parser)
+    cli.add_checkpoint(parser, required=False)
     cli.add_labels(parser)
+    cli.add_texts(parser)
     cli.add_corpus(parser)
     cli.add_r(parser)
     cli.add_rotary(parser)
     cli.add_head(parser)
+    cli.add_clip(parser)
     cli.add_device(parser)
     cli.add_compile(parser)
     cli.add_cuda_graphs(parser)
@@ -242,15 +245,15 @@ def run(arguments: argparse.Namespace) -> int:
 
     if arguments.host is not None and arguments.page is None:
         raise ArgumentError("--host has no effect without --page PORT")
-    if arguments.head == "clip" and (arguments.corpus or arguments.categories):
-        raise ArgumentError("--corpus and --categories have no effect on --head clip")
     if arguments.top_k is not None and arguments.top_k < 1:
         raise ArgumentError(f"--top-k must be >= 1, got {arguments.top_k}")
     labels = read_labels(arguments.labels) if arguments.labels else None
     clock = WallClock()
     with ExitStack() as stack:
         stack.enter_context(computing_beside(1))
-        recogniser = Recogniser(cli.load_model(arguments), labels, arguments.head, arguments.cuda_graphs)
+        trained = cli.open_model(arguments)
+        trained.use_texts(arguments.texts, labels)
+        recogniser = Recogniser(trained, labels, arguments.head, arguments.cuda_graphs)
         capture = stack.enter_context(Capture(arguments.source, arguments.timeout, say, clock))
         page = None
         if arguments.page is not None:

@@ -7,7 +7,6 @@ Memory is the peak beyond what a clip of a small film takes, libraries included.
 """
 
 import argparse
-import re
 import statistics
 import sys
 import tempfile
@@ -28,7 +27,7 @@ from alt_fast.errors import ArgumentError
 from alt_fast.measure.lines import append_row
 from alt_fast.measure.timing import in_turn
 from benchmarks.apart import apart, peak_bytes
-from benchmarks.videos import write_video
+from benchmarks.videos import parse_size, write_video
 
 SIDE = 224  # of a clip's frames, pixels
 BY_FRAME, AT_ONCE = "a frame at a time", "whole frames, cut at once"
@@ -51,19 +50,13 @@ def take(small: Path, path: Path, frames: int, way: str) -> tuple[float, float]:
     return (peak_bytes() - before) / 2**20, time.perf_counter() - start
 
 
-def shape(text: str) -> tuple[int, int]:
-    """Parse a width and a height, as in 1920x1080. Raises argparse.ArgumentTypeError."""
-    match = re.fullmatch(r"(\d+)x(\d+)", text)
-    if match is None or any(int(side) < 2 or int(side) % 2 for side in match.groups()):
-        raise argparse.ArgumentTypeError(f"must be as 1920x1080, in even numbers, got {text}")
-    return int(match[1]), int(match[2])
-
-
 def make_parser() -> argparse.ArgumentParser:
     """Return the command line."""
     title = (__doc__ or "").partition("\n")[0]
     parser = argparse.ArgumentParser(prog="python -m benchmarks.clips", description=title)
-    parser.add_argument("--size", type=shape, nargs="+", default=[(1920, 1080), (3840, 2160)], metavar="WIDTHxHEIGHT")
+    parser.add_argument(
+        "--size", type=parse_size, nargs="+", default=[(1920, 1080), (3840, 2160)], metavar="WIDTHxHEIGHT"
+    )
     parser.add_argument("--frames", type=int, default=32, metavar="T", help="of a clip (default 32)")
     parser.add_argument("--rounds", type=int, default=5, help="at least 2 (default 5)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="also add a row for every size, JSON lines")

@@ -20,6 +20,7 @@ from alt_fast import cli
 from alt_fast.data.annotations import Video, read_list
 from alt_fast.data.config import Loading
 from alt_fast.data.dataset import EvalClips
+from alt_fast.errors import RunError
 from alt_fast.inference.lists import run_lists
 from alt_fast.inference.onnx import METADATA
 from alt_fast.inference.scoring import EvalConfig, Result, mean_over_views
@@ -53,7 +54,13 @@ def halves(folder: Path, ending: str, classes: Tensor) -> Callable[[Tensor], Ten
 def measure(
     folder: Path, trained: TrainedModel, videos: Sequence[Video], classes: Tensor, testing: EvalConfig
 ) -> dict[str, Result]:
-    """Score the videos by PyTorch and by each of FILES that is in the folder. classes: [I, d]."""
+    """Score the videos by PyTorch and by each of FILES that is in the folder. classes: [I, d].
+
+    Raises RunError where the folder has no ONNX files.
+    """
+    for part in ("frame_encoder", "decoder"):
+        if not (folder / f"{part}.onnx").exists():
+            raise RunError(f"{folder} has no {part}.onnx: alt-fast export --onnx frame_encoder decoder makes it")
     about = session(folder / "frame_encoder.onnx").get_modelmeta().custom_metadata_map[METADATA]
     head = json.loads(about)["head"]
     runs = {"PyTorch": lambda video: trained.model.probabilities(video, classes, head)[0]}

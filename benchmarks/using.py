@@ -2,7 +2,7 @@
 
     python -m benchmarks.using many --checkpoint RUN --list LIST [--chunk 100]
     python -m benchmarks.using long --checkpoint RUN --list LIST [--length 1min 20min]
-    python -m benchmarks.using live --checkpoint RUN|alt_b16 --list LIST [--length 1min]
+    python -m benchmarks.using live --checkpoint RUN|alt_b16 --list LIST|--film 1280x720 [--length 1min]
 
 many: videos/s of `classify LIST --out`, beside `evaluate` of the same videos, both with the model loaded; and of the
 command as a whole, its start too, beside one started anew for every --chunk files.
@@ -11,10 +11,11 @@ long: the list's videos strung together, as often as it takes, and told in segme
 length: its peak memory, its seconds without start and loading, and how many frames were encoded for how many places of
 windows. Peak memory is with the model; what a decoding process shares with the one it was forked from counts in both.
 
-live: such a video watched by what `live` consists of, by a clock that stands still while it works, so that it is played
-as fast as possible and no tick is passed over. Decoding and computing take turns; in real time they overlap. A window
-has T ticks: of the default one most pictures are decoded only, of the shortest each is decoded, encoded and judged. In
-place of a run a preset may be named, whose weights are random: speed does not depend on them.
+live: such a video, or a film in H.264 that is made on the spot, watched by what `live` consists of, by a clock that
+stands still while it works, so that it is played as fast as possible and no tick is passed over. Decoding and computing
+take turns; in real time they overlap. A window has T ticks: of the default one most pictures are decoded only, of the
+shortest each is decoded, encoded and judged. In place of a run a preset may be named, whose weights are random: speed
+does not depend on them.
 
 Contestants run in turn, round by round, each time another one first; figures are quartiles (low, median, high).
 """
@@ -53,6 +54,7 @@ from benchmarks.apart import apart, children_peak_bytes, peak_bytes
 from benchmarks.audit import CLASSES, make_model
 from benchmarks.clock import SharedClock
 from benchmarks.live_agreement import string
+from benchmarks.videos import RATE, parse_size, write_video
 
 
 def quartiles(values: Iterable[float]) -> list[float]:
@@ -213,26 +215,34 @@ def load_or_make(checkpoint: str) -> TrainedModel:
 
 
 def live(options: argparse.Namespace) -> Row:
-    """Play a file by the default window, and by the one in which every picture is a tick."""
+    """Play a file by the default window, and by the one in which every picture is a tick.
+
+    --checkpoint takes a preset's name too, as alt_b16, for random weights.
+    """
     if options.length < WINDOW:
         raise ArgumentError(f"--length must be at least a window, {WINDOW:g} s, got {options.length:g} s")
     with tempfile.TemporaryDirectory() as folder, computing_beside(1):
         trained = load_or_make(options.checkpoint).to(pick_device(options.device))
-        recogniser, tape = Recogniser(trained, cuda_graphs=options.cuda_graphs), Path(folder, "tape.mkv")
-        make_tape(options, options.length, tape)
+        recognisers, tape = {"": Recogniser(trained)}, Path(folder, "tape.mkv")
+        if options.cuda_graphs:
+            recognisers[", CUDA graphs"] = Recogniser(trained, cuda_graphs=True)
+        if options.film:
+            write_video(tape, "libx264", 0, options.film, round(RATE * options.length))
+        else:
+            make_tape(options, options.length, tape)
         rate = index_video(tape).rate
         assert rate is not None  # `string` gives it one
-        windows = {"default window": None, "every picture": recogniser.clip_frames / rate}
-        contestants = {name: partial(play, recogniser, tape, window, rate) for name, window in windows.items()}
+        windows = {"default window": None, "every picture": trained.spec.num_frames / rate}
+        contestants = {
+            f"{name}{way}": partial(play, recogniser, tape, window, rate)
+            for name, window in windows.items()
+            for way, recogniser in recognisers.items()
+        }
         rows = measure(contestants, options.rounds)
     for name, row in rows.items():
         show(name, row)
-    return {
-        "cuda_graphs": options.cuda_graphs,
-        "clip_frames": recogniser.clip_frames,
-        "pictures_per_second_of_file": rate,
-        "windows": rows,
-    }
+    sizes = {"clip_frames": trained.spec.num_frames, "film": options.film, "pictures_per_second_of_file": rate}
+    return {**sizes, "windows": rows}
 
 
 PARTS: dict[str, Callable[[argparse.Namespace], Row]] = {"many": many, "long": long, "live": live}
@@ -246,7 +256,8 @@ def make_parser() -> argparse.ArgumentParser:
     for name, function in PARTS.items():
         part = parts.add_parser(name, description=function.__doc__)
         cli.add_checkpoint(part)
-        part.add_argument("--list", required=True, metavar="LIST", help="videos; long and live string them together")
+        played = part.add_mutually_exclusive_group(required=True)
+        played.add_argument("--list", metavar="LIST", help="videos; long and live string them together")
         part.add_argument("--root", metavar="DIR", help="folder that video paths start from; default: the list's")
         if name == "many":
             part.add_argument("--chunk", type=int, default=100, metavar="N", help="files of a command (default 100)")
@@ -254,6 +265,12 @@ def make_parser() -> argparse.ArgumentParser:
             part.add_argument("--length", type=cli.seconds, nargs="+", default=[60, 1200], help="default: 1min 20min")
         else:
             part.add_argument("--length", type=cli.seconds, default=60, help="of what is played (default 1min)")
+            played.add_argument(
+                "--film",
+                type=parse_size,
+                metavar="WIDTHxHEIGHT",
+                help="in place of --list: 30 pictures a second, in H.264",
+            )
             cli.add_device(part)
             cli.add_cuda_graphs(part)
         if name != "live":

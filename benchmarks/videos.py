@@ -1,5 +1,7 @@
 """Videos to decode in benchmarks, made on the spot: by default as large and long as Kinetics' usually are."""
 
+import argparse
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 FRAMES, SIZE = 300, (340, 256)
+RATE = 30  # frames a second
 
 
 def write_video(path: Path, codec: str, seed: int, size: tuple[int, int] = SIZE, frames: int = FRAMES) -> None:
@@ -19,7 +22,7 @@ def write_video(path: Path, codec: str, seed: int, size: tuple[int, int] = SIZE,
     noise = rng.normal(0, 4, (height, width, 3)).astype(np.float32)
     with av.open(str(path), "w") as container:
         options = {"cpu-used": "6"} if codec == "libvpx-vp9" else {}
-        stream: Any = container.add_stream(codec, rate=30, options=options)
+        stream: Any = container.add_stream(codec, rate=RATE, options=options)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         if codec == "libvpx-vp9":
             stream.bit_rate = 600_000
@@ -29,3 +32,11 @@ def write_video(path: Path, codec: str, seed: int, size: tuple[int, int] = SIZE,
             frame = av.VideoFrame.from_ndarray(picture.clip(0, 255).astype(np.uint8), format="rgb24")
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """Parse a width and a height, as in 1920x1080. Raises argparse.ArgumentTypeError."""
+    match = re.fullmatch(r"(\d+)x(\d+)", text)
+    if match is None or any(int(side) < 2 or int(side) % 2 for side in match.groups()):
+        raise argparse.ArgumentTypeError(f"must be as 1920x1080, in even numbers, got {text}")
+    return int(match[1]), int(match[2])

@@ -20,6 +20,7 @@ from alt_fast.corpus import Corpus
 from alt_fast.data.config import AugmentConfig
 from alt_fast.inference.trained import TrainedModel, save_model
 from alt_fast.live import main, until_asked
+from alt_fast.model.clip_weights import build_clip
 from benchmarks.clock import SharedClock
 from tests.conftest import NoiseWriter, VideoWriter, noise_video
 from tests.processes import Command, start
@@ -74,6 +75,22 @@ def test_the_last_line_is_of_the_whole_time(
     assert main(command(trained_run, path, "--window", "400ms")) == 0
     (rates,) = re.findall(r"([\d.]+) pictures/s, ([\d.]+) judged/s", capsys.readouterr().err)
     assert all(float(rate) > 1 for rate in rates)
+
+
+@pytest.mark.usefixtures("in_no_time")
+def test_a_clip_that_was_not_trained(
+    write_noise: NoiseWriter, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = tmp_path / "clip.pt"
+    torch.save(build_clip("tiny").state_dict(), weights)
+    source = str(write_noise("a.mp4", "libx264", frames=20))
+    bare = [source, "--head", "clip", "--backbone", "tiny", "--pretrained", str(weights), "--window", "800ms"]
+    assert main([*bare, "--labels", *LABELS, "--json"]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert {found["label"] for row in rows for found in row["labels"]} == set(LABELS)
+    assert rows[0]["entities"] == []
+    assert main(bare) == 2
+    assert "--head clip without a checkpoint needs --labels" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("in_no_time")

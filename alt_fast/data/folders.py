@@ -26,7 +26,7 @@ def read_folders(folder: Path) -> tuple[list[Pair], Counter[str]]:
         files, inner = _entries(folder / label)
         videos = list(filter(_is_shown, files))
         if not videos:
-            deeper = f" but the folder {inner[0]}; classes are one level below what is named" if inner else ""
+            deeper = f" but folders, as {inner[0]}: if those are classes, name {folder / label}" if inner else ""
             raise AnnotationError(f"{folder / label} holds no videos{deeper}")
         rows += [Pair(str(folder / label), f"{label}/{name}", label) for name in map(_writable, videos)]
         passed_over[HIDDEN] += len(files) - len(videos)

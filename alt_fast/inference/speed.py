@@ -66,8 +66,8 @@ def check_compiler(device: torch.device, option: str) -> None:
 def compile_model(model: ALT) -> None:
     """Have the image tower and the decoder, nearly all the work, compiled when they are first called.
 
-    That is for batches of one size; the first of another size has them compiled for any. Inductor keeps what it
-    generates on disk, and takes it from there the next time. Raises RunError without a compiler.
+    That is for batches of one size; the first of another has them compiled for any, but within `compiled_for`. Inductor
+    keeps what it generates on disk, and takes it from there the next time. Raises RunError without a compiler.
     """
     check_compiler(model.logit_scale.device, "--compile")
     for part in (model.encoder, model.decoder):
@@ -80,7 +80,8 @@ def as_cuda_graph(step: Callable[..., T], *inputs: Tensor) -> Callable[..., T]:
     inputs: as they will come, on the GPU; the step takes no others than of these shapes and dtypes. It returns tensors,
     copies of what the graph writes, which the next call overwrites.
     """
-    graph = torch.cuda.make_graphed_callables(step, inputs)
+    with torch.cuda.device(inputs[0].device):
+        graph = torch.cuda.make_graphed_callables(step, inputs)
 
     def replay(*given: Tensor) -> T:
         return tree_map(torch.clone, graph(*given))
@@ -88,10 +89,16 @@ def as_cuda_graph(step: Callable[..., T], *inputs: Tensor) -> Callable[..., T]:
     return replay
 
 
-def warm_up(model: ALT, clips: int, head: Head) -> None:
-    """Do what only first calls do, on so many blank clips, which are made as a loader's are: not in inference mode."""
-    device = model.logit_scale.device
+@contextmanager
+def compiled_for(model: ALT, clips: int, head: Head) -> Iterator[None]:
+    """Compile, at once, for batches of so many clips; inside, others are computed as without `compile_model`.
+
+    The last batch has fewer, and takes less time than what would be compiled for it.
+    """
+    device = model.logit_scale.device  # blank clips are made as a loader's are: not in inference mode
     video = torch.zeros(clips, model.config.frames, 3, *model.image_size, device=device)
     classes = torch.zeros(1, model.alignment.entities.shape[1], device=device)
     with torch.inference_mode():
         model.probabilities(video, classes, head)
+    with torch.compiler.set_stance("eager_on_recompile"):
+        yield

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from alt_fast.data.augment import apply, crop_box, cut, is_blank, view_record
+from alt_fast.data.augment import color_map, crop_box, cut_picture, is_blank, paint, view_record
 from alt_fast.data.capture import Capture, Clock, Picture
-from alt_fast.data.decode import Frames
+from alt_fast.data.decode import Frames, Planes
 from alt_fast.errors import ArgumentError
 from alt_fast.inference.predict import EntityShare, entity_shares, rank
 from alt_fast.inference.speed import as_cuda_graph
@@ -28,8 +28,9 @@ class Recogniser:
     """A trained model in two halves: `see` is what a picture costs, `judge` what a clip of seen pictures costs besides.
 
     labels: texts to choose from; by default the classes trained on. head: who scores; by default the model's own.
-    cuda_graphs: see one picture, and judge, by one launch each. What it says of a clip is what `TrainedModel.classify`
-    says of a video with these frames.
+    cuda_graphs: see one picture, and judge, by one launch each, of the model as it is now: it must stay so.
+
+    What it says of a clip is what `TrainedModel.classify` says of a video with these frames.
 
     Raises ArgumentError for no labels or the same one twice, a head that was not trained, a model whose frames look at
     each other, and CUDA graphs of one that is on no GPU.
@@ -64,8 +65,7 @@ class Recogniser:
     @torch.inference_mode()
     def _warm_up(self, cuda_graphs: bool) -> None:
         """Do what only first calls do, on blank pictures."""
-        height, width = self.trained.spec.size
-        blank = self._prepare([np.zeros((height, width, 3), np.uint8)])
+        blank = self._prepare([np.zeros((3, *self.trained.spec.size), np.uint8)])
         clip = as_clip(join([self._see(blank)] * self.clip_frames))
         self._score_clip(*clip)
         if cuda_graphs:
@@ -76,20 +76,20 @@ class Recogniser:
         """How many frames a clip has, T."""
         return self.trained.spec.num_frames
 
+    def cut(self, planes: Planes) -> Frames:
+        """Crop and resize a picture of any size as test clips are: uint8 [3, *size]."""
+        return cut_picture(self._record, self.trained.spec.size, planes)
+
     @torch.inference_mode()
-    def see(self, pictures: Sequence[Frames]) -> FrameFeatures:
-        """Encode F pictures, cropped and resized as test clips are. pictures: uint8 RGB [H, W, 3], of any sizes."""
-        frames = self._prepare(pictures)
+    def see(self, cuts: Sequence[Frames]) -> FrameFeatures:
+        """Encode F pictures. cuts: of `cut`."""
+        frames = self._prepare(cuts)
         return self._see_one(frames) if len(frames) == 1 else self._see(frames)
 
-    def _prepare(self, pictures: Sequence[Frames]) -> Tensor:
-        spec = self.trained.spec
-        frames = torch.cat([apply(self._record, picture[None], spec.size, spec.augment) for picture in pictures])
+    def _prepare(self, cuts: Sequence[Frames]) -> Tensor:
+        pixels, augment = torch.from_numpy(np.stack(cuts)), self.trained.augment
+        frames = paint(pixels[None], color_map(view_record(augment, len(pixels)))[None], augment)[0]
         return frames.to(self._classes.device)
-
-    def shows_nothing(self, picture: Frames) -> bool:
-        """Return whether what is seen of a picture, uint8 RGB [H, W, 3], is of one colour."""
-        return bool(is_blank(cut(self._record, picture[None], self.trained.spec.size)))
 
     def entities(self, seen: FrameFeatures) -> list[EntityShare]:
         """Return what the regions of a picture aligned to, by falling share. seen: of one picture, [1, ...]."""
@@ -171,8 +171,8 @@ class Watch:
             last = self._capture.ended.is_set()  # asked before, so that the very last picture is judged
             picture = self._capture.newest() or first
             if picture.number != number:
-                pixels, number = picture.rgb(), picture.number
-                seen, nothing = self._recogniser.see([pixels]), self._recogniser.shows_nothing(pixels)
+                cut, number = self._recogniser.cut(picture.planes()), picture.number
+                seen, nothing = self._recogniser.see([cut]), bool(is_blank(torch.from_numpy(cut)))
             clip.append((seen, nothing))
             if self._clock.now() - picture.time > window:
                 clip.clear()

@@ -103,7 +103,9 @@ def _share(name: str, gone: Sequence[Failure], count: int) -> tuple[str, str]:
     """Return how many of a list's videos are gone and why, as text. Raises RunError where all are."""
     causes = ", ".join(f"{number} {kind}" for kind, number in kinds(gone).items())
     if len(gone) == count:
-        raise RunError(f"none of the {count} videos of data.{name} is there ({causes}). Is data.root right?")
+        windows = any("\\" in failure.path for failure in gone)
+        hint = "Paths need slashes in place of backslashes" if windows else "Is data.root right?"
+        raise RunError(f"none of the {count} videos of data.{name} is there ({causes}). {hint}")
     return f"{len(gone)} of {count} videos ({len(gone) / count:.1%})", causes
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.clips import AT_ONCE, BY_FRAME, main, read, shape
-from benchmarks.videos import write_video
+from benchmarks.clips import AT_ONCE, BY_FRAME, main, read
+from benchmarks.videos import parse_size, write_video
 
 
 def test_a_frame_at_a_time_takes_less_for_the_same_pixels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -29,4 +29,4 @@ def test_bad_input_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--rounds must be at least 2, got 1" in capsys.readouterr().err
     for text in ("4K", "1920x1081", "0x2"):
         with pytest.raises(argparse.ArgumentTypeError, match=f"as 1920x1080, in even numbers, got {text}"):
-            shape(text)
+            parse_size(text)

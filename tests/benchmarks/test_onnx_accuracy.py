@@ -2,12 +2,13 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 
 from benchmarks.onnx_accuracy import main
-from tests.conftest import few_blocks
+from tests.conftest import SMALL_LABELS, few_blocks
 
 
 def test_it_scores_the_same_videos_by_all(
@@ -30,6 +31,13 @@ def test_it_scores_the_same_videos_by_all(
         assert (row["videos"], len(row["provenance"]["commit"])) == (12, 40)
 
 
-def test_what_cannot_be_scored_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_cannot_be_scored_is_named(onnx_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tmp_path)]) == 1
     assert "holds no model.safetensors" in capsys.readouterr().err
+    shutil.copy(onnx_folder / "model.safetensors", tmp_path)
+    listed = tmp_path / "list.csv"
+    listed.write_text(f"path,label\nclip.mp4,{SMALL_LABELS[0]}\n")
+    (tmp_path / "clip.mp4").touch()
+    with few_blocks():
+        assert main([str(tmp_path), "--list", str(listed)]) == 1
+    assert "has no frame_encoder.onnx: alt-fast export --onnx" in capsys.readouterr().err

@@ -110,6 +110,15 @@ def test_live_judges_a_window_s_ticks_or_every_picture(trained_run: Path, listed
         assert row["cpu_seconds_per_picture"][0] > 0
 
 
+def test_live_plays_a_film_of_any_size(trained_run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "using.jsonl"
+    film = ["--film", "64x48", "--length", "4s", "--rounds", "2", "--out", str(out)]
+    assert main(["live", "--checkpoint", str(trained_run), *film]) == 0
+    (row,) = map(json.loads, out.read_text().splitlines())
+    assert (row["film"], row["list"], row["pictures_per_second_of_file"]) == ([64, 48], None, 30)
+    assert [window["decoded"] for window in row["windows"].values()] == [120, 120]
+
+
 def test_a_preset_s_name_is_a_random_model_of_it(trained_run: Path) -> None:
     made = using.load_or_make("alt_tiny")
     assert made.model.config == PRESETS["alt_tiny"]

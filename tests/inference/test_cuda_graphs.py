@@ -1,6 +1,7 @@
 """What a picture costs `live`, launched at once as CUDA graphs, is what it is without them."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,9 @@ def hold(head: Head, device: str) -> None:
     """Judge pictures one by one and together, both ways. What was seen before must survive what is seen next."""
     trained = TrainedModel(small_alt(pool="size"), SMALL_LABELS, ["{}"], AugmentConfig()).to(device)
     plain, graphed = Recogniser(trained, head=head), Recogniser(trained, head=head, cuda_graphs=True)
-    pictures = list(np.random.default_rng().integers(0, 256, (3, 50, 70, 3), dtype=np.uint8))
+    pictures = [
+        plain.cut(planes) for planes in np.random.default_rng().integers(0, 256, (3, 3, 50, 70), dtype=np.uint8)
+    ]
     one_by_one = [graphed.see([picture]) for picture in pictures]
     for seen, picture in zip(one_by_one, pictures, strict=True):
         for part, expected in zip(seen, plain.see([picture]), strict=True):
@@ -60,6 +63,7 @@ def fake_graph(step: Callable[..., Any], inputs: tuple[Tensor, ...]) -> Callable
 @pytest.mark.parametrize("head", HEADS)
 def test_shapes_stay_and_what_was_seen_survives(head: Head, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "make_graphed_callables", fake_graph)
+    monkeypatch.setattr(torch.cuda, "device", nullcontext)
     monkeypatch.setattr(TrainedModel, "device", property(lambda self: torch.device("cuda")))
     hold(head, "cpu")
 

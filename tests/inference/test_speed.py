@@ -80,20 +80,23 @@ def small(tmp_path: Path) -> str:
 def test_what_was_compiled_once_is_on_the_disk(
     small: str, trained_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The image tower alone, and all kernels in one file: to warm up, and for a video, the same code."""
+    """The image tower alone, and all kernels in one file: to warm up, and for two videos, the same code.
+
+    Of the third, a batch of its own, nothing is compiled.
+    """
     quick: dict[str, Any] = {"cpp_wrapper": True, "cpp_wrapper_build_separate": True}
     quick |= {"aot_inductor.debug_compile": True, "cpp_cache_precompile_headers": False}
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
-    video = str(trained_run.parent / "data" / "test" / "00003.webm")
-    command = [video, "--checkpoint", small, "--head", "clip", "--json", "--workers", "0"]
+    videos = [str(trained_run.parent / "data" / "test" / f"{number:05}.webm") for number in range(3)]
+    command = [*videos, "--checkpoint", small, "--head", "clip", "--json", "--workers", "0", "--batch-size", "2"]
     answers = []
     for options, expected in (([], None), (["--compile"], "miss"), (["--compile"], "hit")):
         torch.compiler.reset()
         counters.clear()
         with few_blocks(), inductor_config.patch(quick):
             assert classify.main([*command, *options]) == 0
-        (answer,) = json.loads(capsys.readouterr().out)
-        answers.append({found["label"]: found["probability"] for found in answer["labels"]})
+        found = json.loads(capsys.readouterr().out)
+        answers.append([label["probability"] for video in found for label in video["labels"]])
         caught = {name: count for name, count in counters["inductor"].items() if name.startswith("fxgraph_cache")}
         assert caught == ({} if expected is None else {f"fxgraph_cache_{expected}": 1})
         assert counters["stats"]["unique_graphs"] == len(options)

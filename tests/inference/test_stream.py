@@ -10,6 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -70,10 +71,11 @@ def test_a_clip_s_frames_one_by_one_are_judged_as_the_clip(
     record = view_record(trained.augment, recogniser.clip_frames)
     for video in sorted((trained_run.parent / "data" / "test").glob("*.webm"))[:4]:
         frames = decode_clip(video, record.positions)
-        judged = recogniser.judge(join([recogniser.see([frame]) for frame in frames]))
+        cuts = [recogniser.cut(frame.transpose(2, 0, 1)) for frame in frames]
+        judged = recogniser.judge(join([recogniser.see([cut]) for cut in cuts]))
         found = trained.classify(video, LABELS, None, head)
         assert dict(judged) == pytest.approx(dict(found), rel=1e-4)
-        together = recogniser.judge(recogniser.see(list(frames)))
+        together = recogniser.judge(recogniser.see(cuts))
         assert dict(together) == pytest.approx(dict(found), rel=1e-4)
         assert [label for label, _ in judged] == [label for label, _ in found]
 
@@ -81,14 +83,14 @@ def test_a_clip_s_frames_one_by_one_are_judged_as_the_clip(
 def test_what_is_said_of_a_picture_s_entities(trained: TrainedModel, trained_run: Path, recogniser: Recogniser) -> None:
     video = sorted((trained_run.parent / "data" / "test").glob("*.webm"))[0]
     frames = decode_clip(video, view_record(trained.augment, 2).positions)
-    seen = recogniser.see([frames[1]])
+    seen = recogniser.see([recogniser.cut(frames[1].transpose(2, 0, 1))])
     assert recogniser.entities(seen) == trained.classify(video).frames[1]
     names = recogniser.token_entities(seen)
     assert len(names) == 1 + 36 - 4 * 4
     assert int(seen.source.max()) == len(names) - 1
     assert {share.entity for share in recogniser.entities(seen)} == set(names)
     bare = Recogniser(trained, LABELS, "clip")
-    seen = bare.see([frames[1]])
+    seen = bare.see([bare.cut(frames[1].transpose(2, 0, 1))])
     assert bare.entities(seen) == []
     assert bare.token_entities(seen) == []
 
@@ -127,10 +129,10 @@ class Slow(Recogniser):
 
     clock: SharedClock | None = None
 
-    def see(self, pictures: Sequence[Frames]) -> FrameFeatures:
+    def see(self, cuts: Sequence[Frames]) -> FrameFeatures:
         if self.clock is not None:
             self.clock.wait(threading.Event(), 0.5)
-        return super().see(pictures)
+        return super().see(cuts)
 
 
 def test_a_slow_machine_passes_ticks_over_evenly(trained: TrainedModel, write_noise: NoiseWriter) -> None:
@@ -231,17 +233,19 @@ def test_an_hour_leaves_nothing_behind(recogniser: Recogniser, tmp_path: Path) -
     """A picture a second, judged twice a minute."""
     path = tmp_path / "hour.ts"
     path.write_bytes(mpegts(3600, rate=1))
-    held, handles = [], []
+    held, kept, handles = [], [], []
     tracemalloc.start()
     try:
         for tick in watched(recogniser, str(path), window=60.0):
             if tick.watch.judged in (30, 118):
                 gc.collect()
                 held.append(tracemalloc.get_traced_memory()[0])
+                kept.append([sum(isinstance(it, kind) for it in gc.get_objects()) for kind in (Tensor, av.VideoFrame)])
                 handles.append((len(os.listdir("/proc/self/fd")), threading.active_count()))
     finally:
         tracemalloc.stop()
     assert tick.clock.now() == pytest.approx(3600, abs=60)
     assert (tick.watch.passed_over, tick.capture.received) == (0, 3600)
     assert held[1] - held[0] < 50_000
+    assert kept[0] == kept[1]  # their memory is not Python's
     assert handles[0] == handles[1]

@@ -144,6 +144,11 @@ def test_what_is_not_there_is_counted_before_training(
         RunError, match=r"none of the 12 videos of data.train is there \(12 no such file\). Is data.root"
     ):
         check_presence(nowhere, read_lists(nowhere))
+    listed = folder / "from_windows.csv"
+    listed.write_text("path,label\n" + "".join(f"run\\{number}.mp4,run\n" for number in range(3)))
+    windows = replace(data, train=str(listed), max_bad_share=1.0)
+    with pytest.raises(RunError, match=r"\(3 no such file\). Paths need slashes in place of backslashes"):
+        check_presence(windows, read_lists(windows))
 
 
 @pytest.mark.parametrize(
