@@ -35,6 +35,7 @@ def session(path: Path) -> onnxruntime.InferenceSession:
     """Open an ONNX file on the CPU, with as many threads as PyTorch takes."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # they would take the next one's cores
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
