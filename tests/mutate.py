@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parent.parent
-COPIED = ("alt_fast", "kernels", "tests", "benchmarks", "problems", "pyproject.toml")
+COPIED = ("alt_fast", "kernels", "tests", "benchmarks", "problems", "examples", "pyproject.toml")
 
 
 class Mutation(NamedTuple):
@@ -676,6 +676,36 @@ MUTATIONS = [
         "self.passed_over += not self._looked",
         "self.passed_over += 1",
         "tests/data/test_capture.py::test_a_file_is_played_in_real_time_and_ends",
+    ),
+    Mutation(
+        "alt_fast/inference/windows.py",
+        "self._kept.items() if number >= first}",
+        "self._kept.items()}",
+        "tests/inference/test_windows.py::test_memory_does_not_grow_with_length",
+    ),
+    Mutation(
+        "alt_fast/inference/speed.py",
+        '"eager_on_recompile"',
+        '"default"',
+        "tests/inference/test_speed.py::test_what_was_compiled_once_is_on_the_disk",
+    ),
+    Mutation(
+        "alt_fast/inference/speed.py",
+        "tree_map(torch.clone, graph(*given))",
+        "graph(*given)",
+        "tests/inference/test_cuda_graphs.py::test_shapes_stay_and_what_was_seen_survives",
+    ),
+    Mutation(
+        "alt_fast/data/pyav.py",
+        "decode_clip(path, record.positions, partial(cut_picture, record, size))",
+        "np.stack([cut_picture(record, size, p.transpose(2, 0, 1)) for p in decode_clip(path, record.positions)])",
+        "tests/data/test_loader.py::test_a_clip_takes_the_memory_of_one_frame_and_of_what_the_model_takes",
+    ),
+    Mutation(
+        "examples/live_onnx.py",
+        '- about["mean"]',
+        "- 0.5",
+        "tests/test_examples.py::test_live_actions_need_no_torch_and_every_frame_is_encoded_once",
     ),
     Mutation(
         "alt_fast/inference/stream.py",

@@ -169,7 +169,9 @@ def is_blank(frames: Tensor, normalize: str | None = None) -> Tensor:
 
     normalize: by which they were painted; None for pixels, 0 to 255.
     """
-    spread = frames.float().std((-2, -1), correction=0)
+    pixels = frames.float().flatten(-2)
+    apart = pixels - pixels.mean(-1, keepdim=True)
+    spread = torch.linalg.vector_norm(apart, dim=-1) / pixels.shape[-1] ** 0.5  # `Tensor.std` takes four times as long
     if normalize is not None:
         spread = 255 * spread * torch.tensor(MEAN_STD[normalize][1], device=frames.device)
     return (spread < BLANK).all(-1)
