@@ -3,12 +3,14 @@
 import importlib.util
 import re
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from xml.etree import ElementTree
 
 import pytest
 
+from alt_fast.data.capture import WallClock
 from alt_fast.errors import RunError
+from alt_fast.live import Status
 
 ROOT = Path(__file__).parent.parent
 SVG = "{http://www.w3.org/2000/svg}"
@@ -100,3 +102,8 @@ def test_the_picture_in_the_readme_is_of_these_commands(recorder: ModuleType) ->
     assert shown.count("\n$ ") + 1 == len(prompts)
     assert all(prompt in shown for prompt in prompts)
     assert "](docs/terminal.svg)" in (ROOT / "README.md").read_text()
+    counts = dict.fromkeys(("received", "passed_over", "left_out", "damaged", "lost", "judged"), 0)
+    status = Status(SimpleNamespace(**counts), SimpleNamespace(**counts), WallClock())  # type: ignore[arg-type]
+    status.latency = 0.0
+    said, last = (re.sub(r"[\d.]+", "#", text) for text in (status.summary(), shown.replace("\n", "")))
+    assert last.endswith(said), "what live says has changed: make terminal"
