@@ -8,9 +8,7 @@ torchrun --nproc-per-node 8 -m alt_fast.classify clips --checkpoint runs/mine --
 """
 
 import argparse
-import hashlib
 import json
-import os
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -180,6 +178,7 @@ def write_file(
     world: "World",
 ) -> int:
     """Write what is found to --out; returns 1 when a video could not be read."""
+    from alt_fast.files import text_of
     from alt_fast.inference.predict import predict_batches, shares_of
     from alt_fast.inference.results import write_results
 
@@ -194,12 +193,6 @@ def write_file(
     if world.main:
         print(f"{len(videos)} videos in {arguments.out}" + f", {failed} of them with an error" * (failed > 0))
     return int(failed > 0)
-
-
-def text_of(names: Sequence[str]) -> str:
-    """Return a short text that stands for these names and no others."""
-    digest = hashlib.sha256(os.fsencode("\0".join(names))).hexdigest()
-    return f"{len(names)} ({digest[:16]})"
 
 
 def print_all(

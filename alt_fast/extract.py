@@ -36,6 +36,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Write the vectors; returns 1 when a video could not be read (its vector is zeros)."""
     from alt_fast.data.annotations import read_list
     from alt_fast.distributed import join_world
+    from alt_fast.files import text_of
     from alt_fast.inference.features import open_folder, write_features
     from alt_fast.model.hashing import hash_weights
 
@@ -44,7 +45,8 @@ def run(arguments: argparse.Namespace) -> int:
     with join_world(arguments.device) as world, cli.load_tested(arguments) as (trained, testing):
         videos, _ = read_list(arguments.list, arguments.classes or trained.classes, arguments.root, "test")
         settings = {name: getattr(arguments, name) for name in SETTINGS}
-        settings |= {"videos": len(videos), "weights": hash_weights(trained.model).hexdigest()}
+        labelled = text_of([f"{video.path} {video.label}" for video in videos])
+        settings |= {"videos": labelled, "weights": hash_weights(trained.model).hexdigest()}
         with open_folder(arguments.out, settings) if world.main else nullcontext():
             failures = write_features(
                 trained.model, trained.spec, videos, testing, arguments.out, arguments.per_file, world

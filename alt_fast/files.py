@@ -3,6 +3,7 @@
 import csv
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import socket
@@ -140,6 +141,12 @@ def cache_folder(name: str) -> Path:
     It need not exist yet.
     """
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "alt_fast" / name
+
+
+def text_of(names: Sequence[str]) -> str:
+    """Return a short text that stands for these names and no others."""
+    digest = hashlib.sha256(os.fsencode("\0".join(names))).hexdigest()
+    return f"{len(names)} ({digest[:16]})"
 
 
 def differences(before: Any, now: Any, key: str = "") -> list[str]:

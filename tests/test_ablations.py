@@ -1,6 +1,7 @@
 """The sweep over the paper's tables: what each row trains, what is kept, and the printed table."""
 
 import json
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -67,6 +68,8 @@ def test_a_table_on_motion_shapes(
     assert main([*command[:-1], "--", *options]) == 0
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("metrics.json")} == times
     assert capsys.readouterr().out == printed
+    assert main([*command[:-1], "--", *options, "--optim.lr", "0.5"]) == 1
+    assert re.search(r"base was trained with other settings: optim.lr was .*, now 0.5", capsys.readouterr().err)
 
 
 def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *options: str) -> tuple[list[list[str]], Sweep]:

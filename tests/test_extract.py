@@ -67,5 +67,9 @@ def test_another_request_does_not_mix(command: list[str], capsys: pytest.Capture
     capsys.readouterr()
     assert main([*command, "--crops", "3"]) == 1
     assert "begun otherwise: crops was 1, now 3. Choose another --out" in capsys.readouterr().err
+    listed = Path(command[command.index("--list") + 1])
+    listed.write_text(listed.read_text().replace("none.webm 2", "none.webm 3"))
+    assert main(command) == 1
+    assert "begun otherwise: videos was '7 (" in capsys.readouterr().err
     assert main([*command, "--per-file", "0"]) == 2
     assert "--per-file must be >= 1, got 0" in capsys.readouterr().err

@@ -25,14 +25,14 @@ from alt_fast.protocols import main, report
 
 def test_draws_are_seeded_nested_and_of_every_class() -> None:
     videos = [Video(Path(f"{i}.mp4"), i % 3) for i in range(60)]
-    four = draw_shots(videos, 3, 4, seed=0)
+    four = draw_shots(videos, list("abc"), 4, seed=0)
     assert [video.label for video in four] == [0] * 4 + [1] * 4 + [2] * 4
     assert len(set(four)) == 12
-    assert set(draw_shots(videos, 3, 2, seed=0)) < set(four)
-    assert draw_shots(videos, 3, 4, seed=0) == four
-    assert draw_shots(videos, 3, 4, seed=1) != four
-    with pytest.raises(RunError, match="class 3 has 0 videos, 1 shots"):
-        draw_shots(videos, 4, 1, seed=0)
+    assert set(draw_shots(videos, list("abc"), 2, seed=0)) < set(four)
+    assert draw_shots(videos, list("abc"), 4, seed=0) == four
+    assert draw_shots(videos, list("abc"), 4, seed=1) != four
+    with pytest.raises(RunError, match="class 'd' has 0 videos, 1 shots"):
+        draw_shots(videos, list("abcd"), 1, seed=0)
 
 
 def test_few_shot_lists_train(shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -45,7 +45,7 @@ def test_few_shot_lists_train(shapes: Path, tmp_path: Path, capsys: pytest.Captu
     everything, _ = read_list(shapes / "train.txt", names)
     assert {video.path for video in videos} <= {video.path.absolute() for video in everything}
     assert main([*command, "--shots", "3", "--out", str(tmp_path)]) == 1
-    assert "class 0 has 2 videos, 3 shots were asked for" in capsys.readouterr().err
+    assert "has 2 videos, 3 shots were asked for" in capsys.readouterr().err
     assert main([*command, "--shots", "0", "--out", str(tmp_path)]) == 2
     assert "--shots must be >= 1, got 0" in capsys.readouterr().err
 

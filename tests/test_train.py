@@ -28,6 +28,7 @@ from alt_fast.data.config import Loading
 from alt_fast.distributed import pick_device
 from alt_fast.errors import ArgumentError, RunError
 from alt_fast.evaluate import main as evaluate
+from alt_fast.export import main as export
 from alt_fast.files import sole_writer
 from alt_fast.inference.scoring import EvalConfig
 from alt_fast.inference.trained import load
@@ -314,8 +315,13 @@ def test_a_run_folder_is_begun_anew_only_where_it_is_one(tmp_path: Path) -> None
         pass
     assert (tmp_path / "config.yaml").read_text() == "mine"
     (tmp_path / "config.yaml").unlink()
-    with open_run_folder(config):
+    with pytest.raises(RunError, match="holds train.csv, and no run that it is of"), open_run_folder(config):
         pass
+    for name in ("train.csv", "test.csv"):
+        (tmp_path / name).unlink()
+    with open_run_folder(config):
+        for name in ("train.csv", "test.csv"):
+            (tmp_path / name).write_text("mine")
     with open_run_folder(replace(config, seed=1)):
         assert (tmp_path / "train.csv").read_text() == "mine"
         assert not (tmp_path / "test.csv").exists()
@@ -374,10 +380,18 @@ def test_a_folder_of_clips_is_all_it_takes(
     assert evaluate(["--checkpoint", str(tmp_path / "run"), "--workers", "0", "--json"]) == 0
     (row,) = json.loads(capsys.readouterr().out)
     assert (row["list"], row["videos"], row["top1"]) == (str(tmp_path / "run" / "test.csv"), 6, metrics["top1"])
-    assert main([*arguments, "--data.missing", "skip", "--resume"]) == 0
+    assert main([*arguments, "--data.missing", "skip", "--resume", "--optim.max-skipped", "3"]) == 0  # decides nothing
     assert json.loads((tmp_path / "run" / "metrics.json").read_text())["top1"] == metrics["top1"]
     assert main([*arguments, "--resume"]) == 1
     assert "data.missing was 'skip', now 'error'" in capsys.readouterr().err
+    listed = tmp_path / "run" / "train.csv"
+    listed.write_text(listed.read_text().replace(",tai chi", ",playing guitar", 1))
+    assert main([*arguments, "--data.missing", "skip", "--resume"]) == 1
+    assert "was started with other lists: data.train was '24 (" in capsys.readouterr().err
+    exported = tmp_path / "exported"
+    assert export(["--checkpoint", str(tmp_path / "run"), "--out", str(exported)]) == 0
+    assert evaluate(["--checkpoint", str(exported)]) == 1
+    assert "does not say which videos were held out: name them with --list FILE" in capsys.readouterr().err
 
 
 def test_an_unseen_list_may_share_classes(
@@ -499,6 +513,8 @@ def test_bad_settings(
     ("options", "message"),
     [
         (["--optim.epochs", "0"], "epochs must be >= 1"),
+        (["--optim.clip_grad", "0"], "clip_grad must be > 0, or null for none, got 0"),
+        (["--optim.label_smoothing", "1.5"], "label_smoothing must be in [0, 1], got 1.5"),
         (["--optim.accumulate", "5"], "accumulate must divide batch_size"),
         (["--optim.warmup_epochs", "9"], "warmup_epochs must be in"),
         (["--optim.mixup", "0.8", "--optim.batch_size", "9"], "must be even"),

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from alt_fast import cli
-from alt_fast.corpus import CATEGORIES, Corpus
+from alt_fast.corpus import CATEGORIES, Corpus, CorpusError
 from alt_fast.errors import ArgumentError
 
 if TYPE_CHECKING:
@@ -175,6 +175,8 @@ def build_from(arguments: argparse.Namespace) -> None:
     model = open_language_model(arguments)
     corpus, report = build(labels, open_wordnet(), config, model)
     whole = corpus if before is None else extend(before, corpus)
+    if not len(whole):
+        raise CorpusError(f"none of the {len(labels)} labels names anything that WordNet knows: no entity to write")
     whole.save(arguments.out)
     print(f"{len(whole)} entities of {len(whole.notes['labels'])} labels in {arguments.out}")
     print_report(report, corpus, asked=model is not None)

@@ -65,7 +65,11 @@ class _Row:
 
 def read_classes(path: str | Path) -> list[str]:
     """Class names in the order of their ids, as text that a person would say."""
-    path = Path(path)
+    return _numbered_classes(Path(path))[0]
+
+
+def _numbered_classes(path: Path) -> tuple[list[str], int]:
+    """Return class names in the order of their ids, and the first id: 0 or 1."""
     text = read_text(path)
     if path.suffix == ".json":
         numbered = [(str(number), name) for name, number in _json(path, text, dict).items()]
@@ -86,7 +90,7 @@ def read_classes(path: str | Path) -> list[str]:
     doubled = sorted({name for name in names if names.count(name) > 1})
     if doubled:
         raise AnnotationError(f"{path}: class name {doubled[0]!r} stands for several classes")
-    return names
+    return names, min(ids)
 
 
 def read_labels(given: Sequence[str]) -> list[str]:
@@ -129,6 +133,7 @@ def read_list(
 
     path: the list; a folder with a folder for each class; for HMDB-51 a glob of its split files. classes: a class file
     for `read_classes`, or the names; None takes the labels found, in alphabetical order, or for UCF-101 the folders.
+    Labels that are numbers begin where the ids of the class file do, among names at 0.
     root: where video paths start; the list's folder by default; folders have their own.
     subset: which rows of a file that holds both, as HMDB-51's do. numbers: whether labels that are numbers are names
     where no class file names them, for who only counts. tell: takes a line that says what was passed over.
@@ -138,8 +143,9 @@ def read_list(
     """
     path = Path(path)
     folder = Path(root) if root is not None else path.parent
+    first = 0
     if isinstance(classes, str | Path):
-        classes = read_classes(classes)
+        classes, first = _numbered_classes(Path(classes))
     if path.is_dir():
         folder, (pairs, passed_over) = path, read_folders(path)
         rows = [_row(pair) for pair in pairs]
@@ -151,7 +157,7 @@ def read_list(
     if not rows:
         raise AnnotationError(f"{path}: the list names no videos")
     numbered = all(row.label.isdecimal() for row in rows)
-    starts_at_one = numbered and _UCF_TRAIN.fullmatch(path.name) is not None
+    starts_at_one = numbered and (first == 1 or _UCF_TRAIN.fullmatch(path.name) is not None)
     if classes is None and numbered:
         if starts_at_one:
             rows = _labelled_by_folder(rows)
@@ -189,12 +195,15 @@ def merge_lists(lists: Mapping[str, tuple[Sequence[Video], Sequence[str]]]) -> t
     """Return the videos of several lists, their classes, and how many videos were listed again.
 
     lists: videos and class names, by what errors call them. Classes are one by `name_key`, under the first of their
-    names; those of the first list come first. Raises AnnotationError for a video of two classes.
+    names; those of the first list come first. Raises AnnotationError for a video of two classes, and for two classes of
+    one list that would become one.
     """
     names: dict[str, str] = {}
-    for _, own in lists.values():
+    for source, (_, own) in lists.items():
         for name in own:
-            names.setdefault(name_key(name), name)
+            first = names.setdefault(name_key(name), name)
+            if first != name and first in own:
+                raise AnnotationError(f"{source}: classes {first!r} and {name!r} would become one")
     place = {key: label for label, key in enumerate(names)}
     merged: dict[Path, int] = {}
     for source, (videos, own) in lists.items():
@@ -235,7 +244,7 @@ def _find(row: _Row, folder: Path) -> Path:
 
 def spoken(name: str) -> str:
     """A class name as text: "ApplyEyeMakeup" and "apply_eye_makeup" become "apply eye makeup"."""
-    name = name.replace("_", " ")
+    name = unicodedata.normalize("NFC", name.replace("_", " "))  # as Linux writes it; macOS decomposes
     if " " not in name:
         name = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
         name = name.lower() if name != name.lower() and not name.isupper() else name

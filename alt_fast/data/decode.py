@@ -170,7 +170,7 @@ def _open(path: str | Path) -> "av.container.InputContainer":
 def _list_frames(path: str | Path, container: "av.container.InputContainer") -> VideoIndex:
     video = video_stream(path, container)
     count, times, keyframes = 0, array("q"), array("q")
-    end = 0.0  # of any stream, in seconds
+    end, shown = 0.0, 0  # of any stream, in seconds; of the video, in its ticks
     for packet in container.demux():  # packets are not kept: together they are as large as the file
         if packet.size and packet.pts is not None:
             end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
@@ -178,6 +178,7 @@ def _list_frames(path: str | Path, container: "av.container.InputContainer") -> 
             count += 1
             if packet.pts is not None:
                 times.append(packet.pts)
+                shown = max(shown, packet.pts + (packet.duration or 0))
                 if packet.is_keyframe:
                     keyframes.append(packet.pts)
     if count == 0:
@@ -185,7 +186,7 @@ def _list_frames(path: str | Path, container: "av.container.InputContainer") -> 
     timed = len(times) == count  # old AVIs, raw streams: frames can only be counted
     ordered = _sorted(times)
     if timed:
-        _check_duration(path, container, video, ordered, end)
+        _check_duration(path, container, video, ordered, shown, end)
     codec = video.codec_context
     tick = video.time_base if timed else 1 / video.average_rate if video.average_rate else None
     return VideoIndex(
@@ -213,15 +214,19 @@ def _check_duration(
     container: "av.container.InputContainer",
     video: "av.video.stream.VideoStream",
     times: Sequence[int],
+    shown: int,
     end: float,
 ) -> None:
-    """Refuse a file that ends long before its header says it does, be it the video's or the whole file's."""
+    """Refuse a file that ends long before its header says it does, be it the video's or the whole file's.
+
+    shown: until when its last frame is, in ticks, as far as its packet says; it may be held for long.
+    """
     if len(times) == 1:
         return  # one frame may stand for any time
     tick = float(video.time_base or 0)  # seconds
     step = (times[-1] - times[0]) / (len(times) - 1) * tick
     if video.duration is not None:
-        promised, found = video.duration * tick, (times[-1] - times[0]) * tick + step
+        promised, found = video.duration * tick, max(times[-1] * tick + step, shown * tick) - times[0] * tick
     elif container.duration is not None:
         start = (container.start_time or 0) / av.time_base
         promised, found = container.duration / av.time_base, max(end, times[-1] * tick + step) - start

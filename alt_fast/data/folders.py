@@ -28,7 +28,7 @@ def read_folders(folder: Path) -> tuple[list[Pair], Counter[str]]:
         if not videos:
             deeper = f" but folders, as {inner[0]}: if those are classes, name {folder / label}" if inner else ""
             raise AnnotationError(f"{folder / label} holds no videos{deeper}")
-        rows += [Pair(str(folder / label), f"{label}/{name}", label) for name in map(_writable, videos)]
+        rows += [Pair(str(folder / label), f"{_writable(label)}/{name}", label) for name in map(_writable, videos)]
         passed_over[HIDDEN] += len(files) - len(videos)
         passed_over[DEEPER] += sum(_count_below(folder / label / name) for name in inner)
     return rows, +passed_over

@@ -22,8 +22,9 @@ Numbered = tuple[int, Video]
 def pack(videos: Sequence[Video], classes: Sequence[str], name: str, folder: Path, max_bytes: int) -> dict[str, str]:
     """Write FOLDER/NAME-00000.tar, ..., each with its index, FOLDER/NAME.csv and FOLDER/classes.csv.
 
-    A sample is NUMBER.EXTENSION, the file as it is, and NUMBER.json: {"path", "label", "class"}. Archives that are
-    complete already stay, so an interrupted run goes on. Returns the causes of files that could not be packed, by path.
+    A sample is NUMBER.EXTENSION, the file as it is, and NUMBER.json: {"path", "label", "class"}. Archives that
+    hold these videos already stay, so an interrupted run goes on. Returns the causes of files that could not be packed,
+    by path.
     """
     make_folder(folder)
     for left in folder.glob(f".{name}-*.partial*"):  # by a process that was killed
@@ -34,7 +35,7 @@ def pack(videos: Sequence[Video], classes: Sequence[str], name: str, folder: Pat
     for number, group in Progress(groups, name, "archive"):
         archive = folder / f"{name}-{number:05}.tar"
         names = [f"{i:08}{video.path.suffix}" for i, video in group]
-        if not _is_complete(archive, names):
+        if not _is_complete(archive, group, names, classes):
             _write(archive, group, names, classes)
         rows += [
             (f"{archive.name}/{member}", classes[video.label]) for member, (_, video) in zip(names, group, strict=True)
@@ -63,24 +64,39 @@ def _groups(videos: Sequence[Video], max_bytes: int, failures: dict[str, str]) -
         yield group
 
 
-def _is_complete(archive: Path, names: Sequence[str]) -> bool:
-    """The index is written last, when the archive is whole."""
+def _is_complete(archive: Path, group: Sequence[Numbered], names: Sequence[str], classes: Sequence[str]) -> bool:
+    """Whether the archive holds these videos under these labels; its index is written last, when it is whole."""
     index = archive.with_name(archive.name + ".json")
     if not index.is_file() or not archive.is_file():
         return False
     try:
-        return list(read_json(index)) == list(names)
-    except FileError:
+        if list(read_json(index)) != list(names):
+            return False
+        with tarfile.open(archive, "r:") as tar:
+            return all(
+                tar.getmember(name).size == locate(video.path).size
+                and _content(tar, f"{Path(name).stem}.json") == _about(video, classes)
+                for name, (_, video) in zip(names, group, strict=True)
+            )
+    except (FileError, OSError, tarfile.TarError, KeyError):
         return False
+
+
+def _about(video: Video, classes: Sequence[str]) -> bytes:
+    return json.dumps({"path": str(video.path), "label": video.label, "class": classes[video.label]}).encode()
+
+
+def _content(tar: tarfile.TarFile, name: str) -> bytes:
+    file = tar.extractfile(name)
+    return b"" if file is None else file.read()
 
 
 def _write(archive: Path, group: Sequence[Numbered], names: Sequence[str], classes: Sequence[str]) -> None:
     def write(partial: Path) -> None:
         with tarfile.open(partial, "w") as tar:
             for name, (_, video) in zip(names, group, strict=True):
-                content = {"path": str(video.path), "label": video.label, "class": classes[video.label]}
                 _add(tar, name, locate(video.path).read().tobytes())
-                _add(tar, f"{Path(name).stem}.json", json.dumps(content).encode())
+                _add(tar, f"{Path(name).stem}.json", _about(video, classes))
 
     write_atomically(archive, write)
     write_index(archive, set(names))

@@ -11,7 +11,8 @@ from alt_fast.data.rng import Stream, generator
 TEST_SIZE = 0.2
 """The share that is held out where nothing else is asked for."""
 
-_SOURCES = (re.compile(r"(.+_g\d+)_c\d+"), re.compile(r"(.+)_\d{6}_\d{6}"))
+_UCF, _KINETICS = re.compile(r"(.+_g\d+)_c\d+"), re.compile(r"(.+)_(\d{6})_(\d{6})")
+_LONGEST = 3600  # seconds of a clip; what lies further apart is a date and a time
 
 
 def source(path: Path) -> str:
@@ -19,8 +20,11 @@ def source(path: Path) -> str:
 
     UCF-101's v_YoYo_g01_c02 is of v_YoYo_g01, Kinetics' ID_000010_000020 of ID, in whatever folder.
     """
-    forms = (form.fullmatch(path.stem) for form in _SOURCES)
-    return next((found[1] for found in forms if found), str(path))
+    if found := _UCF.fullmatch(path.stem):
+        return found[1]
+    if (found := _KINETICS.fullmatch(path.stem)) and 0 < int(found[3]) - int(found[2]) <= _LONGEST:
+        return found[1]
+    return str(path)
 
 
 def by_source(videos: Sequence[Video]) -> dict[str, list[Video]]:

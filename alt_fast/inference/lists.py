@@ -19,6 +19,8 @@ def run_lists(checkpoint: Path, trained: TrainedModel) -> list[tuple[str, list[V
         data |= list_files(data["root"] or DEFAULT_ROOT) | {"root": None}
     made = {name: str(checkpoint / file) for name, file in LISTS.items() if (checkpoint / file).exists()}
     data |= made  # of absolute paths
+    if data["test"] is None:
+        raise RunError(f"{checkpoint} does not say which videos were held out: name them with --list FILE")
     lists = [(data["test"], *read_list(data["test"], trained.classes, data["root"], "test"))]
     if data["unseen"] is not None:
         lists.append((data["unseen"], *read_list(data["unseen"], data["unseen_classes"], data["root"], "test")))

@@ -14,7 +14,8 @@ from alt_fast.errors import RunError
 from alt_fast.files import CLIP, METRICS, make_folder, read_json
 from alt_fast.paper.splits import write_shots
 from alt_fast.progress import Progress
-from alt_fast.training.config import TrainConfig
+from alt_fast.training.config import TrainConfig, parse
+from alt_fast.training.run_folder import changed_settings
 
 FULLY, FEW, ZERO = "fully", "2-shot", "0-shot"
 COLUMNS = (FULLY, FEW, ZERO)
@@ -144,6 +145,8 @@ class Sweep:
 
     def _run(self, options: Sequence[str], run: Path) -> None:
         if (run / METRICS).exists():
+            if changed := changed_settings(run, parse([*options])):
+                raise RunError(f"{run} was trained with other settings: {'; '.join(changed)}. Choose another --out")
             return
         make_folder(run.parent)
         command = [*self.launch, "-m", "alt_fast.train", *options, f"--out={run}", "--resume"]

@@ -24,16 +24,16 @@ RENAMED = {
 """Classes of Kinetics-600 and -700 that Kinetics-400 has under another, or a slightly wider or narrower, name."""
 
 
-def draw_shots(videos: Sequence[Video], num_classes: int, shots: int, seed: int) -> list[Video]:
+def draw_shots(videos: Sequence[Video], names: Sequence[str], shots: int, seed: int) -> list[Video]:
     """Return `shots` videos of every class, by class. Of one seed, more shots contain fewer.
 
     Raises RunError for a class with fewer videos.
     """
     drawn = []
-    for label in range(num_classes):
+    for label, name in enumerate(names):
         own = [video for video in videos if video.label == label]
         if len(own) < shots:
-            raise RunError(f"class {label} has {len(own)} videos, {shots} shots were asked for")
+            raise RunError(f"class {name!r} has {len(own)} videos, {shots} shots were asked for")
         order = generator(seed, Stream.FEW_SHOT, sample=label).permutation(len(own))
         drawn += [own[index] for index in order[:shots]]
     return drawn
@@ -44,7 +44,7 @@ def write_shots(
 ) -> dict[Path, list[Video]]:
     """Write `out`/K-shot-seedS.csv for each number of shots K, drawn from the list at `path`; returns their videos."""
     videos, names = read_list(path, classes, root, "train")
-    drawn = {out / f"{count}-shot-seed{seed}.csv": draw_shots(videos, len(names), count, seed) for count in shots}
+    drawn = {out / f"{count}-shot-seed{seed}.csv": draw_shots(videos, names, count, seed) for count in shots}
     for written, chosen in drawn.items():
         _write(written, chosen, names)
     return drawn

@@ -136,6 +136,10 @@ class OptimConfig:
             raise ArgumentError(f"accumulate must divide batch_size {self.batch_size}, got {self.accumulate}")
         if self.scale_from is not None and self.scale_from < 1:
             raise ArgumentError(f"scale_from must be >= 1, got {self.scale_from}")
+        if self.clip_grad is not None and not self.clip_grad > 0:
+            raise ArgumentError(f"clip_grad must be > 0, or null for none, got {self.clip_grad}")
+        if self.label_smoothing > 1:
+            raise ArgumentError(f"label_smoothing must be in [0, 1], got {self.label_smoothing}")
         if not 0 <= self.ema < 1:
             raise ArgumentError(f"ema must be in [0, 1), got {self.ema}")
         if not 0 <= self.interpolate <= 1:

@@ -40,6 +40,9 @@ def prepare_data(data: DataConfig, folder: Path) -> DataConfig:
     if data.test is not None and data.missing == "error" and not folders:
         return data
     written = {name: folder / LISTS[name] for name, given in named.items() if given is not None or name == "test"}
+    for given in named.values():
+        if given is not None and Path(given).absolute() in {path.absolute() for path in written.values()}:
+            raise RunError(f"{given} is where this run would write a list of its own: choose another --out")
     if not all(path.exists() for path in written.values()):
         _make(data, folder, written)
     found: dict[str, Any] = {name: str(path) for name, path in written.items()}
@@ -52,7 +55,7 @@ def _make(data: DataConfig, folder: Path, written: dict[str, Path]) -> None:
     train, classes = read_list(data.train, data.classes, data.root, "train", tell=print_line)
     lists, names = {"train": train}, {"train": classes, "test": classes, "unseen": []}
     if data.test is not None:
-        lists["test"], _ = read_list(data.test, classes, data.root, "test", tell=print_line)
+        lists["test"], _ = read_list(data.test, data.classes or classes, data.root, "test", tell=print_line)
     if data.unseen is not None:
         lists["unseen"], names["unseen"] = read_list(
             data.unseen, data.unseen_classes, data.root, "test", tell=print_line
@@ -105,7 +108,7 @@ def _share(name: str, gone: Sequence[Failure], count: int) -> tuple[str, str]:
     if len(gone) == count:
         windows = any("\\" in failure.path for failure in gone)
         hint = "Paths need slashes in place of backslashes" if windows else "Is data.root right?"
-        raise RunError(f"none of the {count} videos of data.{name} is there ({causes}). {hint}")
+        raise RunError(f"none of the {count} videos of data.{name} is there ({causes}), as {gone[0].path}. {hint}")
     return f"{len(gone)} of {count} videos ({len(gone) / count:.1%})", causes
 
 
@@ -129,7 +132,7 @@ def read_lists(data: DataConfig) -> Lists:
     assert data.train is not None
     assert data.test is not None
     train, classes = read_list(data.train, data.classes, data.root, "train")
-    test, _ = read_list(data.test, classes, data.root, "test")
+    test, _ = read_list(data.test, data.classes or classes, data.root, "test")
     unseen: list[Video] = []
     unseen_classes: list[str] = []
     if data.unseen is not None:

@@ -31,13 +31,17 @@ from alt_fast.files import (
     read_json,
     read_yaml,
     sole_writer,
+    text_of,
     write_json,
     write_text,
 )
 from alt_fast.training.config import TrainConfig
+from alt_fast.training.job import Lists
 
 _PRACTICAL = ("out", "resume", "device", "checkpoint_every", "keep")
 """Where a run lies, how it is called and what it leaves may change; anything else would change its result."""
+
+_PRACTICAL_DATA = ("workers", "timeout", "max_bad_share")
 
 _OF_A_BEGINNING = (CONFIG, ENVIRONMENT, CLASSES, *LISTS.values(), MISSING, QUARANTINE, LOG)
 """What a run that has kept no step of training may have left."""
@@ -56,18 +60,45 @@ def open_run_folder(config: TrainConfig, restarted: bool = False) -> Iterator[Pa
     folder = Path("runs") / time.strftime("%Y%m%d-%H%M%S") if config.out is None else Path(config.out)
     make_folder(folder)
     with sole_writer(folder):
-        settings = {name: value for name, value in asdict(config).items() if name not in _PRACTICAL}
-        settings = json.loads(json.dumps(settings))  # tuples become lists, as in the file
+        settings = _settings(config)
         if not _goes_on(folder, settings, config.resume, restarted):
             write_json(folder / ENVIRONMENT, describe_environment())
             write_text(folder / CONFIG, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
         yield folder
 
 
+def changed_settings(folder: Path, config: TrainConfig) -> list[str]:
+    """Return how a run was started otherwise, as text, where that changes its result. Raises FileError."""
+    return differences(_deciding(read_yaml(folder / CONFIG, "data", "optim")), _deciding(_settings(config)))
+
+
+def check_same_lists(folder: Path, lists: Lists) -> None:
+    """Record what the lists of a run hold, or check that they hold what they did when it was started.
+
+    Raises RunError.
+    """
+    parts = {"train": lists.train, "test": lists.test, "unseen": lists.unseen}
+    held = {name: text_of([f"{video.path} {video.label}" for video in videos]) for name, videos in parts.items()}
+    held |= {"classes": text_of(lists.classes), "unseen_classes": text_of(lists.unseen_classes)}
+    environment = read_json(folder / ENVIRONMENT)
+    changed = differences(environment.setdefault("lists", held), held, "data")
+    if changed:
+        raise RunError(f"{folder} was started with other lists: {'; '.join(changed)}. Choose another --out")
+    write_json(folder / ENVIRONMENT, environment)
+
+
+def _settings(config: TrainConfig) -> dict[str, Any]:
+    settings = {name: value for name, value in asdict(config).items() if name not in _PRACTICAL}
+    return dict(json.loads(json.dumps(settings)))  # tuples become lists, as in the file
+
+
 def _goes_on(folder: Path, settings: dict[str, Any], resume: bool, restarted: bool) -> bool:
     """Whether there is a run to go on with; what one without a step has left is removed. Raises RunError."""
     recorded = folder / CONFIG
     if not recorded.exists():
+        strange = [name for name in (CLASSES, *LISTS.values(), MISSING) if (folder / name).exists()]
+        if strange:
+            raise RunError(f"{folder} holds {strange[0]}, and no run that it is of: choose another --out")
         return False
     ours = (folder / ENVIRONMENT).exists()  # else somebody else's config.yaml, which stays
     trained = not ours or any(path for kind in ("*.state", "*.safetensors") for path in folder.glob(kind))
@@ -91,10 +122,10 @@ def _is_of_this_launch(folder: Path) -> bool:
 
 
 def _deciding(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings without those that another machine may want otherwise, and that change no result."""
-    data = {name: value for name, value in settings["data"].items() if name not in ("workers", "timeout")}
+    """Return the settings without those that change no result: another machine's, and what a run stops at."""
+    data = {name: value for name, value in settings["data"].items() if name not in _PRACTICAL_DATA}
     # More processes want fewer parts. Together they make the parts that mixup draws its pairs in.
-    optim = {name: value for name, value in settings["optim"].items() if name != "accumulate"}
+    optim = {name: value for name, value in settings["optim"].items() if name not in ("accumulate", "max_skipped")}
     return settings | {"data": data, "optim": optim}
 
 

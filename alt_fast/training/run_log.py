@@ -129,5 +129,8 @@ class RunLog:
 
     def _write(self, stage: str, step: int, values: dict[str, float]) -> None:
         entry = {"time": round(time.time(), 3), "stage": stage, "step": step, "steps": self.steps, **values}
-        with self.path.open("a") as file:
-            file.write(json.dumps(entry) + "\n")
+        try:
+            with self.path.open("a") as file:
+                file.write(json.dumps(entry) + "\n")
+        except OSError as e:
+            raise FileError(f"cannot write {self.path}: {e.strerror or e}") from e

@@ -172,6 +172,24 @@ def test_numbers_that_do_not_fit_their_folders_need_a_class_file(tmp_path: Path,
         read_list(path)
 
 
+def test_numbers_begin_where_the_class_file_does(tmp_path: Path) -> None:
+    """Whatever the list is called, and whatever of its numbers occur."""
+    (tmp_path / "some.txt").write_text("a.avi 1\nb.avi 2\n")
+    for first, expected in ((0, [1, 2]), (1, [0, 1])):
+        classes = tmp_path / f"from{first}.csv"
+        classes.write_text("id,name\n" + "".join(f"{first + k},{name}\n" for k, name in enumerate("xyz")))
+        videos, names = read_list(tmp_path / "some.txt", classes)
+        assert [video.label for video in videos] == expected
+        assert names == ["x", "y", "z"]
+
+
+def test_a_name_is_one_however_its_letters_are_composed(tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text("path,label\na.mp4,caf\u00e9\nb.mp4,cafe\u0301\n")
+    videos, names = read_list(tmp_path / "list.csv")
+    assert names == ["caf\u00e9"]
+    assert [video.label for video in videos] == [0, 0]
+
+
 def test_numbers_count_as_names_for_who_only_counts(tmp_path: Path) -> None:
     videos, classes = read_list(write(tmp_path / "a.txt", "a.mp4 10\nb.mp4 9\nc.mp4 10\n"), numbers=True)
     assert classes == ["9", "10"]

@@ -199,6 +199,23 @@ def test_header_that_lies_about_the_frame_count(write_video: VideoWriter, header
         assert frame_numbers(decode_clip(path, [0.1, 0.5, 0.99])) == [3, 15, 29]
 
 
+def test_a_last_frame_may_be_held_for_long(tmp_path: Path) -> None:
+    """As in slides."""
+    path = tmp_path / "slides.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=1)
+        assert isinstance(stream, VideoStream)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        stream.codec_context.max_b_frames = 0
+        frames = [av.VideoFrame.from_ndarray(np.full((48, 64, 3), 80 * i, np.uint8), "rgb24") for i in range(3)]
+        packets = [packet for frame in [*frames, None] for packet in stream.encode(frame)]
+        packets[-1].duration = 9 * (packets[1].pts - packets[0].pts)
+        container.mux(packets)
+    with av.open(str(path)) as container:
+        assert container.duration == 11 * av.time_base
+    assert len(decode_clip(path, [0.1, 0.5, 0.9])) == 3
+
+
 def test_rotation_is_applied(write_video: VideoWriter, tmp_path: Path) -> None:
     source = write_video("landscape.mp4", width=64, height=32)
     content = bytearray(source.read_bytes())

@@ -86,6 +86,12 @@ def test_lists_are_merged_by_the_names_of_their_classes(tmp_path: Path, capsys: 
     ]
 
 
+def test_classes_of_one_list_do_not_become_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    turns = write(tmp_path / "turns.csv", "path,label", "a.mp4,turn +90", "b.mp4,turn -90")
+    assert main(["merge", turns, "--out", str(tmp_path / "all.csv")]) == 1
+    assert "turns.csv: classes 'turn +90' and 'turn -90' would become one" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("command", "status", "message"),
     [

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from alt_fast.data.__main__ import main
-from alt_fast.data.annotations import read_classes, read_list
+from alt_fast.data.annotations import Video, read_classes, read_list
 from alt_fast.data.config import AugmentConfig, ClipSpec, Loading
 from alt_fast.data.dataset import TrainClips
 from alt_fast.data.decode import VideoError, decode_clip
@@ -72,6 +72,24 @@ def test_an_interrupted_run_goes_on(shapes: Path, packed: Path, capsys: pytest.C
     assert archive.read_bytes() == content
     assert index.is_file()
     assert "72 of 72 videos" in capsys.readouterr().out
+
+
+def test_what_is_other_than_it_was_is_packed_anew(shapes: Path, tmp_path: Path) -> None:
+    """Other videos, or the same ones under other labels."""
+    first, second = (shapes / "train" / f"{number:05}.webm" for number in range(2))
+    for rows in ([(first, 0), (second, 1)], [(first, 1), (second, 0)], [(second, 1), (first, 0)]):
+        videos = [Video(*row) for row in rows]
+        assert pack(videos, ["a", "b"], "mine", tmp_path, 2**30) == {}
+        packed, names = read_list(tmp_path / "mine.csv")
+        assert names == ["a", "b"]
+        assert [member.label for member in packed] == [video.label for video in videos]
+        with tarfile.open(tmp_path / "mine-00000.tar") as tar:
+            for number, video in enumerate(videos):
+                content, about = (tar.extractfile(f"{number:08}.{ending}") for ending in ("webm", "json"))
+                assert content is not None
+                assert about is not None
+                assert content.read() == video.path.read_bytes()
+                assert json.load(about)["class"] == "ab"[video.label]
 
 
 def test_size_limit_starts_a_new_archive(shapes: Path, tmp_path: Path) -> None:

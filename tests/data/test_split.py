@@ -18,6 +18,8 @@ from alt_fast.data.split import source, split
         ("train/-a_b--1_000010_000020.mp4", "-a_b--1"),
         ("train-0.tar/ID_000010_000020.mp4", "ID"),
         ("run/clip_01_02.mp4", "run/clip_01_02.mp4"),
+        ("run/Screen_240115_101500.mp4", "run/Screen_240115_101500.mp4"),  # a date and a time
+        ("run/Screen_100115_201500.mp4", "run/Screen_100115_201500.mp4"),
         ("run/g01.mp4", "run/g01.mp4"),
     ],
 )

@@ -53,6 +53,25 @@ def test_a_run_that_goes_on_takes_the_lists_that_it_wrote(clips: Path, folder: P
     assert len(read_lists(prepare_data(config, folder)).test) == 10
 
 
+def test_no_list_that_is_read_is_written(clips: Path, folder: Path) -> None:
+    """As where a run is kept in the folder of its lists."""
+    listed = folder / "train.csv"
+    listed.write_text("path,label\n" + "".join(f"{clips}/run/{i}.mp4,run\n" for i in range(10)))
+    before = listed.read_text()
+    with pytest.raises(RunError, match=r"train.csv is where this run would write a list of its own"):
+        prepare_data(DataConfig(train=str(listed)), folder)
+    assert listed.read_text() == before
+
+
+def test_numbers_of_the_test_list_begin_where_those_of_the_training_list_do(tmp_path: Path) -> None:
+    (tmp_path / "classes.csv").write_text("id,name\n1,jump\n2,run\n")
+    for name in ("train", "test"):
+        (tmp_path / f"{name}.txt").write_text(f"{name}1.mp4 1\n{name}2.mp4 2\n")
+    train, test, classes = (str(tmp_path / name) for name in ("train.txt", "test.txt", "classes.csv"))
+    lists = read_lists(DataConfig(train=train, test=test, classes=classes))
+    assert [video.label for video in (*lists.train, *lists.test)] == [0, 1, 0, 1]
+
+
 def test_the_split_has_a_share_and_a_seed(clips: Path, tmp_path: Path) -> None:
     tested = []
     for seed in (0, 1):
@@ -115,7 +134,9 @@ def test_missing_videos_are_left_out_on_request_and_recorded(
 
 
 def test_where_all_is_missing_the_root_is_wrong(clips: Path, folder: Path) -> None:
-    with pytest.raises(RunError, match=r"none of the 20 videos of data.train is there \(20 empty file\). Is data.root"):
+    with pytest.raises(
+        RunError, match=r"none of the 20 videos of data.train is there \(20 empty file\), as .*\. Is data.root"
+    ):
         prepare_data(DataConfig(train=str(clips), missing="skip", workers=0), folder)
 
 
@@ -141,13 +162,13 @@ def test_what_is_not_there_is_counted_before_training(
     )
     nowhere = replace(data, root=str(folder), max_bad_share=1.0)
     with pytest.raises(
-        RunError, match=r"none of the 12 videos of data.train is there \(12 no such file\). Is data.root"
+        RunError, match=r"none of the 12 videos of data.train is there \(12 no such file\), as .*\. Is data.root"
     ):
         check_presence(nowhere, read_lists(nowhere))
     listed = folder / "from_windows.csv"
     listed.write_text("path,label\n" + "".join(f"run\\{number}.mp4,run\n" for number in range(3)))
     windows = replace(data, train=str(listed), max_bad_share=1.0)
-    with pytest.raises(RunError, match=r"\(3 no such file\). Paths need slashes in place of backslashes"):
+    with pytest.raises(RunError, match=r"\(3 no such file\), as .*\. Paths need slashes in place of backslashes"):
         check_presence(windows, read_lists(windows))
 
 
