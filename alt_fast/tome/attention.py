@@ -56,7 +56,7 @@ class ToMeAttention(Attention):
     def from_huggingface(cls, attention: nn.Module) -> "ToMeAttention":
         """Take over the attention of HF's ViT, DINOv2, CLIP or SigLIP; q, k and v are copied into one projection.
 
-        Raises ArgumentError when it has no q_proj, k_proj and v_proj of one width.
+        Raises ArgumentError when it has no q_proj, k_proj and v_proj of one width, and for one that norms them.
         """
         parts = [getattr(attention, name, None) for name in ("q_proj", "k_proj", "v_proj")]
         proj = getattr(attention, "o_proj", None) or getattr(attention, "out_proj", None)
@@ -65,6 +65,9 @@ class ToMeAttention(Attention):
             raise ArgumentError(
                 f"{type(attention).__name__} has no q_proj, k_proj, v_proj of one width and output projection"
             )
+        for name in ("q_norm", "k_norm"):
+            if not isinstance(getattr(attention, name, nn.Identity()), nn.Identity):
+                raise ArgumentError(f"{type(attention).__name__} has {name}, which ToMeAttention does not take over")
         head_dim: int = attention.head_dim  # type: ignore[assignment]
         taken = cls._empty(layers[0].in_features, layers[0].out_features // head_dim, False)
         taken.attn_drop.p = getattr(attention, "attention_dropout", getattr(attention, "dropout", 0.0))
@@ -84,8 +87,10 @@ class ToMeAttention(Attention):
         return cls(dim, num_heads=num_heads, qkv_bias=qkv_bias, device="meta")
 
 
-def check_multihead(attention: nn.MultiheadAttention) -> None:
-    """Raise ArgumentError unless it is plain self-attention with packed projections."""
+def check_multihead(attention: nn.Module) -> None:
+    """Raise ArgumentError unless it is plain self-attention by nn.MultiheadAttention with packed projections."""
+    if not isinstance(attention, nn.MultiheadAttention):
+        raise ArgumentError(f"attention must be an nn.MultiheadAttention itself, got {type(attention).__name__}")
     if attention.in_proj_weight is None or attention.bias_k is not None or attention.add_zero_attn:
         raise ArgumentError("attention must be plain self-attention: one width for q, k, v; no added keys")
 

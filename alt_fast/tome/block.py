@@ -74,12 +74,13 @@ class MergingBlock(Patched):
             raise ArgumentError(f"a merging block takes {known} behind its tokens, got {len(args)} arguments")
         options = {**dict(zip(self.arguments, args, strict=False)), **options}
         refuse_options(options, self.layout.options)
+        x = hidden.x if isinstance(hidden, Tokens) else hidden
+        if x.requires_grad and not torch.is_grad_enabled():
+            raise RuntimeError(
+                "reentrant activation checkpointing loses the gradient of merged tokens: pass use_reentrant=False"
+            )
         if isinstance(hidden, Tokens):
             tokens = hidden
-            if tokens.x.requires_grad and not torch.is_grad_enabled():
-                raise RuntimeError(
-                    "reentrant activation checkpointing loses the gradient of merged tokens: pass use_reentrant=False"
-                )
         else:
             first = self.layout.sequence_first
             x = hidden.transpose(0, 1) if first else hidden
@@ -106,6 +107,8 @@ class MergingBlock(Patched):
         normed = tokens.x if layout.norm1 is None else part(self, layout.norm1)(tokens.x)
         size = tokens.token_size if tome.prop_attn else None
         attention = part(self, layout.attention)
+        if not (torch.compiler.is_compiling() or torch.jit.is_tracing()):  # type: ignore[attr-defined]
+            _refuse_bypassed(attention)
         branch, key = layout.attend(attention, normed, size, rotary)
         branch = apply_parts(self, layout.after_attention, branch)
         if "spatial" in at:
@@ -197,6 +200,18 @@ def _reduce(block: MergingBlock, protocol: Any) -> Any:
 def _empty_block(host: type[nn.Module], layout: Layout) -> MergingBlock:
     cls = merging_class(host, layout)  # type: ignore[arg-type]
     return cls.__new__(cls)
+
+
+def _refuse_bypassed(attention: nn.Module) -> None:
+    """Raise ArgumentError where calling a host's attention would do more than its weights say.
+
+    Hooks in general do not: profilers have them on every module.
+    """
+    own = "forward" in vars(attention)
+    weights = any(type(hook).__module__.startswith("torch.nn.utils.") for hook in attention._forward_pre_hooks.values())
+    if own or weights:
+        what = "a forward of its own" if own else "weights that a hook computes (pruning, weight_norm)"
+        raise ArgumentError(f"{type(attention).__name__} has {what}, which a merging block would pass over")
 
 
 MASKS = ("attn_mask", "attention_mask")

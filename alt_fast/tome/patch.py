@@ -98,6 +98,14 @@ def apply_patch(
         for tower in towers:
             for block in tower.blocks:
                 _layout_of(tower, block).check(block)
+                if "forward" in vars(block):
+                    raise ArgumentError(
+                        f"a {type(block).__name__} has a forward of its own, as accelerate's hooks give it, which "
+                        "merging would not reach"
+                    )
+            if len(set(tower.blocks)) < len(tower.blocks):
+                raise ArgumentError("a tower has the same block twice, and merging differs from layer to layer")
+        classes = [[_class_of(tower, block) for block in tower.blocks] for tower in towers]
         schedules = [merge_schedule(r, len(tower.blocks), destinations) for tower in towers]
     except BaseException:  # the model is left as it was
         for cls, (patched, settings, trace) in zip(ours, before, strict=True):
@@ -105,8 +113,8 @@ def apply_patch(
             patched.last_trace = trace
         _add_hooks(hooked)
         raise
-    for tower, schedule in zip(towers, schedules, strict=True):
-        for i, (block, r_block) in enumerate(zip(tower.blocks, schedule, strict=True)):
+    for tower, schedule, merging in zip(towers, schedules, classes, strict=True):
+        for i, (block, r_block, cls) in enumerate(zip(tower.blocks, schedule, merging, strict=True)):
             settings = BlockSettings(
                 r_block,
                 tower.protected,
@@ -120,7 +128,7 @@ def apply_patch(
                 step,
                 tower.class_token,
             )
-            merging_class(type(block), _layout_of(tower, block)).patch(block, settings)  # type: ignore[arg-type]
+            cls.patch(block, settings)
     _add_hooks(
         module
         for module in model.modules()
@@ -136,6 +144,13 @@ def remove_patch(model: Model) -> Model:
 
 
 def _take_off(model: nn.Module, kind: type[Patched]) -> None:
+    """Raises ArgumentError, before anything changes, where another class was put on since."""
+    for module in model.modules():
+        if isinstance(module, kind) and "host" not in vars(type(module)):
+            raise ArgumentError(
+                f"{type(module).__name__} was made of a patched block, as FSDP and parametrizations do: patch and "
+                "unpatch before that"
+            )
     for module in model.modules():
         if isinstance(module, kind):
             module.unpatch()
@@ -150,6 +165,10 @@ def _add_hooks(holders: Iterable[nn.Module]) -> None:
     for module in holders:
         module.register_forward_pre_hook(refuse_attentions, with_kwargs=True)
         module.register_forward_hook(dense_outputs)
+
+
+def _class_of(tower: Tower, block: nn.Module) -> type[MergingBlock]:
+    return merging_class(type(block), _layout_of(tower, block))  # type: ignore[arg-type]
 
 
 def _layout_of(tower: Tower, block: nn.Module) -> Layout:

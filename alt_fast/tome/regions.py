@@ -69,7 +69,7 @@ def _input_size(model: nn.Module, known: Mapping[str, Any]) -> tuple[int, int]:
 
 def _patch_embedding(model: nn.Module) -> tuple[int, int]:
     for module in model.modules():
-        if isinstance(module, nn.Conv2d) and module.kernel_size == module.stride:
+        if isinstance(module, nn.Conv2d) and module.kernel_size == module.stride != (1, 1):
             return module.kernel_size[0], module.kernel_size[1]
     raise ArgumentError(f"{type(model).__name__} has no convolution that makes patches")
 

@@ -36,7 +36,7 @@ def merge_schedule(r: Reduction, num_layers: int, destinations: Destinations = 2
         schedule = [float(r)] * num_layers
     elif not isinstance(r, Sequence) or isinstance(r, str):
         raise TypeError(f"r must be a number or a sequence of numbers, got {type(r).__name__}")
-    elif len(r) == 2 and _whole(r[1]) is None and isinstance(r[1], Real):
+    elif len(r) == 2 and _whole(r[0]) is not None and _whole(r[1]) is None and isinstance(r[1], Real):
         mean, inflect = operator.index(r[0]), float(r[1])
         if not -1 <= inflect <= 1:
             raise ArgumentError(f"inflect must be in [-1, 1], got {inflect}")

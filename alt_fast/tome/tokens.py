@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import register_pytree_node
 
 from alt_fast.errors import ArgumentError
 from alt_fast.tome.destinations import Destinations, OnePerCell
@@ -73,6 +74,12 @@ class Tokens:
 
     def __len__(self) -> int:
         return len(self.x)
+
+
+# Activation checkpointing finds the devices whose random state it has to restore by the tensors in a pytree.
+register_pytree_node(
+    Tokens, lambda tokens: ([tokens.x], tokens), lambda leaves, tokens: replace(tokens, x=next(iter(leaves)))
+)
 
 
 def dense_outputs(module: nn.Module, inputs: Any, output: Any) -> Any:

@@ -8,6 +8,7 @@ import torch
 from timm.layers import Attention
 from torch import nn
 
+from alt_fast.errors import ArgumentError
 from alt_fast.tome.attention import ToMeAttention
 from alt_fast.tome.schedule import merge_schedule
 
@@ -96,6 +97,11 @@ def test_takes_over_huggingface() -> None:
         torch.testing.assert_close(ours(x)[0], theirs(x, attention_mask=None)[0])
     with pytest.raises(ValueError, match="has no q_proj"):
         ToMeAttention.from_huggingface(nn.Linear(2, 2))
+    theirs.q_norm = nn.LayerNorm(4)
+    with pytest.raises(ArgumentError, match="has q_norm, which ToMeAttention does not take over"):
+        ToMeAttention.from_huggingface(theirs)
+    with pytest.raises(ArgumentError, match=r"must be an nn\.MultiheadAttention itself, got Module"):
+        ToMeAttention.from_multihead(nn.Module())  # type: ignore[arg-type]
 
 
 def test_the_readme_block_runs_and_merges() -> None:

@@ -16,8 +16,10 @@ import pytest
 import timm
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 import alt_fast
+from alt_fast.errors import ArgumentError
 from alt_fast.tome.schedule import merge_schedule
 from alt_fast_kernels import use_backend
 from tests.oracles import match_by_loops
@@ -321,6 +323,61 @@ def test_reentrant_checkpointing_is_refused() -> None:
     x = model.blocks[0](torch.randn(1, 17, 32, requires_grad=True))
     with pytest.raises(RuntimeError, match="use_reentrant=False"):
         checkpoint(model.blocks[1], x, use_reentrant=True)
+    with pytest.raises(RuntimeError, match="use_reentrant=False"):  # of a first block, whose tokens would look detached
+        checkpoint(model.blocks[0], torch.randn(1, 17, 32, requires_grad=True), use_reentrant=True)
+    with torch.no_grad():
+        run(model)
+
+
+def test_checkpointing_sees_the_device_of_merged_tokens() -> None:
+    """Whose random state it restores."""
+    from torch.utils._pytree import tree_leaves
+
+    model = alt_fast.apply_patch(timm_vit(), r=3)
+    tokens = model.blocks[0](torch.randn(1, 17, 32))
+    (leaf,) = tree_leaves([tokens])
+    assert leaf is tokens.x
+
+
+def test_attentions_that_do_more_than_their_weights_say_are_refused() -> None:
+    model = alt_fast.apply_patch(timm_vit(), r=3)
+    model.blocks[1].attn.forward = model.blocks[1].attn.forward
+    with pytest.raises(ArgumentError, match="Attention has a forward of its own, which a merging block would"):
+        run(model)
+    pruned = torchvision_vit()
+    prune.l1_unstructured(pruned.encoder.layers[1].self_attention, "in_proj_weight", 0.3)
+    alt_fast.apply_patch(pruned, r=3)
+    with pytest.raises(ArgumentError, match="MultiheadAttention has weights that a hook computes"):
+        run(pruned)
+    prune.remove(pruned.encoder.layers[1].self_attention, "in_proj_weight")
+    run(pruned)
+
+
+def test_a_block_with_a_forward_of_its_own_is_refused() -> None:
+    model = timm_vit()
+    model.blocks[1].forward = model.blocks[1].forward
+    with pytest.raises(ArgumentError, match="a Block has a forward of its own"):
+        alt_fast.apply_patch(model, r=3)
+    assert type(model.blocks[0]) is timm.models.vision_transformer.Block
+
+
+def test_a_block_that_stands_twice_is_refused() -> None:
+    model = timm_vit()
+    model.blocks = nn.Sequential(*[model.blocks[0]] * 3)
+    with pytest.raises(ArgumentError, match="the same block twice"):
+        alt_fast.apply_patch(model, r=3)
+    assert type(model.blocks[0]) is timm.models.vision_transformer.Block
+
+
+def test_a_class_that_was_put_on_since_is_not_lost() -> None:
+    model = alt_fast.apply_patch(timm_vit(), r=3)
+    block = model.blocks[1]
+    block.__class__ = wrapped = type("FSDPBlock", (type(block),), {})
+    for change in (alt_fast.remove_patch, partial(alt_fast.apply_patch, r=2)):
+        with pytest.raises(ArgumentError, match="FSDPBlock was made of a patched block"):
+            change(model)
+        assert type(block) is wrapped
+        assert [each.tome.r for each in model.blocks] == [3, 3, 3]
 
 
 def test_dropout_and_drop_path() -> None:

@@ -29,7 +29,7 @@ def vjepa2_rotary(block: Any, options: Mapping[str, Any], num_tokens: int) -> Ro
     the channels that they turn lie in pairs. Frames are as many as come, rows and columns those of the configuration.
     """
     attention = block.attention
-    side, weight = attention.grid_size, attention.query.weight
+    side, weight = attention.grid_size, block.norm1.weight  # which no quantisation replaces
     dtype = torch.promote_types(weight.dtype, torch.float32)
     token = torch.arange(num_tokens, device=weight.device)
     places = torch.stack((token // side**2, token // side % side, token % side), 1).to(dtype)
