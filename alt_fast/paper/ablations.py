@@ -15,7 +15,6 @@ from alt_fast.files import CLIP, METRICS, make_folder, read_json
 from alt_fast.paper.splits import write_shots
 from alt_fast.progress import Progress
 from alt_fast.training.config import TrainConfig, parse
-from alt_fast.training.run_folder import changed_settings
 
 FULLY, FEW, ZERO = "fully", "2-shot", "0-shot"
 COLUMNS = (FULLY, FEW, ZERO)
@@ -145,6 +144,8 @@ class Sweep:
 
     def _run(self, options: Sequence[str], run: Path) -> None:
         if (run / METRICS).exists():
+            from alt_fast.training.run_folder import changed_settings  # with PyTorch, which --help does without
+
             if changed := changed_settings(run, parse([*options])):
                 raise RunError(f"{run} was trained with other settings: {'; '.join(changed)}. Choose another --out")
             return
