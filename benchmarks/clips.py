@@ -7,7 +7,6 @@ Memory is the peak beyond what a clip of a small film takes, libraries included.
 """
 
 import argparse
-import statistics
 import sys
 import tempfile
 import time
@@ -24,9 +23,9 @@ from alt_fast.data.config import AugmentConfig
 from alt_fast.data.decode import decode_clip
 from alt_fast.data.pyav import read_clip
 from alt_fast.errors import ArgumentError
-from alt_fast.measure.lines import append_row
-from alt_fast.measure.timing import in_turn
+from alt_fast.measure.lines import Row, append_row
 from benchmarks.apart import apart, peak_bytes
+from benchmarks.rounds import measure, show
 from benchmarks.videos import parse_size, write_video
 
 SIDE = 224  # of a clip's frames, pixels
@@ -41,13 +40,13 @@ def read(path: Path, frames: int, way: str) -> NDArray[np.uint8]:
     return cut(record, decode_clip(path, record.positions), (SIDE, SIDE)).numpy()
 
 
-def take(small: Path, path: Path, frames: int, way: str) -> tuple[float, float]:
+def take(small: Path, path: Path, frames: int, way: str) -> Row:
     """Return MiB beyond those of a small film, and seconds, of one clip in this process."""
     torch.set_num_threads(1)
     read(small, 2, way)
     before, start = peak_bytes(), time.perf_counter()
     read(path, frames, way)
-    return (peak_bytes() - before) / 2**20, time.perf_counter() - start
+    return {"mib": (peak_bytes() - before) / 2**20, "seconds": time.perf_counter() - start}
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -75,22 +74,12 @@ def work(options: argparse.Namespace) -> int:
             path = Path(folder, f"{width}x{height}.mp4")
             write_video(path, "libx264", 0, (width, height), 2 * options.frames)
             ways = {way: partial(apart, take, small, path, options.frames, way) for way in (BY_FRAME, AT_ONCE)}
-            found: dict[str, list[tuple[float, float]]] = {way: [] for way in ways}
-            for way in in_turn(ways, options.rounds):
-                found[way].append(ways[way]())
-            quartiles = {}
-            for way, taken in found.items():
-                columns = zip(*taken, strict=True)
-                mib, seconds = (statistics.quantiles(column, n=4, method="inclusive") for column in columns)
-                quartiles[way] = {"mib": mib, "seconds": seconds}
-                print(
-                    f"{width} x {height}, {options.frames} frames, {way}: {mib[1]:,.0f} MiB "
-                    f"({mib[0]:,.0f} to {mib[2]:,.0f}), {seconds[1]:.2f} s ({seconds[0]:.2f} to {seconds[2]:.2f})",
-                    flush=True,
-                )
+            rows = measure(ways, options.rounds)
+            for way, row in rows.items():
+                show(f"{width} x {height}, {options.frames} frames, {way}", row)
             if options.out is not None:
-                row = {"size": [width, height], "frames": options.frames, "rounds": options.rounds, "ways": quartiles}
-                append_row(options.out, row)
+                sizes = {"size": [width, height], "frames": options.frames, "rounds": options.rounds}
+                append_row(options.out, {**sizes, "ways": rows})
     return 0
 
 

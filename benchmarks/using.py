@@ -22,13 +22,12 @@ Contestants run in turn, round by round, each time another one first; figures ar
 
 import argparse
 import io
-import statistics
 import sys
 import tempfile
 import threading
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from functools import partial
 from itertools import accumulate
@@ -54,38 +53,8 @@ from benchmarks.apart import apart, children_peak_bytes, peak_bytes
 from benchmarks.audit import CLASSES, make_model
 from benchmarks.clock import SharedClock
 from benchmarks.live_agreement import string
+from benchmarks.rounds import measure, quartiles, show
 from benchmarks.videos import RATE, parse_size, write_video
-
-
-def quartiles(values: Iterable[float]) -> list[float]:
-    """Low, median and high."""
-    return statistics.quantiles(values, n=4, method="inclusive")
-
-
-def measure(contestants: Mapping[str, Callable[[], Row]], rounds: int) -> dict[str, Row]:
-    """Run all in turn; returns a row of each: quartiles of the floats that it returns, the other values once."""
-    found: dict[str, list[Row]] = {name: [] for name in contestants}
-    for name in in_turn(contestants, rounds):
-        found[name].append(contestants[name]())
-    return {
-        name: {
-            key: quartiles(row[key] for row in rows) if isinstance(value, float) else value
-            for key, value in rows[0].items()
-        }
-        for name, rows in found.items()
-    }
-
-
-def show(name: str, row: Row) -> None:
-    """Print a row; quartiles as the median, and from where to where."""
-    parts = []
-    for key, value in row.items():
-        if isinstance(value, Sequence):
-            low, middle, high = (f"{number:.4g}" for number in value)
-            parts.append(f"{middle} ({low} to {high}) {key}")
-        else:
-            parts.append(f"{value:,} {key}")
-    print(f"{name}: {', '.join(parts)}", flush=True)
 
 
 def command(arguments: Sequence[str]) -> None:

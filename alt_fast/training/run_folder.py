@@ -69,7 +69,7 @@ def open_run_folder(config: TrainConfig, restarted: bool = False) -> Iterator[Pa
 
 def changed_settings(folder: Path, config: TrainConfig) -> list[str]:
     """Return how a run was started otherwise, as text, where that changes its result. Raises FileError."""
-    return differences(_deciding(read_yaml(folder / CONFIG, "data", "optim")), _deciding(_settings(config)))
+    return _changes(folder, _settings(config))
 
 
 def check_same_lists(folder: Path, lists: Lists) -> None:
@@ -85,6 +85,10 @@ def check_same_lists(folder: Path, lists: Lists) -> None:
     if changed:
         raise RunError(f"{folder} was started with other lists: {'; '.join(changed)}. Choose another --out")
     write_json(folder / ENVIRONMENT, environment)
+
+
+def _changes(folder: Path, settings: dict[str, Any]) -> list[str]:
+    return differences(_deciding(read_yaml(folder / CONFIG, "data", "optim")), _deciding(settings))
 
 
 def _settings(config: TrainConfig) -> dict[str, Any]:
@@ -105,7 +109,7 @@ def _goes_on(folder: Path, settings: dict[str, Any], resume: bool, restarted: bo
     goes_on = resume or (restarted and _is_of_this_launch(folder))
     if trained and not goes_on:
         raise RunError(f"{folder} holds a run already: add --resume to go on with it, or choose another --out")
-    changed = differences(_deciding(read_yaml(recorded, "data", "optim")), _deciding(settings)) if goes_on else []
+    changed = _changes(folder, settings) if goes_on else []
     if trained and changed:
         raise RunError(f"{folder} was started with other settings: {'; '.join(changed)}")
     if goes_on and not changed:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from alt_fast.measure.lines import Row
 from benchmarks.apart import apart
 from benchmarks.clips import AT_ONCE, BY_FRAME, main, read, take
 from benchmarks.videos import parse_size, write_video
@@ -18,7 +19,7 @@ def test_a_frame_at_a_time_takes_less_for_the_same_pixels(tmp_path: Path) -> Non
     write_video(small, "libx264", 0, (64, 48), 2)
     write_video(film, "libx264", 0, (640, 480), 32)
     assert np.array_equal(read(film, 4, BY_FRAME), read(film, 4, AT_ONCE))
-    by_frame, at_once = (apart(take, small, film, 32, way)[0] for way in (BY_FRAME, AT_ONCE))
+    by_frame, at_once = (apart(take, small, film, 32, way)["mib"] for way in (BY_FRAME, AT_ONCE))
     assert by_frame + 10 < at_once  # 28 MiB of whole frames
 
 
@@ -27,10 +28,10 @@ def test_both_are_measured_in_turn(
 ) -> None:
     taken: list[str] = []
 
-    def told(function: Any, small: Path, film: Path, frames: int, way: str) -> tuple[float, float]:
+    def told(function: Any, small: Path, film: Path, frames: int, way: str) -> Row:
         assert (function, frames) == (take, 4)
         taken.append(way)
-        return 10.0 + len(taken), 0.5
+        return {"mib": 10.0 + len(taken), "seconds": 0.5}
 
     monkeypatch.setattr("benchmarks.clips.apart", told)
     out = tmp_path / "rows.jsonl"

@@ -12,7 +12,8 @@ from alt_fast.errors import RunError
 from alt_fast.measure.timing import in_turn
 from alt_fast.model.config import PRESETS
 from benchmarks import using
-from benchmarks.using import command, main, quartiles
+from benchmarks.rounds import quartiles
+from benchmarks.using import command, main
 
 
 @pytest.fixture
