@@ -1,7 +1,8 @@
 """Clips by NVIDIA's DALI: one graph decodes, crops, resizes, flips, colours and normalises whole batches.
 
 On a GPU, NVDEC decodes and everything stays there; on a CPU the same graph decodes VP8, VP9 and MJPEG. What DALI cannot
-decode, or would decode wrong, comes decoded by PyAV into the same graph. Imported only where DALI is installed.
+decode, would decode wrong, or would hold too many large frames of, comes decoded by PyAV into the same graph. Imported
+only where DALI is installed.
 """
 
 import gc
@@ -16,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from nvidia.dali import fn, math, pipeline_def, types
 
-from alt_fast.data.augment import MEAN_STD, color_map, crop_box, crop_picture
+from alt_fast.data.augment import MEAN_STD, color_map, crop_box, crop_picture, cut_picture
 from alt_fast.data.batch import Batch, PendingClip, Request
 from alt_fast.data.config import ClipSpec
 from alt_fast.data.dataset import Clips
@@ -28,6 +29,7 @@ GPU_CODECS = ("h264", "hevc", "vp8", "vp9", "av1", "mpeg4", "mjpeg")
 _EIGHT_BITS = ("yuv420p", "yuvj420p")
 _BT601 = (2, 5, 6)  # unspecified (taken for BT.601), BT.470BG, SMPTE 170M, as FFmpeg numbers them
 _MAX_BYTES = 256 * 2**20  # DALI wants the whole file in memory
+_MAX_WHOLE = 256 * 2**20  # bytes of a clip's frames, which DALI decodes whole
 _AHEAD = 2  # batches that the graph works on while one is used
 _FAILURES = 3  # of the graph, after which it is given decoded frames only
 
@@ -38,8 +40,8 @@ _NO_FRAMES = np.zeros((1, 1, 1, 3), np.uint8)
 class DaliItem(NamedTuple):
     """One clip, as the graph's inputs by their names, and the way it takes.
 
-    encoded: bytes of the file, with the `frames` to decode; or decoded: uint8 RGB [T, H, W, 3], cropped already, since
-    whole frames of a clip are large. box: top, left, height, width. color: [T, 3, 4].
+    encoded: bytes of the file, with the `frames` to decode; or decoded: uint8 RGB [T, H, W, 3], cropped already, and
+    of large frames shrunk and flipped too. box: top, left, height, width. color: [T, 3, 4].
     """
 
     encoded: NDArray[np.uint8]
@@ -62,17 +64,23 @@ class DaliReader:
     def __call__(self, request: Request) -> DaliItem:
         spec, record = self.clips.spec, self.clips.record(request.key)
         numbers = [0] * spec.num_frames
-        encoded, decoded, way = _NO_BYTES, _NO_FRAMES, "no video"
+        encoded, decoded, flip, way = _NO_BYTES, _NO_FRAMES, record.flip, "no video"
         if request.video is None:
             decoded = np.zeros((spec.num_frames, 16, 16, 3), np.uint8)
         else:
             path = self.clips.videos[request.video].path
             index = index_video(path)
             numbers = index.frames_at(record.positions)
+            large = 3 * spec.num_frames * index.height * index.width > _MAX_WHOLE
             cause = "DALI failed on it or on one beside it" if request.plain else reason_against(path, index, self.gpu)
+            if cause is None and large:
+                cause = f"whole frames of a clip are larger than {_MAX_WHOLE >> 20} MiB"
             if cause is None:
                 encoded, way = locate(path).read(), f"decoded by DALI on a {'GPU' if self.gpu else 'CPU'}"
                 box = crop_box(record, index.height, index.width)
+            elif large:
+                clip = decode_frames(path, index, numbers, partial(cut_picture, record, spec.size))
+                decoded, flip, way = clip.transpose(0, 2, 3, 1), False, f"decoded by PyAV: {cause}"
             else:
                 decoded = decode_frames(path, index, numbers, partial(crop_picture, record, axis=-1))
                 way = f"decoded by PyAV: {cause}"
@@ -81,10 +89,10 @@ class DaliReader:
         return DaliItem(
             encoded,
             np.array(numbers, np.int32),
-            decoded,
+            np.ascontiguousarray(decoded),
             np.array(decoded is _NO_FRAMES),
             np.array(box, np.int32),
-            np.array(record.flip, np.int32),
+            np.array(flip, np.int32),
             color_map(record).numpy(),
             way,
         )

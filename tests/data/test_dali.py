@@ -21,7 +21,8 @@ from alt_fast.data.dataset import NO_LABEL, EpochSampler, EvalClips, TrainClips,
 from alt_fast.data.decode import decode_frames, index_video
 from alt_fast.data.loader import Loader, open_backend
 from alt_fast.train import main
-from tests.conftest import SMALL_JOB, NoiseWriter, noise_video, once
+from benchmarks.apart import apart, peak_bytes
+from tests.conftest import SMALL_JOB, NoiseWriter, VideoWriter, noise_video, once
 
 pytest.importorskip("nvidia.dali")
 from alt_fast.data import dali
@@ -148,6 +149,47 @@ def test_cropped_frames_give_what_whole_ones_give(videos: list[Video], monkeypat
     monkeypatch.setattr(dali.DaliReader, "__call__", read_whole)
     expected, _ = load(clips, keys, "dali")
     assert all(torch.equal(one.video, other.video) for one, other in zip(found, expected, strict=True))
+
+
+def test_of_large_frames_the_graph_is_given_the_torch_loader_s_clip(
+    videos: list[Video], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Decoded by either: nine frames of 64 x 48 are above this limit, eight are not."""
+    monkeypatch.setattr(dali, "_MAX_WHOLE", 3 * 8 * 64 * 48)
+    for frames, large in ((8, False), (9, True)):
+        clips = TrainClips([videos[0], videos[5]], ClipSpec(frames, (32, 32), AugmentConfig(flip=0.5)), seed=4)
+        keys = [[(epoch, i) for i in range(2)] for epoch in range(6)]
+        assert len({clips.record(key).flip for batch in keys for key in batch}) == 2
+        found, ways = load(clips, keys, "dali")
+        if large:
+            assert ways == {
+                "decoded by PyAV: whole frames of a clip are larger than 0 MiB": 6,
+                "decoded by PyAV: DALI does not decode h264 on a CPU": 6,
+            }
+            for one, other in zip(found, load(clips, keys, "torch")[0], strict=True):
+                torch.testing.assert_close(one.video, other.video, rtol=0, atol=1e-5)
+        else:
+            assert ways["decoded by DALI on a CPU"] == 6
+
+
+def growth(path: Path) -> int:
+    """Memory that a long clip takes beyond a short one, in a process that has read nothing else."""
+    peaks = []
+    for frames in (2, 26):
+        load(EvalClips([Video(path, 0)], ClipSpec(frames, (112, 112), PLAIN)), [[(0, 0)]], "dali")
+        peaks.append(peak_bytes())
+    return peaks[1] - peaks[0]
+
+
+@pytest.mark.parametrize(("codec", "colours"), [("mjpeg", "yuvj420p"), ("mpeg4", "yuv420p")])
+def test_a_clip_does_not_take_the_memory_of_its_whole_frames(
+    codec: str, colours: str, write_video: VideoWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of smaller frames, DALI decodes the one codec on a CPU, and PyAV the other."""
+    monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "65536")  # so that what is freed is not kept for the next frames
+    path = write_video("large.avi", codec, frames=26, width=2560, height=1440, pix_fmt=colours)
+    frame, clip = 3 * 2560 * 1440, 3 * 26 * 112 * 112  # bytes
+    assert apart(growth, path) < 4 * frame + 20 * clip < 26 * frame / 4
 
 
 def test_batches_may_grow(videos: list[Video]) -> None:
