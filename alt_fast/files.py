@@ -6,6 +6,7 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 import socket
 import tempfile
 import threading
@@ -121,6 +122,25 @@ def make_folder(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as e:
         raise FileError(f"cannot make folder {path}: {e.strerror or e}") from e
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """Give a folder to fill, beside `path`, whose name it takes when it is full; where filling it fails it goes.
+
+    path: no folder yet, or an empty one. Raises FileError.
+    """
+    path = path.resolve()
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    make_folder(partial)
+    try:
+        yield partial
+        try:
+            os.replace(partial, path)
+        except OSError as e:
+            raise FileError(f"cannot make folder {path}: {e.strerror or e}") from e
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def check_place(path: Path) -> None:

@@ -6,7 +6,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import av
@@ -125,9 +125,33 @@ def serve_rtsp(sent: bytes) -> Iterator[str]:
 @contextlib.contextmanager
 def serve_http(kind: str, body: Iterable[bytes], status: int = 200) -> Iterator[str]:
     """Give the address of a server that answers everything with this body of this MIME type."""
+    with _serve(lambda path: (kind, body), status) as address:
+        yield f"{address}/video"
+
+
+@contextlib.contextmanager
+def serve_hls(segments: Sequence[bytes], seconds: int) -> Iterator[str]:
+    """Give the address of a playlist that goes on, of segments of so many seconds; there are never any more."""
+    lines = ["#EXTM3U", "#EXT-X-VERSION:3", f"#EXT-X-TARGETDURATION:{seconds}", "#EXT-X-MEDIA-SEQUENCE:0"]
+    for number in range(len(segments)):
+        lines += [f"#EXTINF:{seconds},", f"{number}.ts"]
+
+    def answer(path: str) -> tuple[str, Iterable[bytes]]:
+        if path.endswith(".ts"):
+            return "video/mp2t", [segments[int(path.strip("/").removesuffix(".ts"))]]
+        return "application/vnd.apple.mpegurl", ["\n".join(lines).encode()]
+
+    with _serve(answer) as address:
+        yield f"{address}/live.m3u8"
+
+
+@contextlib.contextmanager
+def _serve(answer: Callable[[str], tuple[str, Iterable[bytes]]], status: int = 200) -> Iterator[str]:
+    """Give the address of a server. answer: from a path to the MIME type and the body."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
+            kind, body = answer(self.path)
             self.send_response(status)
             self.send_header("Content-Type", kind)
             self.end_headers()
@@ -142,7 +166,7 @@ def serve_http(kind: str, body: Iterable[bytes], status: int = 200) -> Iterator[
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
         try:
-            yield f"http://127.0.0.1:{server.server_port}/video"
+            yield f"http://127.0.0.1:{server.server_port}"
         finally:
             server.shutdown()
             thread.join()

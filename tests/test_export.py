@@ -90,6 +90,23 @@ def test_the_compiled_program_gives_the_same(tmp_path: Path) -> None:
             torch.testing.assert_close(run(video), model.describe(video)[0], rtol=1e-4, atol=1e-4)
 
 
+def test_a_folder_is_there_whole_or_not_at_all(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "new"
+    out.mkdir()
+    command = ["--checkpoint", str(folder), "--out", str(out)]
+    with monkeypatch.context() as patch:
+        patch.setattr("alt_fast.inference.export.model_card", lambda *arguments: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            main(command)
+        assert [path.name for path in tmp_path.iterdir()] == ["new"]
+        assert not any(out.iterdir())
+    mask = out.stat().st_mode
+    assert main(command) == 0
+    assert (out / "model.safetensors").exists()
+    assert out.stat().st_mode == mask
+    assert [path.name for path in tmp_path.iterdir()] == ["new"]
+
+
 def test_what_cannot_be_exported(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -22,6 +22,8 @@ from alt_fast.data.storage import StorageError, locate
 
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0  # seconds before a lost source is opened again
 _PATIENCE, _WAIT = 1.0, 5e-3  # seconds of decoding without any such wait for data, after which decoding is too slow
+_SEGMENTED = ("hls", "dash")  # what comes by many seconds at once, to be played at its times
+_JUMP = 10.0  # seconds that such a source's times may be off before they count anew
 _MOST_DAMAGED = 1000  # packets in a row that give no picture: with ten seconds between key frames, some at the start
 _OPTIONS = {
     "analyzeduration": "1000000",  # microseconds of a stream that are looked at before the first picture; not five
@@ -77,7 +79,7 @@ class Capture:
     A source that is lost after its first picture is opened again after pauses that double from 1 to 30 s. Files,
     recordings behind an address (those that say how long they are) and standard input end with their end. They are
     decoded whole, however slowly; of a source that goes on, what cannot be decoded in time is left out up to a key
-    frame.
+    frame. HLS and DASH come in parts of some seconds: they are played in real time, and decoded whole.
 
     received: pictures so far. passed_over: those of them that a newer one replaced before anyone asked. left_out:
     packets that were not decoded, for lack of time. damaged: packets that gave no picture. lost: connections. rate:
@@ -158,7 +160,7 @@ class Capture:
         try:
             with self._open() as container:
                 endless = endless and not container.duration
-                self._take(container, endless, paced=not endless and self._source != "-")
+                self._take(container, endless)
         except StorageError as e:
             hint = f"; a camera is /dev/video{self._source}" if self._source.isdecimal() else ""
             return endless, f"{e}{hint}"
@@ -179,12 +181,14 @@ class Capture:
             return av.open(self._source, options=_OPTIONS, metadata_errors="ignore", timeout=self._timeout)
         return av.open(locate(self._source).url(), metadata_errors="ignore")
 
-    def _take(self, container: "av.container.InputContainer", endless: bool, paced: bool) -> None:
+    def _take(self, container: "av.container.InputContainer", endless: bool) -> None:
         stream = video_stream(self.name, container)
         self.rate = float(stream.average_rate) if stream.average_rate else None
+        segmented = endless and container.format.name in _SEGMENTED
+        paced = segmented or (not endless and self._source != "-")
         start: float | None = None
         packets = self._packets(container, stream)
-        for packet in self._in_time(packets) if endless else packets:
+        for packet in packets if paced or not endless else self._in_time(packets):
             try:
                 frames = packet.decode()
             except av.error.FFmpegError as e:
@@ -192,8 +196,10 @@ class Capture:
                 continue
             for frame in frames:
                 if paced and frame.time is not None:
-                    start = self._clock.now() - frame.time if start is None else start
-                    self._clock.wait(self._ending, start + frame.time - self._clock.now())
+                    now = self._clock.now()
+                    if start is None or (segmented and abs(start + frame.time - now) > _JUMP):
+                        start = now - frame.time
+                    self._clock.wait(self._ending, start + frame.time - now)
                 self._show(frame)
 
     def _in_time(

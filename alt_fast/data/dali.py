@@ -29,7 +29,7 @@ GPU_CODECS = ("h264", "hevc", "vp8", "vp9", "av1", "mpeg4", "mjpeg")
 _EIGHT_BITS = ("yuv420p", "yuvj420p")
 _BT601 = (2, 5, 6)  # unspecified (taken for BT.601), BT.470BG, SMPTE 170M, as FFmpeg numbers them
 _MAX_BYTES = 256 * 2**20  # DALI wants the whole file in memory
-_MAX_WHOLE = 256 * 2**20  # bytes of a clip's frames, which DALI decodes whole
+_MAX_WHOLE = 64 * 2**20  # bytes of a clip's frames, which DALI decodes whole, of three batches at a time
 _AHEAD = 2  # batches that the graph works on while one is used
 _FAILURES = 3  # of the graph, after which it is given decoded frames only
 

@@ -22,6 +22,7 @@ VIDEO_SUFFIXES = frozenset(f".{kind}" for kind in _KINDS.split())
 _DELIMITERS = ",;\t"
 _BLANKS = ""  # stands for them among delimiters
 _LOOKED_AT = 100  # lines, to tell the delimiter
+_EXCEL = re.compile(r"sep=.", re.IGNORECASE)  # a line by which Excel is told the delimiter
 _NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?")
 _NUMBERS = re.compile(rf"(.*?\S)\s+((?:{_NUMBER.pattern}\s+)+{_NUMBER.pattern})")  # `folder 120 3`
 _BEHIND_VIDEO = re.compile(rf"(.*?(?:{'|'.join(map(re.escape, VIDEO_SUFFIXES))}))\s+(.*)", re.IGNORECASE)
@@ -183,4 +184,4 @@ def _records(path: Path, text: str, delimiter: str, spaced: bool) -> Iterator[tu
 
 
 def _is_idle(line: str) -> bool:
-    return not line or line.startswith("#")
+    return not line or line.startswith("#") or _EXCEL.fullmatch(line) is not None

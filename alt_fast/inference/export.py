@@ -14,15 +14,15 @@ from alt_fast.files import (
     ENVIRONMENT,
     METRICS,
     WEIGHTS,
-    make_folder,
     read_json,
+    whole_folder,
     write_atomically,
     write_json,
     write_text,
 )
 from alt_fast.inference.model_card import model_card
 from alt_fast.inference.speed import check_compiler
-from alt_fast.inference.trained import load, save_model
+from alt_fast.inference.trained import TrainedModel, load, save_model
 from alt_fast.model.alt import ALT
 from alt_fast.model.config import Head
 
@@ -84,7 +84,7 @@ def compile_program(program: torch.export.ExportedProgram, path: Path) -> None:
 
 
 def export(checkpoint: str | Path, out: Path, programs: Programs | None = None) -> None:
-    """Fill the folder `out`. checkpoint: a run folder or a file. programs: by default none.
+    """Make the folder `out`, whole or not at all. checkpoint: a run folder or a file. programs: by default none.
 
     Raises CheckpointError, FileError, ArgumentError for what cannot be exported so, and RunError when the folder holds
     something or a compiler is missing.
@@ -96,23 +96,25 @@ def export(checkpoint: str | Path, out: Path, programs: Programs | None = None) 
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise RunError(f"{out} is no empty folder: choose another --out")
     labels = trained.classes if programs.labels is None else programs.labels
-    files = None
-    if programs.onnx is not None:
-        from alt_fast.inference import onnx  # an extra
-
-        files = onnx.build(trained, programs.onnx, labels, programs.head or trained.head)
-    make_folder(out)
     run = checkpoint if (checkpoint / CONFIG).exists() else None
+    with whole_folder(out) as folder:
+        _write_model(folder, trained, run)
+        _write_programs(folder, trained, programs, labels)
+        write_text(folder / CARD, model_card(trained, run))
+
+
+def _write_model(folder: Path, trained: TrainedModel, run: Path | None) -> None:
+    """Write the weights, what they are weights of, and how they were trained."""
     if run is not None:
         for name in (CONFIG, METRICS):
             if (run / name).exists():
-                write_text(out / name, (run / name).read_text(encoding="utf-8"))
+                write_text(folder / name, (run / name).read_text(encoding="utf-8"))
         if (run / ENVIRONMENT).exists():
             environment = read_json(run / ENVIRONMENT)
-            write_json(out / ENVIRONMENT, {key: value for key, value in environment.items() if key != "command"})
-    save_model(out / WEIGHTS, trained)
+            write_json(folder / ENVIRONMENT, {key: value for key, value in environment.items() if key != "command"})
+    save_model(folder / WEIGHTS, trained)
     write_json(
-        out / "model.json",
+        folder / "model.json",
         {
             "model": asdict(trained.model.config),
             "classes": trained.classes,
@@ -121,13 +123,18 @@ def export(checkpoint: str | Path, out: Path, programs: Programs | None = None) 
         },
     )
     if trained.model.corpus is not None:
-        trained.model.corpus.save(out / "corpus.json")
+        trained.model.corpus.save(folder / "corpus.json")
+
+
+def _write_programs(folder: Path, trained: TrainedModel, programs: Programs, labels: Sequence[str]) -> None:
     if programs.program or programs.aoti:
         exported = export_program(trained.model)
         if programs.program:
-            write_atomically(out / PROGRAM, lambda file: torch.export.save(exported, file))
+            write_atomically(folder / PROGRAM, lambda file: torch.export.save(exported, file))
         if programs.aoti:
-            compile_program(exported, out / COMPILED)
-    if files is not None:
-        onnx.save(out, files, programs.int8)
-    write_text(out / CARD, model_card(trained, run))
+            compile_program(exported, folder / COMPILED)
+    if programs.onnx is not None:
+        from alt_fast.inference import onnx  # an extra
+
+        files = onnx.build(trained, programs.onnx, labels, programs.head or trained.head)
+        onnx.save(folder, files, programs.int8)

@@ -46,6 +46,7 @@ def test_plain_list(tmp_path: Path) -> None:
     [
         ("a.csv", "path,label\na é.mp4,1\nb/c.webm,eating\n"),
         ("a.csv", "Path;Label;note\r\na é.mp4;1;\r\nb/c.webm;eating;good, I think\r\n"),
+        ("a.csv", "sep=;\r\npath;label\r\na é.mp4;1\r\nb/c.webm;eating\r\n"),
         ("a.tsv", "# two clips\npath\tlabel\n\na é.mp4\t1\n# the second:\nb/c.webm\teating\n"),
         ("a.csv", "a é.mp4,1\nb/c.webm,eating\n"),
         ("a.csv", "a é.mp4, 1\n b/c.webm ,eating\n"),

@@ -15,7 +15,18 @@ import pytest
 from alt_fast.data.capture import Capture
 from alt_fast.data.decode import VideoError
 from tests.conftest import VideoWriter
-from tests.streams import HurriedClock, StoppedClock, jpegs, mpegts, parts, serve_http, serve_rtsp, serve_tcp, shows
+from tests.streams import (
+    HurriedClock,
+    StoppedClock,
+    jpegs,
+    mpegts,
+    parts,
+    serve_hls,
+    serve_http,
+    serve_rtsp,
+    serve_tcp,
+    shows,
+)
 
 MULTIPART = "multipart/x-mixed-replace; boundary=frame"
 
@@ -146,6 +157,16 @@ def test_a_network_camera() -> None:
     with nothing_left(), serve_rtsp(mpegts(40)) as address, Capture(address) as capture:
         wait_until(lambda: capture.received == 38)
         assert shows(capture.newest(), 37)
+
+
+def test_what_comes_in_segments_is_played_at_its_times() -> None:
+    """A segment is there at once. Where times jump, by a hundred seconds here, they count anew."""
+    segments = [mpegts(20, start) for start in (0, 20, 1000)]
+    clock = HurriedClock()
+    with serve_hls(segments, 2) as address, Capture(address, clock=clock) as capture:
+        wait_until(lambda: capture.received >= 58)
+    assert capture.left_out == 0
+    assert 5 < sum(max(0.0, wait) for wait in clock.waits) < 6  # seconds of 58 pictures; 10 a second
 
 
 @pytest.fixture(autouse=True)

@@ -437,6 +437,9 @@ def test_bad_input() -> None:
         unmerge(x[0], plan.slot)
     with pytest.raises(ValueError, match="slot must be"):
         unmerge(x, plan.slot[:1])
+    if x.device.type == "cpu":  # values are not read on a GPU
+        with pytest.raises(ValueError, match=r"slot must be from 0 to 2, got 0 to [3-9]"):
+            unmerge(x[:, :3], plan.slot)
 
 
 def test_tokens_of_size_0_leave_no_trace() -> None:

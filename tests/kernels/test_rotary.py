@@ -124,9 +124,9 @@ def test_without_sizes_and_with_padding(interleaved: bool) -> None:
         leaf, kept = qkv.clone().requires_grad_(), qkv[:, :7].clone().requires_grad_()
         out = form(leaf, size, rotary)[:, :7]
         fewer = form(kept, size[:, :7], Rotary(rotary.cos[:, :7], rotary.sin[:, :7], interleaved))
-        torch.testing.assert_close(out, fewer)
         grads = [torch.autograd.grad(x.square().sum(), y)[0] for x, y in ((out, leaf), (fewer, kept))]
-        torch.testing.assert_close(grads[0][:, :7], grads[1])
+        for padded, cut in ((out, fewer), (grads[0][:, :7], grads[1])):  # scores of tens round to 1e-5 of a weight
+            torch.testing.assert_close(padded, cut, rtol=0, atol=2e-5 * float(cut.abs().max()))
         assert not grads[0][:, 7:].any()
 
 

@@ -34,9 +34,10 @@ def match_reference(
         mean = key.to(torch.promote_types(key.dtype, torch.float32)).mean(2)
         norm = mean.norm(dim=-1, keepdim=True)
         metric = _exactly_summable(mean / norm.clamp_min(1e-12))
-        if may_read_values(key) and not bool(norm.isfinite().all()):
+        known = may_read_values(key)
+        if known and not bool(norm.isfinite().all()):
             raise ValueError("key must be finite, got NaN, infinity or a norm beyond fp32")
-        best, partner = _best(metric[:, sources], metric[:, destinations])
+        best, partner = _best(metric[:, sources], metric[:, destinations], finite=known)
 
     if torch.onnx.is_in_onnx_export():  # ONNX has no stable sort, but its TopK puts the lower index first
         by_rank = best.topk(best.shape[1], dim=-1).indices
@@ -67,12 +68,14 @@ def _exactly_summable(metric: Tensor) -> Tensor:
     return (metric.double() * GRID).round() / GRID
 
 
-def _best(sources: Tensor, destinations: Tensor) -> tuple[Tensor, Tensor]:
+def _best(sources: Tensor, destinations: Tensor, finite: bool) -> tuple[Tensor, Tensor]:
     """Every source's maximal score and the first destination that has it, [B, num_sources]; NaN counts as -2."""
     best, partner = [], []
     for rows in sources.split(CHUNK, 1):
         scores = rows @ destinations.transpose(1, 2)
-        top = scores.masked_fill(scores.isnan(), -2.0).max(dim=-1)  # below every cosine; the first of equal maxima
+        if not finite:
+            scores = scores.masked_fill(scores.isnan(), -2.0)  # below every cosine
+        top = scores.max(dim=-1)  # the first of equal maxima
         best.append(top.values)
         partner.append(top.indices)
     return (best[0], partner[0]) if len(best) == 1 else (torch.cat(best, 1), torch.cat(partner, 1))

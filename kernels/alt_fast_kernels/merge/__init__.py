@@ -2,9 +2,11 @@
 
 from typing import overload
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from alt_fast_kernels.checks import check_device, check_size
+from alt_fast_kernels.checks import check_device, check_size, may_read_values
 from alt_fast_kernels.dispatch import autocast_dtype, takes_kernel, to_autocast_dtype
 from alt_fast_kernels.match import MergePlan
 from alt_fast_kernels.merge.norm import check_norm, is_fusable, norm_weights
@@ -93,9 +95,16 @@ def _check(x: Tensor, size: Tensor, plan: MergePlan, residual: Tensor | None) ->
 
 
 def unmerge(x: Tensor, slot: Tensor) -> Tensor:
-    """Give every token the value of its slot: x [B, N', C], slot [B, N] (a plan's, or composed) -> [B, N, C]."""
+    """Give every token the value of its slot: x [B, N', C], slot [B, N] (a plan's, or composed) -> [B, N, C].
+
+    Raises ValueError for shapes that do not fit, and for other slots than 0 to N' - 1 where values may be read.
+    """
     if x.ndim != 3:
         raise ValueError(f"x must be [B, N', C], got shape {tuple(x.shape)}")
     if slot.ndim != 2 or slot.shape[0] != x.shape[0]:
         raise ValueError(f"slot must be [{x.shape[0]}, N] to fit x, got shape {tuple(slot.shape)}")
-    return x.gather(1, slot.long().unsqueeze(-1).expand(-1, -1, x.shape[-1]))
+    batch, num_slots, channels = x.shape
+    if may_read_values(slot) and slot.numel() and not 0 <= int(slot.min()) <= int(slot.max()) < num_slots:
+        raise ValueError(f"slot must be from 0 to {num_slots - 1}, got {int(slot.min())} to {int(slot.max())}")
+    start = torch.arange(batch, device=x.device).unsqueeze(1) * num_slots
+    return F.embedding(start + slot.long(), x.reshape(-1, channels))  # copies whole rows, as `gather` does not
