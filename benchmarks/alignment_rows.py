@@ -17,11 +17,15 @@ choice"). So "everything" has both true. "weighed": those of the regions by how 
 
 @dataclass(frozen=True)
 class Case:
-    """A row of the tables. changes: settings of the model, beside the configuration's. control: of its entities."""
+    """A row of the tables. changes: settings of the model, beside the configuration's. control: of its entities.
+
+    tools: how many of the trained classes' tools it is trained on, in as many steps.
+    """
 
     name: str
     changes: Mapping[str, Any] = field(default_factory=dict)
     control: Control | None = None
+    tools: int = 20
 
 
 SCALED = {"pool": "mean", "query_norm": False, "unit_entities": False, "shortcut": False, "tau": 1.0, "noise": True}
@@ -61,6 +65,12 @@ CASES = {
     "attention": Case("pooled by attention", {"pool": "attention"}),
     "tau-1": Case("tau = 1", {"tau": 1.0}),
     "annealed": Case("tau from 1 to 0.05", {"tau_start": 1.0}),
+    "frame-10": Case("frame tokens, trained on 10 tools", {"query": "frame"}, tools=10),
+    "frame-5": Case("frame tokens, trained on 5 tools", {"query": "frame"}, tools=5),
+    "entities-10": Case("entities of regions, trained on 10 tools", tools=10),
+    "entities-5": Case("entities of regions, trained on 5 tools", tools=5),
+    "oracle-10": Case("oracle, trained on 10 tools", {}, "oracle", tools=10),
+    "oracle-5": Case("oracle, trained on 5 tools", {}, "oracle", tools=5),
     "soft": Case("soft choice", {"hard": False}),
     "no-noise": Case("no noise", {"noise": False}),
 }

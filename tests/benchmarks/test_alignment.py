@@ -16,7 +16,7 @@ from alt_fast.model.config import TINY, ModelConfig
 from alt_fast.training.config import parse
 from benchmarks import alignment
 from benchmarks.alignment import COLUMNS, Experiment, Tokens, hypotheses, main, pool_things, table
-from benchmarks.alignment_rows import CASES, LEVEL_2, LITERAL
+from benchmarks.alignment_rows import CASES, LEVEL_2, LITERAL, Case
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,10 @@ def test_it_runs_every_row_once(small: list[str], tmp_path: Path, capsys: pytest
     assert [(row["case"], row["seed"]) for row in rows] == [
         (case, seed) for seed in (0, 1) for case in ("frame", "entities", "oracle")
     ]
-    assert all(0 <= row[column] <= 1 for row in rows for column in (*COLUMNS[:7],))
+    linear = "unseen, linear"
+    assert all(0 <= row[column] <= 1 for row in rows for column in COLUMNS[:8] if column != linear)
+    assert [linear in row for row in rows] == 2 * [False, True, True]
+    assert all(0 <= row[linear] <= 1 for row in rows if linear in row)
     printed = capsys.readouterr().out
     assert "| oracle: the true tool, actor and background |" in printed
     assert "more than frame tokens: entities of regions > frame tokens" in printed
@@ -58,6 +61,22 @@ def test_it_runs_every_row_once(small: list[str], tmp_path: Path, capsys: pytest
     assert main(command) == 0
     again = [json.loads(line) for line in out.read_text().splitlines() if line.endswith("}")]
     assert [{**row, "provenance": 0} for row in again] == [{**row, "provenance": 0} for row in rows]
+
+
+def test_a_row_may_be_trained_on_fewer_tools(small: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """In as many steps; it is tested on all classes."""
+    experiment = Experiment(parse([*LEVEL_2, *small]))
+    trained = []
+
+    def train(model: object, case: Case, order: object, part: Tokens, classes: torch.Tensor, *more: float) -> None:
+        trained.append((sorted(set(part.label.tolist())), len(classes), more[0] * len(part.label)))
+
+    monkeypatch.setattr(experiment, "train", train)
+    for case in ("entities", "entities-5"):
+        experiment.run(CASES[case], 0)
+    (whole, _, few, _) = trained  # each before one shot of the unseen classes
+    assert whole == (list(range(40)), 40, 40)
+    assert few == (list(range(10)), 10, 40)
 
 
 def test_controls_change_the_entities_and_nothing_else(small: list[str]) -> None:
