@@ -72,6 +72,26 @@ class Tokens:
 
     __radd__ = __add__
 
+    def __sub__(self, other: Any) -> Tensor:
+        return self.dense() - other
+
+    def __rsub__(self, other: Any) -> Tensor:
+        return other - self.dense()
+
+    def __mul__(self, other: Any) -> Tensor:
+        return self.dense() * other
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, other: Any) -> Tensor:
+        return self.dense() / other
+
+    def __neg__(self) -> Tensor:
+        return -self.dense()
+
+    def __matmul__(self, other: Any) -> Tensor:
+        return self.dense() @ other
+
     def __len__(self) -> int:
         return len(self.x)
 

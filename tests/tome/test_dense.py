@@ -173,3 +173,27 @@ def test_taps_compile() -> None:
 
     compiled = torch.compile(taps, fullgraph=True, backend="eager")
     torch.testing.assert_close(compiled(images()), taps(images()), rtol=1e-4, atol=1e-5)
+
+
+def test_a_hook_may_reckon_with_what_a_block_returns() -> None:
+    """As with the tensor that the host's own block returns: every patch is there."""
+    model, image = timm_vit().eval(), images()
+    alt_fast.apply_patch(model, r=8)
+    found: list[Tensor] = []
+
+    def reckon(module: nn.Module, inputs: object, tokens: Any) -> None:
+        dense = tokens.dense()
+        whole = torch.ones(())
+        pairs = [
+            (tokens * 2, dense * 2), (2 * tokens, 2 * dense), (tokens / 2, dense / 2), (-tokens, -dense),
+            (tokens - whole, dense - whole), (1 - tokens, 1 - dense), (whole - tokens, whole - dense),
+            (tokens + 1, dense + 1), (tokens @ dense.mT, dense @ dense.mT), (dense.mT @ tokens, dense.mT @ dense),
+        ]  # fmt: skip
+        for got, expected in pairs:
+            assert type(got) is Tensor
+            torch.testing.assert_close(got, expected, rtol=0, atol=0)
+        found.append(dense)
+
+    model.get_submodule("blocks.0").register_forward_hook(reckon)
+    model(image)
+    assert found
