@@ -42,9 +42,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if hasattr(config, "workerinput"):
-        for name in ALLOCATOR:  # has been read; processes that the worker starts are as anywhere
-            os.environ.pop(name, None)
     if config.getoption("--device") == "cuda" and os.environ["TRITON_INTERPRET"] != "0":
         raise pytest.UsageError("--device cuda compiles the kernels: set TRITON_INTERPRET=0 (make test-gpu does)")
 
@@ -67,7 +64,6 @@ IMPORTED = (
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_setupnodes() -> None:
     """In a new environment two processes compile what is imported, before the workers come and each do it all."""
-    os.environ.update(ALLOCATOR)
     torch = find_spec("torch")
     assert torch is not None
     assert torch.origin is not None
@@ -75,9 +71,6 @@ def pytest_xdist_setupnodes() -> None:
         for half in [subprocess.Popen([sys.executable, "-c", f"import {names}"]) for names in IMPORTED]:
             half.wait()
 
-
-ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOLD_": str(2**32), "MALLOC_TOP_PAD_": str(2**26)}
-"""For glibc in the workers, which then keep what they free instead of asking the kernel for it again and again."""
 
 LONGEST = ("test_distributed", "test_train", "test_ablations")
 
@@ -94,7 +87,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def pytest_collection_finish() -> None:
     """From here on garbage is collected, but not looked for among a million objects that stay, nor all the time."""
     gc.freeze()
-    gc.set_threshold(1_000_000)
+    gc.set_threshold(100_000)
     gc.enable()
 
 
