@@ -239,7 +239,7 @@ class Capture:
                 self._count_damage(e)
                 packets = container.demux(stream)
                 continue
-            if packet is None:
+            if packet is None or self._ending.is_set():
                 return
             yield packet
 

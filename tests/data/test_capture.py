@@ -43,8 +43,8 @@ def nothing_left() -> Iterator[None]:
     """No thread and no handle are left of what is done inside."""
     threads, handles = threading.active_count(), len(os.listdir("/proc/self/fd"))
     yield
-    wait_until(lambda: threading.active_count() == threads)
-    assert len(os.listdir("/proc/self/fd")) == handles
+    wait_until(lambda: threading.active_count() <= threads)  # what an earlier test left may have ended
+    assert len(os.listdir("/proc/self/fd")) <= handles
 
 
 def error_of(source: str) -> str:
@@ -163,7 +163,7 @@ def test_what_comes_in_segments_is_played_at_its_times() -> None:
     """A segment is there at once. Where times jump, by a hundred seconds here, they count anew."""
     segments = [mpegts(20, start) for start in (0, 20, 1000)]
     clock = HurriedClock()
-    with serve_hls(segments, 2) as address, Capture(address, clock=clock) as capture:
+    with nothing_left(), serve_hls(segments, 2) as address, Capture(address, 2, clock=clock) as capture:
         wait_until(lambda: capture.received >= 58)
     assert capture.left_out == 0
     assert 5 < sum(max(0.0, wait) for wait in clock.waits) < 6  # seconds of 58 pictures; 10 a second
