@@ -3,7 +3,8 @@
     python -m benchmarks.cpu_speed [MODEL ...] [--ways eager compiled onnx] [--batch 1] [--rounds 9] [--results FILE]
 
 Weights are random: speed does not depend on them. A video is one clip of 8 frames, decoded already. Contestants run in
-turn, round by round, each time another one first; figures are medians, ratios those of the rounds' own.
+turn, round by round, each time another one first; figures are medians, ratios those of the rounds' own. All must give
+the same probabilities, to AGREEMENT.
 """
 
 import argparse
@@ -11,6 +12,7 @@ import json
 import statistics
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,14 +25,18 @@ from alt_fast.data.config import AugmentConfig
 from alt_fast.inference import onnx
 from alt_fast.inference.trained import TrainedModel
 from alt_fast.measure.provenance import provenance
-from alt_fast.measure.timing import Race, Step
+from alt_fast.measure.timing import Race
 from alt_fast.model.alt import ALT
 from alt_fast.model.config import PRESETS
 from benchmarks.audit import CLASSES, make_model
 from benchmarks.onnx_accuracy import session
 
 MODELS = ("alt_tiny", "alt_b16")
+AGREEMENT = 1e-4  # of probabilities: ONNX's promise
 PLAIN, MERGED = "un-merged", "merged"
+
+Step = Callable[[], Tensor]
+"""Gives the probabilities [B, I] of its videos."""
 
 
 def eager(model: ALT, video: Tensor, classes: Tensor) -> Step:
@@ -51,22 +57,33 @@ def onnxruntime(model: ALT, video: Tensor, classes: Tensor) -> Step:
         onnx.save(Path(folder), onnx.build(trained, ["video_encoder"], ["any"], "alt"), int8=False)
         running = session(Path(folder) / "video_encoder.onnx")
     inputs = {"video": video.numpy(), "classes": classes.numpy()}
-    return lambda: running.run(None, inputs)
+    return lambda: torch.from_numpy(running.run(["probabilities"], inputs)[0])
 
 
 WAYS = {"eager": eager, "compiled": compiled, "onnx": onnxruntime}
 
 
 def measure(name: str, ways: list[str], batch: int, rounds: int) -> dict[str, Any]:
-    """Race one model in all ways, un-merged and merged. Returns seconds by contestant, and medians."""
+    """Race one model in all ways, un-merged and merged. Returns seconds by contestant, and medians.
+
+    difference: the largest of a way's probabilities from the first way's. Raises RuntimeError beyond AGREEMENT.
+    """
     torch.manual_seed(0)
     preset = PRESETS[name]
     steps: dict[str, Step] = {}
+    difference: dict[str, float] = {}
     for merging, r in ((PLAIN, 0), (MERGED, preset.r)):
         model = make_model(replace(preset, r=r))
         video = torch.randn(batch, preset.frames, 3, *model.image_size)
         classes = F.normalize(torch.randn(CLASSES, model.alignment.entities.shape[1]), dim=-1)
-        steps |= {f"{way}, {merging}": WAYS[way](model, video, classes) for way in ways}
+        of_ways = {way: WAYS[way](model, video, classes) for way in ways}
+        with torch.inference_mode():
+            expected, *others = (step() for step in of_ways.values())
+        for way, found in zip(ways[1:], others, strict=True):
+            difference[f"{way}, {merging}"] = float((found - expected).abs().max())
+        steps |= {f"{way}, {merging}": step for way, step in of_ways.items()}
+    if wrong := {each: by for each, by in difference.items() if not by <= AGREEMENT}:
+        raise RuntimeError(f"{name}: probabilities are not those of {ways[0]}, but off by {wrong}")
     race = Race()
     with torch.inference_mode():
         for contestant, step in steps.items():
@@ -85,6 +102,7 @@ def measure(name: str, ways: list[str], batch: int, rounds: int) -> dict[str, An
         "batch": batch,
         "videos_per_second": rates,
         "speedup": speedups,
+        "difference": difference,
         "seconds": race.seconds,
     }
 

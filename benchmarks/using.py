@@ -3,6 +3,7 @@
     python -m benchmarks.using many --checkpoint RUN --list LIST [--chunk 100]
     python -m benchmarks.using long --checkpoint RUN --list LIST [--length 1min 20min]
     python -m benchmarks.using live --checkpoint RUN|alt_b16 --list LIST|--film 1280x720 [--length 1min]
+    python -m benchmarks.using start --checkpoint RUN --list LIST
 
 many: videos/s of `classify LIST --out`, beside `evaluate` of the same videos, both with the model loaded; and of the
 command as a whole, its start too, beside one started anew for every --chunk files.
@@ -17,11 +18,16 @@ take turns; in real time they overlap. A window has T ticks: of the default one 
 shortest each is decoded, encoded and judged. In place of a run a preset may be named, whose weights are random: speed
 does not depend on them.
 
-Contestants run in turn, round by round, each time another one first; figures are quartiles (low, median, high).
+start: seconds of `classify` of the list's first video, as a process: by PyTorch, with --compile for the first time
+(every round has an empty cache), and with --compile again, which finds its code there.
+
+Contestants run in turn, round by round, each time another one first, but those of start; figures are quartiles (low,
+median, high).
 """
 
 import argparse
 import io
+import os
 import sys
 import tempfile
 import threading
@@ -57,9 +63,10 @@ from benchmarks.rounds import measure, quartiles, show
 from benchmarks.videos import RATE, parse_size, write_video
 
 
-def command(arguments: Sequence[str]) -> None:
-    """Run `alt-fast classify` in a process. Raises RunError with its last words."""
-    done = run([sys.executable, "-m", "alt_fast", "classify", *arguments], capture_output=True, text=True, check=False)
+def command(arguments: Sequence[str], **environment: str) -> None:
+    """Run `alt-fast classify` in a process, with these variables. Raises RunError with its last words."""
+    words = [sys.executable, "-m", "alt_fast", "classify", *arguments]
+    done = run(words, capture_output=True, text=True, check=False, env={**os.environ, **environment})
     if done.returncode:
         last = done.stderr.strip().rpartition("\n")[2]
         raise RunError(f"alt-fast classify exits with {done.returncode}: {last}")
@@ -214,7 +221,25 @@ def live(options: argparse.Namespace) -> Row:
     return {**sizes, "windows": rows}
 
 
-PARTS: dict[str, Callable[[argparse.Namespace], Row]] = {"many": many, "long": long, "live": live}
+def start(options: argparse.Namespace) -> Row:
+    """Start classify anew for one video: without --compile, with it, and with it again."""
+    video = str(find_videos([options.list], options.root)[0])
+    given = [video, "--checkpoint", options.checkpoint, "--workers", str(options.workers)]
+    given += ["--timeout", str(options.timeout)]
+    contestants = {"PyTorch": given, "--compile": [*given, "--compile"], "--compile again": [*given, "--compile"]}
+    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    for _ in range(options.rounds):
+        with tempfile.TemporaryDirectory() as cache:
+            for name, arguments in contestants.items():
+                begin = time.perf_counter()
+                command(arguments, TORCHINDUCTOR_CACHE_DIR=cache)
+                seconds[name].append(time.perf_counter() - begin)
+    for name, each in seconds.items():
+        show(name, {"seconds": quartiles(each)})
+    return {"workers": options.workers, "seconds": seconds}
+
+
+PARTS: dict[str, Callable[[argparse.Namespace], Row]] = {"many": many, "long": long, "live": live, "start": start}
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -232,7 +257,7 @@ def make_parser() -> argparse.ArgumentParser:
             part.add_argument("--chunk", type=int, default=100, metavar="N", help="files of a command (default 100)")
         elif name == "long":
             part.add_argument("--length", type=cli.seconds, nargs="+", default=[60, 1200], help="default: 1min 20min")
-        else:
+        elif name == "live":
             part.add_argument("--length", type=cli.seconds, default=60, help="of what is played (default 1min)")
             played.add_argument(
                 "--film",

@@ -5,9 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 
-from benchmarks.cpu_speed import WAYS, main
+from benchmarks.cpu_speed import AGREEMENT, WAYS, eager, main
 from tests.conftest import small_alt
 
 
@@ -18,6 +17,7 @@ def test_it_races_every_model_un_merged_and_merged(tmp_path: Path, capsys: pytes
     assert head["provenance"]["commit"]
     assert (row["model"], row["r"], row["batch"]) == ("alt_tiny", 4, 2)
     assert list(row["seconds"]) == ["eager, un-merged", "eager, merged"]
+    assert row["difference"] == {}
     for name, seconds in row["seconds"].items():
         assert len(seconds) == 3
         assert row["videos_per_second"][name] == 2 / sorted(seconds)[1]
@@ -29,11 +29,14 @@ def test_ways_give_the_same_probabilities() -> None:
     model = small_alt(r=0, query="frame")
     video, classes = torch.randn(2, 2, 3, *model.image_size), torch.randn(3, 64)
     with torch.no_grad():
-        expected = WAYS["eager"](model, video, classes)()
-        found = WAYS["onnx"](model, video, classes)()
-        assert isinstance(expected, Tensor)
-        assert isinstance(found, list)
-        torch.testing.assert_close(torch.from_numpy(found[0]), expected, rtol=0, atol=1e-4)
+        expected, found = (WAYS[way](model, video, classes)() for way in ("eager", "onnx"))
+        torch.testing.assert_close(found, expected, rtol=0, atol=AGREEMENT)
+
+
+def test_a_way_that_gives_other_probabilities_is_not_raced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(WAYS, "onnx", lambda model, video, classes: lambda: eager(model, video, classes)() + 2e-4)
+    with pytest.raises(RuntimeError, match="alt_tiny: probabilities are not those of eager, .*'onnx, merged': 0.0002"):
+        main(["alt_tiny", "--ways", "eager", "onnx", "--rounds", "2"])
 
 
 def test_what_is_no_model_or_too_small_is_named(capsys: pytest.CaptureFixture[str]) -> None:

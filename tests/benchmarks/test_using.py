@@ -1,4 +1,4 @@
-"""Rates of many videos, of a long one and of a live one: what is run, and what is counted."""
+"""Rates of many videos, of a long one and of a live one, and a command's start: what is run, and what is counted."""
 
 import json
 from collections.abc import Sequence
@@ -118,6 +118,29 @@ def test_live_plays_a_film_of_any_size(trained_run: Path, tmp_path: Path) -> Non
     (row,) = map(json.loads, out.read_text().splitlines())
     assert (row["film"], row["list"], row["pictures_per_second_of_file"]) == ([64, 48], None, 30)
     assert [window["decoded"] for window in row["windows"].values()] == [120, 120]
+
+
+def test_a_start_is_timed_without_code_with_none_yet_and_with_it_kept(
+    trained_run: Path, listed: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every round has a cache of its own, empty at first."""
+    started: list[tuple[bool, list[str]]] = []
+
+    def start(arguments: Sequence[str], TORCHINDUCTOR_CACHE_DIR: str) -> None:  # noqa: N803 (the variable's name)
+        options = classify.make_parser().parse_args(arguments)
+        assert options.videos == [listed.read_text().splitlines()[1].partition(",")[0]]
+        cache = Path(TORCHINDUCTOR_CACHE_DIR)
+        started.append((options.compile, [path.name for path in cache.iterdir()]))
+        if options.compile:
+            (cache / "code").touch()
+
+    monkeypatch.setattr(using, "command", start)
+    row = measure("start", trained_run, listed, "--workers", "0")
+    assert started == 2 * [(False, []), (True, []), (True, ["code"])]
+    assert {name: len(each) for name, each in row["seconds"].items()} == {
+        "PyTorch": 2, "--compile": 2, "--compile again": 2,
+    }  # fmt: skip
+    assert "--compile again: " in capsys.readouterr().out
 
 
 def test_a_preset_s_name_is_a_random_model_of_it(trained_run: Path) -> None:

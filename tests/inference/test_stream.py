@@ -233,13 +233,14 @@ def test_an_hour_leaves_nothing_behind(recogniser: Recogniser, tmp_path: Path) -
     """A picture a second, judged twice a minute."""
     path = tmp_path / "hour.ts"
     path.write_bytes(mpegts(3600, rate=1))
-    held, kept, handles = [], [], []
+    held, resident, kept, handles = [], [], [], []
     tracemalloc.start()
     try:
         for tick in watched(recogniser, str(path), window=60.0):
             if tick.watch.judged in (30, 118):
                 gc.collect()
                 held.append(tracemalloc.get_traced_memory()[0])
+                resident.append(int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE"))
                 kept.append([sum(isinstance(it, kind) for it in gc.get_objects()) for kind in (Tensor, av.VideoFrame)])
                 handles.append((len(os.listdir("/proc/self/fd")), threading.active_count()))
     finally:
@@ -247,5 +248,6 @@ def test_an_hour_leaves_nothing_behind(recogniser: Recogniser, tmp_path: Path) -
     assert tick.clock.now() == pytest.approx(3600, abs=60)
     assert (tick.watch.passed_over, tick.capture.received) == (0, 3600)
     assert held[1] - held[0] < 50_000
+    assert resident[1] - resident[0] < 1 << 20  # FFmpeg's memory is not Python's
     assert kept[0] == kept[1]  # their memory is not Python's
     assert handles[0] == handles[1]
