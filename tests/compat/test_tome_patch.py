@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import alt_fast
 import alt_fast.compat.tome as tome
 from alt_fast.compat.tome.utils import parse_r
+from alt_fast.tome.hosts.torchvision import find_swag
 from tests.tome.test_patch import OwnBlock
 
 
@@ -70,6 +71,48 @@ class Autoencoder(timm.models.VisionTransformer):
         return self.final_norm(x[:, 1:].mean(1) if self.global_pool else x[:, 0])
 
 
+class EncoderBlock(nn.Module):
+    """A block by SWAG's names, whose tokens are [N, B, C]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ln_1, self.ln_2 = nn.LayerNorm(32), nn.LayerNorm(32)
+        self.self_attention = nn.MultiheadAttention(32, 2)
+        self.dropout = nn.Dropout(0.0)
+        self.mlp = nn.Sequential(nn.Linear(32, 64), nn.GELU(), nn.Linear(64, 32))
+
+    def forward(self, x: Tensor) -> Tensor:
+        normed = self.ln_1(x)
+        x = x + self.dropout(self.self_attention(normed, normed, normed, need_weights=False)[0])
+        return x + self.mlp(self.ln_2(x))
+
+
+class VisionTransformer(nn.Module):
+    """A tower by SWAG's names."""
+
+    def __init__(self, classifier: str) -> None:
+        super().__init__()
+        self.classifier = classifier
+        self.conv_proj = nn.Conv2d(3, 32, 8, 8)
+        if classifier == "token":
+            self.class_token = nn.Parameter(torch.zeros(1, 1, 32))
+        self.encoder = nn.Module()
+        self.encoder.layers = nn.Sequential(*(EncoderBlock() for _ in range(3)))
+        self.encoder.ln = nn.LayerNorm(32)
+        self.trunk_output, self.head = nn.Identity(), nn.Linear(32, 5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.conv_proj(images).flatten(2).permute(2, 0, 1)
+        if self.classifier == "token":
+            x = torch.cat([self.class_token.expand(-1, x.shape[1], -1), x])
+        x = self.encoder.ln(self.encoder.layers(x))
+        return self.head(self.trunk_output(x[0] if self.classifier == "token" else x.mean(0)))
+
+
+def swag_vit(classifier: str = "token") -> Any:
+    return randomized(VisionTransformer(classifier))
+
+
 IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 
 MODELS: dict[str, tuple[Callable[[], Any], Callable[..., None], bool]] = {
@@ -77,6 +120,8 @@ MODELS: dict[str, tuple[Callable[[], Any], Callable[..., None], bool]] = {
     "timm, average": (lambda: timm_vit(class_token=False, global_pool="avg"), tome.patch.timm, True),
     "timm, distilled": (distilled, tome.patch.timm, True),
     "swag": (torchvision_vit, tome.patch.swag, True),
+    "swag, its own": (swag_vit, tome.patch.swag, True),
+    "swag, average": (lambda: swag_vit("gap"), tome.patch.swag, True),
     "mae": (lambda: timm_vit(global_pool="avg"), tome.patch.mae, False),
 }
 """Models, their patches, and whether attention counts sizes when nothing is said."""
@@ -87,6 +132,7 @@ def test_r_steers_a_patched_model(name: str) -> None:
     build, patch, prop_attn = MODELS[name]
     model = build()
     host, plain, expected = type(model), copy.deepcopy(model), model(IMAGES)
+    find_tower = find_swag if host is VisionTransformer else None
     assert patch(model) is None
     assert isinstance(model, host)
     assert model.r == 0
@@ -94,13 +140,15 @@ def test_r_steers_a_patched_model(name: str) -> None:
     for r in (3, (2, -1.0), [1, 4], 0, 100):
         model.r = r
         assert model.r == r
-        ours = alt_fast.apply_patch(copy.deepcopy(plain), parse_r(3, r), prop_attn)
+        ours = alt_fast.apply_patch(copy.deepcopy(plain), parse_r(3, r), prop_attn, find_tower=find_tower)
         assert torch.equal(model(IMAGES), ours(IMAGES))
     model.r = 3
     patch(model, prop_attn=not prop_attn)  # again: as new
     assert model.r == 0
     model.r = 3
-    assert torch.equal(model(IMAGES), alt_fast.apply_patch(copy.deepcopy(plain), 3, not prop_attn)(IMAGES))
+    assert torch.equal(
+        model(IMAGES), alt_fast.apply_patch(copy.deepcopy(plain), 3, not prop_attn, find_tower=find_tower)(IMAGES)
+    )
     alt_fast.remove_patch(model)
     assert [type(module) for module in model.modules()] == [type(module) for module in plain.modules()]
     assert set(vars(model)) == set(vars(plain))
@@ -117,7 +165,7 @@ def test_info_tells_what_happened(name: str) -> None:
     assert set(info) == {"r", "size", "source", "trace_source", "prop_attn", "class_token", "distill_token"}
     assert (info["r"], info["trace_source"], info["size"], info["source"]) == (3, True, None, None)
     assert info["prop_attn"] == (name != "mae")
-    assert info["class_token"] == (name != "timm, average")
+    assert info["class_token"] == (name not in ("timm, average", "swag, average"))
     assert info["distill_token"] == (name == "timm, distilled")
     model(IMAGES)
     info = model._tome_info
@@ -185,7 +233,7 @@ def test_autoencoders_with_features_of_their_own(global_pool: bool) -> None:
             tome.patch.mae,
             "must be one of timm's Block",
         ),
-        (timm_vit, tome.patch.swag, "torchvision's VisionTransformer, which comes with SWAG's weights"),
+        (timm_vit, tome.patch.swag, "the VisionTransformer of torchvision .* or of SWAG's repository"),
         (torchvision_vit, tome.patch.mae, "timm's VisionTransformer or a subclass"),
     ],
 )

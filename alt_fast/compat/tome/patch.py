@@ -41,18 +41,21 @@ def timm(model: nn.Module, trace_source: bool = False, prop_attn: bool = True) -
 
 
 def swag(model: nn.Module, trace_source: bool = False, prop_attn: bool = True) -> None:
-    """Patch a model with SWAG's weights in place, in the form that torchvision has it; the rest is as in `timm`.
+    """Patch a model with SWAG's weights in place: torchvision's VisionTransformer, or that of SWAG's own repository.
 
-    Raises ArgumentError for the classes of SWAG's own repository, whose blocks alt_fast has no adapter for.
+    The rest is as in `timm`.
     """
     from torchvision.models.vision_transformer import VisionTransformer
 
-    from alt_fast.tome.hosts.torchvision import find_tower
+    from alt_fast.tome.hosts.torchvision import find_swag, find_tower
 
-    if not isinstance(model, VisionTransformer):
-        accepted = "torchvision's VisionTransformer, which comes with SWAG's weights (IMAGENET1K_SWAG_E2E_V1)"
+    if isinstance(model, VisionTransformer):
+        _patch(model, find_tower, trace_source, prop_attn)
+    elif find_swag(model) is not None:
+        _patch(model, find_swag, trace_source, prop_attn)
+    else:
+        accepted = "the VisionTransformer of torchvision (IMAGENET1K_SWAG_E2E_V1) or of SWAG's repository"
         raise _not_taken("swag", model, accepted)
-    _patch(model, find_tower, trace_source, prop_attn)
 
 
 def mae(model: nn.Module, trace_source: bool = False, prop_attn: bool = False) -> None:

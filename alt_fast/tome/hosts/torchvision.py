@@ -1,4 +1,6 @@
-"""torchvision: VisionTransformer."""
+"""torchvision: VisionTransformer, and that of SWAG's repository, which has its names."""
+
+from dataclasses import replace
 
 from torch import nn
 from torchvision.models.vision_transformer import EncoderBlock, VisionTransformer
@@ -29,3 +31,21 @@ def find_tower(module: nn.Module) -> Tower | None:
             raise ArgumentError(f"block of torchvision's ViT must be EncoderBlock, got {type(block).__name__}")
         check_multihead(block.self_attention)
     return Tower(blocks, 1, {EncoderBlock: LAYOUT})
+
+
+def find_swag(module: nn.Module) -> Tower | None:
+    """The tower that a VisionTransformer of SWAG's repository is, which is known by names: no package brings it."""
+    blocks = list(getattr(getattr(module, "encoder", None), "layers", ()))
+    if not (_is_a("VisionTransformer", module) and hasattr(module, "trunk_output")):
+        return None
+    for block in blocks:
+        if not _is_a("EncoderBlock", block):
+            raise ArgumentError(f"block of SWAG's ViT must be EncoderBlock, got {type(block).__name__}")
+        check_multihead(block.self_attention)
+    has_class_token = module.classifier == "token"
+    layouts = {type(block): replace(LAYOUT, sequence_first=True) for block in blocks}
+    return Tower(blocks, int(has_class_token), layouts, has_class_token)
+
+
+def _is_a(name: str, module: nn.Module) -> bool:
+    return any(cls.__name__ == name for cls in type(module).__mro__)
