@@ -19,6 +19,7 @@ from alt_fast import load
 from alt_fast.corpus import Corpus, Entity
 from alt_fast.data.decode import decode_clip
 from alt_fast.explain import main
+from alt_fast.inference.alignment import use_text
 from alt_fast.inference.explain import region_colors
 from alt_fast.inference.predict import load_video
 from alt_fast.inference.relevance import relevance_maps
@@ -125,6 +126,18 @@ def test_entities_decide_when_others_change_the_answer_up_or_down(
     write_page(tmp_path / "page.html", Explanation("a.webm", [], (6, 6), [view], 0))
     assert data_of(tmp_path / "page.html")["views"][0]["owed"] == owed_text(view)
     assert owed_text(replace(view, unaligned=None)) == ""  # nothing aligns
+
+
+def test_it_says_what_the_run_s_test_found_of_the_queries(trained_run: Path, video: Path) -> None:
+    """As long as the model is the one that was tested."""
+    found = json.loads((trained_run / "metrics.json").read_text())["alignment"]
+    trained = load(trained_run)
+    assert trained.explain(video, also_r=[]).probed == use_text(found)
+    trained.interpolate(str(trained_run / "clip.safetensors"), 0.5)
+    assert trained.explain(video, also_r=[]).probed == ""
+    trained = load(trained_run)
+    trained.use_corpus(None, ["object"])
+    assert trained.explain(video, also_r=[]).probed == ""
 
 
 def test_two_senses_of_a_unit_are_told_apart(trained: TrainedModel, video: Path) -> None:
@@ -283,6 +296,7 @@ setTimeout(() => {
   seen.chosen = panels[1].chosen;
   seen.ranking = [...byId("frame-rows").querySelectorAll(".row")].map((row) => row.firstChild.textContent);
   seen.owed = byId("owed").textContent;
+  seen.probed = byId("probed").textContent;
   const labels = () => [...byId("labels").querySelectorAll(".row")].map((row) => row.textContent);
   seen.labels = labels();
   seen.r = byId("r-text").textContent;
@@ -329,6 +343,7 @@ setTimeout(() => {
     assert seen["ranking"] == [name for name, _ in frame.ranking[:6]]
     assert seen["labels"] == ["".join(pair) for pair in shown(explanation.view.labels)]
     assert seen["owed"] == owed_text(explanation.view) != ""
+    assert seen["probed"] == explanation.probed != ""
     assert seen["r"] == "4, the model's own"
     assert seen["unmerged"] == [
         "0",

@@ -23,8 +23,8 @@ from alt_fast.data.decode import VideoError
 from alt_fast.data.texts import read_texts, texts_by_class
 from alt_fast.distributed import World
 from alt_fast.errors import ArgumentError, CheckpointError
-from alt_fast.files import WEIGHTS, write_atomically
-from alt_fast.inference.alignment import probe_alignment
+from alt_fast.files import METRICS, WEIGHTS, read_json, write_atomically
+from alt_fast.inference.alignment import probe_alignment, use_text
 from alt_fast.inference.explain import explain
 from alt_fast.inference.features import features
 from alt_fast.inference.predict import Choice, Prediction, predict, predict_batches
@@ -53,7 +53,8 @@ class TrainedModel:
 
     classes: names that it was trained on. templates: prompts for class names. augment: how its test clips are cropped
     and normalised. head: who scores, "alt", or "clip" where ALT was not trained (`load_clip`). texts: of `use_texts`,
-    by `name_key` of the class; no file keeps them.
+    by `name_key` of the class; no file keeps them. probed: what `probe_alignment` found when the run was tested,
+    empty where that is not known, or the model has changed since.
 
         model = alt_fast.load("runs/k400")
         for label, probability in model.classify("clip.mp4", labels=["surfing", "diving"]): ...
@@ -65,6 +66,7 @@ class TrainedModel:
     augment: AugmentConfig
     head: Head = "alt"
     texts: dict[str, str] = field(default_factory=dict)
+    probed: dict[str, Any] = field(default_factory=dict)
 
     @property
     def spec(self) -> ClipSpec:
@@ -88,6 +90,7 @@ class TrainedModel:
         """
         if corpus is not None or categories is not None:
             self.model.use_corpus(None if corpus is None else Corpus.load(corpus), categories)
+            self.probed.clear()
 
     def use_texts(self, texts: Mapping[str, str] | PathLike | None, labels: Sequence[str] | None = None) -> None:
         """Read these texts behind the names of classes from now on; what is returned are the names as before.
@@ -128,6 +131,7 @@ class TrainedModel:
         tower = self.model.encoder.visual
         moved = any(not torch.equal(start[name].to(own), own) for name, own in tower.state_dict().items())
         move_back(tower, start, share)
+        self.probed.clear()
         return moved
 
     def _check_trained(self) -> None:
@@ -319,7 +323,8 @@ class TrainedModel:
         """
         self._check_trained()
         labels = self.classes if labels is None else list(labels)
-        return explain(video, self.model, self.spec, labels, self.embed(labels), also_r)
+        seen = explain(video, self.model, self.spec, labels, self.embed(labels), also_r)
+        return replace(seen, probed=use_text(self.probed)) if self.probed else seen
 
 
 def load_clip(backbone: str = "ViT-B-16", pretrained: str | None = "openai", r: int = 8) -> TrainedModel:
@@ -369,7 +374,7 @@ class _Undrawn(TorchFunctionMode):
 def load(path: str | Path) -> TrainedModel:
     """Read a trained model: `save_model`'s file, or the one in a run folder or an exported one.
 
-    Raises CheckpointError naming file and cause.
+    Raises CheckpointError naming file and cause, FileError for scores beside it that cannot be read.
     """
     path = Path(path)
     if path.is_dir():
@@ -380,6 +385,8 @@ def load(path: str | Path) -> TrainedModel:
             )
             raise CheckpointError(f"{path} holds no {WEIGHTS}: {hint}")
         path = path / WEIGHTS
+    scores = path.parent / METRICS  # of a finished run
+    probed = read_json(scores).get("alignment", {}) if path.name == WEIGHTS and scores.exists() else {}
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -396,7 +403,7 @@ def load(path: str | Path) -> TrainedModel:
             model = ALT(ModelConfig(**content["model"]), corpus)
         model.load_state_dict(weights)
         augment = AugmentConfig(**content["augment"])
-        return TrainedModel(model.eval(), content["classes"], content["templates"], augment)
+        return TrainedModel(model.eval(), content["classes"], content["templates"], augment, probed=probed)
     except (KeyError, RuntimeError, TypeError, ValueError) as e:
         raise CheckpointError(f"{path} does not fit the model it names: {e}") from e
 

@@ -48,6 +48,7 @@ def page_data(seen: Seen) -> dict[str, Any]:
         "grid": seen.grid,
         "images": [data_uri(image) for image in seen.images],
         "own": seen.own,
+        "probed": seen.probed,
         "views": [
             {
                 "r": r_text(view.r),

@@ -61,7 +61,8 @@ class Seen:
     """A video as a model saw it at several r.
 
     video: the name of its file. images: the frames as the model takes them. grid: patches of their height and width.
-    views: by falling number of tokens; own: the number of the one at the model's own r.
+    views: by falling number of tokens; own: the number of the one at the model's own r. probed: whether the model uses
+    its queries, in words; empty where that was not measured.
     """
 
     video: str
@@ -69,6 +70,7 @@ class Seen:
     grid: tuple[int, int]
     views: list[View]
     own: int
+    probed: str = ""
 
     @property
     def view(self) -> View:
