@@ -6,8 +6,9 @@ python -m benchmarks.zero_shot --out FILE.jsonl --levels 1 --seeds 5 -- --optim.
 On both levels of Motion Shapes the image tower learns along, a tenth as fast as the rest. Videos and the CLIP that
 training starts from stay; seeds draw ALT's first weights, order and noise. Every seed is trained as it is, with the
 mean of its weights, and kept near the first tower; the first of the three is also tested in other ways. Frame tokens
-are those of the trained tower, and scored by its scale: what they say of class names is not what CLIP says. Stop it,
-and the same command goes on where it was.
+are those of the trained tower, and scored by its scale: what they say of class names is not what CLIP says. Beside the
+scores of ALT's own head stands what its queries are worth on both lists, as `evaluate --probe-alignment` finds it. Stop
+it, and the same command goes on where it was.
 """
 
 import argparse
@@ -118,7 +119,7 @@ def descriptions(names: Sequence[str], corpus: Corpus) -> Mapping[str, str]:
 
 
 def scores(trained: TrainedModel, lists: Sequence[tuple[str, Any, list[str]]], head: Head, folder: Path) -> Row:
-    """Top-1 of trained and of unseen classes."""
+    """Top-1 of trained and of unseen classes; of ALT's head also what its queries are worth."""
     config = parse(["--config", str(folder / "config.yaml")])
     testing = EvalConfig(config.optim.batch_size, loading=config.data.loading, head=head)
     found = [trained.score(name, videos, names, testing) for name, videos, names in lists]
@@ -126,6 +127,7 @@ def scores(trained: TrainedModel, lists: Sequence[tuple[str, Any, list[str]]], h
         **{key: score["top1"] for key, score in zip(LISTS, found, strict=True)},
         "videos": [score["videos"] for score in found],
         "unreadable": sum(len(score["unreadable"]) for score in found),
+        "probes": [trained.probe_alignment(videos, names, testing) for _, videos, names in lists if head == "alt"],
     }
 
 

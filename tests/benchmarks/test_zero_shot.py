@@ -23,6 +23,10 @@ def test_it_tests_every_way_once(
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert [row["way"] for row in rows] == ways
     assert all(row["videos"] == [36, 12] and row["provenance"]["commit"] for row in rows)
+    for row in rows:
+        assert [probe["videos"] for probe in row["probes"]] == ([] if row["way"] == "clip" else [36, 12])
+        for probe, key in zip(row["probes"], ("test", "unseen"), strict=False):
+            assert probe["top1"] == pytest.approx(row[key])
     printed = capsys.readouterr().out
     assert "| level 1 | test | unseen | gain, test | gain, unseen | seeds that gain unseen |" in printed
 
