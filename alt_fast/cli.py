@@ -295,7 +295,7 @@ def add_testing(parser: Any) -> None:
 def load_model(arguments: argparse.Namespace) -> "TrainedModel":
     """Do what --checkpoint, --device, --r, --rotary, --corpus, --categories and --compile ask for.
 
-    Raises CheckpointError, ArgumentError, CorpusError, or RunError where nothing can be compiled.
+    Raises what `alt_fast.load` does, ArgumentError, CorpusError, or RunError where nothing can be compiled.
     """
     from alt_fast.distributed import pick_device
     from alt_fast.inference.speed import compile_model

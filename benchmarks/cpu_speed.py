@@ -32,25 +32,25 @@ from benchmarks.audit import CLASSES, make_model
 from benchmarks.onnx_accuracy import session
 
 MODELS = ("alt_tiny", "alt_b16")
-AGREEMENT = 1e-4  # of probabilities: ONNX's promise
+AGREEMENT = 1e-4  # of probabilities: what tests hold ONNX files to
 PLAIN, MERGED = "un-merged", "merged"
 
-Step = Callable[[], Tensor]
+Score = Callable[[], Tensor]
 """Gives the probabilities [B, I] of its videos."""
 
 
-def eager(model: ALT, video: Tensor, classes: Tensor) -> Step:
+def eager(model: ALT, video: Tensor, classes: Tensor) -> Score:
     """PyTorch, operator by operator."""
     return lambda: model.probabilities(video, classes)[0]
 
 
-def compiled(model: ALT, video: Tensor, classes: Tensor) -> Step:
+def compiled(model: ALT, video: Tensor, classes: Tensor) -> Score:
     """torch.compile, of this batch size only."""
     step = torch.compile(model.probabilities, dynamic=False)
     return lambda: step(video, classes)[0]
 
 
-def onnxruntime(model: ALT, video: Tensor, classes: Tensor) -> Step:
+def onnxruntime(model: ALT, video: Tensor, classes: Tensor) -> Score:
     """The whole model as one ONNX file, of any batch size."""
     trained = TrainedModel(model, [], ["{}"], AugmentConfig())
     with tempfile.TemporaryDirectory() as folder:
@@ -70,7 +70,7 @@ def measure(name: str, ways: list[str], batch: int, rounds: int) -> dict[str, An
     """
     torch.manual_seed(0)
     preset = PRESETS[name]
-    steps: dict[str, Step] = {}
+    steps: dict[str, Score] = {}
     difference: dict[str, float] = {}
     for merging, r in ((PLAIN, 0), (MERGED, preset.r)):
         model = make_model(replace(preset, r=r))
@@ -79,7 +79,7 @@ def measure(name: str, ways: list[str], batch: int, rounds: int) -> dict[str, An
         of_ways = {way: WAYS[way](model, video, classes) for way in ways}
         with torch.inference_mode():
             expected, *others = (step() for step in of_ways.values())
-        for way, found in zip(ways[1:], others, strict=True):
+        for way, found in zip(list(of_ways)[1:], others, strict=True):
             difference[f"{way}, {merging}"] = float((found - expected).abs().max())
         steps |= {f"{way}, {merging}": step for way, step in of_ways.items()}
     if wrong := {each: by for each, by in difference.items() if not by <= AGREEMENT}:

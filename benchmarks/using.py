@@ -1,4 +1,4 @@
-"""How fast many videos, a long one, and a live one are: by the code of the commands themselves.
+"""How fast many videos, a long one, a live one and a command's start are: by the code of the commands themselves.
 
     python -m benchmarks.using many --checkpoint RUN --list LIST [--chunk 100]
     python -m benchmarks.using long --checkpoint RUN --list LIST [--length 1min 20min]
@@ -251,7 +251,9 @@ def make_parser() -> argparse.ArgumentParser:
         part = parts.add_parser(name, description=function.__doc__)
         cli.add_checkpoint(part)
         played = part.add_mutually_exclusive_group(required=True)
-        played.add_argument("--list", metavar="LIST", help="videos; long and live string them together")
+        played.add_argument(
+            "--list", metavar="LIST", help="videos; long and live string them together, start takes the first"
+        )
         part.add_argument("--root", metavar="DIR", help="folder that video paths start from; default: the list's")
         if name == "many":
             part.add_argument("--chunk", type=int, default=100, metavar="N", help="files of a command (default 100)")

@@ -18,6 +18,7 @@ from PIL import Image
 from alt_fast import load
 from alt_fast.corpus import Corpus, Entity
 from alt_fast.data.decode import decode_clip
+from alt_fast.errors import FileError
 from alt_fast.explain import main
 from alt_fast.inference.alignment import use_text
 from alt_fast.inference.explain import region_colors
@@ -131,13 +132,35 @@ def test_entities_decide_when_others_change_the_answer_up_or_down(
 def test_it_says_what_the_run_s_test_found_of_the_queries(trained_run: Path, video: Path) -> None:
     """As long as the model is the one that was tested."""
     found = json.loads((trained_run / "metrics.json").read_text())["alignment"]
-    trained = load(trained_run)
-    assert trained.explain(video, also_r=[]).probed == use_text(found)
-    trained.interpolate(str(trained_run / "clip.safetensors"), 0.5)
-    assert trained.explain(video, also_r=[]).probed == ""
-    trained = load(trained_run)
-    trained.use_corpus(None, ["object"])
-    assert trained.explain(video, also_r=[]).probed == ""
+    assert load(trained_run).explain(video, also_r=[]).probed == use_text(found)
+    for change in (
+        lambda trained: trained.interpolate(str(trained_run / "clip.safetensors"), 0.5),
+        lambda trained: trained.use_corpus(None, ["object"]),
+        lambda trained: trained.use_texts({trained.classes[0]: "something that moves"}),
+        lambda trained: trained.set_r(0),
+    ):
+        trained = load(trained_run)
+        change(trained)
+        assert trained.explain(video, also_r=[]).probed == ""
+
+
+@pytest.mark.parametrize(
+    ("scores", "name"),
+    [('{"alignment": {"videos": 0}}', "model"), ('{"alignment": null}', "model"), ("{}", "model"), ("", "other")],
+)
+def test_it_says_nothing_of_queries_where_no_test_did(
+    scores: str, name: str, trained_run: Path, video: Path, tmp_path: Path
+) -> None:
+    shutil.copy(trained_run / "model.safetensors", tmp_path / f"{name}.safetensors")
+    (tmp_path / "metrics.json").write_text(scores)
+    assert load(tmp_path / f"{name}.safetensors").explain(video, also_r=[]).probed == ""
+
+
+def test_scores_that_cannot_be_read_are_named(trained_run: Path, tmp_path: Path) -> None:
+    shutil.copy(trained_run / "model.safetensors", tmp_path)
+    (tmp_path / "metrics.json").write_text("{")
+    with pytest.raises(FileError, match="cannot read .*metrics.json"):
+        load(tmp_path)
 
 
 def test_two_senses_of_a_unit_are_told_apart(trained: TrainedModel, video: Path) -> None:

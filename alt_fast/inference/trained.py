@@ -105,10 +105,12 @@ class TrainedModel:
         found = texts_by_class(pairs, self.classes if labels is None else labels, source)
         self.texts.clear()
         self.texts.update(found)
+        self.probed.clear()
 
     def set_r(self, r: Reduction) -> None:
         """Merge r tokens away per layer from now on (`tome.schedule.merge_schedule`); no weight depends on it."""
         self.model.encoder.set_r(r)
+        self.probed.clear()
 
     def set_rotary(self, rule: RotaryRule) -> None:
         """Turn merged tokens by this rule from now on (`tome.rules`); no weight depends on it.
@@ -116,6 +118,7 @@ class TrainedModel:
         Raises ArgumentError for a rule that is none, and for a backbone without rotary positions.
         """
         self.model.encoder.set_rotary(rule)
+        self.probed.clear()
 
     def interpolate(self, pretrained: str, share: float) -> bool:
         """Put the image tower between CLIP's weights, at 0, and its own, trained, at 1 (WiSE-FT, arXiv 2109.01903).
@@ -324,7 +327,7 @@ class TrainedModel:
         self._check_trained()
         labels = self.classes if labels is None else list(labels)
         seen = explain(video, self.model, self.spec, labels, self.embed(labels), also_r)
-        return replace(seen, probed=use_text(self.probed)) if self.probed else seen
+        return replace(seen, probed=use_text(self.probed)) if self.probed.get("videos") else seen
 
 
 def load_clip(backbone: str = "ViT-B-16", pretrained: str | None = "openai", r: int = 8) -> TrainedModel:
@@ -385,8 +388,6 @@ def load(path: str | Path) -> TrainedModel:
             )
             raise CheckpointError(f"{path} holds no {WEIGHTS}: {hint}")
         path = path / WEIGHTS
-    scores = path.parent / METRICS  # of a finished run
-    probed = read_json(scores).get("alignment", {}) if path.name == WEIGHTS and scores.exists() else {}
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -403,9 +404,13 @@ def load(path: str | Path) -> TrainedModel:
             model = ALT(ModelConfig(**content["model"]), corpus)
         model.load_state_dict(weights)
         augment = AugmentConfig(**content["augment"])
-        return TrainedModel(model.eval(), content["classes"], content["templates"], augment, probed=probed)
+        trained = TrainedModel(model.eval(), content["classes"], content["templates"], augment)
     except (KeyError, RuntimeError, TypeError, ValueError) as e:
         raise CheckpointError(f"{path} does not fit the model it names: {e}") from e
+    scores = path.parent / METRICS  # of a finished run
+    if path.name == WEIGHTS and scores.exists():
+        trained.probed.update(read_json(scores).get("alignment") or {})
+    return trained
 
 
 _FREE = ("pretrained", "frames", "r", "rotary", "tau", "tau_start", "noise", "categories")
@@ -413,7 +418,7 @@ _FREE = ("pretrained", "frames", "r", "rotary", "tau", "tau_start", "noise", "ca
 
 
 def load_weights(model: ALT, path: str | Path) -> None:
-    """Give `model` the weights of a trained one, whose corpus may be another. Raises CheckpointError."""
+    """Give `model` the weights of a trained one, whose corpus may be another. Raises what `load` does."""
     trained = load(path).model
     before, now = asdict(trained.config), asdict(model.config)
     fixed = [name for name in now if name not in _FREE]

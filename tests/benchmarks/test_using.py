@@ -1,6 +1,8 @@
 """Rates of many videos, of a long one and of a live one, and a command's start: what is run, and what is counted."""
 
 import json
+import os
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -81,6 +83,18 @@ def test_many_refuses_videos_that_cannot_be_read(
 def test_a_command_that_fails_is_an_error_with_its_last_words() -> None:
     with pytest.raises(RunError, match=r"alt-fast classify exits with 2: .* unrecognized arguments: --nothing"):
         command(["a.mp4", "--nothing"])
+
+
+def test_a_command_has_its_variables_beside_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[dict[str, str]] = []
+
+    def run(words: list[str], env: dict[str, str], **options: bool) -> subprocess.CompletedProcess[str]:
+        seen.append(env)
+        return subprocess.CompletedProcess(words, 0)
+
+    monkeypatch.setattr(using, "run", run)
+    command([], TORCHINDUCTOR_CACHE_DIR="here")
+    assert seen == [os.environ | {"TORCHINDUCTOR_CACHE_DIR": "here"}]
 
 
 def test_long_counts_frames_for_places_of_windows(

@@ -113,6 +113,12 @@ def swag_vit(classifier: str = "token") -> Any:
     return randomized(VisionTransformer(classifier))
 
 
+def swag_vit_of_own_blocks() -> Any:
+    model = swag_vit()
+    model.encoder.layers[1].__class__ = type("OwnBlock", (EncoderBlock,), {})
+    return model
+
+
 IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 
 MODELS: dict[str, tuple[Callable[[], Any], Callable[..., None], bool]] = {
@@ -234,6 +240,7 @@ def test_autoencoders_with_features_of_their_own(global_pool: bool) -> None:
             "must be one of timm's Block",
         ),
         (timm_vit, tome.patch.swag, "the VisionTransformer of torchvision .* or of SWAG's repository"),
+        (swag_vit_of_own_blocks, tome.patch.swag, "block of SWAG's ViT must be EncoderBlock, got OwnBlock"),
         (torchvision_vit, tome.patch.mae, "timm's VisionTransformer or a subclass"),
     ],
 )
@@ -245,6 +252,14 @@ def test_what_cannot_be_patched_is_named_and_stays(
     with pytest.raises(alt_fast.ArgumentError, match=message):
         patch(model)
     assert [type(module) for module in model.modules()] == classes
+
+
+def test_swag_s_own_merges_every_image_by_itself() -> None:
+    """Its tokens are [N, B, C]: images are not taken for tokens."""
+    model = swag_vit()
+    tome.patch.swag(model)
+    model.r = 3
+    torch.testing.assert_close(model(IMAGES)[1:], model(IMAGES[1:]), rtol=1e-5, atol=1e-5)
 
 
 def test_a_bad_r_leaves_the_one_before() -> None:

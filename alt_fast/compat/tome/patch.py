@@ -47,11 +47,11 @@ def swag(model: nn.Module, trace_source: bool = False, prop_attn: bool = True) -
     """
     from torchvision.models.vision_transformer import VisionTransformer
 
-    from alt_fast.tome.hosts.torchvision import find_swag, find_tower
+    from alt_fast.tome.hosts.torchvision import find_swag, find_tower, is_swag
 
     if isinstance(model, VisionTransformer):
         _patch(model, find_tower, trace_source, prop_attn)
-    elif find_swag(model) is not None:
+    elif is_swag(model):
         _patch(model, find_swag, trace_source, prop_attn)
     else:
         accepted = "the VisionTransformer of torchvision (IMAGENET1K_SWAG_E2E_V1) or of SWAG's repository"

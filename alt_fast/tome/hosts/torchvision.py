@@ -33,19 +33,21 @@ def find_tower(module: nn.Module) -> Tower | None:
     return Tower(blocks, 1, {EncoderBlock: LAYOUT})
 
 
+def is_swag(module: nn.Module) -> bool:
+    """Whether it is a VisionTransformer of SWAG's repository, known by names: no package brings it."""
+    named = any(cls.__name__ == "VisionTransformer" for cls in type(module).__mro__)
+    return named and hasattr(module, "trunk_output")
+
+
 def find_swag(module: nn.Module) -> Tower | None:
-    """The tower that a VisionTransformer of SWAG's repository is, which is known by names: no package brings it."""
-    blocks = list(getattr(getattr(module, "encoder", None), "layers", ()))
-    if not (_is_a("VisionTransformer", module) and hasattr(module, "trunk_output")):
+    """The tower that a model of SWAG's repository is."""
+    if not is_swag(module):
         return None
+    blocks = list(module.encoder.layers)
     for block in blocks:
-        if not _is_a("EncoderBlock", block):
+        if type(block).__name__ != "EncoderBlock":
             raise ArgumentError(f"block of SWAG's ViT must be EncoderBlock, got {type(block).__name__}")
         check_multihead(block.self_attention)
     has_class_token = module.classifier == "token"
     layouts = {type(block): replace(LAYOUT, sequence_first=True) for block in blocks}
     return Tower(blocks, int(has_class_token), layouts, has_class_token)
-
-
-def _is_a(name: str, module: nn.Module) -> bool:
-    return any(cls.__name__ == name for cls in type(module).__mro__)
