@@ -49,9 +49,12 @@ def _row(num_warps: int, maxnreg: int | None = None) -> ByWidth:
     return {8192: _config(num_warps, 1, maxnreg, ROWS=1)}
 
 
-def _mn(block_m: int, block_n: int, num_warps: int, num_stages: int, maxnreg: int | None = None) -> Config:
-    """A program owns BLOCK_M rows and streams over the others, BLOCK_N at a time."""
-    return _config(num_warps, num_stages, maxnreg, BLOCK_M=block_m, BLOCK_N=block_n)
+def _mn(
+    block_m: int, block_n: int, num_warps: int, num_stages: int, maxnreg: int | None = None, narrow: int | None = None
+) -> Config:
+    """A program owns BLOCK_M rows and streams over the others, BLOCK_N at a time; NARROW at a time at their end."""
+    tail = {} if narrow is None else {"NARROW": narrow}
+    return _config(num_warps, num_stages, maxnreg, BLOCK_M=block_m, BLOCK_N=block_n, **tail)
 
 
 def _mnc(
@@ -101,21 +104,21 @@ TABLE: tuple[tuple[str, str, str, ByWidth], ...] = (
     ("merge_fwd merge_bwd", AMD, ANY_DTYPE, {**_rows(4), **_row(8)}),
     # attention; the width is that of a head
     ("attention_fwd", "sm_80", "fp32", {64: _mn(32, 32, 8, 2, 255), 128: _mn(32, 32, 8, 2)}),
-    ("attention_fwd", "sm_80", "half", {64: _mn(64, 64, 4, 2), 128: _mn(64, 32, 4, 2)}),
+    ("attention_fwd", "sm_80", "half", {64: _mn(64, 64, 4, 2, narrow=16), 128: _mn(64, 32, 4, 2, narrow=16)}),
     ("attention_fwd", HOPPER, "fp32", {64: _mn(32, 32, 8, 2), 128: _mn(32, 16, 8, 2)}),
-    ("attention_fwd", HOPPER, "half", {64: _mn(64, 64, 4, 2), 128: _mn(64, 64, 4, 2, 255)}),
-    ("attention_fwd_tall", HOPPER, "half", {64: _mn(128, 64, 4, 2)}),
+    ("attention_fwd", HOPPER, "half", {64: _mn(64, 64, 4, 2, narrow=16), 128: _mn(64, 64, 4, 2, 255, narrow=16)}),
+    ("attention_fwd_tall", HOPPER, "half", {64: _mn(128, 64, 4, 2, narrow=16)}),
     ("attention_fwd", AMD, "fp32", {128: _mn(32, 32, 4, 1)}),
     ("attention_fwd", AMD, "half", {64: _mn(64, 64, 4, 1), 128: _mn(64, 32, 4, 1)}),
     ("attention_bwd_q", NVIDIA, "fp32", {64: _mn(32, 32, 8, 2), 128: _mn(32, 16, 8, 2, 255)}),
-    ("attention_bwd_q", "sm_80", "half", {128: _mn(64, 32, 4, 2)}),
-    ("attention_bwd_q", HOPPER, "half", {64: _mn(64, 64, 4, 2), 128: _mn(64, 64, 4, 2, 255)}),
+    ("attention_bwd_q", "sm_80", "half", {128: _mn(64, 32, 4, 2, narrow=16)}),
+    ("attention_bwd_q", HOPPER, "half", {64: _mn(64, 64, 4, 2, narrow=16), 128: _mn(64, 64, 4, 2, 255, narrow=16)}),
     ("attention_bwd_q", AMD, "fp32", {128: _mn(32, 32, 4, 1)}),
     ("attention_bwd_q", AMD, "half", {64: _mn(64, 64, 4, 1), 128: _mn(64, 32, 4, 1)}),
     ("attention_bwd_kv", "sm_80", "fp32", {128: _mn(32, 32, 8, 2)}),
-    ("attention_bwd_kv", "sm_80", "half", {64: _mn(64, 32, 4, 2), 128: _mn(64, 32, 8, 2)}),
+    ("attention_bwd_kv", "sm_80", "half", {64: _mn(64, 32, 4, 2, narrow=16), 128: _mn(64, 32, 8, 2, narrow=16)}),
     ("attention_bwd_kv", HOPPER, "fp32", {64: _mn(32, 32, 8, 2), 128: _mn(32, 16, 8, 2)}),
-    ("attention_bwd_kv", HOPPER, "half", {64: _mn(64, 64, 4, 2), 128: _mn(64, 64, 8, 2, 255)}),
+    ("attention_bwd_kv", HOPPER, "half", {64: _mn(64, 64, 4, 2, narrow=16), 128: _mn(64, 64, 8, 2, 255, narrow=16)}),
     ("attention_bwd_kv", AMD, "fp32", {128: _mn(32, 32, 4, 1)}),
     ("attention_bwd_kv", AMD, "half", {128: _mn(64, 32, 4, 1)}),
     # the same of tokens that are turned, which takes more registers

@@ -42,12 +42,12 @@ def test_equals_the_formula_on_packed_views(num_tokens: int, sized: bool) -> Non
 @pytest.mark.parametrize(
     ("num_tokens", "dim"),
     [
-        *((2, 32), (67, 32), (3, 40), (2, 64), (67, 64), (130, 64), (67, 72), (67, 80), (3, 88), (3, 96), (67, 96)),
-        *((3, 104), (2, 128), (67, 128)),
+        *((2, 32), (67, 32), (80, 32), (3, 40), (2, 64), (67, 64), (90, 64), (125, 64), (160, 64), (67, 72), (67, 80)),
+        *((3, 88), (3, 96), (67, 96), (3, 104), (2, 128), (29, 128), (67, 128)),
     ],
 )
 def test_kernel_is_as_accurate_as_pytorch(num_tokens: int, dim: int, dtype: torch.dtype, interpreted: bool) -> None:
-    """Against the formula in fp64, in both forms, forward and backward."""
+    """Against the formula in fp64, in both forms, forward and backward; behind full tiles much is left, or little."""
     batch = 1 if num_tokens > 3 else 4  # enough rows for a largest error to be no luck
     if not interpreted:
         batch = 140 if num_tokens == 67 else 4  # enough programs for tall tiles
@@ -135,18 +135,22 @@ def test_any_scale(scale: float) -> None:
     torch.testing.assert_close(out.double(), attention_by_formula(q, k, v, size, scale), rtol=1e-4, atol=1e-5)
 
 
-def test_a_key_of_size_zero_is_no_key() -> None:
+@pytest.mark.parametrize(("num_tokens", "dtype"), [(100, torch.float32), (100, torch.float16), (90, torch.float16)])
+def test_a_key_of_size_zero_is_no_key(num_tokens: int, dtype: torch.dtype) -> None:
     """Padding: a whole tile of it in front, scattered and at the end, though its scores are the largest by far."""
-    qkv = torch.randn(1, 100, 3, 1, 16)
-    keep = torch.cat([torch.zeros(70), torch.tensor([1.0, 0.0]).repeat(14), torch.zeros(2)]) > 0
+    qkv = torch.randn(1, num_tokens, 3, 1, 16).to(dtype)
+    at = torch.arange(num_tokens)
+    keep = (at >= 66) & (at < num_tokens - 2) & (at % 2 == 0)
     qkv[:, ~keep, 1] *= 1000
-    size = torch.where(keep, torch.randint(1, 9, (100,)), 0).float()[None]
+    size = torch.where(keep, torch.randint(1, 9, (num_tokens,)), 0).float()[None]
     leaf, kept = qkv.clone().requires_grad_(), qkv.clone().requires_grad_()
     q, k, v = split(kept)
     proportional_attention_qkvpacked(leaf, size).square().sum().backward()
     proportional_attention(q, k[:, keep], v[:, keep], size[:, keep]).square().sum().backward()
-    torch.testing.assert_close(leaf.grad, kept.grad)
     assert leaf.grad is not None
+    assert kept.grad is not None
+    rounding = 16 * torch.finfo(dtype).eps
+    torch.testing.assert_close(leaf.grad, kept.grad, rtol=rounding, atol=rounding * float(kept.grad.abs().max()))
     assert not leaf.grad[:, ~keep, 1:].any()
 
 

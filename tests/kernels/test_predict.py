@@ -25,7 +25,7 @@ from alt_fast_kernels.prediction import cases, host, record
 from alt_fast_kernels.prediction.around import Around, TorchCall
 from alt_fast_kernels.prediction.compiled import TARGETS, Code, Instruction, made_of
 from alt_fast_kernels.prediction.measured import measured
-from alt_fast_kernels.prediction.model import Machine, Time, Trips, executed, predict, predict_torch
+from alt_fast_kernels.prediction.model import TRIPS, Machine, Time, Trips, executed, predict, predict_torch
 from alt_fast_kernels.prediction.towers import B16, L14, Prediction, Predictor, Tower
 
 pytestmark = pytest.mark.kernel_only
@@ -44,6 +44,19 @@ def test_the_record_is_of_these_sources_and_a_sample_compiles_to_it() -> None:
     found = command("--sample", "4", "--workers", "1")
     assert found.returncode == 0, found.stdout + found.stderr
     assert "4 of " in found.stdout
+
+
+@pytest.mark.parametrize(
+    ("count", "narrow", "trips"),
+    [
+        *((197, 16, (3, 0, 1)), (96, 16, (1, 0, 2)), (97, 16, (1, 1, 0)), (128, 16, (2, 0, 0)), (5, 16, (0, 0, 1))),
+        *((197, 0, (3, 1)), (128, 0, (2, 0))),
+    ],
+)
+def test_a_short_tail_is_streamed_in_narrow_tiles(count: int, narrow: int, trips: tuple[int, ...]) -> None:
+    arguments = {"HAS_SIZE": False, "num_k": count, "num_q": count, "BLOCK_N": 64, "NARROW": narrow}
+    for kernel in ("attention_fwd", "attention_bwd_q", "attention_bwd_kv"):
+        assert TRIPS[kernel](arguments) == tuple(map(Trips, trips))
 
 
 def test_no_recorded_kernel_is_at_fault() -> None:

@@ -51,6 +51,18 @@ def open_keys(size, num_k, HAS_SIZE: tl.constexpr, BLOCK_N: tl.constexpr):
 
 
 @triton.jit
+def wide_rows(count, BLOCK_N: tl.constexpr, NARROW: tl.constexpr):
+    """How many of `count` rows are streamed BLOCK_N at a time: all, unless NARROW at a time serve the last few better.
+
+    That is where at most half a tile is left behind the full ones. NARROW 0: never.
+    """
+    if NARROW == 0:
+        return count
+    full = count // BLOCK_N * BLOCK_N
+    return tl.where(count - full > BLOCK_N // 2, count, full)
+
+
+@triton.jit
 def _halves(x, n, stride, ROTARY: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr):
     """Rows n of a head in halves: the first channels of all pairs, and the second."""
     if ROTARY == "interleaved":

@@ -6,7 +6,7 @@ log2 e) and `lse2`. All sums are fp32.
 
 A key's weight is multiplied by its size, which costs less than adding the logarithm of it; a key of size 0 is no key at
 all. Only the tile behind the last full one, and every tile where a size is 0, must mask keys: `open_keys` says which
-need not.
+need not. Where few rows are left behind the full tiles, they are streamed NARROW at a time, if that is given.
 
 Rotary tables turn queries and keys as they are loaded, and gradients back before they are stored; see `tiles`.
 
@@ -35,6 +35,7 @@ from alt_fast_kernels.attention.tiles import (
     products,
     store_gradient,
     store_rows,
+    wide_rows,
 )
 from alt_fast_kernels.configs import Arch, arch_of, config_of
 from alt_fast_kernels.launch import Launch, cdiv, padded
@@ -95,7 +96,8 @@ def attention_fwd_kernel(
     # tables, read if ROTARY, and their strides
     cos, sin, table_b, table_n, table_h,
     HAS_SIZE: tl.constexpr, UNIT: tl.constexpr, HEAD_DIM: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, ROTARY: tl.constexpr = "none",
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+    NARROW: tl.constexpr = 0, ROTARY: tl.constexpr = "none",
 ):  # fmt: skip
     """Attend: out = softmax(q k^T * scale + log size) v by an online softmax, and the sums that backward needs.
 
@@ -103,7 +105,7 @@ def attention_fwd_kernel(
     Writes out [B, N, H * D] in that dtype and lse2 [B, H, N] fp32, log2 of each query's sum of weights; for a query
     without keys zeros and plus infinity. scale > 0: the largest product gives the largest score.
     Grid: B * H * cdiv(N, BLOCK_M). A program owns BLOCK_M queries of a head and streams over the keys, BLOCK_N at a
-    time; BLOCK_D >= D.
+    time, the last few as `wide_rows` says; BLOCK_D >= D.
     """
     image, head, m = owned(num_q, num_heads, BLOCK_M)
     k += (image * k_b + head * k_h) * UNIT
@@ -126,12 +128,20 @@ def attention_fwd_kernel(
             query, k, v, size, cos, sin, n, num_k, scale, k_n * UNIT, v_n * UNIT, table_n * UNIT, top, total, mixed,
             HAS_SIZE, ROTARY, HEAD_DIM, BLOCK_D, False,
         )  # fmt: skip
-    for n0 in range(full, num_k, BLOCK_N):
+    wide = wide_rows(num_k, BLOCK_N, NARROW)
+    for n0 in range(full, wide, BLOCK_N):
         n = n0 + tl.arange(0, BLOCK_N)
         top, total, mixed = _attend(
             query, k, v, size, cos, sin, n, num_k, scale, k_n * UNIT, v_n * UNIT, table_n * UNIT, top, total, mixed,
             HAS_SIZE, ROTARY, HEAD_DIM, BLOCK_D, True,
         )  # fmt: skip
+    if NARROW > 0:
+        for n0 in tl.range(wide, num_k, NARROW, num_stages=1):
+            n = n0 + tl.arange(0, NARROW)
+            top, total, mixed = _attend(
+                query, k, v, size, cos, sin, n, num_k, scale, k_n * UNIT, v_n * UNIT, table_n * UNIT, top, total, mixed,
+                HAS_SIZE, ROTARY, HEAD_DIM, BLOCK_D, True,
+            )  # fmt: skip
 
     empty = total == 0.0
     mixed *= tl.where(empty, 0.0, 1.0 / total)[:, None]
@@ -174,14 +184,15 @@ def attention_bwd_q_kernel(
     # tables, read if ROTARY, and their strides
     cos, sin, table_b, table_n, table_h,
     HAS_SIZE: tl.constexpr, UNIT: tl.constexpr, HEAD_DIM: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, ROTARY: tl.constexpr = "none",
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+    NARROW: tl.constexpr = 0, ROTARY: tl.constexpr = "none",
 ):  # fmt: skip
     """Compute the gradient of q, and delta, the weights' mean gradient, which that of k needs.
 
     Reads what `attention_fwd_kernel` read and wrote, and grad_out [B, N, H * D] contiguous.
     Writes delta [B, H, N] fp32 and grad_q [B, N, H, D] in its own dtype.
     Grid: B * H * cdiv(N, BLOCK_M). A program owns BLOCK_M queries of a head and streams over the keys, BLOCK_N at a
-    time, recomputing their weights from lse2.
+    time, the last few as `wide_rows` says, recomputing their weights from lse2.
     """
     image, head, m = owned(num_q, num_heads, BLOCK_M)
     k += (image * k_b + head * k_h) * UNIT
@@ -210,12 +221,20 @@ def attention_bwd_q_kernel(
             query, upstream, log_total, shift, k, v, size, cos, sin, n, num_k, scale, k_n * UNIT, v_n * UNIT,
             table_n * UNIT, grad, HAS_SIZE, ROTARY, HEAD_DIM, BLOCK_D, False,
         )  # fmt: skip
-    for n0 in range(full, num_k, BLOCK_N):
+    wide = wide_rows(num_k, BLOCK_N, NARROW)
+    for n0 in range(full, wide, BLOCK_N):
         n = n0 + tl.arange(0, BLOCK_N)
         grad = _grad_q(
             query, upstream, log_total, shift, k, v, size, cos, sin, n, num_k, scale, k_n * UNIT, v_n * UNIT,
             table_n * UNIT, grad, HAS_SIZE, ROTARY, HEAD_DIM, BLOCK_D, True,
         )  # fmt: skip
+    if NARROW > 0:
+        for n0 in tl.range(wide, num_k, NARROW, num_stages=1):
+            n = n0 + tl.arange(0, NARROW)
+            grad = _grad_q(
+                query, upstream, log_total, shift, k, v, size, cos, sin, n, num_k, scale, k_n * UNIT, v_n * UNIT,
+                table_n * UNIT, grad, HAS_SIZE, ROTARY, HEAD_DIM, BLOCK_D, True,
+            )  # fmt: skip
     grad_q += (image * gq_b + head * gq_h) * UNIT
     factor = scale * LN_2  # back from base 2
     store_gradient(
@@ -258,14 +277,16 @@ def attention_bwd_kv_kernel(
     # tables, read if ROTARY, and their strides
     cos, sin, table_b, table_n, table_h,
     HAS_SIZE: tl.constexpr, UNIT: tl.constexpr, HEAD_DIM: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, ROTARY: tl.constexpr = "none",
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+    NARROW: tl.constexpr = 0, ROTARY: tl.constexpr = "none",
 ):  # fmt: skip
     """Compute the gradients of k and v.
 
     Reads what `attention_bwd_q_kernel` reads, less out, and the delta that it wrote.
     Writes grad_k and grad_v [B, M, H, D] in their own dtype.
     Grid: B * H * cdiv(M, BLOCK_M). A program owns BLOCK_M keys of a head and streams over the queries, BLOCK_N at a
-    time; every gradient has one owner, so there are no atomics and results repeat exactly.
+    time, the last few as `wide_rows` says; every gradient has one owner, so there are no atomics and results repeat
+    exactly.
     """
     image, head, n = owned(num_k, num_heads, BLOCK_M)  # keys
     q += (image * q_b + head * q_h) * UNIT
@@ -293,12 +314,20 @@ def attention_bwd_kv_kernel(
             key, value, bias, q, cos, sin, grad_out, lse2, delta, m, num_q, scale, q_n * UNIT, grad_out_n,
             table_n * UNIT, sum_k, sum_v, ROTARY, HEAD_DIM, BLOCK_D, False,
         )  # fmt: skip
-    for m0 in range(full, num_q, BLOCK_N):
+    wide = wide_rows(num_q, BLOCK_N, NARROW)
+    for m0 in range(full, wide, BLOCK_N):
         m = m0 + tl.arange(0, BLOCK_N)
         sum_k, sum_v = _grad_kv(
             key, value, bias, q, cos, sin, grad_out, lse2, delta, m, num_q, scale, q_n * UNIT, grad_out_n,
             table_n * UNIT, sum_k, sum_v, ROTARY, HEAD_DIM, BLOCK_D, True,
         )  # fmt: skip
+    if NARROW > 0:
+        for m0 in tl.range(wide, num_q, NARROW, num_stages=1):
+            m = m0 + tl.arange(0, NARROW)
+            sum_k, sum_v = _grad_kv(
+                key, value, bias, q, cos, sin, grad_out, lse2, delta, m, num_q, scale, q_n * UNIT, grad_out_n,
+                table_n * UNIT, sum_k, sum_v, ROTARY, HEAD_DIM, BLOCK_D, True,
+            )  # fmt: skip
     grad_k += (image * gk_b + head * gk_h) * UNIT
     factor = scale * LN_2  # back from base 2
     store_gradient(

@@ -49,11 +49,20 @@ class Trips:
 def _attention_keys(a: dict[str, Any]) -> tuple[Trips, ...]:
     """Of the forward kernel and the queries' backward: sizes looked through, tiles without masks and with."""
     sizes = (Trips(cdiv(a["num_k"], 256)),) if a["HAS_SIZE"] else ()
-    return *sizes, Trips(a["num_k"] // a["BLOCK_N"]), Trips(int(a["num_k"] % a["BLOCK_N"] > 0))
+    return *sizes, *_streamed(a["num_k"], a["BLOCK_N"], a.get("NARROW", 0))
+
+
+def _streamed(count: int, block: int, narrow: int) -> tuple[Trips, ...]:
+    """Full tiles, the one behind them, and narrow ones in its place if they are compiled: see `tiles.wide_rows`."""
+    full, left = divmod(count, block)
+    if not narrow:
+        return Trips(full), Trips(int(left > 0))
+    few = left <= block // 2
+    return Trips(full), Trips(int(not few)), Trips(cdiv(left, narrow) if few else 0)
 
 
 def _attention_queries(a: dict[str, Any]) -> tuple[Trips, ...]:
-    return Trips(a["num_q"] // a["BLOCK_N"]), Trips(int(a["num_q"] % a["BLOCK_N"] > 0))
+    return _streamed(a["num_q"], a["BLOCK_N"], a.get("NARROW", 0))
 
 
 def _chunks(a: dict[str, Any]) -> tuple[Trips, ...]:

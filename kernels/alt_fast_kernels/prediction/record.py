@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cache
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,7 @@ class Row:
     def tile(self) -> int:
         """The elements of a tile, but for factors that all tiles of its shape have."""
         parameters = dict(x.split("=") for x in self.configuration.split()[1:])
-        return math.prod(int(parameters.get(name, 1)) for name in _tiles(self.kernel) - {"PRECISION"})
+        return math.prod(int(parameters.get(name, 1)) for name in _tiles(self.kernel) - {"PRECISION", "NARROW"})
 
     def faults(self) -> list[str]:
         """What no shipped kernel may do, in words."""
@@ -171,7 +172,7 @@ def compile_rows(keys: Iterable[tuple[Arch, str, str]] | None = None, workers: i
     wanted = None if keys is None else frozenset(keys)
     targets = TARGETS if wanted is None else sorted({target for target, _, _ in wanted})
     workers = workers or os.cpu_count() or 1
-    with ProcessPoolExecutor(workers) as pool:
+    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:  # a fork would lack PyTorch's threads
         parts = [pool.submit(_part, arch, wanted, part, workers) for arch in targets for part in range(workers)]
         return sorted((found for part in parts for found in part.result()), key=lambda found: found.key)
 

@@ -29,6 +29,7 @@ from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from functools import lru_cache
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -453,20 +454,25 @@ def verify(arch: Arch, launch: Launch, timeout: float = 600, *, exact: bool = Fa
     """Compile a launch for a target and verify it. exact: leave each `ldmatrix` as it is, which takes minutes."""
     started = _cpu_seconds()
     ptx = compile_for(arch, launch).assembly
-    program, reduced = Program.of(ptx), small(launch)
-    grid, given, reason = _proof(program.grid(), _input(reduced, ptx, reduced.grid), timeout)
-    reasons = [f"grid: {reason}"] if reason else []
-    block = ""
-    if program.has_shared():
-        alone = program.block(reduced.grid - 1)
-        renewed = alone.with_new_barriers()
-        by_row = renewed if exact else renewed.by_row()
-        block, more, reason = _proof(by_row, _input(reduced, ptx, 1), timeout)
+    program = Program.of(ptx)
+    grids, blocks, given, reasons = [], [], set[str](), []
+    for reduced in small(launch):
+        grid, more, reason = _proof(program.grid(), _input(reduced, ptx, reduced.grid), timeout)
+        grids.append(grid)
         given |= more
-        changes = {ROWS: by_row.lines != renewed.lines, NEW_BARRIERS: renewed.lines != alone.lines}
-        if block in (PROVEN, GIVEN) and any(changes.values()):
-            block, given = GIVEN, given | {what for what, changed in changes.items() if changed}
-        reasons += [f"block: {reason}"] if reason else []
+        reasons += [f"grid: {reason}"] if reason else []
+        if program.has_shared():
+            alone = program.block(reduced.grid - 1)
+            renewed = alone.with_new_barriers()
+            by_row = renewed if exact else renewed.by_row()
+            block, more, reason = _proof(by_row, _input(reduced, ptx, 1), timeout)
+            given |= more
+            changes = {ROWS: by_row.lines != renewed.lines, NEW_BARRIERS: renewed.lines != alone.lines}
+            if block in (PROVEN, GIVEN) and any(changes.values()):
+                block, given = GIVEN, given | {what for what, changed in changes.items() if changed}
+            blocks.append(block)
+            reasons += [f"block: {reason}"] if reason else []
+    grid, block = max(grids, key=VERDICTS.index), max(blocks, key=VERDICTS.index, default="")
     seconds = round(_cpu_seconds() - started, 1)
     return Row(
         arch, launch.name, configuration(launch), grid, block, tuple(sorted(given)), "; ".join(reasons), seconds,
@@ -474,19 +480,27 @@ def verify(arch: Arch, launch: Launch, timeout: float = 600, *, exact: bool = Fa
     )  # fmt: skip
 
 
-def small(launch: Launch) -> Launch:
+def small(launch: Launch) -> list[Launch]:
     """The launch on fewer heads, images, tokens and entities: full tiles and a ragged one, loops of four turns.
 
-    Its code is the same: changed are numbers that it is not specialised on, or multiples of what it is. Strides stay.
+    Where a short tail is streamed in narrow tiles, once with such a tail and once with a longer one. The code is the
+    same: changed are numbers that it is not specialised on, or multiples of what it is. Strides stay.
     """
+    if launch.options.get("NARROW"):
+        return [_small(launch, 5), _small(launch, launch.options["BLOCK_N"] // 2 + 5)]
+    return [_small(launch, 5)]
+
+
+def _small(launch: Launch, left: int) -> Launch:
+    """left: rows that attention streams behind the last full tile."""
     numbers = launch.arguments()
     changes: dict[str, int] = {}
     grid = min(launch.grid, MOST_PROGRAMS)
     if launch.name.startswith("attention"):
         owned, streamed = numbers["BLOCK_M"], numbers["BLOCK_N"]
-        changes = {"num_heads": 2, "num_q": owned + 5, "num_k": 3 * streamed + 5}
+        changes = {"num_heads": 2, "num_q": owned + 5, "num_k": 3 * streamed + left}
         if launch.name == "attention_bwd_kv":
-            changes |= {"num_q": 3 * owned + 5, "num_k": streamed + 5}
+            changes |= {"num_q": 3 * owned + left, "num_k": streamed + 5}
         grid = 2 * 2 * 2  # images, heads, tiles
     elif launch.name.startswith("align"):
         rows, entities = numbers["BLOCK_M"] + 5, numbers["BLOCK_N"]
@@ -601,7 +615,7 @@ def main(argv: list[str] | None = None) -> int:
         reachable = [key for arch in ARCHS for key in _launches(arch)]
         rows = {key: row for key, row in recorded.items() if key not in old}
         keys = [key for key in reachable if options.kernel in " ".join(key) and (options.all or key not in rows)]
-        with ProcessPoolExecutor(options.workers) as pool:
+        with ProcessPoolExecutor(options.workers, get_context("spawn")) as pool:  # as `record.compile_rows`
             tasks = [pool.submit(_one, key, options.timeout, options.exact) for key in _varied(keys)]
             for task in as_completed(tasks):
                 row = task.result()
