@@ -181,6 +181,16 @@ def write_noise(tmp_path: Path) -> NoiseWriter:
     return partial(noise_video, tmp_path)
 
 
+@contextmanager
+def own_scheduling() -> Iterator[None]:
+    """Put the calling thread's scheduling back: of root, SVT-AV1's encoder makes one that starves all others."""
+    policy, priority = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, policy, priority)
+
+
 def noise_video(
     folder: Path,
     name: str,
@@ -195,7 +205,7 @@ def noise_video(
     rng = np.random.default_rng(0)
     y, x = np.mgrid[:height, :width]
     waves = rng.uniform(0.05, 0.3, (3, 2))
-    with av.open(str(folder / name), "w") as container:
+    with own_scheduling(), av.open(str(folder / name), "w") as container:
         stream = container.add_stream(codec, rate=10, options=options or {})
         assert isinstance(stream, VideoStream)
         stream.width, stream.height, stream.pix_fmt = width, height, pix_fmt

@@ -211,7 +211,7 @@ MUTATIONS = [
         "kernels/alt_fast_kernels/attention/triton.py",
         "tl.range(wide, num_q, NARROW, num_stages=1)",
         "tl.range(wide, num_q - NARROW, NARROW, num_stages=1)",
-        "tests/kernels/test_attention.py::test_kernel_is_as_accurate_as_pytorch[triton-67-64-dtype1]",
+        f"{_ATTENTION}::test_kernel_is_as_accurate_as_pytorch",
     ),
     Mutation(
         "kernels/alt_fast_kernels/attention/tiles.py",

@@ -104,21 +104,36 @@ TABLE: tuple[tuple[str, str, str, ByWidth], ...] = (
     ("merge_fwd merge_bwd", AMD, ANY_DTYPE, {**_rows(4), **_row(8)}),
     # attention; the width is that of a head
     ("attention_fwd", "sm_80", "fp32", {64: _mn(32, 32, 8, 2, 255), 128: _mn(32, 32, 8, 2)}),
-    ("attention_fwd", "sm_80", "half", {64: _mn(64, 64, 4, 2, narrow=16), 128: _mn(64, 32, 4, 2, narrow=16)}),
+    (
+        *("attention_fwd", "sm_80", "half"),
+        {32: _mn(64, 64, 4, 2), 64: _mn(64, 64, 4, 2, narrow=16), 128: _mn(64, 32, 4, 2, narrow=16)},
+    ),
     ("attention_fwd", HOPPER, "fp32", {64: _mn(32, 32, 8, 2), 128: _mn(32, 16, 8, 2)}),
-    ("attention_fwd", HOPPER, "half", {64: _mn(64, 64, 4, 2, narrow=16), 128: _mn(64, 64, 4, 2, 255, narrow=16)}),
-    ("attention_fwd_tall", HOPPER, "half", {64: _mn(128, 64, 4, 2, narrow=16)}),
+    (
+        *("attention_fwd", HOPPER, "half"),
+        {32: _mn(64, 64, 4, 2), 64: _mn(64, 64, 4, 2, narrow=16), 128: _mn(64, 64, 4, 2, 255, narrow=16)},
+    ),
+    ("attention_fwd_tall", HOPPER, "half", {32: _mn(128, 64, 4, 2), 64: _mn(128, 64, 4, 2, narrow=16)}),
     ("attention_fwd", AMD, "fp32", {128: _mn(32, 32, 4, 1)}),
     ("attention_fwd", AMD, "half", {64: _mn(64, 64, 4, 1), 128: _mn(64, 32, 4, 1)}),
     ("attention_bwd_q", NVIDIA, "fp32", {64: _mn(32, 32, 8, 2), 128: _mn(32, 16, 8, 2, 255)}),
-    ("attention_bwd_q", "sm_80", "half", {128: _mn(64, 32, 4, 2, narrow=16)}),
-    ("attention_bwd_q", HOPPER, "half", {64: _mn(64, 64, 4, 2, narrow=16), 128: _mn(64, 64, 4, 2, 255, narrow=16)}),
+    ("attention_bwd_q", "sm_80", "half", {32: _mn(64, 32, 4, 2), 128: _mn(64, 32, 4, 2, narrow=16)}),
+    (
+        *("attention_bwd_q", HOPPER, "half"),
+        {32: _mn(64, 64, 4, 2), 64: _mn(64, 64, 4, 2, narrow=16), 128: _mn(64, 64, 4, 2, 255, narrow=16)},
+    ),
     ("attention_bwd_q", AMD, "fp32", {128: _mn(32, 32, 4, 1)}),
     ("attention_bwd_q", AMD, "half", {64: _mn(64, 64, 4, 1), 128: _mn(64, 32, 4, 1)}),
     ("attention_bwd_kv", "sm_80", "fp32", {128: _mn(32, 32, 8, 2)}),
-    ("attention_bwd_kv", "sm_80", "half", {64: _mn(64, 32, 4, 2, narrow=16), 128: _mn(64, 32, 8, 2, narrow=16)}),
+    (
+        *("attention_bwd_kv", "sm_80", "half"),
+        {32: _mn(64, 32, 4, 2), 64: _mn(64, 32, 4, 2, narrow=16), 128: _mn(64, 32, 8, 2, narrow=16)},
+    ),
     ("attention_bwd_kv", HOPPER, "fp32", {64: _mn(32, 32, 8, 2), 128: _mn(32, 16, 8, 2)}),
-    ("attention_bwd_kv", HOPPER, "half", {64: _mn(64, 64, 4, 2, narrow=16), 128: _mn(64, 64, 8, 2, 255, narrow=16)}),
+    (
+        *("attention_bwd_kv", HOPPER, "half"),
+        {32: _mn(64, 64, 4, 2), 64: _mn(64, 64, 4, 2, narrow=16), 128: _mn(64, 64, 8, 2, 255, narrow=16)},
+    ),
     ("attention_bwd_kv", AMD, "fp32", {128: _mn(32, 32, 4, 1)}),
     ("attention_bwd_kv", AMD, "half", {128: _mn(64, 32, 4, 1)}),
     # the same of tokens that are turned, which takes more registers

@@ -24,7 +24,7 @@ from alt_fast.data.decode import (
     upright,
     whole,
 )
-from tests.conftest import VideoWriter
+from tests.conftest import NoiseWriter, VideoWriter
 
 CODECS = [
     ("h264.mp4", "libx264", {}),
@@ -45,6 +45,13 @@ CODECS = [
 def frame_numbers(clip: np.ndarray) -> list[int]:
     """Which frames these are, read off their grey level."""
     return ((clip.reshape(len(clip), -1).mean(1) - 20) / 6).round().astype(int).tolist()
+
+
+def test_an_encoder_leaves_this_thread_s_scheduling(write_noise: NoiseWriter) -> None:
+    """Other tests' processes would hardly run beside a real-time one."""
+    before = os.sched_getscheduler(0)
+    write_noise("av1.mkv", "libsvtav1")
+    assert os.sched_getscheduler(0) == before
 
 
 @pytest.mark.parametrize(("name", "codec", "options"), CODECS, ids=[name for name, _, _ in CODECS])
