@@ -248,6 +248,6 @@ def test_an_hour_leaves_nothing_behind(recogniser: Recogniser, tmp_path: Path) -
     assert tick.clock.now() == pytest.approx(3600, abs=60)
     assert (tick.watch.passed_over, tick.capture.received) == (0, 3600)
     assert held[1] - held[0] < 50_000
-    assert resident[1] - resident[0] < 1 << 20  # FFmpeg's memory is not Python's
+    assert resident[1] - resident[0] < 4 << 20  # FFmpeg's memory is not Python's: 2,640 pictures are more than that
     assert kept[0] == kept[1]  # their memory is not Python's
     assert handles[0] == handles[1]
