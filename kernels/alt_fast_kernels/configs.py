@@ -49,12 +49,15 @@ def _row(num_warps: int, maxnreg: int | None = None) -> ByWidth:
     return {8192: _config(num_warps, 1, maxnreg, ROWS=1)}
 
 
-def _mn(
-    block_m: int, block_n: int, num_warps: int, num_stages: int, maxnreg: int | None = None, narrow: int | None = None
-) -> Config:
-    """A program owns BLOCK_M rows and streams over the others, BLOCK_N at a time; NARROW at a time at their end."""
-    tail = {} if narrow is None else {"NARROW": narrow}
-    return _config(num_warps, num_stages, maxnreg, BLOCK_M=block_m, BLOCK_N=block_n, **tail)
+def _mn(block_m: int, block_n: int, num_warps: int, num_stages: int, maxnreg: int | None = None) -> Config:
+    """A program owns BLOCK_M rows and streams over the others, BLOCK_N at a time."""
+    return _config(num_warps, num_stages, maxnreg, BLOCK_M=block_m, BLOCK_N=block_n)
+
+
+def _short_tails(by_width: ByWidth) -> ByWidth:
+    """The same, but a short tail of rows is streamed 16 at a time: not of heads of 32, whose loads would be narrow."""
+    narrow = {width: MappingProxyType({**config, "NARROW": 16}) for width, config in by_width.items()}
+    return {32: by_width[min(by_width)], **narrow}
 
 
 def _mnc(
@@ -104,36 +107,21 @@ TABLE: tuple[tuple[str, str, str, ByWidth], ...] = (
     ("merge_fwd merge_bwd", AMD, ANY_DTYPE, {**_rows(4), **_row(8)}),
     # attention; the width is that of a head
     ("attention_fwd", "sm_80", "fp32", {64: _mn(32, 32, 8, 2, 255), 128: _mn(32, 32, 8, 2)}),
-    (
-        *("attention_fwd", "sm_80", "half"),
-        {32: _mn(64, 64, 4, 2), 64: _mn(64, 64, 4, 2, narrow=16), 128: _mn(64, 32, 4, 2, narrow=16)},
-    ),
+    ("attention_fwd", "sm_80", "half", _short_tails({64: _mn(64, 64, 4, 2), 128: _mn(64, 32, 4, 2)})),
     ("attention_fwd", HOPPER, "fp32", {64: _mn(32, 32, 8, 2), 128: _mn(32, 16, 8, 2)}),
-    (
-        *("attention_fwd", HOPPER, "half"),
-        {32: _mn(64, 64, 4, 2), 64: _mn(64, 64, 4, 2, narrow=16), 128: _mn(64, 64, 4, 2, 255, narrow=16)},
-    ),
-    ("attention_fwd_tall", HOPPER, "half", {32: _mn(128, 64, 4, 2), 64: _mn(128, 64, 4, 2, narrow=16)}),
+    ("attention_fwd", HOPPER, "half", _short_tails({64: _mn(64, 64, 4, 2), 128: _mn(64, 64, 4, 2, 255)})),
+    ("attention_fwd_tall", HOPPER, "half", _short_tails({64: _mn(128, 64, 4, 2)})),
     ("attention_fwd", AMD, "fp32", {128: _mn(32, 32, 4, 1)}),
     ("attention_fwd", AMD, "half", {64: _mn(64, 64, 4, 1), 128: _mn(64, 32, 4, 1)}),
     ("attention_bwd_q", NVIDIA, "fp32", {64: _mn(32, 32, 8, 2), 128: _mn(32, 16, 8, 2, 255)}),
-    ("attention_bwd_q", "sm_80", "half", {32: _mn(64, 32, 4, 2), 128: _mn(64, 32, 4, 2, narrow=16)}),
-    (
-        *("attention_bwd_q", HOPPER, "half"),
-        {32: _mn(64, 64, 4, 2), 64: _mn(64, 64, 4, 2, narrow=16), 128: _mn(64, 64, 4, 2, 255, narrow=16)},
-    ),
+    ("attention_bwd_q", "sm_80", "half", _short_tails({128: _mn(64, 32, 4, 2)})),
+    ("attention_bwd_q", HOPPER, "half", _short_tails({64: _mn(64, 64, 4, 2), 128: _mn(64, 64, 4, 2, 255)})),
     ("attention_bwd_q", AMD, "fp32", {128: _mn(32, 32, 4, 1)}),
     ("attention_bwd_q", AMD, "half", {64: _mn(64, 64, 4, 1), 128: _mn(64, 32, 4, 1)}),
     ("attention_bwd_kv", "sm_80", "fp32", {128: _mn(32, 32, 8, 2)}),
-    (
-        *("attention_bwd_kv", "sm_80", "half"),
-        {32: _mn(64, 32, 4, 2), 64: _mn(64, 32, 4, 2, narrow=16), 128: _mn(64, 32, 8, 2, narrow=16)},
-    ),
+    ("attention_bwd_kv", "sm_80", "half", _short_tails({64: _mn(64, 32, 4, 2), 128: _mn(64, 32, 8, 2)})),
     ("attention_bwd_kv", HOPPER, "fp32", {64: _mn(32, 32, 8, 2), 128: _mn(32, 16, 8, 2)}),
-    (
-        *("attention_bwd_kv", HOPPER, "half"),
-        {32: _mn(64, 64, 4, 2), 64: _mn(64, 64, 4, 2, narrow=16), 128: _mn(64, 64, 8, 2, 255, narrow=16)},
-    ),
+    ("attention_bwd_kv", HOPPER, "half", _short_tails({64: _mn(64, 64, 4, 2), 128: _mn(64, 64, 8, 2, 255)})),
     ("attention_bwd_kv", AMD, "fp32", {128: _mn(32, 32, 4, 1)}),
     ("attention_bwd_kv", AMD, "half", {128: _mn(64, 32, 4, 1)}),
     # the same of tokens that are turned, which takes more registers
