@@ -46,7 +46,7 @@ from alt_fast.paper.ablations import spread_text
 from alt_fast.progress import Progress
 from alt_fast.training.config import TrainConfig, parse
 from alt_fast.training.schedule import Schedule, parameter_groups
-from benchmarks.alignment_rows import AFTERWARDS, CASES, HYPOTHESES, LEVEL_2, Case
+from benchmarks.alignment_rows import AFTERWARDS, AS_SHIPPED, CASES, HYPOTHESES, LEVEL_2, Case
 
 SHOTS = (1, 2, 4, 8)
 DRAWS = 4  # of every training video: frames and crops
@@ -341,7 +341,7 @@ def hypotheses(rows: Sequence[Row], seeds: Sequence[int]) -> str:
     """Markdown: the hypotheses, by paired t-tests over the seeds that both rows have."""
     lines = [["hypothesis", "on", "difference", "seeds", "p, one-sided"], ["---", "---", "--:", "--:", "--:"]]
     by = {(row["case"], row["seed"]): row for row in rows}
-    for name, first, second, column in (*HYPOTHESES, *AFTERWARDS):
+    for name, first, second, column in (*HYPOTHESES, *AS_SHIPPED, *AFTERWARDS):
         shared = [seed for seed in seeds if (first, seed) in by and (second, seed) in by]
         if len(shared) < 2:
             continue
