@@ -1,4 +1,4 @@
-"""What rules for rotary positions do to accuracy: the default job on `tiny_rope`, merged by each rule, per r.
+"""What rules for rotary positions do to accuracy: Motion Shapes from nothing, on `tiny_rope`, merged by each, per r.
 
 python -m benchmarks.rotary_rules --out FILE.jsonl
 python -m benchmarks.rotary_rules --out FILE.jsonl --trained --seeds 0 1 2 --r 0 4 8 12
@@ -33,7 +33,7 @@ LISTS = {"top1": "test", "top1_unseen_pairs": "unseen pairs"}
 
 @dataclass(frozen=True)
 class Experiment:
-    """out: result file. runs: folder of videos and runs. options: of every training, after the default job's."""
+    """out: result file. runs: folder of videos and runs. options: of every training, after those of `motion_shapes_clip`."""
 
     out: Path
     runs: Path
@@ -52,7 +52,7 @@ class Experiment:
         folder = self.runs / f"seed{seed}" / name
         if not (folder / METRICS).exists():
             own = ["--seed", str(seed), "--data.shapes.seed", str(seed), "--data.root", str(self.runs / f"data{seed}")]
-            job = ["--model.backbone", TINY_ROPE, "--frame-only", "false", *self.options, *own, *options]
+            job = ["--config", "motion_shapes_clip", "--model.backbone", TINY_ROPE, "--frame-only", "false", *self.options, *own, *options]
             run(parse([*job, "--out", str(folder), "--resume"]))
         return folder
 

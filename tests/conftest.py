@@ -220,12 +220,13 @@ def noise_video(
 
 
 SMALL_JOB = [
+    *("--config", "motion_shapes_clip"),
     *("--data.shapes.train_per_class", "1", "--data.shapes.test_per_class", "1"),
     *("--data.shapes.frames", "6", "--data.shapes.size", "48", "--data.workers", "1"),
     *("--model.frames", "2", "--pretrain.steps", "4", "--pretrain.batch_size", "8"),
     *("--optim.epochs", "2", "--optim.warmup_epochs", "1", "--optim.batch_size", "12", "--checkpoint_every", "2"),
 ]
-"""The default job, made as small as it goes: six steps."""
+"""Motion Shapes from nothing, made as small as it goes: six steps."""
 
 
 @pytest.fixture(scope="session")

@@ -47,9 +47,9 @@ def build_clip(backbone: str, pretrained: str | None = None, image_size: int | N
     """An open_clip CLIP in fp32, eval mode.
 
     backbone: an open_clip model name such as "ViT-B-16", "tiny", or "tiny_rope", the same with rotary positions.
-    pretrained: None for random weights, one of open_clip's tags ("openai"), "motion_shapes_2" for the tiny CLIP that
-        comes along, or a checkpoint file in OpenAI's format (TorchScript archive or state dict) or open_clip's (.pt,
-        .bin, .safetensors).
+    pretrained: None for random weights, one of open_clip's tags ("openai"), "motion_shapes" or "motion_shapes_2" for a
+        tiny CLIP that comes along, or a checkpoint file in OpenAI's format (TorchScript archive or state dict) or
+        open_clip's (.pt, .bin, .safetensors).
     image_size: pixels; other than the pretrained size, position embeddings are interpolated.
 
     OpenAI's weights were trained with QuickGELU, most of open_clip's with GELU: a tag brings its own activation, a file
@@ -174,8 +174,8 @@ def backbones() -> list[str]:
 
 
 def _foreign_text(config: dict[str, Any]) -> bool:
-    """Whether the text tower is not CLIP's."""
-    return bool(config.get("custom_text", False)) or "hf_model_name" in config["text_cfg"]
+    """Whether the text tower or its tokenizer is not CLIP's."""
+    return bool(config.get("custom_text", False) or {"hf_model_name", "hf_tokenizer_name"} & config["text_cfg"].keys())
 
 
 def _plain_tower(config: dict[str, Any]) -> bool:

@@ -26,7 +26,7 @@ from alt_fast.data.augment import MEAN_STD
 from alt_fast.data.motion_shapes import ALIGNED, LEVELS
 from alt_fast.data.motion_shapes.drawing import owners
 from alt_fast.data.rng import Stream, generator
-from alt_fast.model.text import clip_tokenizer
+from alt_fast.model.text import clip_tokenizer, encode_text
 from alt_fast.training.config import PretrainConfig
 from alt_fast.training.loop import StageSettings
 from alt_fast.training.schedule import Schedule
@@ -159,7 +159,7 @@ class ClipStage:
         labels, rewordings = self.level.reworded_labels(generator(self.seed, Stream.CAPTION, 2, number))
         tokens = torch.cat([self.tokenizer([*captions, *labels, *rewordings]).to(self.device), self.texts])
         parts = (len(captions), len(labels), len(labels), len(self.texts))
-        caption, label, reworded, texts = clip.encode_text(tokens, normalize=True).split(parts)
+        caption, label, reworded, texts = F.normalize(encode_text(clip, tokens), dim=-1).split(parts)
         image, patches = clip.visual(images.to(self.device))
         image, patches = F.normalize(image, dim=-1), F.normalize(patches @ clip.visual.proj, dim=-1)
         scale = clip.logit_scale.exp().clamp(max=100)

@@ -68,7 +68,7 @@ def test_same_features_as_open_clip_at_r_0(form: str, tmp_path: Path, corpus: Co
     with torch.no_grad():
         expected = clip.encode_image(video.flatten(0, 1)).unflatten(0, (2, 8))
         torch.testing.assert_close(model.encode(video).tokens[:, :, 0], expected, rtol=0, atol=1e-5)
-        texts = ["a star", "a moon"]
+        texts = ["a star!", "a moon", "!", "word " * 40, "a heart and a cross"]
         tokens = open_clip.SimpleTokenizer(context_length=24)(texts)
         torch.testing.assert_close(model.text(texts), clip.encode_text(tokens, normalize=True), rtol=0, atol=1e-5)
 
