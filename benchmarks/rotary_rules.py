@@ -28,12 +28,13 @@ from alt_fast.training.run import run
 
 RULES: tuple[RotaryRule, ...] = get_args(RotaryRule)
 MERGED, TRAINED = "merged without training", "trained merged"
+JOB = ("--config", "motion_shapes_clip", "--model.backbone", TINY_ROPE, "--frame-only", "false")
 LISTS = {"top1": "test", "top1_unseen_pairs": "unseen pairs"}
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """out: result file. runs: folder of videos and runs. options: of every training, after those of `motion_shapes_clip`."""
+    """out: result file. runs: folder of videos and runs. options: of every training, after its configuration's."""
 
     out: Path
     runs: Path
@@ -52,7 +53,7 @@ class Experiment:
         folder = self.runs / f"seed{seed}" / name
         if not (folder / METRICS).exists():
             own = ["--seed", str(seed), "--data.shapes.seed", str(seed), "--data.root", str(self.runs / f"data{seed}")]
-            job = ["--config", "motion_shapes_clip", "--model.backbone", TINY_ROPE, "--frame-only", "false", *self.options, *own, *options]
+            job = [*JOB, *self.options, *own, *options]
             run(parse([*job, "--out", str(folder), "--resume"]))
         return folder
 
