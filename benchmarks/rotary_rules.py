@@ -126,7 +126,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.rotary_rules",
         description=(__doc__ or "").split("\n")[0],
-        epilog="What stands after -- changes the default job, as in: -- --optim.epochs 10",
+        epilog="What stands after -- changes motion_shapes_clip, as in: -- --optim.epochs 10",
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="S", help="default: 0 1 2")
     parser.add_argument("--r", type=int, nargs="+", default=[0, 4, 8, 12], metavar="R", help="default: 0 4 8 12")

@@ -24,11 +24,11 @@ TINY_CONFIG: dict[str, Any] = {
         "width": 64,
         "layers": 4,
         "head_width": 32,
-        "pos_embed_type": "sin_cos_2d",  # learned ones take longer to tell places apart than the default job has
+        "pos_embed_type": "sin_cos_2d",  # learned ones take longer to tell places apart than there is
     },
     "text_cfg": {"context_length": 24, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 2},
 }
-"""A CLIP of two CPU cores' size, trained from scratch by the default job."""
+"""A CLIP of two CPU cores' size, which `motion_shapes_clip` trains from scratch."""
 
 TOWERS = Path(__file__).parent / "towers"
 """Trained tiny CLIPs that come along, `NAME.safetensors`."""

@@ -9,7 +9,7 @@ from alt_fast.errors import ArgumentError, check_at_least
 from alt_fast.tome.rules import RotaryRule, check_rule
 
 TINY, TINY_ROPE = "tiny", "tiny_rope"
-"""Backbones that the default job trains from scratch: the first one by default, the other with rotary positions."""
+"""Backbones that two cores train from scratch: the default job's, and the same with rotary positions."""
 
 QuerySource = Literal["entities", "learned", "frame"]
 """What queries the video: aligned entities (the paper), learned vectors (Table C3's empty corpus), or the frame tokens

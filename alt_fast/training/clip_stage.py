@@ -1,4 +1,4 @@
-"""Contrastive training of the tiny CLIP on captioned single frames (Radford et al., 2021), where a default job starts.
+"""Contrastive training of the tiny CLIP on captioned single frames (Radford et al., 2021), before ALT trains.
 
 ALT presumes a vision-language model; where none can be downloaded, this makes a small one that knows what is in Motion
 Shapes' frames and has never seen a motion. It stands in for 400 million pairs of image and text, and what those teach
