@@ -48,8 +48,8 @@ def test_a_table_on_motion_shapes(
     short = ["--model.frames", "2", "--optim.epochs", "1", "--optim.warmup_epochs", "0"]
     monkeypatch.setattr("alt_fast.ablations.SHAPES_FEW_SHOT", " ".join([SHAPES_FEW_SHOT, *short]))
     command = ["C4", "--out", str(tmp_path), "--seeds", "0", "--"]
-    options = [*SMALL_JOB[: SMALL_JOB.index("--model.frames")], "--pretrain.steps", "1", "--pretrain.batch_size", "8"]
-    options += [*short, "--optim.batch_size", "12"]
+    shapes = SMALL_JOB[SMALL_JOB.index("--data.shapes.train_per_class") : SMALL_JOB.index("--model.frames")]
+    options = [*shapes, *short, "--optim.batch_size", "12"]
     assert main([*command, *options]) == 0, capsys.readouterr().err
     printed = capsys.readouterr().out
     lines = printed.strip().splitlines()
@@ -156,7 +156,7 @@ def test_transfer_columns_are_of_runs_of_32_frames(
 
 def test_runs_of_other_frames_share_the_tower_of_a_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Generated data has unseen classes, so its runs are transferred, with or without few-shot training."""
-    commands, sweep = fake(tmp_path, monkeypatch)
+    commands, sweep = fake(tmp_path, monkeypatch, "--config", "motion_shapes_clip")
     run_all(replace(sweep, frames=4), ["C4"], [0], jobs=1)
     first, again, *others = commands
     assert first[-2] == f"--out={tmp_path / 'seed0' / 'base'}"

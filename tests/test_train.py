@@ -237,6 +237,7 @@ def test_goes_on_from_a_trained_model(trained_run: Path, tmp_path: Path, capsys:
     lists = ["--data.train", str(data / "unseen.txt"), "--data.test", str(data / "unseen.txt"), "--data.workers", "0"]
     lists += ["--data.classes", str(data / "unseen_classes.csv"), "--model.frames", "2", "--optim.batch_size", "12"]
     few = ["--config", "few_shot_motion_shapes", *lists, "--optim.warmup_epochs", "0", "--optim.epochs", "1"]
+    few += ["--model.pool=mean", "--model.query_norm=false", "--model.shortcut=false", "--model.tuning=finetune"]
     still = ["--optim.lr", "0", "--optim.backbone_lr", "0"]
     assert main([*few, *still, "--start_from", str(trained_run), "--out", str(tmp_path / "still")]) == 0
     before, now = load(trained_run), load(tmp_path / "still")
