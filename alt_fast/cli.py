@@ -132,7 +132,9 @@ def add_checkpoint(parser: Any, required: bool = True) -> None:
 def add_corpus(parser: Any) -> None:
     """Add --corpus and --categories."""
     parser.add_argument(
-        "--corpus", metavar="FILE", help='text corpus to align to, or "motion_shapes"; default: the one trained with'
+        "--corpus",
+        metavar="FILE",
+        help='text corpus to align to, "motion_shapes" or "motion_shapes_2"; default: the one trained with',
     )
     parser.add_argument(
         "--categories", nargs="+", choices=CATEGORIES, help="only these of its entities; default: all of --corpus"

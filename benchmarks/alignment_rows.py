@@ -90,11 +90,12 @@ AS_SHIPPED = (
     ("as shipped: C3", "annealed", "learned", "unseen"),
     ("as shipped: C3", "annealed", "permuted-annealed", "unseen"),
     ("as shipped: more than frame tokens", "annealed", "frame", "unseen"),
-    ("as shipped: within 3 points of the oracle", "annealed", "oracle", "unseen"),
+    ("as shipped: more than the oracle", "annealed", "oracle", "unseen"),
     ("as shipped: Table 5", "annealed", "tome-annealed", "unseen"),
 )
-"""With the falling tau of the configuration: written down when twelve seeds of "annealed" had been seen, and no row of
-the other two that have it. Queries that do not choose have no tau."""
+"""With the falling tau of the configuration. Written down when twelve seeds of "annealed" had been seen and every row
+without a tau, so that of "learned", "frame" and "oracle" only its further seeds are evidence; but no row of
+"tome-annealed" or "permuted-annealed"."""
 
 AFTERWARDS = tuple(
     (f"added afterwards: {name}", "no-shortcut", f"no-shortcut-{second}", "unseen")

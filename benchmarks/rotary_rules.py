@@ -1,4 +1,4 @@
-"""What rules for rotary positions do to accuracy: Motion Shapes from nothing, on `tiny_rope`, merged by each, per r.
+"""What rules for rotary positions do to accuracy: Motion Shapes from nothing, on `tiny_rope`, by rule and by r.
 
 python -m benchmarks.rotary_rules --out FILE.jsonl
 python -m benchmarks.rotary_rules --out FILE.jsonl --trained --seeds 0 1 2 --r 0 4 8 12

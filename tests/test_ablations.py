@@ -178,6 +178,28 @@ def test_metrics_of_earlier_runs_are_read(tmp_path: Path) -> None:
     assert sweep.scores(TABLES["C4"][-1], 0) == {"fully": 50, "0-shot": 25}
 
 
+def test_rows_of_a_table_differ_whatever_the_configuration(tmp_path: Path) -> None:
+    """The default job's tower is frozen, the paper's trained."""
+    for options in ([], ["--config", "motion_shapes_clip"], ["--config", "kinetics400_b16"]):
+        sweep = Sweep(parse(options), options, None, [], tmp_path, 8)
+        for rows in TABLES.values():
+            assert len({sweep.folder(row, 0) for row in rows}) == len(rows)
+
+
+def test_few_shot_runs_on_motion_shapes_are_of_the_kind_they_start_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ["--config", "motion_shapes_clip", "--model.shortcut", "true"]
+    commands, sweep = fake(tmp_path, monkeypatch, *options)
+    monkeypatch.setattr("alt_fast.paper.ablations.write_shots", lambda *_: None)
+    run_all(replace(sweep, few_shot=SHAPES_FEW_SHOT.split()), ["C4"], [0], jobs=1)
+    models = [parse(command[3:]).model for command in commands if "few_shot_motion_shapes" in command]
+    assert len(models) == len(TABLES["C4"])
+    assert {(model.pool, model.query_norm, model.shortcut, model.tuning) for model in models} == {
+        ("mean", False, True, "finetune")
+    }
+
+
 def test_r_is_scaled_to_the_model(tmp_path: Path) -> None:
     sweep = Sweep(parse([]), [], None, [], tmp_path, 8)
     assert [sweep.changes(row).get("r") for row in TABLES["8"]] == [0, 2, None, 6]

@@ -33,7 +33,7 @@ from alt_fast.files import sole_writer
 from alt_fast.inference.scoring import EvalConfig
 from alt_fast.inference.trained import load
 from alt_fast.inference.zero_shot import score_zero_shot
-from alt_fast.model.clip_weights import TINY_CONFIG
+from alt_fast.model.clip_weights import TINY_CONFIG, build_clip
 from alt_fast.train import main
 from alt_fast.training.config import DataConfig, OptimConfig, TrainConfig, parse
 from alt_fast.training.quarantine import Quarantine
@@ -537,6 +537,22 @@ def test_bad_options(capsys: pytest.CaptureFixture[str], options: list[str], mes
         status = int(e.code or 0)
     assert status == 2
     assert message in capsys.readouterr().err
+
+
+def test_the_default_job_keeps_the_tower_that_comes_along(trained_run: Path, tmp_path: Path) -> None:
+    """Neither it nor a CLIP of its own is trained, and the card says so."""
+    assert parse([]).pretrain is None
+    shapes = SMALL_JOB[SMALL_JOB.index("--data.shapes.train_per_class") : SMALL_JOB.index("--pretrain.steps")]
+    short = ["--optim.epochs", "1", "--optim.warmup_epochs", "0", "--frame_only", "false"]
+    run = tmp_path / "run"
+    assert main([*shapes, *short, "--data.root", str(trained_run.parent / "data"), "--out", str(run)]) == 0
+    assert not (run / "clip.safetensors").exists()
+    assert "clip" not in json.loads((run / "metrics.json").read_text())["stage_seconds"]
+    assert "starting from the tiny CLIP `motion_shapes` that comes along" in (run / "README.md").read_text()
+    assert "image tower frozen" in (run / "README.md").read_text()
+    trained = load_file(run / "model.safetensors")
+    tower = build_clip("tiny", "motion_shapes", None).visual.state_dict()
+    assert all(torch.equal(trained[f"encoder.visual.{name}"], weight) for name, weight in tower.items())
 
 
 def test_pretraining_goes_on_from_weights(trained_run: Path, tmp_path: Path) -> None:

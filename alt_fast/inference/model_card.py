@@ -7,6 +7,7 @@ from typing import Any
 from alt_fast.files import CONFIG, ENVIRONMENT, METRICS, read_json, read_yaml
 from alt_fast.inference.alignment import use_text
 from alt_fast.inference.trained import TrainedModel
+from alt_fast.model.clip_weights import own_towers
 from alt_fast.model.config import TINY_ROPE, ModelConfig
 
 _SCORES = {
@@ -119,15 +120,21 @@ def _training(run: Path | None) -> list[str]:
     data, optim = config["data"], config["optim"]
     where = f"the generated dataset {data['generate']}" if data["generate"] else f"`{Path(data['train']).name}`"
     start = config["start_from"] or config["model"]["pretrained"]
-    start = start and Path(start).name  # cards are made for others
     towers = (
-        "a CLIP trained in the same run" if config["pretrain"] else "random weights" if start is None else f"`{start}`"
+        "a CLIP trained in the same run"
+        if config["pretrain"]
+        else "random weights"
+        if start is None
+        else f"the tiny CLIP `{start}` that comes along"
+        if start in own_towers()
+        else f"`{Path(start).name}`"  # cards are made for others
     )
+    rate = "frozen" if config["model"]["tuning"] == "frozen" else optim["backbone_lr"]
     packages = ", ".join(f"{name} {version}" for name, version in environment["packages"].items())
     device = environment["gpu"] or f"CPU ({environment['cores']} cores)"
     return [
         f"- On {where}, starting from {towers}, with seed {config['seed']}.",
         f"- {optim['epochs']} epochs of batches of {optim['batch_size']}; learning rates {optim['lr']}, image tower "
-        f"{optim['backbone_lr']}; all settings are in `config.yaml`.",
+        f"{rate}; all settings are in `config.yaml`.",
         f"- alt-fast {environment['alt_fast']}, commit {environment['commit'] or 'unknown'}; {packages}; {device}.",
     ]

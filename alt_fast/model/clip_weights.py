@@ -24,7 +24,7 @@ TINY_CONFIG: dict[str, Any] = {
         "width": 64,
         "layers": 4,
         "head_width": 32,
-        "pos_embed_type": "sin_cos_2d",  # learned ones take longer to tell places apart than there is
+        "pos_embed_type": "sin_cos_2d",  # learned ones take long to tell places apart
     },
     "text_cfg": {"context_length": 24, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 2},
 }
@@ -32,6 +32,7 @@ TINY_CONFIG: dict[str, Any] = {
 
 TOWERS = Path(__file__).parent / "towers"
 """Trained tiny CLIPs that come along, `NAME.safetensors`."""
+
 
 WORDS, WORD_ROWS = "token_embedding.weight", "token_embedding.rows"
 """Where a tower that comes along has the embeddings of words that it was trained on, and their numbers."""
@@ -41,6 +42,11 @@ _OPENAI_KEYS = ("input_resolution", "context_length", "vocab_size")  # numbers t
 
 class WeightsError(AltFastError, RuntimeError):
     """CLIP weights that cannot be had or do not fit; the message says what to pass instead."""
+
+
+def own_towers() -> list[str]:
+    """Return the names of the trained tiny CLIPs that come along."""
+    return sorted(path.stem for path in TOWERS.glob("*.safetensors"))
 
 
 def build_clip(backbone: str, pretrained: str | None = None, image_size: int | None = None) -> open_clip.CLIP:
@@ -115,12 +121,18 @@ def _find_weights(backbone: str, pretrained: str) -> tuple[str, bool | None]:
     """Path of the weights, and whether they need QuickGELU (None: as the backbone says)."""
     if Path(pretrained).is_file():
         return pretrained, None
-    own = sorted(path.stem for path in TOWERS.glob("*.safetensors")) if backbone == TINY else []
-    if pretrained in own:
+    own = own_towers()
+    if pretrained in own and backbone == TINY:
         return str(TOWERS / f"{pretrained}.safetensors"), None
+    if pretrained in own:
+        raise WeightsError(
+            f"the weights {pretrained!r} that come along are those of {TINY!r}, and the backbone is {backbone!r}: set "
+            "pretrained to weights of its own, or to null"
+        )
     tag = open_clip.get_pretrained_cfg(backbone, pretrained)
     if not tag:
-        known = ", ".join([*own, *open_clip.list_pretrained_tags_by_model(backbone)]) or "none"
+        tags = [*(own if backbone == TINY else ()), *open_clip.list_pretrained_tags_by_model(backbone)]
+        known = ", ".join(tags) or "none"
         raise WeightsError(f"pretrained={pretrained!r} is neither a file nor a tag of {backbone} (its tags: {known})")
     hub = logging.getLogger("huggingface_hub")
     level = hub.level
@@ -174,8 +186,8 @@ def backbones() -> list[str]:
 
 
 def _foreign_text(config: dict[str, Any]) -> bool:
-    """Whether the text tower or its tokenizer is not CLIP's."""
-    return bool(config.get("custom_text", False) or {"hf_model_name", "hf_tokenizer_name"} & config["text_cfg"].keys())
+    """Whether the text tower is not CLIP's."""
+    return bool(config.get("custom_text", False)) or "hf_model_name" in config["text_cfg"]
 
 
 def _plain_tower(config: dict[str, Any]) -> bool:

@@ -9,7 +9,7 @@ from alt_fast.errors import ArgumentError, check_at_least
 from alt_fast.tome.rules import RotaryRule, check_rule
 
 TINY, TINY_ROPE = "tiny", "tiny_rope"
-"""Backbones that two cores train from scratch: the default job's, and the same with rotary positions."""
+"""Backbones that `motion_shapes_clip` trains from scratch: the first by default, the other with rotary positions."""
 
 QuerySource = Literal["entities", "learned", "frame"]
 """What queries the video: aligned entities (the paper), learned vectors (Table C3's empty corpus), or the frame tokens
@@ -28,13 +28,18 @@ Tuning = Literal["finetune", "frozen", "s", "sm", "stm"]
 """What of the backbone trains: all of it, nothing, or adapters (spatial; + MLP; + temporal) on a frozen one."""
 
 
+NOT_IN_WEIGHTS = ("pretrained", "frames", "r", "rotary", "tau", "tau_start", "noise", "categories")
+"""Settings of a model that its weights do not know."""
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """What the model is; defaults are the paper's ALT-B/16 with 8 frames.
 
     Args:
         backbone: open_clip model name, "tiny", or "tiny_rope".
-        pretrained: CLIP weights: None for random ones, a tag of open_clip ("openai"), or a checkpoint file.
+        pretrained: CLIP weights: None for random ones, a tag of open_clip ("openai"), "motion_shapes" or
+            "motion_shapes_2" for a tiny CLIP that comes along, or a checkpoint file.
         image_size: pixels; None for the backbone's own.
         frames: frames per clip.
         r: tokens merged away per layer: an int, one int per layer, or [r, inflect] with a float inflect.

@@ -62,16 +62,16 @@ def clip_tokenizer(context_length: int) -> open_clip.SimpleTokenizer:
 
 
 def encode_text(clip: open_clip.CLIP, tokens: Tensor) -> Tensor:
-    """Return embeddings [B, d] of texts [B, L], as they are: `clip.encode_text` without what only pads all of them.
+    """Return embeddings [B, d] of tokens [B, L], not normalised: `clip.encode_text` without what only pads all of them.
 
-    The tower is causal and pooled at the end of the text, which no padding behind it reaches. L is 77, and a class name
-    has about five tokens.
+    The tower is causal and pooled at the end of the text, which no padding behind it reaches. CLIP's L is 77, and a
+    class name has about five tokens.
     """
     end = tokens.argmax(1)  # the highest number; padding has that of "!"
     length = int(end.max()) + 1
     hidden = clip.token_embedding(tokens[:, :length]) + clip.positional_embedding[:length]
     hidden = clip.transformer(hidden, attn_mask=clip.attn_mask[:length, :length])
-    embeddings: Tensor = clip.ln_final(hidden[torch.arange(len(hidden)), end]) @ clip.text_projection
+    embeddings: Tensor = clip.ln_final(hidden[torch.arange(len(hidden), device=end.device), end]) @ clip.text_projection
     return embeddings
 
 
@@ -103,9 +103,7 @@ class TextTower(nn.Module):
         by_length = tokens.argmax(1).argsort()
         parts = tokens[by_length].split(batch_size)
         shown = Progress(parts, "text embeddings", "batch", shown=len(parts) > 3)
-        sorted_embeddings = torch.cat([encode_text(self.clip, part.to(device)).float() for part in shown])
-        embeddings = torch.empty_like(sorted_embeddings)
-        embeddings[by_length] = sorted_embeddings
+        embeddings = torch.cat([encode_text(self.clip, part.to(device)).float() for part in shown])[by_length.argsort()]
         return F.normalize(embeddings, dim=-1) if unit else embeddings
 
     def cached(self, texts: Sequence[str], folder: Path, unit: bool = True) -> Tensor:

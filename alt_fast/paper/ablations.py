@@ -6,12 +6,13 @@ import statistics
 import subprocess
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from alt_fast.errors import RunError
 from alt_fast.files import CLIP, METRICS, make_folder, read_json
+from alt_fast.model.config import NOT_IN_WEIGHTS
 from alt_fast.paper.splits import write_shots
 from alt_fast.progress import Progress
 from alt_fast.training.config import TrainConfig, parse
@@ -46,7 +47,7 @@ TABLES = {
         Row("S-adapter", {"tuning": "s"}, (81.4, None, None)),
         Row("SM-adapter", {"tuning": "sm"}, (81.5, None, None)),
         Row("STM-adapter", {"tuning": "stm"}, (82.0, None, None)),
-        Row("fine-tune", {}, (82.4, None, None)),
+        Row("fine-tune", {"tuning": "finetune"}, (82.4, None, None)),
     ],
     "8": [
         Row("r = 0", UNMERGED, (82.6, None, None)),
@@ -137,6 +138,9 @@ class Sweep:
             self._run([*options, *tower, frames], run)
         if self.few_shot is not None:
             second = [option.replace("{seed}", str(seed)).replace("{data}", str(data)) for option in self.few_shot]
+            if generated:
+                kind = asdict(self.config.model).items()
+                second += [f"--model.{name}={_text(value)}" for name, value in kind if name not in NOT_IN_WEIGHTS]
             if generated and row is BASE:
                 write_shots(data / "few_shot.txt", data / "unseen_classes.csv", None, [2], seed, data)
             again = self.folder(row, seed, f"{self.transfer},few-shot")

@@ -189,13 +189,14 @@ def wrap_parallel(
     return module, parallel, synchronize
 
 
-def describe_batch(optim: OptimConfig, world: World, device: torch.device) -> str:
-    """Say what a step computes, and at which rates."""
+def describe_batch(optim: OptimConfig, frozen: bool, world: World, device: torch.device) -> str:
+    """Say what a step computes, and at which rates. frozen: the image tower."""
     share = optim.batch_size // (world.size * optim.accumulate)
     parts = f"{world.size} x {optim.accumulate} x {share}" if world.size * optim.accumulate > 1 else ""
     parts = parts and f" ({parts}: processes, accumulated, at once)"
     scaled = "" if optim.scale_from is None else f", scaled from batch {optim.scale_from}"
     lr, backbone_lr = (optim.rate_scale * rate for rate in (optim.lr, optim.backbone_lr))
     processes = "1 process" if world.size == 1 else f"{world.size} processes"
-    rates = f"learning rates {lr:.3g}, image tower {backbone_lr:.3g}{scaled}"
+    tower = "image tower frozen" if frozen else f"image tower {backbone_lr:.3g}"
+    rates = f"learning rates {lr:.3g}, {tower}{scaled}"
     return f"{processes} on {device.type}, {optim.batch_size} clips a step in all{parts}; {rates}"

@@ -74,7 +74,7 @@ def run_stages(job: Job, data_seconds: float) -> dict[str, Any]:
     """Train and test; writes the files of the run and returns its metrics."""
     config, folder, lists = job.config, job.folder, job.lists
     job.print_line(f"run folder {folder}; {len(lists.train)} videos of {len(lists.classes)} classes to train on")
-    job.print_line(describe_batch(config.optim, job.world, job.device))
+    job.print_line(describe_batch(config.optim, config.model.tuning == "frozen", job.world, job.device))
     if job.world.main:
         write_csv(folder / CLASSES, ("id", "name"), enumerate(lists.classes))
     seconds, model_config = {"data": data_seconds}, config.model

@@ -163,6 +163,14 @@ def test_the_table_and_its_tests_are_over_seeds() -> None:
     assert "| C3: entities of regions > names permuted | unseen | +33.3 | 3 | 0.0049 |" in lines
     assert "| C3: entities of regions > learned queries | unseen | +0.0 | 3 | 0.5 |" in lines
     assert len(lines) == 4  # hypotheses without both rows have no line
+    shipped = [{**row, "case": "annealed"} for row in rows if row["case"] == "entities"]
+    shipped += [{**row, "case": "permuted-annealed"} for row in rows if row["case"] == "permuted"]
+    told = "| as shipped: C3: tau from 1 to 0.05 >"
+    assert hypotheses([*rows, *shipped], range(3)).splitlines() == [
+        *lines,
+        f"{told} learned queries | unseen | +0.0 | 3 | 0.5 |",
+        f"{told} names permuted, tau from 1 to 0.05 | unseen | +33.3 | 3 | 0.0049 |",
+    ]
     again = [{**row, "case": case} for row in rows for case in CASES if case == f"no-shortcut-{row['case']}"]
     again += [{**row, "case": "no-shortcut"} for row in rows if row["case"] == "entities"]
     added = hypotheses([*rows, *again], range(3)).splitlines()

@@ -54,7 +54,8 @@ def test_towers_that_come_along_know_what_unseen_classes_show(
 ) -> None:
     """Their files are those that docs tell how to make, and so much is right, of frames and of regions.
 
-    On level 2 four tools in five; of its trained classes that takes more videos to tell: over 640, 80.8 % of frames.
+    On level 1 scenes are places of the frame, too, which a region does not know. On level 2 four tools in five are
+    right; of its trained classes that takes more videos to tell: over 640, 80.8 % of frames.
     """
     digest = hashlib.sha256((TOWERS / f"{name}.safetensors").read_bytes()).hexdigest()
     assert digest in (ROOT / "docs" / "motion_shapes.md").read_text()

@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 
 from alt_fast import ALT, Corpus, ModelConfig, create_model
 from alt_fast.model.clip_weights import WeightsError, build_clip, read_state_dict
+from alt_fast.model.text import TextTower
 
 NUMBERS = {"input_resolution": 48, "context_length": 24, "vocab_size": 49408}
 
@@ -73,6 +74,21 @@ def test_same_features_as_open_clip_at_r_0(form: str, tmp_path: Path, corpus: Co
         torch.testing.assert_close(model.text(texts), clip.encode_text(tokens, normalize=True), rtol=0, atol=1e-5)
 
 
+def test_texts_take_no_more_of_the_tower_than_they_have_tokens() -> None:
+    """Padding, which has the number of "!", is not computed, and short texts do not wait for long ones."""
+    clip = seeded_clip(quick_gelu=False)
+    clip.visual = None
+    lengths = []
+    clip.transformer.register_forward_pre_hook(lambda _, arguments: lengths.append(arguments[0].shape[1]))
+    text = TextTower(clip)
+    whole = text(["star", "a cross and a heart and a moon", "!", "star!"])
+    assert lengths == [10]
+    lengths.clear()
+    parts = text(["star", "a cross and a heart and a moon", "!", "star!"], batch_size=2)
+    assert lengths == [3, 10]
+    torch.testing.assert_close(parts, whole)
+
+
 @pytest.fixture
 def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
     """open_clip's models by their names, with one thin layer a tower."""
@@ -122,6 +138,8 @@ def test_a_download_that_fails_says_how_to_pass_a_file(monkeypatch: pytest.Monke
 def test_bad_weights(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=r"neither a file nor a tag of ViT-B-16 .*openai"):
         build_clip("ViT-B-16", "nonsense")
+    with pytest.raises(WeightsError, match="'motion_shapes' that come along are those of 'tiny', .* 'tiny_rope': set"):
+        build_clip("tiny_rope", "motion_shapes")
     with pytest.raises(ValueError, match="backbone 'ViT-Z'"):
         build_clip("ViT-Z")
     for backbone in ("roberta-ViT-B-32", "ViT-B-16-SigLIP"):
