@@ -1,9 +1,10 @@
-"""How fast many videos, a long one, a live one and a command's start are: by the code of the commands themselves.
+"""How fast many videos, a long one, a live one, a command's start and names are: by the commands' own code.
 
     python -m benchmarks.using many --checkpoint RUN --list LIST [--chunk 100]
     python -m benchmarks.using long --checkpoint RUN --list LIST [--length 1min 20min]
     python -m benchmarks.using live --checkpoint RUN|alt_b16 --list LIST|--film 1280x720 [--length 1min]
     python -m benchmarks.using start --checkpoint RUN --list LIST
+    python -m benchmarks.using names --checkpoint RUN|alt_b16
 
 many: videos/s of `classify LIST --out`, beside `evaluate` of the same videos, both with the model loaded; and of the
 command as a whole, its start too, beside one started anew for every --chunk files.
@@ -20,6 +21,9 @@ does not depend on them.
 
 start: seconds of `classify` of the list's first video, as a process: by PyTorch, with --compile for the first time
 (every round has an empty cache), and with --compile again, which finds its code there.
+
+names: class names embedded per second, of a run or 400 of a preset, as they are for `--labels`, beside open_clip's own
+way, which computes the padding too; and by how much the embeddings differ.
 
 Contestants run in turn, round by round, each time another one first, but those of start; figures are quartiles (low,
 median, high).
@@ -41,6 +45,9 @@ from math import ceil
 from pathlib import Path
 from subprocess import run
 
+import torch
+from torch import Tensor
+
 from alt_fast import classify, cli, evaluate
 from alt_fast.data.annotations import read_list
 from alt_fast.data.capture import Capture
@@ -55,6 +62,7 @@ from alt_fast.inference.trained import TrainedModel, load
 from alt_fast.measure.lines import Row, append_row
 from alt_fast.measure.timing import Race, in_turn
 from alt_fast.model.config import PRESETS
+from alt_fast.model.text import TextTower
 from benchmarks.apart import apart, children_peak_bytes, peak_bytes
 from benchmarks.audit import CLASSES, make_model
 from benchmarks.clock import SharedClock
@@ -239,7 +247,38 @@ def start(options: argparse.Namespace) -> Row:
     return {"workers": options.workers, "seconds": seconds}
 
 
-PARTS: dict[str, Callable[[argparse.Namespace], Row]] = {"many": many, "long": long, "live": live, "start": start}
+def names(options: argparse.Namespace) -> Row:
+    """Embed class names by the model's text tower, and as open_clip does. --checkpoint takes a preset's name too."""
+    trained = load_or_make(options.checkpoint)
+    text, classes = trained.model.text, trained.classes
+    ours, theirs = text(classes), plainly(text, classes)
+
+    def rate(embed: Callable[[], Tensor]) -> Row:
+        begin = time.perf_counter()
+        embed()
+        return {"names_per_s": len(classes) / (time.perf_counter() - begin)}
+
+    contestants = {"alt-fast": lambda: text(classes), "open_clip": lambda: plainly(text, classes)}
+    rows = measure({name: partial(rate, embed) for name, embed in contestants.items()}, options.rounds)
+    for name, row in rows.items():
+        show(name, row)
+    return {"names": len(classes), "difference": (ours - theirs).abs().max().item(), "ways": rows}
+
+
+@torch.no_grad()
+def plainly(text: TextTower, names: Sequence[str]) -> Tensor:
+    """Embed names, all of their padding too."""
+    parts = text.tokenizer(list(names)).split(256)
+    return torch.cat([text.clip.encode_text(part, normalize=True) for part in parts])
+
+
+PARTS: dict[str, Callable[[argparse.Namespace], Row]] = {
+    "many": many,
+    "long": long,
+    "live": live,
+    "start": start,
+    "names": names,
+}
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -250,6 +289,10 @@ def make_parser() -> argparse.ArgumentParser:
     for name, function in PARTS.items():
         part = parts.add_parser(name, description=function.__doc__)
         cli.add_checkpoint(part)
+        part.add_argument("--rounds", type=int, default=5, help="at least 2 (default 5)")
+        part.add_argument("--out", type=Path, metavar="FILE", help="also add a row to this file, JSON lines")
+        if name == "names":
+            continue
         played = part.add_mutually_exclusive_group(required=True)
         played.add_argument(
             "--list", metavar="LIST", help="videos; long and live string them together, start takes the first"
@@ -271,8 +314,6 @@ def make_parser() -> argparse.ArgumentParser:
             cli.add_cuda_graphs(part)
         if name != "live":
             cli.add_workers(part)
-        part.add_argument("--rounds", type=int, default=5, help="at least 2 (default 5)")
-        part.add_argument("--out", type=Path, metavar="FILE", help="also add a row to this file, JSON lines")
     return parser
 
 
@@ -283,7 +324,7 @@ def work(options: argparse.Namespace) -> int:
             raise ArgumentError(f"--{name} must be at least {least}, got {getattr(options, name)}")
     row = PARTS[options.part](options)
     if options.out is not None:
-        checked = {"using": options.part, "checkpoint": options.checkpoint, "list": options.list}
+        checked = {"using": options.part, "checkpoint": options.checkpoint, "list": getattr(options, "list", None)}
         append_row(options.out, {**checked, "rounds": options.rounds, **row})
     return 0
 

@@ -164,6 +164,16 @@ def test_a_preset_s_name_is_a_random_model_of_it(trained_run: Path) -> None:
     assert using.load_or_make(str(trained_run)).classes == load(trained_run).classes
 
 
+def test_names_are_embedded_as_open_clip_does(trained_run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "names.jsonl"
+    assert main(["names", "--checkpoint", str(trained_run), "--rounds", "2", "--out", str(out)]) == 0
+    row = json.loads(out.read_text())
+    assert (row["using"], row["names"]) == ("names", 36)
+    assert row["difference"] < 1e-5
+    assert all(len(way["names_per_s"]) == 3 for way in row["ways"].values())
+    assert list(row["ways"]) == ["alt-fast", "open_clip"]
+
+
 def test_bad_input_is_named(trained_run: Path, listed: Path, capsys: pytest.CaptureFixture[str]) -> None:
     given = ["--checkpoint", str(trained_run), "--list", str(listed)]
     assert main(["live", *given, "--length", "1s"]) == 2
