@@ -103,7 +103,7 @@ def test_texts_describe_classes_from_then_on(trained: TrainedModel, tmp_path: Pa
     trained.use_texts(texts)
     found = trained.embed(["growing", "shrinking"])
     torch.testing.assert_close(found[0], trained.model.text(["growing: it becomes larger"])[0])
-    assert torch.equal(found[1], names[1])
+    torch.testing.assert_close(found[1], names[1], rtol=0, atol=1e-6)  # beside a longer text it is rounded otherwise
     trained.use_texts(None)
     assert torch.equal(trained.embed(["growing", "shrinking"]), found)
     save_model(tmp_path / "model.safetensors", trained)
