@@ -93,9 +93,9 @@ AS_SHIPPED = (
     ("as shipped: more than the oracle", "annealed", "oracle", "unseen"),
     ("as shipped: Table 5", "annealed", "tome-annealed", "unseen"),
 )
-"""With the falling tau of the configuration. Written down when twelve seeds of "annealed" had been seen and every row
-without a tau, so that of "learned", "frame" and "oracle" only its further seeds are evidence; but no row of
-"tome-annealed" or "permuted-annealed"."""
+"""With the falling tau of the configuration. Written down after twelve seeds of "annealed" and all rows without a tau
+had been seen: against "learned", "frame" and "oracle" only later seeds of "annealed" are evidence. No row of
+"tome-annealed" or "permuted-annealed" had been seen."""
 
 AFTERWARDS = tuple(
     (f"added afterwards: {name}", "no-shortcut", f"no-shortcut-{second}", "unseen")

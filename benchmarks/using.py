@@ -22,8 +22,8 @@ does not depend on them.
 start: seconds of `classify` of the list's first video, as a process: by PyTorch, with --compile for the first time
 (every round has an empty cache), and with --compile again, which finds its code there.
 
-names: class names embedded per second, of a run or 400 of a preset, as they are for `--labels`, beside open_clip's own
-way, which computes the padding too; and by how much the embeddings differ.
+names: class names embedded per second, alone, without prompts, of a run or 400 of a preset, beside open_clip's own way,
+which computes the padding too; and by how much the embeddings differ.
 
 Contestants run in turn, round by round, each time another one first, but those of start; figures are quartiles (low,
 median, high).

@@ -19,7 +19,7 @@ MAY_IMPORT = {
     "model": {"tome", "corpus", "kernels"},
     "inference": {"report", "model", "data", "corpus", "tome", "kernels"},
     "training": {"inference", "model", "data", "corpus"},
-    "paper": {"training", "inference", "model", "data"},
+    "paper": {"training", "inference", "data"},
 }
 """What a folder may import besides itself and the leaves, in reading order: from the ground up."""
 

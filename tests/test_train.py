@@ -539,13 +539,16 @@ def test_bad_options(capsys: pytest.CaptureFixture[str], options: list[str], mes
     assert message in capsys.readouterr().err
 
 
-def test_the_default_job_keeps_the_tower_that_comes_along(trained_run: Path, tmp_path: Path) -> None:
+def test_the_default_job_keeps_the_tower_that_comes_along(
+    trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Neither it nor a CLIP of its own is trained, and the card says so."""
     assert parse([]).pretrain is None
     shapes = SMALL_JOB[SMALL_JOB.index("--data.shapes.train_per_class") : SMALL_JOB.index("--pretrain.steps")]
     short = ["--optim.epochs", "1", "--optim.warmup_epochs", "0", "--frame_only", "false"]
     run = tmp_path / "run"
     assert main([*shapes, *short, "--data.root", str(trained_run.parent / "data"), "--out", str(run)]) == 0
+    assert "learning rates 0.001, image tower frozen" in capsys.readouterr().out
     assert not (run / "clip.safetensors").exists()
     assert "clip" not in json.loads((run / "metrics.json").read_text())["stage_seconds"]
     assert "starting from the tiny CLIP `motion_shapes` that comes along" in (run / "README.md").read_text()

@@ -112,6 +112,17 @@ def _alignment(found: Mapping[str, Any] | None) -> list[str]:
     return lines
 
 
+def _start(config: Mapping[str, Any]) -> str:
+    weights = config["model"]["pretrained"]
+    if config["pretrain"]:
+        return "a CLIP trained in the same run"
+    if config["start_from"]:
+        return f"`{Path(config['start_from']).name}`"  # cards are made for others
+    if weights in own_towers():
+        return f"the tiny CLIP `{weights}` that comes along"
+    return f"`{Path(weights).name}`" if weights else "random weights"
+
+
 def _training(run: Path | None) -> list[str]:
     if run is None:
         return ["Not at hand."]
@@ -119,21 +130,11 @@ def _training(run: Path | None) -> list[str]:
     environment = read_json(run / ENVIRONMENT, "packages")
     data, optim = config["data"], config["optim"]
     where = f"the generated dataset {data['generate']}" if data["generate"] else f"`{Path(data['train']).name}`"
-    start = config["start_from"] or config["model"]["pretrained"]
-    towers = (
-        "a CLIP trained in the same run"
-        if config["pretrain"]
-        else "random weights"
-        if start is None
-        else f"the tiny CLIP `{start}` that comes along"
-        if start in own_towers()
-        else f"`{Path(start).name}`"  # cards are made for others
-    )
     rate = "frozen" if config["model"]["tuning"] == "frozen" else optim["backbone_lr"]
     packages = ", ".join(f"{name} {version}" for name, version in environment["packages"].items())
     device = environment["gpu"] or f"CPU ({environment['cores']} cores)"
     return [
-        f"- On {where}, starting from {towers}, with seed {config['seed']}.",
+        f"- On {where}, starting from {_start(config)}, with seed {config['seed']}.",
         f"- {optim['epochs']} epochs of batches of {optim['batch_size']}; learning rates {optim['lr']}, image tower "
         f"{rate}; all settings are in `config.yaml`.",
         f"- alt-fast {environment['alt_fast']}, commit {environment['commit'] or 'unknown'}; {packages}; {device}.",

@@ -33,7 +33,7 @@ from alt_fast.inference.segments import Hysteresis
 from alt_fast.inference.windows import Judge, find_segments
 from alt_fast.model.alt import ALT
 from alt_fast.model.clip_weights import build_clip, move_back
-from alt_fast.model.config import NOT_IN_WEIGHTS, Head, ModelConfig
+from alt_fast.model.config import Head, ModelConfig
 from alt_fast.model.hashing import hash_weights
 from alt_fast.model.text import TEMPLATES
 from alt_fast.progress import Progress
@@ -413,11 +413,15 @@ def load(path: str | Path) -> TrainedModel:
     return trained
 
 
+_FREE = ("pretrained", "frames", "r", "rotary", "tau", "tau_start", "noise", "categories")
+"""What a model may have otherwise than the one whose weights it takes."""
+
+
 def load_weights(model: ALT, path: str | Path) -> None:
     """Give `model` the weights of a trained one, whose corpus may be another. Raises what `load` does."""
     trained = load(path).model
     before, now = asdict(trained.config), asdict(model.config)
-    fixed = [name for name in now if name not in NOT_IN_WEIGHTS]
+    fixed = [name for name in now if name not in _FREE]
     changed = [f"model.{k} is {before[k]!r} there, {now[k]!r} here" for k in fixed if before[k] != now[k]]
     if changed:
         raise CheckpointError(f"{path} is another kind of model: {'; '.join(changed)}")

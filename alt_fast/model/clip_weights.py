@@ -176,11 +176,12 @@ def _is_torchscript(path: str | Path) -> bool:
 
 
 def backbones() -> list[str]:
-    """Return the backbones that `build_clip` takes: two tiny ones, and open_clip's CLIPs with a vision transformer."""
+    """Return the backbones that ALT takes: two tiny ones, and open_clip's CLIPs with a vision transformer."""
     known = []
     for name in open_clip.list_models():
         config = open_clip.get_model_config(name)
-        if isinstance(config["vision_cfg"].get("layers"), int) and not _foreign_text(config) and _plain_tower(config):
+        foreign = _foreign_text(config) or "hf_tokenizer_name" in config["text_cfg"]  # which no `TextTower` reads
+        if isinstance(config["vision_cfg"].get("layers"), int) and not foreign and _plain_tower(config):
             known.append(name)
     return [TINY, TINY_ROPE, *known]
 

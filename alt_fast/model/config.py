@@ -28,10 +28,6 @@ Tuning = Literal["finetune", "frozen", "s", "sm", "stm"]
 """What of the backbone trains: all of it, nothing, or adapters (spatial; + MLP; + temporal) on a frozen one."""
 
 
-NOT_IN_WEIGHTS = ("pretrained", "frames", "r", "rotary", "tau", "tau_start", "noise", "categories")
-"""Settings of a model that its weights do not know."""
-
-
 @dataclass(frozen=True)
 class ModelConfig:
     """What the model is; defaults are the paper's ALT-B/16 with 8 frames.

@@ -12,7 +12,6 @@ from typing import Any
 
 from alt_fast.errors import RunError
 from alt_fast.files import CLIP, METRICS, make_folder, read_json
-from alt_fast.model.config import NOT_IN_WEIGHTS
 from alt_fast.paper.splits import write_shots
 from alt_fast.progress import Progress
 from alt_fast.training.config import TrainConfig, parse
@@ -139,8 +138,9 @@ class Sweep:
         if self.few_shot is not None:
             second = [option.replace("{seed}", str(seed)).replace("{data}", str(data)) for option in self.few_shot]
             if generated:
-                kind = asdict(self.config.model).items()
-                second += [f"--model.{name}={_text(value)}" for name, value in kind if name not in NOT_IN_WEIGHTS]
+                same = asdict(self.config.model).items()
+                other = ("pretrained", "frames", "tau_start")
+                second += [f"--model.{name}={_text(value)}" for name, value in same if name not in other]
             if generated and row is BASE:
                 write_shots(data / "few_shot.txt", data / "unseen_classes.csv", None, [2], seed, data)
             again = self.folder(row, seed, f"{self.transfer},few-shot")

@@ -223,6 +223,11 @@ class TrainConfig:
         if self.start_from is not None and (self.pretrain is not None or self.model.pretrained is not None):
             raise ArgumentError("start_from has all weights: set pretrain and model.pretrained to null")
         check_at_least(self, checkpoint_every=1, keep=1, eval_every=0, seed=0)
+        if self.model.tuning == "frozen" and not (self.start_from or self.pretrain or self.model.pretrained):
+            raise ArgumentError(
+                "model.tuning frozen would keep random weights: set model.pretrained, pretrain or start_from, or train "
+                "the tower too (--config motion_shapes_clip)"
+            )
         bound = {"optim.distill": self.optim.distill > 0, "optim.interpolate": self.optim.interpolate < 1}
         for name in (name for name, given in bound.items() if given):  # to the image tower that training starts from
             if self.model.tuning == "frozen":

@@ -174,6 +174,14 @@ def test_names_are_embedded_as_open_clip_does(trained_run: Path, tmp_path: Path)
     assert list(row["ways"]) == ["alt-fast", "open_clip"]
 
 
+def test_open_clip_s_way_computes_the_padding(trained_run: Path) -> None:
+    text, lengths = load(trained_run).model.text, []
+    text.clip.transformer.register_forward_pre_hook(lambda _, arguments: lengths.append(arguments[0].shape[1]))
+    using.plainly(text, ["a star"])
+    text(["a star"])
+    assert lengths == [24, 4]
+
+
 def test_bad_input_is_named(trained_run: Path, listed: Path, capsys: pytest.CaptureFixture[str]) -> None:
     given = ["--checkpoint", str(trained_run), "--list", str(listed)]
     assert main(["live", *given, "--length", "1s"]) == 2

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from alt_fast import ALT, Corpus, ModelConfig, create_model
-from alt_fast.model.clip_weights import WeightsError, build_clip, read_state_dict
+from alt_fast.model.clip_weights import WeightsError, backbones, build_clip, read_state_dict
 from alt_fast.model.text import TextTower
 
 NUMBERS = {"input_resolution": 48, "context_length": 24, "vocab_size": 49408}
@@ -142,6 +142,8 @@ def test_bad_weights(tmp_path: Path) -> None:
         build_clip("tiny_rope", "motion_shapes")
     with pytest.raises(ValueError, match="backbone 'ViT-Z'"):
         build_clip("ViT-Z")
+    assert "ViT-L-14" in backbones()
+    assert "ViT-L-14-worldwide" not in backbones()  # has another tokenizer
     for backbone in ("roberta-ViT-B-32", "ViT-B-16-SigLIP"):
         with pytest.raises(ValueError, match="text tower other than CLIP's"):
             build_clip(backbone, "nonsense")

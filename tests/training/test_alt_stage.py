@@ -164,6 +164,8 @@ def test_resume_keeps_to_the_first_tower(options: dict[str, Any], tmp_path: Path
 @pytest.mark.parametrize(("name", "value"), [("distill", 1.0), ("interpolate", 0.5)])
 def test_a_tower_that_cannot_be_kept_to_is_refused(name: str, value: float) -> None:
     optim = OptimConfig(**{name: value})  # type: ignore[arg-type]
+    with pytest.raises(ArgumentError, match="model.tuning frozen would keep random weights"):
+        TrainConfig(model=ModelConfig(tuning="frozen"))
     with pytest.raises(ArgumentError, match=f"optim.{name} has no effect on model.tuning frozen"):
         TrainConfig(model=ModelConfig(pretrained="openai", tuning="frozen"), optim=optim)
     with pytest.raises(ArgumentError, match=r"random weights are none: set model\.pretrained, pretrain or start_from"):
