@@ -33,7 +33,6 @@ TINY_CONFIG: dict[str, Any] = {
 TOWERS = Path(__file__).parent / "towers"
 """Trained tiny CLIPs that come along, `NAME.safetensors`."""
 
-
 WORDS, WORD_ROWS = "token_embedding.weight", "token_embedding.rows"
 """Where a tower that comes along has the embeddings of words that it was trained on, and their numbers."""
 
