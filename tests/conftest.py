@@ -152,7 +152,7 @@ def write_video(tmp_path: Path) -> VideoWriter:
         name: str, codec: str = "libx264", frames: int = 30, width: int = 64, height: int = 48, **options: int | str
     ) -> Path:
         path = tmp_path / name
-        with av.open(str(path), "w") as container:
+        with own_scheduling(), av.open(str(path), "w") as container:
             stream = container.add_stream(codec, rate=10)
             assert isinstance(stream, VideoStream)
             stream.width, stream.height = width, height

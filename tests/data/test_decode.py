@@ -47,11 +47,12 @@ def frame_numbers(clip: np.ndarray) -> list[int]:
     return ((clip.reshape(len(clip), -1).mean(1) - 20) / 6).round().astype(int).tolist()
 
 
-def test_an_encoder_leaves_this_thread_s_scheduling(write_noise: NoiseWriter) -> None:
+def test_an_encoder_leaves_this_thread_s_scheduling(write_video: VideoWriter, write_noise: NoiseWriter) -> None:
     """Other tests' processes would hardly run beside a real-time one."""
     before = os.sched_getscheduler(0)
-    write_noise("av1.mkv", "libsvtav1")
-    assert os.sched_getscheduler(0) == before
+    for write in (write_video, write_noise):
+        write("av1.mkv", "libsvtav1")
+        assert os.sched_getscheduler(0) == before
 
 
 @pytest.mark.parametrize(("name", "codec", "options"), CODECS, ids=[name for name, _, _ in CODECS])
