@@ -1,5 +1,6 @@
 """What tests share: a tiny corpus, a tiny dataset of real video files, and a trained run."""
 
+import faulthandler
 import gc
 import os
 import subprocess
@@ -41,7 +42,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--seed", type=int, help="repeat kernel tests with this seed")
 
 
+GRACE = 60.0
+"""Seconds after pytest-timeout's signal, which nobody hears where native code waits for ever."""
+
+STDERR = pytest.StashKey[int]()
+
+
 def pytest_configure(config: pytest.Config) -> None:
+    config.stash[STDERR] = os.dup(2)  # what tests write there is captured
     if config.getoption("--device") == "cuda" and os.environ["TRITON_INTERPRET"] != "0":
         raise pytest.UsageError("--device cuda compiles the kernels: set TRITON_INTERPRET=0 (make test-gpu does)")
 
@@ -89,6 +97,19 @@ def pytest_collection_finish() -> None:
     gc.freeze()
     gc.set_threshold(100_000)
     gc.enable()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """End a process whose test has not ended at its signal, and write where it stands: xdist goes on with another."""
+    given = item.config.getoption("timeout")
+    seconds = float(item.config.getini("timeout") if given is None else given)
+    if seconds > 0:
+        faulthandler.dump_traceback_later(seconds + GRACE, file=item.config.stash[STDERR], exit=True)
+    try:
+        return (yield)
+    finally:
+        faulthandler.cancel_dump_traceback_later()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -220,6 +220,18 @@ MUTATIONS = [
         f"{_ATTENTION}::test_a_key_of_size_zero_is_no_key",
     ),
     Mutation(
+        "kernels/alt_fast_kernels/attention/tiles.py",
+        "return x * cos + _neighbours(-second, first) * sin",
+        "return x * cos + _neighbours(second, first) * sin",
+        "tests/kernels/test_rotary.py::test_tables_of_16_bits_where_they_are_used_as_they_are",
+    ),
+    Mutation(
+        "kernels/alt_fast_kernels/attention/op.py",
+        "short = cos.dtype == sin.dtype == q.dtype",
+        "short = cos.dtype == q.dtype",
+        "tests/kernels/test_predict.py::test_tables_of_16_bits_are_used_as_they_are_where_that_is_faster",
+    ),
+    Mutation(
         "kernels/alt_fast_kernels/align/triton.py",
         "better = tile_best > best",
         "better = tile_best >= best",
@@ -275,8 +287,8 @@ MUTATIONS = [
     ),
     Mutation(
         "alt_fast/tome/rotary.py",
-        "cos, sin = cos / length, sin / length",
-        "cos, sin = cos, sin",
+        "table = (wide / length[..., None, :])",
+        "table = wide",
         "tests/tome/test_rotary.py::test_rules_follow_their_definitions",
     ),
     Mutation(

@@ -25,7 +25,9 @@ so slowly that they can be followed past it."""
 
 
 class Turns(NamedTuple):
-    """What is merged instead of a position, in fp32 (fp64 for fp64 tokens).
+    """What is merged instead of a position.
+
+    In the tokens' dtype where the host's tables have it too, except for `centroid`; else in fp32 (fp64 tokens: fp64).
 
     table: [1 or B, N, 1 or H, 2 * D], cos and sin side by side, prefix tokens first; for `centroid` [.., D], angles.
     """
@@ -42,7 +44,8 @@ def begin(rotary: Rotary, num_tokens: int, protected: int, dtype: torch.dtype, r
     Raises ArgumentError when the tables hold neither all tokens nor all but the prefix, and for `centroid` when the
     patches' are not those of a grid (`_unwrapped`).
     """
-    dtype = torch.promote_types(dtype, torch.float32)
+    if rule == "centroid" or not rotary.cos.dtype == rotary.sin.dtype == dtype:
+        dtype = torch.promote_types(dtype, torch.float32)
     cos, sin = rotary.cos.to(dtype), rotary.sin.to(dtype)
     missing = num_tokens - cos.shape[1]
     if missing not in (0, protected):
@@ -64,10 +67,11 @@ def rotation(turns: Turns, rule: RotaryRule) -> Rotary:
     table, interleaved = turns
     if rule == "centroid":
         return Rotary(table.cos(), table.sin(), interleaved)
-    cos, sin = table.chunk(2, -1)
     if rule == "unit":
-        length = torch.hypot(cos, sin).clamp(min=torch.finfo(table.dtype).tiny)
-        cos, sin = cos / length, sin / length
+        wide = table.to(torch.promote_types(table.dtype, torch.float32)).unflatten(-1, (2, -1))
+        length = torch.hypot(*wide.unbind(-2)).clamp(min=torch.finfo(wide.dtype).tiny)
+        table = (wide / length[..., None, :]).flatten(-2).to(table.dtype)
+    cos, sin = table.chunk(2, -1)
     return Rotary(cos, sin, interleaved)
 
 

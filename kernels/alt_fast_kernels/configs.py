@@ -29,6 +29,9 @@ ByWidth = dict[int, Config]
 """Configurations by the largest block width each one serves."""
 
 NVIDIA, HOPPER, AMD = "sm_80 sm_90 sm_100", "sm_90 sm_100", "gfx942"
+TURNS_16 = HOPPER.split()
+"""Where rotary tables of 16 bits are used as they are. Elsewhere kernels would spill, or, on AMD, take longer."""
+
 ALIGN_PLAIN = "align_fwd align_fwd_online align_bwd"
 ALIGN_NOISY = "align_fwd_noisy align_fwd_online_noisy align_bwd_noisy"
 ANY_ARCH, ANY_DTYPE, ANY_WIDTH, MAX_WIDTH = f"{NVIDIA} {AMD}", "any", 0, 8192
@@ -124,25 +127,35 @@ TABLE: tuple[tuple[str, str, str, ByWidth], ...] = (
     ("attention_bwd_kv", HOPPER, "half", _short_tails({64: _mn(64, 64, 4, 2), 128: _mn(64, 64, 8, 2, 255)})),
     ("attention_bwd_kv", AMD, "fp32", {128: _mn(32, 32, 4, 1)}),
     ("attention_bwd_kv", AMD, "half", {128: _mn(64, 32, 4, 1)}),
-    # the same of tokens that are turned, which takes more registers
+    # the same of tokens that are turned, which takes more registers, and most where heads are padded: up to 127
     ("attention_fwd_rotary", "sm_80", "fp32", {64: _mn(32, 32, 8, 2, 255), 128: _mn(32, 32, 8, 2)}),
     ("attention_fwd_rotary", "sm_80", "half", {64: _mn(64, 64, 4, 2), 128: _mn(64, 32, 8, 2)}),
     ("attention_fwd_rotary", HOPPER, "fp32", {64: _mn(32, 32, 8, 2), 128: _mn(32, 16, 8, 2)}),
-    ("attention_fwd_rotary", HOPPER, "half", {64: _mn(64, 64, 4, 2), 128: _mn(64, 32, 4, 2)}),
-    ("attention_fwd_rotary_tall", HOPPER, "half", {64: _mn(128, 64, 4, 2), 128: _mn(128, 64, 8, 2, 255)}),
-    ("attention_fwd_rotary_tallest", HOPPER, "half", {64: _mn(256, 64, 8, 2)}),
+    ("attention_fwd_rotary", HOPPER, "half", _short_tails({64: _mn(64, 64, 4, 2), 128: _mn(64, 32, 4, 2)})),
+    ("attention_fwd_rotary_tall", HOPPER, "half", _short_tails({64: _mn(128, 64, 4, 2), 128: _mn(128, 64, 8, 2, 255)})),
+    ("attention_fwd_rotary_tallest", HOPPER, "half", _short_tails({64: _mn(256, 64, 8, 2)})),
     ("attention_fwd_rotary", AMD, "fp32", {128: _mn(32, 32, 4, 1)}),
     ("attention_fwd_rotary", AMD, "half", {64: _mn(64, 64, 4, 1), 128: _mn(64, 32, 4, 1)}),
-    ("attention_bwd_q_rotary", NVIDIA, "fp32", {64: _mn(32, 32, 8, 2), 128: _mn(32, 16, 8, 2, 255)}),
+    ("attention_bwd_q_rotary", NVIDIA, "fp32", {64: _mn(32, 32, 8, 2, 255), 128: _mn(32, 16, 8, 2, 255)}),
     ("attention_bwd_q_rotary", "sm_80", "half", {64: _mn(64, 32, 4, 2), 128: _mn(32, 32, 8, 2, 255)}),
-    ("attention_bwd_q_rotary", HOPPER, "half", {128: _mn(64, 32, 4, 2, 255)}),
-    ("attention_bwd_q_rotary_tall", "sm_90", "half", {64: _mn(128, 32, 8, 2), 128: _mn(128, 32, 8, 2, 255)}),
-    ("attention_bwd_q_rotary_tall", "sm_100", "half", {64: _mn(128, 32, 8, 2)}),
+    ("attention_bwd_q_rotary", "sm_90", "half", {128: _mn(64, 32, 4, 2, 255)}),
+    (
+        *("attention_bwd_q_rotary", "sm_100", "half"),
+        {64: _mn(64, 32, 4, 2, 255), 127: _mn(64, 32, 8, 2, 255), 128: _mn(64, 32, 4, 2, 255)},
+    ),
+    ("attention_bwd_q_rotary_tall", "sm_90", "half", {64: _mn(128, 32, 4, 2), 128: _mn(128, 32, 8, 2, 255)}),
+    ("attention_bwd_q_rotary_tall", "sm_100", "half", {64: _mn(128, 32, 4, 2)}),
     ("attention_bwd_q_rotary", AMD, "fp32", {64: _mn(32, 32, 4, 1), 128: _mn(32, 16, 4, 1)}),
-    ("attention_bwd_q_rotary", AMD, "half", {64: _mn(64, 64, 4, 1), 128: _mn(64, 32, 4, 1)}),
-    ("attention_bwd_kv_rotary", NVIDIA, "fp32", {64: _mn(32, 32, 8, 2), 128: _mn(32, 16, 8, 2)}),
+    ("attention_bwd_q_rotary", AMD, "half", {64: _mn(64, 64, 4, 1), 128: _mn(64, 16, 4, 1)}),
+    (
+        *("attention_bwd_kv_rotary", NVIDIA, "fp32"),
+        {64: _mn(32, 32, 8, 2), 127: _mn(16, 16, 8, 2, 255), 128: _mn(32, 16, 8, 2)},
+    ),
     ("attention_bwd_kv_rotary", "sm_80", "half", {64: _mn(64, 16, 8, 2, 255), 128: _mn(32, 32, 8, 2, 255)}),
-    ("attention_bwd_kv_rotary", "sm_90", "half", {64: _mn(64, 32, 4, 2), 128: _mn(64, 16, 8, 2, 255)}),
+    (
+        *("attention_bwd_kv_rotary", "sm_90", "half"),
+        {64: _mn(64, 32, 4, 2), 127: _mn(32, 32, 8, 2, 255), 128: _mn(64, 16, 8, 2, 255)},
+    ),
     ("attention_bwd_kv_rotary", "sm_100", "half", {64: _mn(64, 32, 4, 2), 128: _mn(64, 32, 8, 2, 255)}),
     ("attention_bwd_kv_rotary_tall", HOPPER, "half", {64: _mn(128, 32, 8, 2)}),
     ("attention_bwd_kv_rotary", AMD, "fp32", {64: _mn(32, 32, 4, 1), 128: _mn(32, 16, 4, 1)}),

@@ -42,15 +42,22 @@ def merge_cost(batch: int, num_tokens: int, r: int, channels: int, itemsize: int
 
 
 def attention_cost(
-    batch: int, num_q: int, num_k: int, num_heads: int, head_dim: int, itemsize: int, table_rows: int = 0
+    batch: int,
+    num_q: int,
+    num_k: int,
+    num_heads: int,
+    head_dim: int,
+    itemsize: int,
+    table_rows: int = 0,
+    table_itemsize: int = 4,
 ) -> Cost:
     """q k^T and the weighted sum of v; backward, not counted here, is five such matmuls where these are two.
 
-    table_rows: of each rotary table [B or 1, N, H or 1, D], fp32; 0 without.
+    table_rows: of each rotary table [B or 1, N, H or 1, D]; 0 without. table_itemsize: 4, or that of tokens of 16 bits.
     """
     channels = num_heads * head_dim
     moved = 2 * batch * (num_q + num_k) * channels * itemsize
-    return Cost(2 * batch * num_q * num_k * channels, moved + 2 * table_rows * head_dim * 4)
+    return Cost(2 * batch * num_q * num_k * channels, moved + 2 * table_rows * head_dim * table_itemsize)
 
 
 def align_cost(num_tokens: int, num_entities: int, width: int, itemsize: int) -> Cost:

@@ -59,7 +59,10 @@ def _widen(x: Any) -> Any:
 
 
 def _mend_bf16() -> None:
-    """Round fp32 to the nearest bf16, to even between two, as a GPU does; the interpreter cuts it off."""
+    """Round fp32 to the nearest bf16, to even between two, and add, subtract and multiply its values, as a GPU does.
+
+    The interpreter cuts off, and computes with the bits; what our kernels do not do with bf16 is left so.
+    """
     import triton.language as tl
     from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
@@ -75,7 +78,17 @@ def _mend_bf16() -> None:
             return TensorHandle(np.where(np.isnan(x.data), np.uint16(0x7FC0), rounded), tl.bfloat16)
         return plain(self, x, to)
 
+    def on_values(plain: Callable[..., Any], ours: Callable[[Floats, Floats], Floats]) -> Callable[..., Any]:
+        def operation(self: Any, x: Any, y: Any) -> Any:
+            if x.dtype.scalar != tl.bfloat16:
+                return plain(self, x, y)
+            return cast_impl(self, TensorHandle(ours(_widen(x), _widen(y)), tl.float32), tl.bfloat16)
+
+        return operation
+
     InterpreterBuilder.cast_impl = cast_impl
+    for method, ours in (("create_fadd", np.add), ("create_fsub", np.subtract), ("create_fmul", np.multiply)):
+        setattr(InterpreterBuilder, method, on_values(getattr(InterpreterBuilder, method), ours))
 
 
 def _mend_dot() -> None:

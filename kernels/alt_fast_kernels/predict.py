@@ -47,11 +47,11 @@ def cases() -> Iterator[Case]:
                 yield match_case(batch, num_tokens, tower.heads, dim, 8)
                 yield attention_case(batch, num_tokens, tower.heads, dim)
                 yield merge_case(batch, num_tokens, 8, tower.width)
-        for layout in LAYOUTS:
-            yield attention_case(256, tower.tokens, tower.heads, dim, layout=layout)
+        for layout, wide in itertools.product(LAYOUTS, (False, True)):
+            yield attention_case(256, tower.tokens, tower.heads, dim, layout=layout, wide=wide)
         yield attention_case(256, tower.tokens, tower.heads, dim, backward=True)
-        for layout in LAYOUTS:
-            yield attention_case(256, tower.tokens, tower.heads, dim, layout=layout, backward=True)
+        for layout, wide in itertools.product(LAYOUTS, (False, True)):
+            yield attention_case(256, tower.tokens, tower.heads, dim, layout=layout, wide=wide, backward=True)
         yield merge_case(256, tower.tokens, 8, tower.width, backward=True)
     for backward, positions in itertools.product((False, True), (None, *LAYOUTS)):  # DINOv3 7B/16
         yield attention_case(32, 201, 32, 128, layout=positions, backward=backward)

@@ -62,6 +62,8 @@ def test_attention() -> None:
     turned = attention_cost(3, 9, 9, 2, 8, 4, table_rows=3 * 9)
     assert counted_macs(lambda: proportional_attention(k, k, v, rotary=Rotary(cos, sin, True))) == turned.macs
     assert turned.bytes == 3 * k.nbytes + v.nbytes + cos.nbytes + sin.nbytes
+    short = attention_cost(3, 9, 9, 2, 8, 2, table_rows=3 * 9, table_itemsize=2)
+    assert short.bytes == turned.bytes / 2
 
 
 def test_align() -> None:

@@ -68,3 +68,20 @@ def test_kernels_compute_with_it() -> None:
     assert (off <= bounds).all()
     if x.device.type == "cpu":
         assert (off > 0.5 * bounds).all()
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _bf16_kernel(x: Any, y: Any, out: Any, LENGTH: tl.constexpr) -> None:  # noqa: N803
+    i = tl.arange(0, LENGTH)
+    first, second = tl.load(x + i), tl.load(y + i)
+    tl.store(out + i, first * second)
+    tl.store(out + LENGTH + i, first + second)
+    tl.store(out + 2 * LENGTH + i, first - second)
+    tl.store(out + 3 * LENGTH + i, -first)
+
+
+def test_bf16_is_rounded_once_by_every_operation() -> None:
+    x, y = torch.randn(2, 4096).bfloat16().unbind(0)
+    out = torch.empty(4, 4096, dtype=torch.bfloat16)
+    Launch(_bf16_kernel, 1, (x, y, out), {"LENGTH": 4096}).run()
+    assert torch.equal(out, torch.stack([x * y, x + y, x - y, -x]))

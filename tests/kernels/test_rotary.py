@@ -1,6 +1,8 @@
 """Attention of queries and keys turned by rotary tables, against its formula."""
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Literal
 
 import pytest
@@ -8,6 +10,7 @@ import torch
 from torch import Tensor
 
 from alt_fast_kernels import Rotary, proportional_attention, proportional_attention_qkvpacked, rotate, use_backend
+from alt_fast_kernels.configs import TURNS_16, configured_for
 from alt_fast_kernels.testing import Result, assert_as_accurate
 
 
@@ -55,6 +58,48 @@ def by_position(position: Tensor, dim: int, interleaved: bool) -> Rotary:
     return Rotary(angle.cos()[None, :, None], angle.sin()[None, :, None], interleaved)
 
 
+@dataclass(frozen=True)
+class Draw:
+    """Results on fresh inputs, and those of the formula in fp64.
+
+    own: tables have the tokens' dtype; else they are fp32. arch: whose tiles the interpreter takes.
+    """
+
+    batch: int
+    num_tokens: int
+    dim: int
+    interleaved: bool
+    per_image: bool
+    per_head: bool
+    dtype: torch.dtype
+    own: bool = False
+    arch: str | None = None
+
+    def __call__(self) -> Iterator[Result]:
+        qkv = torch.randn(self.batch, self.num_tokens, 3, 2, self.dim).to(self.dtype)
+        size = torch.randint(1, 3000, (self.batch, self.num_tokens)).float()
+        places = self.batch if self.per_image else 1, self.num_tokens, 2 if self.per_head else 1
+        rotary = tables(*places, self.dim, self.interleaved)
+        if self.own:
+            rotary = Rotary(rotary.cos.to(self.dtype), rotary.sin.to(self.dtype), self.interleaved)
+        weight = torch.randn(self.batch, self.num_tokens, 2 * self.dim)
+
+        def run(function: Callable[[Tensor, Tensor, Rotary], Tensor], dtype: torch.dtype) -> list[Tensor]:
+            leaf = qkv.to(dtype, copy=True).requires_grad_()
+            out = function(leaf, size, rotary)
+            (out * weight.to(out.dtype)).sum().backward()
+            assert leaf.grad is not None
+            return [out, leaf.grad]
+
+        scale = self.dim**-0.5
+        exact = run(lambda x, size, rotary: attention_by_formula(x, size, scale, rotary), torch.float64)
+        with use_backend("reference"):
+            at_precision = run(in_parts, self.dtype)
+        with nullcontext() if self.arch is None else configured_for(self.arch):
+            for form in (in_parts, packed):
+                yield from zip(run(form, self.dtype), at_precision, exact, strict=True)
+
+
 @pytest.mark.reference_only
 @pytest.mark.parametrize("interleaved", [False, True])
 def test_rotate_equals_the_formula(interleaved: bool) -> None:
@@ -89,27 +134,33 @@ def test_kernel_is_as_accurate_as_pytorch(
     batch = 1 if num_tokens > 3 else 2  # enough rows for a largest error to be no luck
     if not interpreted:
         batch = 140 if num_tokens == 67 else 4  # enough programs for tall tiles
+    assert_as_accurate(Draw(batch, num_tokens, dim, interleaved, per_image, per_head, dtype))
 
-    def draw() -> Iterator[Result]:
-        qkv = torch.randn(batch, num_tokens, 3, 2, dim).to(dtype)
-        size = torch.randint(1, 3000, (batch, num_tokens)).float()
-        rotary = tables(batch if per_image else 1, num_tokens, 2 if per_head else 1, dim, interleaved)
-        weight = torch.randn(batch, num_tokens, 2 * dim)
 
-        def run(function: Callable[[Tensor, Tensor, Rotary], Tensor], dtype: torch.dtype) -> list[Tensor]:
-            leaf = qkv.to(dtype, copy=True).requires_grad_()
-            out = function(leaf, size, rotary)
-            (out * weight.to(out.dtype)).sum().backward()
-            assert leaf.grad is not None
-            return [out, leaf.grad]
-
-        exact = run(lambda x, size, rotary: attention_by_formula(x, size, dim**-0.5, rotary), torch.float64)
-        with use_backend("reference"):
-            at_precision = run(in_parts, dtype)
-        for form in (in_parts, packed):
-            yield from zip(run(form, dtype), at_precision, exact, strict=True)
-
-    assert_as_accurate(draw)
+@pytest.mark.same_arithmetic
+@pytest.mark.kernel_only
+@pytest.mark.parametrize("arch", TURNS_16)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("num_tokens", "dim", "interleaved", "per_head", "own"),
+    [
+        (17, 8, True, True, True),  # of the second part of a tile there is nothing
+        (17, 40, True, True, True),
+        (67, 64, True, False, True),
+        (67, 64, False, True, True),
+        (67, 64, True, False, False),  # a short tail, which other tables have there too
+        (67, 64, False, True, False),
+        (17, 72, False, False, True),
+        (17, 72, True, True, True),
+        (17, 128, True, False, True),
+    ],
+)
+def test_tables_of_16_bits_where_they_are_used_as_they_are(
+    num_tokens: int, dim: int, interleaved: bool, per_head: bool, own: bool, dtype: torch.dtype, arch: str,
+    interpreted: bool,
+) -> None:  # fmt: skip
+    """As accurate as turning in fp32 by the same tables. On a GPU, whichever it is, its own tiles are taken."""
+    assert_as_accurate(Draw(2, num_tokens, dim, interleaved, True, per_head, dtype, own, arch if interpreted else None))
 
 
 @pytest.mark.parametrize("interleaved", [False, True])

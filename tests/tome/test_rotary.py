@@ -44,6 +44,34 @@ def plan_of(slot: list[int]) -> MergePlan:
     return MergePlan(of_slots, order, starts, num_slots)
 
 
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize(
+    ("cos", "sin"),
+    [(torch.bfloat16, torch.bfloat16), (torch.bfloat16, torch.float32), (torch.float32, torch.float32)],
+)
+def test_turns_have_16_bits_where_the_tables_and_the_tokens_have_them(
+    rule: RotaryRule, cos: torch.dtype, sin: torch.dtype
+) -> None:
+    """Whole turns do not fit into 16 bits. One token takes up fifteen others, one after the other."""
+    exact = tables(grid(4, 5))
+    rotary = Rotary(exact.cos.to(cos), exact.sin.to(sin), interleaved=True)
+
+    def turned(rotary: Rotary, tokens: torch.dtype) -> Rotary:
+        turns, sizes = begin(rotary, 21, 1, tokens, rule), [1.0] * 21
+        for _ in range(15):
+            plan = plan_of([0, 1, 1, *range(2, len(sizes) - 1)])
+            turns = merge_turns(turns, torch.tensor([sizes]), plan, rule)
+            sizes = [sizes[0], sizes[1] + sizes[2], *sizes[3:]]
+        return rotation(turns, rule)
+
+    found, expected = turned(rotary, torch.bfloat16), turned(exact, torch.float64)
+    short = cos == sin == torch.bfloat16 and rule != "centroid"
+    assert found.cos.dtype == found.sin.dtype == (torch.bfloat16 if short else torch.float32)
+    error = 0.02 if cos == torch.bfloat16 else 1e-5  # a turn of 1 is off by 0.004 at first
+    for table, of in ((found.cos, expected.cos), (found.sin, expected.sin)):
+        torch.testing.assert_close(table.double(), of, rtol=0, atol=error)
+
+
 @pytest.mark.parametrize("sides", [(1, 6), (3, 4), (2, 3, 4)])
 def test_rules_follow_their_definitions(sides: tuple[int, ...]) -> None:
     """Two merges in a row, a prefix token before them."""

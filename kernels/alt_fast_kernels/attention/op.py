@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from alt_fast_kernels.attention.rotary import Rotary
+from alt_fast_kernels.configs import TURNS_16, arch_of
 from alt_fast_kernels.library import differentiable, fold_vmap, once, operator, register_vmap
 
 if TYPE_CHECKING:
@@ -136,13 +137,15 @@ def _prepare(
     from alt_fast_kernels.attention.triton import Inputs
 
     size = None if size is None else size.float().contiguous()
-    rotary = None if cos is None or sin is None else Rotary(*_tables(cos, sin), interleaved)
+    rotary = None if cos is None or sin is None else Rotary(*_tables(cos, sin, q), interleaved)
     return Inputs(_unit_stride(q), _unit_stride(k), _unit_stride(v), size, scale, rotary)
 
 
-def _tables(cos: Tensor, sin: Tensor) -> _Pair:
-    """Both in fp32, and of equal strides."""
-    cos, sin = _unit_stride(cos.float()), _unit_stride(sin.float())
+def _tables(cos: Tensor, sin: Tensor, q: Tensor) -> _Pair:
+    """Both in fp32, or in q's 16 bits where they have them and the kernels take them, and of equal strides."""
+    short = cos.dtype == sin.dtype == q.dtype and q.itemsize == 2 and arch_of(q.device) in TURNS_16
+    dtype = q.dtype if short else torch.float32
+    cos, sin = _unit_stride(cos.to(dtype)), _unit_stride(sin.to(dtype))
     return (cos, sin) if cos.stride() == sin.stride() else (cos.contiguous(), sin.contiguous())
 
 

@@ -1,7 +1,9 @@
 """Tiles of tokens in registers: read, written, and turned by their positions on the way.
 
-A turned tile is kept as two halves [BLOCK, BLOCK_D / 2], the first and the second channels of all pairs, in whichever
-layout memory has them: products sum over both, so that nothing is ever put together again before it is stored.
+A turned tile is kept in two parts [BLOCK, BLOCK_D / 2], over which products sum, so that the parts are never joined:
+the first and the second channels of all pairs, or, for "interleaved_16", the lower and the upper channels of the head.
+Tables are fp32 or have the tokens' own 16 bits ("_16"). Tokens are turned in the tables' dtype, two channels of 16 bits
+at once, and gradients are turned back in fp32.
 """
 
 import triton
@@ -63,38 +65,65 @@ def wide_rows(count, BLOCK_N: tl.constexpr, NARROW: tl.constexpr):
 
 
 @triton.jit
-def _halves(x, n, stride, ROTARY: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr):
-    """Rows n of a head in halves: the first channels of all pairs, and the second."""
+def _middle(ROTARY: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr):
+    """How many channels the first of two parts has that lie side by side."""
+    return min(HEAD_DIM, BLOCK_D // 2) if ROTARY == "interleaved_16" else HEAD_DIM // 2
+
+
+@triton.jit
+def _parts(x, n, stride, ROTARY: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr):
+    """Rows n of a head in two parts."""
     if ROTARY == "interleaved":
-        tile = load_rows(x, n, 0, stride, HEAD_DIM, BLOCK_D, False)
-        first, second = tl.split(tl.reshape(tile, (n.shape[0], BLOCK_D // 2, 2)))
-    else:
-        first = load_rows(x, n, 0, stride, HEAD_DIM // 2, BLOCK_D // 2, False)
-        second = load_rows(x + HEAD_DIM // 2, n, 0, stride, HEAD_DIM // 2, BLOCK_D // 2, False)
-    return first, second
+        return _pairs(load_rows(x, n, 0, stride, HEAD_DIM, BLOCK_D, False))
+    else:  # noqa: RET505 (a branch of the compiler)
+        middle: tl.constexpr = _middle(ROTARY, HEAD_DIM, BLOCK_D)
+        first = load_rows(x, n, 0, stride, middle, BLOCK_D // 2, False)
+        return first, load_rows(x + middle, n, 0, stride, HEAD_DIM - middle, BLOCK_D // 2, False)
+
+
+@triton.jit
+def _pairs(x):
+    """The first and the second channels of pairs of neighbours."""
+    return tl.split(tl.reshape(x, (x.shape[0], x.shape[1] // 2, 2)))
+
+
+@triton.jit
+def _neighbours(first, second):
+    """What `_pairs` took apart."""
+    return tl.reshape(tl.join(first, second), (first.shape[0], 2 * first.shape[1]))
+
+
+@triton.jit
+def _turned_neighbours(x, cos, sin):
+    """x cos + partner(x) sin, where pairs are neighbours."""
+    first, second = _pairs(x)
+    return x * cos + _neighbours(-second, first) * sin
 
 
 @triton.jit
 def _turned(x, cos, sin, n, stride, table_n, ROTARY: tl.constexpr, HEAD_DIM: tl.constexpr,
             BLOCK_D: tl.constexpr):  # fmt: skip
-    """x cos + partner(x) sin of rows n, in halves of x's dtype."""
-    first, second = _halves(x, n, stride, ROTARY, HEAD_DIM, BLOCK_D)
-    cos_1, cos_2 = _halves(cos, n, table_n, ROTARY, HEAD_DIM, BLOCK_D)
-    sin_1, sin_2 = _halves(sin, n, table_n, ROTARY, HEAD_DIM, BLOCK_D)
-    a, b = first.to(tl.float32), second.to(tl.float32)
-    return (a * cos_1 - b * sin_1).to(first.dtype), (b * cos_2 + a * sin_2).to(first.dtype)
+    """x cos + partner(x) sin of rows n, in parts of x's dtype, computed in the tables' dtype."""
+    first, second = _parts(x, n, stride, ROTARY, HEAD_DIM, BLOCK_D)
+    cos_1, cos_2 = _parts(cos, n, table_n, ROTARY, HEAD_DIM, BLOCK_D)
+    sin_1, sin_2 = _parts(sin, n, table_n, ROTARY, HEAD_DIM, BLOCK_D)
+    if ROTARY == "interleaved_16":
+        return _turned_neighbours(first, cos_1, sin_1), _turned_neighbours(second, cos_2, sin_2)
+    else:  # noqa: RET505
+        a, b = first.to(cos_1.dtype), second.to(cos_1.dtype)
+        return (a * cos_1 - b * sin_1).to(first.dtype), (b * cos_2 + a * sin_2).to(first.dtype)
 
 
 @triton.jit
 def load_tokens(x, cos, sin, n, count, stride, table_n, ROTARY: tl.constexpr, HEAD_DIM: tl.constexpr,
                 BLOCK_D: tl.constexpr, MASKED: tl.constexpr):  # fmt: skip
-    """A tile of queries or keys: one part, or two halves, turned, of which rows beyond the last repeat it.
+    """A tile of queries or keys: one part, or two, turned, of which rows beyond the last repeat it.
 
     They need no masks: whoever reads them gives such queries and keys no weight.
     """
     if ROTARY == "none":
         return (load_rows(x, n, count, stride, HEAD_DIM, BLOCK_D, MASKED),)
-    else:  # noqa: RET505 (a branch of the compiler)
+    else:  # noqa: RET505
         inside = tl.minimum(n, count - 1) if MASKED else n
         return _turned(x, cos, sin, inside, stride, table_n, ROTARY, HEAD_DIM, BLOCK_D)
 
@@ -128,6 +157,13 @@ def added(weights, tokens, sums, ROTARY: tl.constexpr):
 
 
 @triton.jit
+def _neighbours_turned_back(grad, cos, sin):
+    """The gradient of x, by that of what `_turned_neighbours` returns."""
+    first, second = _pairs(grad * sin)
+    return grad * cos + _neighbours(second, -first)
+
+
+@triton.jit
 def store_gradient(x, grad, factor, cos, sin, n, count, stride, table_n, ROTARY: tl.constexpr,
                    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr):  # fmt: skip
     """Store the gradient of what `load_tokens` read: factor * grad, which is of what it returned, turned back."""
@@ -135,13 +171,16 @@ def store_gradient(x, grad, factor, cos, sin, n, count, stride, table_n, ROTARY:
         store_rows(x, grad[0] * factor, n, count, stride, HEAD_DIM, BLOCK_D)
     else:
         inside = tl.minimum(n, count - 1)
-        cos_1, cos_2 = _halves(cos, inside, table_n, ROTARY, HEAD_DIM, BLOCK_D)
-        sin_1, sin_2 = _halves(sin, inside, table_n, ROTARY, HEAD_DIM, BLOCK_D)
+        cos_1, cos_2 = _parts(cos, inside, table_n, ROTARY, HEAD_DIM, BLOCK_D)
+        sin_1, sin_2 = _parts(sin, inside, table_n, ROTARY, HEAD_DIM, BLOCK_D)
         a, b = grad[0] * factor, grad[1] * factor
-        first, second = a * cos_1 + b * sin_2, b * cos_2 - a * sin_1
-        if ROTARY == "interleaved":
-            tile = tl.reshape(tl.join(first, second), (n.shape[0], BLOCK_D))
-            store_rows(x, tile, n, count, stride, HEAD_DIM, BLOCK_D)
+        if ROTARY == "interleaved_16":
+            first, second = _neighbours_turned_back(a, cos_1, sin_1), _neighbours_turned_back(b, cos_2, sin_2)
         else:
-            store_rows(x, first, n, count, stride, HEAD_DIM // 2, BLOCK_D // 2)
-            store_rows(x + HEAD_DIM // 2, second, n, count, stride, HEAD_DIM // 2, BLOCK_D // 2)
+            first, second = a * cos_1 + b * sin_2, b * cos_2 - a * sin_1
+        if ROTARY == "interleaved":
+            store_rows(x, _neighbours(first, second), n, count, stride, HEAD_DIM, BLOCK_D)
+        else:
+            middle: tl.constexpr = _middle(ROTARY, HEAD_DIM, BLOCK_D)
+            store_rows(x, first, n, count, stride, middle, BLOCK_D // 2)
+            store_rows(x + middle, second, n, count, stride, HEAD_DIM - middle, BLOCK_D // 2)

@@ -340,7 +340,7 @@ class Inputs(NamedTuple):
     """What every kernel reads.
 
     q [B, N, H, D], k and v [B, M, H, D] with unit stride over D; size [B, M] fp32 contiguous, or None; scale > 0
-    of the scores, as users give it. rotary: tables of equal strides, fp32, with unit stride over D, or None.
+    of the scores, as users give it. rotary: tables in fp32 or q's 16 bits, of equal strides, unit over D; or None.
     """
 
     q: Tensor
@@ -372,7 +372,7 @@ class Inputs(NamedTuple):
         tables, table_strides = self.tables
         unit = VECTOR if reduce(or_, (*strides, *table_strides), dim) % VECTOR == 0 else 1
         arch = arch or arch_of(rows.device)
-        rotary = None if self.rotary is None else "interleaved" if self.rotary.interleaved else "halves"
+        rotary = None if self.rotary is None else _layout(self.rotary)
         tall = height(batch * num_heads, num_rows, rotary is not None)
         options = _options(kernel.__name__, arch, self.q.dtype, dim, unit, self.size is not None, rotary, tall)
         numbers = (*(s // unit for s in strides), num_heads, self.q.shape[1], self.k.shape[1])
@@ -386,6 +386,12 @@ class Inputs(NamedTuple):
 
 VECTOR = 8
 """Elements that a thread loads at a time where strides are multiples of it."""
+
+
+def _layout(rotary: Rotary) -> str:
+    """ROTARY of the kernels; see `tiles`."""
+    layout = "interleaved" if rotary.interleaved else "halves"
+    return f"{layout}_16" if rotary.cos.itemsize == 2 else layout
 
 
 def height(num_heads: int, num_rows: int, turned: bool) -> str:
@@ -411,7 +417,7 @@ def _options(
     turned = {}
     if rotary is not None:
         name, block_d, turned = f"{name}_rotary", max(32, block_d), {"ROTARY": rotary}  # halves of 16 at least
-    config = config_of(name + tall, arch, dtype, block_d)
+    config = config_of(name + tall, arch, dtype, dim)
     return {"HAS_SIZE": has_size, "UNIT": unit, "HEAD_DIM": dim, "BLOCK_D": block_d, **turned, **config}
 
 

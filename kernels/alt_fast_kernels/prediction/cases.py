@@ -93,13 +93,17 @@ def merge_case(
 
 def attention_case(
     batch: int, num_tokens: int, heads: int, dim: int, dtype: torch.dtype = torch.bfloat16, *,
-    sized: bool = True, layout: Layout | None = None, backward: bool = False,
+    sized: bool = True, layout: Layout | None = None, wide: bool = False, backward: bool = False,
 ) -> Case:  # fmt: skip
-    """Attention of a packed projection, with sizes or without, turned by tables of every image's or not."""
+    """Attention of a packed projection, with sizes or without, turned by tables of every image's or not.
+
+    wide: tables are fp32, whatever the tokens are.
+    """
     size = torch.ones(batch, num_tokens) if sized else None
     rotary = None
     if layout is not None:
-        cos, sin = torch.ones(2, batch, num_tokens, 1, dim).unbind(0)
+        table = torch.ones(2, batch, num_tokens, 1, dim, dtype=torch.float32 if wide else dtype)
+        cos, sin = table.unbind(0)
         rotary = Rotary(cos, sin, layout == "interleaved")
 
     def draw() -> tuple[Tensor]:
@@ -109,10 +113,13 @@ def attention_case(
         return (proportional_attention_qkvpacked(qkv, size, rotary=rotary),)
 
     rows = 0 if layout is None else batch * num_tokens
-    cost = attention_cost(batch, num_tokens, num_tokens, heads, dim, dtype.itemsize, rows)
+    cost = attention_cost(
+        batch, num_tokens, num_tokens, heads, dim, dtype.itemsize, rows, 4 if wide else dtype.itemsize
+    )
     if backward:  # five products for two; reads q, k, v, out and its gradient, writes three gradients
         cost = Cost(cost.macs * 5 // 2, cost.bytes * 2)
-    shape = f"B={batch} N={num_tokens} H={heads} D={dim}{' sized' if sized else ''}{f' {layout}' if layout else ''}"
+    turned = "" if layout is None else f" {layout}, fp32" if wide else f" {layout}"
+    shape = f"B={batch} N={num_tokens} H={heads} D={dim}{' sized' if sized else ''}{turned}"
     return _differentiated("attention", shape, draw, forward, [], cost, backward)
 
 
@@ -162,7 +169,7 @@ def _differentiated(
 
 
 HEAD_DIMS = (32, 40, 64, 72, 80, 88, 96, 104, 128)
-ROTARY_DIMS = (64, 128)
+ROTARY_DIMS = (32, 64, 80, 128)
 LAYOUTS: tuple[Layout, ...] = ("halves", "interleaved")
 WIDTHS = (192, 384, 768, 1024, 1152, 1280, MAX_CHANNELS)  # ViT-Ti, S, B, L, So400m and H; the widest the kernels take
 KEYS = ((12, 32), (12, 64), (16, 72), (16, 88), (16, 128), (1, 768), (1, MAX_CHANNELS))  # one head: a metric
@@ -185,7 +192,8 @@ def reachable() -> Iterator[Case]:
                 for sized in (False, True):
                     for batch in (2, 32):  # tiles of 64 and of 128 queries
                         yield attention_case(batch, 197, 12, dim, dtype, sized=sized, backward=backward)
-            for dim, layout, batch in itertools.product(ROTARY_DIMS, LAYOUTS, (2, 32)):
-                yield attention_case(batch, 197, 12, dim, dtype, layout=layout, backward=backward)
+            widths = (False, True) if dtype.itemsize == 2 else (True,)
+            for dim, layout, batch, wide in itertools.product(ROTARY_DIMS, LAYOUTS, (2, 32), widths):
+                yield attention_case(batch, 197, 12, dim, dtype, layout=layout, wide=wide, backward=backward)
             for noise in (False, True):
                 yield align_case(101, 5000, JOINT_WIDTH, dtype, noise=noise, backward=backward)
