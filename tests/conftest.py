@@ -99,17 +99,26 @@ def pytest_collection_finish() -> None:
     gc.enable()
 
 
+def end_if_it_hangs(config: pytest.Config) -> None:
+    """If a test does not end at its signal, write where it stands and end the process: xdist goes on with another."""
+    given = config.getoption("timeout")
+    seconds = float(config.getini("timeout") if given is None else given)
+    if seconds > 0:
+        faulthandler.dump_traceback_later(seconds + GRACE, file=config.stash[STDERR], exit=True)
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
-    """End a process whose test has not ended at its signal, and write where it stands: xdist goes on with another."""
-    given = item.config.getoption("timeout")
-    seconds = float(item.config.getini("timeout") if given is None else given)
-    if seconds > 0:
-        faulthandler.dump_traceback_later(seconds + GRACE, file=item.config.stash[STDERR], exit=True)
+    end_if_it_hangs(item.config)
     try:
         return (yield)
     finally:
         faulthandler.cancel_dump_traceback_later()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_teardown(item: pytest.Item) -> None:
+    end_if_it_hangs(item.config)  # anew: pytest gives it up when a test fails
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -6,17 +6,13 @@ from typing import Any
 
 from alt_fast.errors import FileError
 from alt_fast.files import make_folder
-from alt_fast.measure.provenance import find_commit, provenance
+from alt_fast.measure.provenance import provenance
 
 Row = dict[str, Any]
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Return the results in a file, none for none. A line that was cut short is no result.
-
-    Whoever adds to a file reads it first, so rows say which commit it was then.
-    """
-    find_commit()
+    """Return the results in a file, none for none. A line that was cut short is no result."""
     found = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
         try:

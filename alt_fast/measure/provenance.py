@@ -7,7 +7,6 @@ import subprocess
 import sys
 from collections.abc import Iterable
 from datetime import UTC, datetime
-from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -26,7 +25,7 @@ def provenance() -> dict[str, object]:
     """Device, clocks, versions and commit, for the head of a result file."""
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        **find_commit(),
+        **_COMMIT,
         "python": platform.python_version(),
         # of torch the build too, which a package's version leaves out where it comes from PyPI
         "packages": {"torch": torch.__version__} | {name: found for name in PACKAGES if (found := _version(name))},
@@ -45,12 +44,8 @@ def hash_code(modules: Iterable[str] = ()) -> str:
     return digest.hexdigest()[:16]
 
 
-@cache
-def find_commit() -> dict[str, object]:
-    """The commit of the checkout that this file belongs to, when first asked: it may move on while code is measured.
-
-    An installed package may lie in somebody else's.
-    """
+def _find_commit() -> dict[str, object]:
+    """Of the checkout that this file belongs to; an installed package may lie in somebody else's."""
     here = Path(__file__)
     if not _output("git", "ls-files", here.name, cwd=here.parent):
         return {"commit": "unknown", "uncommitted_changes": False, "alt_fast": alt_fast.__version__}
@@ -92,3 +87,7 @@ def _output(*command: str, cwd: Path | None = None) -> str:
         return subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return ""
+
+
+_COMMIT = _find_commit()
+"""Found when this is imported, as the code that measures is: the checkout may move on before a result is written."""

@@ -26,7 +26,7 @@ maxnreg: registers a thread may take. Left alone, ptxas spills some to reach the
 """
 
 ByWidth = dict[int, Config]
-"""Configurations by the largest block width each one serves."""
+"""Configurations by the largest width each one serves."""
 
 NVIDIA, HOPPER, AMD = "sm_80 sm_90 sm_100", "sm_90 sm_100", "gfx942"
 TURNS_16 = HOPPER.split()
@@ -81,7 +81,7 @@ def _image(precision: str, num_warps: int, **tile: int) -> Config:
 
 
 TABLE: tuple[tuple[str, str, str, ByWidth], ...] = (
-    # kernels, architectures, dtypes (half: fp16 and bf16), configurations by block width
+    # kernels, architectures, dtypes (half: fp16 and bf16), configurations by width
     #
     # match; the width is that of one head of the keys
     ("match_metric", NVIDIA, "half", {**_rows(4, 128), **_row(4, 128)}),
@@ -127,7 +127,7 @@ TABLE: tuple[tuple[str, str, str, ByWidth], ...] = (
     ("attention_bwd_kv", HOPPER, "half", _short_tails({64: _mn(64, 64, 4, 2), 128: _mn(64, 64, 8, 2, 255)})),
     ("attention_bwd_kv", AMD, "fp32", {128: _mn(32, 32, 4, 1)}),
     ("attention_bwd_kv", AMD, "half", {128: _mn(64, 32, 4, 1)}),
-    # the same of tokens that are turned, which takes more registers, and most where heads are padded: up to 127
+    # the same of tokens that are turned, which takes more registers; heads of 65 to 127, padded to 128, take the most
     ("attention_fwd_rotary", "sm_80", "fp32", {64: _mn(32, 32, 8, 2, 255), 128: _mn(32, 32, 8, 2)}),
     ("attention_fwd_rotary", "sm_80", "half", {64: _mn(64, 64, 4, 2), 128: _mn(64, 32, 8, 2)}),
     ("attention_fwd_rotary", HOPPER, "fp32", {64: _mn(32, 32, 8, 2), 128: _mn(32, 16, 8, 2)}),

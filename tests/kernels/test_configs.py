@@ -10,13 +10,12 @@ from alt_fast_kernels.attention.backends import MAX_HEAD_DIM
 from alt_fast_kernels.attention.triton import height
 from alt_fast_kernels.configs import ANY_WIDTH, TABLE, arch_of, config_of
 from alt_fast_kernels.dispatch import KERNEL_DTYPES
-from alt_fast_kernels.launch import padded
 from alt_fast_kernels.match import MAX_CHANNELS
 
 pytestmark = pytest.mark.kernel_only
 
 ARCHS = ("sm_80", "sm_90", "sm_100", "gfx942")
-HEADS = tuple(sorted({padded(dim) for dim in range(1, MAX_HEAD_DIM + 1)}))
+HEADS = tuple(range(1, MAX_HEAD_DIM + 1))
 TOKENS = tuple(2**i for i in range(4, MAX_CHANNELS.bit_length()))
 WIDTHS = {
     "match_metric": TOKENS,
@@ -41,7 +40,7 @@ WIDTHS = {
     "align_bwd": (ANY_WIDTH,),
     "align_bwd_noisy": (ANY_WIDTH,),
 }
-"""Block widths that users can reach, by kernel."""
+"""Widths that users can reach, by kernel."""
 
 
 def test_everything_that_can_run_has_a_configuration() -> None:
@@ -77,6 +76,12 @@ def test_tall_tiles_are_those_of_the_kernel_where_there_are_none() -> None:
     kernel, of = "attention_fwd_rotary", ("sm_90", torch.bfloat16)
     assert [config_of(kernel + name, *of, 64)["BLOCK_M"] for name in ("", "_tall", "_tallest")] == [64, 128, 256]
     assert config_of(f"{kernel}_tallest", *of, 128) == config_of(f"{kernel}_tall", *of, 128)
+
+
+def test_padded_heads_that_are_turned_have_tiles_of_their_own() -> None:
+    """Where those of 128 channels would spill."""
+    kernel, of = "attention_bwd_kv_rotary", ("sm_90", torch.bfloat16)
+    assert config_of(kernel, *of, 72) == config_of(kernel, *of, 120) != config_of(kernel, *of, 128)
 
 
 def test_tiles_are_as_tall_as_queries_fill() -> None:

@@ -159,8 +159,12 @@ def test_tables_of_16_bits_where_they_are_used_as_they_are(
     num_tokens: int, dim: int, interleaved: bool, per_head: bool, own: bool, dtype: torch.dtype, arch: str,
     interpreted: bool,
 ) -> None:  # fmt: skip
-    """As accurate as turning in fp32 by the same tables. On a GPU, whichever it is, its own tiles are taken."""
-    assert_as_accurate(Draw(2, num_tokens, dim, interleaved, True, per_head, dtype, own, arch if interpreted else None))
+    """As accurate as turning in fp32 by the same tables. A GPU takes its own tiles, whichever it is, and so once."""
+    if not interpreted and arch != TURNS_16[0]:
+        pytest.skip("a GPU is of one kind")
+    batch = 2 if interpreted else 140 if num_tokens == 67 else 4  # enough programs for tall tiles
+    own_tiles = arch if interpreted else None
+    assert_as_accurate(Draw(batch, num_tokens, dim, interleaved, True, per_head, dtype, own, own_tiles))
 
 
 @pytest.mark.parametrize("interleaved", [False, True])

@@ -14,8 +14,7 @@ def test_the_commit_is_that_of_the_start(monkeypatch: pytest.MonkeyPatch) -> Non
     def moved_on(*arguments: Any, **options: Any) -> subprocess.CompletedProcess[str]:
         return subprocess.CompletedProcess([], 0, stdout="another", stderr="")
 
-    before = provenance()
     monkeypatch.setattr(subprocess, "run", moved_on)
     found = provenance()
-    assert "commit" in found
-    assert (found["commit"], found["uncommitted_changes"]) == (before["commit"], before["uncommitted_changes"])
+    assert found["commit"] not in (None, "another")
+    assert isinstance(found["uncommitted_changes"], bool)

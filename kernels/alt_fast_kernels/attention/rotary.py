@@ -12,8 +12,8 @@ class Rotary(NamedTuple):
     """Tables that turn pairs of channels. Merged tokens have the means of theirs: shorter than 1, and of every channel.
 
     cos, sin: [B or 1, N, H or 1, D], floating, of one shape. A token that is not turned has 1 and 0. By tables of q's
-    own 16 bits, as transformers makes them, kernels on Hopper and Blackwell turn in that dtype, which is the fastest;
-    by all others, and elsewhere, in fp32.
+    own 16 bits, as transformers makes them, the kernels turn in that dtype on Hopper and datacentre Blackwell, which is
+    the fastest; by all others, and elsewhere, in fp32.
     interleaved: pairs are channels (2c, 2c + 1), timm's default; else (c, c + D / 2), transformers' rotate_half.
     """
 

@@ -1,6 +1,6 @@
 """Tiles of tokens in registers: read, written, and turned by their positions on the way.
 
-A turned tile is kept in two parts [BLOCK, BLOCK_D / 2], over which products sum, so that the parts are never joined:
+A turned tile is kept in two parts [BLOCK, BLOCK_D / 2], over which products sum, so that they need not be joined:
 the first and the second channels of all pairs, or, for "interleaved_16", the lower and the upper channels of the head.
 Tables are fp32 or have the tokens' own 16 bits ("_16"). Tokens are turned in the tables' dtype, two channels of 16 bits
 at once, and gradients are turned back in fp32.
@@ -66,7 +66,7 @@ def wide_rows(count, BLOCK_N: tl.constexpr, NARROW: tl.constexpr):
 
 @triton.jit
 def _middle(ROTARY: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr):
-    """How many channels the first of two parts has that lie side by side."""
+    """Channels of the first of two parts that lie side by side in memory."""
     return min(HEAD_DIM, BLOCK_D // 2) if ROTARY == "interleaved_16" else HEAD_DIM // 2
 
 
