@@ -1,6 +1,7 @@
 """A whole judgement on a tiny model: counted, raced, agreed, and what a claim is worth."""
 
 import copy
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -193,12 +194,13 @@ def test_a_race_that_nobody_starts_says_why() -> None:
     assert found.skipped == {PLAIN: "KeyError: 'pixels'", METHOD: "KeyError: 'pixels'"}
 
 
-def test_a_judgement_has_all_of_it() -> None:
+def test_a_judgement_has_all_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("alt_fast.measure.judge.TOO_FAST", math.inf)  # two rounds on a busy computer say anything
     plain = tower(depth=2)
     settings = Settings(("inference", "training"), (1, 4), rounds=2)
     beside = {"public code": alt_fast.apply_patch(copy.deepcopy(plain), r=4)}
     found = judge("tome", plain, broken.right, 4, IMAGES, settings, claimed=(13, 9), beside=beside)
-    assert {fault.name for fault in found.faults} <= {"too fast"}  # by two rounds of a tiny tower, on a busy computer
+    assert not found.faults
     assert found.counts == Counts((17, 13), (13, 9))
     assert 1 < found.flop_ratio < 2
     assert [(raced.mode, raced.batch) for raced in found.races] == [
