@@ -192,8 +192,8 @@ def reachable() -> Iterator[Case]:
                 for sized in (False, True):
                     for batch in (2, 32):  # tiles of 64 and of 128 queries
                         yield attention_case(batch, 197, 12, dim, dtype, sized=sized, backward=backward)
-            widths = (False, True) if dtype.itemsize == 2 else (True,)
-            for dim, layout, batch, wide in itertools.product(ROTARY_DIMS, LAYOUTS, (2, 32), widths):
+            tables = (False, True) if dtype.itemsize == 2 else (True,)  # those of fp32 tokens are wide
+            for dim, layout, batch, wide in itertools.product(ROTARY_DIMS, LAYOUTS, (2, 32), tables):
                 yield attention_case(batch, 197, 12, dim, dtype, layout=layout, wide=wide, backward=backward)
             for noise in (False, True):
                 yield align_case(101, 5000, JOINT_WIDTH, dtype, noise=noise, backward=backward)
