@@ -61,9 +61,8 @@ class AltStage:
         self.quarantine = Quarantine(path, len(clips.videos), share, writes=job.world.main)
 
     def learning_rate(self, parameter: str) -> float:
-        """Return the image tower's rate for its parameters, the other one for the rest."""
-        optim = self.job.config.optim
-        return optim.rate_scale * (optim.backbone_lr if parameter.startswith("encoder.visual.") else optim.lr)
+        """Return the rate of a parameter of the model."""
+        return self.job.config.optim.rate(parameter)
 
     def tau(self, number: int) -> float:
         """Return eq. 4's temperature for a batch, given its running number among those of all processes."""

@@ -129,6 +129,10 @@ class OptimConfig:
         """What the learning rates are multiplied with."""
         return 1.0 if self.scale_from is None else self.batch_size / self.scale_from
 
+    def rate(self, parameter: str) -> float:
+        """Return the image tower's rate for its parameters, by their name in the model, the other one for the rest."""
+        return self.rate_scale * (self.backbone_lr if parameter.startswith("encoder.visual.") else self.lr)
+
     def __post_init__(self) -> None:
         check_at_least(self, epochs=1, batch_size=1, accumulate=1, lr=0, backbone_lr=0, final_lr=0, weight_decay=0)
         check_at_least(self, max_skipped=0, mixup=0, cutmix=0, mix_switch=0, label_smoothing=0, distill=0)

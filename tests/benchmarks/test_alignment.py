@@ -15,7 +15,7 @@ from alt_fast.model.clip_weights import build_clip
 from alt_fast.model.config import TINY, ModelConfig
 from alt_fast.training.config import parse
 from benchmarks import alignment
-from benchmarks.alignment import COLUMNS, Experiment, Tokens, hypotheses, main, pool_things, table
+from benchmarks.alignment import COLUMNS, Experiment, Tokens, Videos, hypotheses, main, pool_things, table
 from benchmarks.alignment_rows import CASES, LEVEL_2, LITERAL, Case
 
 
@@ -84,7 +84,7 @@ def test_controls_change_the_entities_and_nothing_else(small: list[str]) -> None
     model = experiment.build({"pool": "mean"}).eval()
     entities, count = model.alignment.entities, len(model.corpus or ())
     tokens, size, things = torch.randn(3, 2, 5, 64), torch.ones(3, 2, 5), torch.randn(3, 2, 5, 64)
-    part = Tokens(tokens, size, torch.arange(3), torch.arange(15).view(3, 5), things, torch.arange(24).view(3, 2, 4))
+    part = Tokens(torch.arange(3), torch.arange(15).view(3, 5), tokens, size, things, torch.arange(24).view(3, 2, 4))
     order = torch.randperm(count)
     _, index = model.alignment(part.tokens, part.size, None)
 
@@ -110,6 +110,33 @@ def test_controls_change_the_entities_and_nothing_else(small: list[str]) -> None
         experiment.build(case.changes)
 
 
+def test_a_tower_that_trains_along_starts_as_the_frozen_one_and_moves(
+    small: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    along = Experiment(parse([*LEVEL_2, *small, "--model.tuning=finetune", "--optim.epochs=3"]))
+    clips = along.look(4)
+    assert isinstance(clips.train, Videos)
+    assert along.look(0) is clips  # they depend on no r
+    model = along.build({}).eval()
+    tokens = Experiment(parse([*LEVEL_2, *small])).look(4)
+    for seen in ("train", "test", "unseen", "few_shot"):
+        own, frozen = getattr(clips, seen), getattr(tokens, seen)
+        torch.testing.assert_close(own.seen(model).tokens, frozen.tokens)
+        assert torch.equal(own.truth, frozen.truth)
+        assert torch.equal(own.label, frozen.label)
+    for name in ("permuted", "oracle"):
+        model = along.build({})
+        tower = model.encoder.visual.state_dict()  # shares memory with the weights
+        before = {part: value.clone() for part, value in tower.items()}
+        order = torch.randperm(len(model.corpus or ()))
+        along.train(model, CASES[name], order, clips.train, clips.trained_classes, 3, 0)
+        assert not any(torch.equal(value, before[part]) for part, value in tower.items())
+    out = ["--out", str(tmp_path / "rows.jsonl"), "--rows"]
+    assert main([*out, "true-regions", "true-choice", "oracle", "--", "--model.tuning=finetune"]) == 2
+    assert "rows true-regions, true-choice need a frozen tower, not tuning 'finetune'" in capsys.readouterr().err
+    assert main([*out, "random", "--seeds", "1", "--", *small, "--model.tuning=finetune"]) == 0
+
+
 def test_the_letter_differs_from_the_defaults_where_the_docs_say_so() -> None:
     """The defaults are the paper's but for what the table of docs/protocols.md tells to pass."""
     text = (Path(__file__).parents[2] / "docs" / "protocols.md").read_text(encoding="utf-8")
@@ -122,6 +149,8 @@ def test_the_letter_differs_from_the_defaults_where_the_docs_say_so() -> None:
 def test_the_truth_is_that_of_the_labels(small: list[str]) -> None:
     experiment = Experiment(parse([*LEVEL_2, *small]))
     seen = experiment.look(0)
+    assert isinstance(seen.train, Tokens)
+    assert isinstance(seen.unseen, Tokens)
     units = [entity.unit for entity in experiment.corpus.select(["object", "body", "scene"]).entities]
     assert seen.train.tokens.shape == (40, 2, 65, 64)
     assert seen.unseen.label.tolist() == list(range(40))
