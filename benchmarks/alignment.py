@@ -2,7 +2,7 @@
 
 python -m benchmarks.alignment --out FILE.jsonl
 python -m benchmarks.alignment --out FILE.jsonl --seeds 20 --rows frame learned entities permuted
-python -m benchmarks.alignment --out FILE.jsonl --seeds 5 --rows entities permuted oracle -- --model.tuning=finetune
+python -m benchmarks.alignment --out FILE.jsonl --seeds 5 --shots 1 8 -- --model.tuning=finetune
 
 The tower is frozen and every clip's tokens are computed once, so that a run, alignment and decoder trained on the 40
 classes, takes seconds. Seeds draw first weights, order and noise; videos and tower stay. Each run is tested on the
@@ -148,8 +148,9 @@ def weigh_by_frame(chosen: Tensor, index: Tensor, frame: Tensor, tau: float) -> 
 class Experiment:
     """Rows of one tower on one dataset. What the tower sees is kept by r; where it trains along, the clips are."""
 
-    def __init__(self, config: TrainConfig) -> None:
-        self.config = config
+    def __init__(self, config: TrainConfig, shots: Sequence[int]) -> None:
+        """shots: of each unseen class, what rows are trained on once more; each at most the most of SHOTS."""
+        self.config, self.shots = config, shots
         self.frozen = config.model.tuning == "frozen"
         assert config.data.root is not None
         shapes = replace(config.data.shapes, few_shot_per_class=max(SHOTS))
@@ -247,12 +248,13 @@ class Experiment:
         ):
             found |= {f"{name}{kind}": score for kind, score in self.test(model, case, order, part, classes).items()}
         before = {name: value.clone() for name, value in model.state_dict().items()}
-        for shots in SHOTS:
+        for shots in self.shots:
             model.load_state_dict(before)
             number = range(len(seen.unseen_classes))
             part = seen.few_shot.take(torch.cat([(seen.few_shot.label == c).nonzero()[:shots, 0] for c in number]))
             self.train(model, case, order, part, seen.unseen_classes, FEW_SHOT_EPOCHS, seed)
-            found[f"{shots}-shot"] = self.test(model, case, order, seen.unseen, seen.unseen_classes)[""]
+            (column,) = few_shot([shots])
+            found[column] = self.test(model, case, order, seen.unseen, seen.unseen_classes)[""]
         return found
 
     def pooled(
@@ -347,7 +349,7 @@ class Experiment:
         return found
 
 
-COLUMNS = (
+ZERO_SHOT = (
     "test",
     "test, shuffled",
     "unseen",
@@ -356,16 +358,21 @@ COLUMNS = (
     "unseen, linear",
     "unseen, shuffled",
     "unseen, both",
-    *(f"{shots}-shot" for shots in SHOTS),
 )
 
 
-def table(rows: Sequence[Row], cases: Sequence[str], seeds: Sequence[int]) -> str:
+def few_shot(shots: Sequence[int]) -> list[str]:
+    """Return the columns of a row that is trained on these many videos of each unseen class."""
+    return [f"{count}-shot" for count in shots]
+
+
+def table(rows: Sequence[Row], cases: Sequence[str], seeds: Sequence[int], shots: Sequence[int]) -> str:
     """Markdown: top-1 in per cent, mean and sample deviation over the seeds."""
-    lines: list[list[str]] = [["queries", *COLUMNS], ["---", *["--:"] * len(COLUMNS)]]
+    columns = [*ZERO_SHOT, *few_shot(shots)]
+    lines: list[list[str]] = [["queries", *columns], ["---", *["--:"] * len(columns)]]
     for case in cases:
         own = [row for row in rows if row["case"] == case and row["seed"] in seeds]
-        known = ([100 * row[column] for row in own if column in row] for column in COLUMNS)
+        known = ([100 * row[column] for row in own if column in row] for column in columns)
         lines.append([CASES[case].name, *map(spread_text, known)])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
@@ -398,6 +405,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, default=20, metavar="N", help="default: 20")
     parser.add_argument("--rows", nargs="+", choices=CASES, default=list(CASES), metavar="ROW", help=", ".join(CASES))
     parser.add_argument(
+        "--shots",
+        type=int,
+        nargs="*",
+        choices=SHOTS,
+        default=list(SHOTS),
+        metavar="N",
+        help="few-shot columns, none by --shots alone; default: 1 2 4 8",
+    )
+    parser.add_argument(
         "--out", type=Path, required=True, metavar="FILE", help="JSON lines; what it has is not repeated"
     )
     parser.add_argument(
@@ -408,19 +424,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         config = parse([*LEVEL_2, *given.options])
         check_rows(given.rows, config)
-        mine = [row for row in read_rows(given.out) if row.get("options") == given.options]
-        asked = [(case, seed) for seed in seeds for case in given.rows]
-        missing = [pair for pair in asked if pair not in {(row["case"], row["seed"]) for row in mine}]
-        experiment = Experiment(config) if missing else None
+        known = [row for row in read_rows(given.out) if row.get("options") == given.options]
+        mine = {(row["case"], row["seed"]): row for row in known if set(few_shot(given.shots)) <= set(row)}
+        missing = [(case, seed) for seed in seeds for case in given.rows if (case, seed) not in mine]
+        experiment = Experiment(config, given.shots) if missing else None
         for case, seed in Progress(missing, "rows", "run"):
             assert experiment is not None
             row = {"case": case, "seed": seed, "options": given.options, **experiment.run(CASES[case], seed)}
             append_row(given.out, row)
-            mine.append(row)
+            mine[case, seed] = row
     except AltFastError as e:
         print(f"error: {e}", file=sys.stderr)
         return e.status
-    print(f"{table(mine, given.rows, seeds)}\n\n{hypotheses(mine, seeds)}")
+    rows = list(mine.values())
+    print(f"{table(rows, given.rows, seeds, given.shots)}\n\n{hypotheses(rows, seeds)}")
     return 0
 
 

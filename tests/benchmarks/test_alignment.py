@@ -15,7 +15,7 @@ from alt_fast.model.clip_weights import build_clip
 from alt_fast.model.config import TINY, ModelConfig
 from alt_fast.training.config import parse
 from benchmarks import alignment
-from benchmarks.alignment import COLUMNS, Experiment, Tokens, Videos, hypotheses, main, pool_things, table
+from benchmarks.alignment import ZERO_SHOT, Experiment, Tokens, Videos, hypotheses, main, pool_things, table
 from benchmarks.alignment_rows import CASES, LEVEL_2, LITERAL, Case
 
 
@@ -29,7 +29,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def small(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Options of a job of seconds, on a tower that nothing has trained."""
     save_module(tmp_path / "tower.safetensors", build_clip(TINY, None, 64))
-    monkeypatch.setattr(alignment, "SHOTS", (1,))
+    monkeypatch.setattr(alignment, "SHOTS", (1, 2))
     monkeypatch.setattr(alignment, "DRAWS", 1)
     monkeypatch.setattr(alignment, "FEW_SHOT_EPOCHS", 1)
     shapes = ("train_per_class=1", "test_per_class=1", "frames=4", "size=64")
@@ -51,21 +51,28 @@ def test_it_runs_every_row_once(small: list[str], tmp_path: Path, capsys: pytest
         (case, seed) for seed in (0, 1) for case in ("frame", "entities", "oracle")
     ]
     linear = "unseen, linear"
-    assert all(0 <= row[column] <= 1 for row in rows for column in COLUMNS[:8] if column != linear)
+    assert all(0 <= row[column] <= 1 for row in rows for column in ZERO_SHOT if column != linear)
     assert [linear in row for row in rows] == 2 * [False, True, True]
     assert all(0 <= row[linear] <= 1 for row in rows if linear in row)
     printed = capsys.readouterr().out
     assert "| oracle: the true tool, actor and background |" in printed
     assert "more than frame tokens: entities of regions > frame tokens" in printed
+    assert "1-shot | 2-shot |" in printed.splitlines()[0]
     out.write_text(out.read_text()[:-40])  # killed while it wrote
     assert main(command) == 0
     again = [json.loads(line) for line in out.read_text().splitlines() if line.endswith("}")]
     assert [{**row, "provenance": 0} for row in again] == [{**row, "provenance": 0} for row in rows]
+    capsys.readouterr()
+    assert main(["--shots", "2", *command]) == 0  # part of what is there
+    assert capsys.readouterr().out.splitlines()[0].endswith("unseen, both | 2-shot |")
+    assert main(["--shots", *command]) == 0
+    assert capsys.readouterr().out.splitlines()[0].endswith("unseen, both |")
+    assert len(out.read_text().splitlines()) == len(rows) + 1  # and the broken one
 
 
 def test_a_row_may_be_trained_on_fewer_tools(small: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """In as many steps; it is tested on all classes."""
-    experiment = Experiment(parse([*LEVEL_2, *small]))
+    experiment = Experiment(parse([*LEVEL_2, *small]), [1])
     trained = []
 
     def train(model: object, case: Case, order: object, part: Tokens, classes: torch.Tensor, *more: float) -> None:
@@ -80,7 +87,7 @@ def test_a_row_may_be_trained_on_fewer_tools(small: list[str], monkeypatch: pyte
 
 
 def test_controls_change_the_entities_and_nothing_else(small: list[str]) -> None:
-    experiment = Experiment(parse([*LEVEL_2, *small]))
+    experiment = Experiment(parse([*LEVEL_2, *small]), [1])
     model = experiment.build({"pool": "mean"}).eval()
     entities, count = model.alignment.entities, len(model.corpus or ())
     tokens, size, things = torch.randn(3, 2, 5, 64), torch.ones(3, 2, 5), torch.randn(3, 2, 5, 64)
@@ -113,12 +120,12 @@ def test_controls_change_the_entities_and_nothing_else(small: list[str]) -> None
 def test_a_tower_that_trains_along_starts_as_the_frozen_one_and_moves(
     small: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    along = Experiment(parse([*LEVEL_2, *small, "--model.tuning=finetune", "--optim.epochs=3"]))
+    along = Experiment(parse([*LEVEL_2, *small, "--model.tuning=finetune", "--optim.epochs=3"]), [1])
     clips = along.look(4)
     assert isinstance(clips.train, Videos)
     assert along.look(0) is clips  # they depend on no r
     model = along.build({}).eval()
-    tokens = Experiment(parse([*LEVEL_2, *small])).look(4)
+    tokens = Experiment(parse([*LEVEL_2, *small]), [1]).look(4)
     for seen in ("train", "test", "unseen", "few_shot"):
         own, frozen = getattr(clips, seen), getattr(tokens, seen)
         torch.testing.assert_close(own.seen(model).tokens, frozen.tokens)
@@ -134,7 +141,10 @@ def test_a_tower_that_trains_along_starts_as_the_frozen_one_and_moves(
     out = ["--out", str(tmp_path / "rows.jsonl"), "--rows"]
     assert main([*out, "true-regions", "true-choice", "oracle", "--", "--model.tuning=finetune"]) == 2
     assert "rows true-regions, true-choice need a frozen tower, not tuning 'finetune'" in capsys.readouterr().err
-    assert main([*out, "random", "--seeds", "1", "--", *small, "--model.tuning=finetune"]) == 0
+    asked = [*out, "random", "--seeds", "1", "--", *small, "--model.tuning=finetune"]
+    assert main(["--shots", *asked]) == main(["--shots", *asked]) == main(asked) == 0
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    assert ["1-shot" in row for row in rows] == [False, True]  # measured again for the columns it lacked
 
 
 def test_the_letter_differs_from_the_defaults_where_the_docs_say_so() -> None:
@@ -147,7 +157,7 @@ def test_the_letter_differs_from_the_defaults_where_the_docs_say_so() -> None:
 
 
 def test_the_truth_is_that_of_the_labels(small: list[str]) -> None:
-    experiment = Experiment(parse([*LEVEL_2, *small]))
+    experiment = Experiment(parse([*LEVEL_2, *small]), [1])
     seen = experiment.look(0)
     assert isinstance(seen.train, Tokens)
     assert isinstance(seen.unseen, Tokens)
@@ -183,11 +193,11 @@ def test_a_thing_is_the_mean_of_its_patches_and_a_region_what_it_shows_most_of()
 def test_the_table_and_its_tests_are_over_seeds() -> None:
     numbers = {"entities": [0.5, 0.6, 0.7], "permuted": [0.2, 0.2, 0.4], "learned": [0.6, 0.5, 0.7]}
     rows = [
-        {"case": case, "seed": seed, **dict.fromkeys(COLUMNS, value)}
+        {"case": case, "seed": seed, **dict.fromkeys(ZERO_SHOT, value)}
         for case, values in numbers.items()
         for seed, value in enumerate(values)
     ]
-    assert "| names permuted | 26.7 ± 11.5 |" in table(rows, ["permuted"], range(3))
+    assert "| names permuted | 26.7 ± 11.5 |" in table(rows, ["permuted"], range(3), [])
     lines = hypotheses(rows, range(3)).splitlines()
     assert "| C3: entities of regions > names permuted | unseen | +33.3 | 3 | 0.0049 |" in lines
     assert "| C3: entities of regions > learned queries | unseen | +0.0 | 3 | 0.5 |" in lines
