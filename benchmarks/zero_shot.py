@@ -39,7 +39,7 @@ PLAIN, AVERAGED, DISTILLED = "plain", "averaged", "distilled"
 TRAININGS = {PLAIN: (), AVERAGED: ("--optim.ema", "0.99"), DISTILLED: ("--optim.distill", "1")}
 JOBS = {
     1: ("--config", "motion_shapes_clip"),
-    2: (*LEVEL_2, "--model.tuning", "finetune", "--optim.backbone_lr", "1e-4"),
+    2: (*LEVEL_2, "--model.tuning", "finetune"),
 }
 
 

@@ -14,6 +14,7 @@ import torch
 
 import alt_fast
 import alt_fast_kernels
+from alt_fast.checkout import find_checkout
 
 PACKAGES = (
     *("triton", "timm", "open_clip_torch", "transformers", "torchvision", "fvcore", "xformers", "numpy"),
@@ -23,9 +24,10 @@ PACKAGES = (
 
 def provenance() -> dict[str, object]:
     """Device, clocks, versions and commit, for the head of a result file."""
+    unknown = {"commit": "unknown", "uncommitted_changes": False, "alt_fast": alt_fast.__version__}
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        **_COMMIT,
+        **({"commit": _CHECKOUT.commit, "uncommitted_changes": _CHECKOUT.changed} if _CHECKOUT else unknown),
         "python": platform.python_version(),
         # of torch the build too, which a package's version leaves out where it comes from PyPI
         "packages": {"torch": torch.__version__} | {name: found for name in PACKAGES if (found := _version(name))},
@@ -42,15 +44,6 @@ def hash_code(modules: Iterable[str] = ()) -> str:
     for path in files:
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
-
-
-def _find_commit() -> dict[str, object]:
-    """Of the checkout that this file belongs to; an installed package may lie in somebody else's."""
-    here = Path(__file__)
-    if not _output("git", "ls-files", here.name, cwd=here.parent):
-        return {"commit": "unknown", "uncommitted_changes": False, "alt_fast": alt_fast.__version__}
-    changes = _output("git", "status", "--porcelain", "-uno", cwd=here.parent)
-    return {"commit": _output("git", "rev-parse", "HEAD", cwd=here.parent), "uncommitted_changes": bool(changes)}
 
 
 def _version(package: str) -> str | None:
@@ -82,12 +75,12 @@ def _gpu() -> dict[str, object]:
     }
 
 
-def _output(*command: str, cwd: Path | None = None) -> str:
+def _output(*command: str) -> str:
     try:
-        return subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=True).stdout.strip()
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return ""
 
 
-_COMMIT = _find_commit()
+_CHECKOUT = find_checkout()
 """Found when this is imported, as the code that measures is: the checkout may move on before a result is written."""

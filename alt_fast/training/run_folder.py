@@ -3,7 +3,6 @@
 import json
 import os
 import platform
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ import torch
 import yaml
 
 import alt_fast
+from alt_fast.checkout import find_checkout
 from alt_fast.errors import RunError
 from alt_fast.files import (
     CLASSES,
@@ -136,11 +136,12 @@ def _deciding(settings: dict[str, Any]) -> dict[str, Any]:
 def describe_environment() -> dict[str, Any]:
     """Return what a result depends on besides the configuration."""
     packages = ("open-clip-torch", "timm", "av", "numpy")
+    checkout = find_checkout()
     return {
         "command": sys.argv,
         "launch": os.environ.get("TORCHELASTIC_RUN_ID"),
         "alt_fast": alt_fast.__version__,
-        "commit": _commit(),
+        "commit": None if checkout is None else checkout.commit,
         "python": platform.python_version(),
         "packages": {"torch": torch.__version__} | {name: version(name) for name in packages},  # torch names its build
         "machine": platform.processor() or platform.machine(),
@@ -148,17 +149,3 @@ def describe_environment() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
-
-
-def _commit() -> str | None:
-    """Return the commit of this code, when it runs from a checkout."""
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(Path(__file__).parent), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        git("ls-files", "--error-unmatch", Path(__file__).name)  # an installed copy may lie in somebody else's checkout
-        return git("rev-parse", "HEAD")
-    except (OSError, subprocess.CalledProcessError):
-        return None
