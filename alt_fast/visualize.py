@@ -20,18 +20,23 @@ if TYPE_CHECKING:
 
 
 def regions(
-    image: "Image.Image", model: "nn.Module", mean: Sequence[float] | None = None, std: Sequence[float] | None = None
+    image: "Image.Image",
+    model: "nn.Module",
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    size: int | tuple[int, int] | None = None,
 ) -> "Image.Image":
     """Draw the image, squeezed to the model's input, with every merged region of its patches tinted and outlined.
 
-    image: of any size. model: an image model patched by `apply_patch(..., trace_source=True)`; it runs once. mean, std:
-    of the model's normalisation, by channel; timm's and open_clip's models know their own. Raises ArgumentError when
-    they, or the size of the input, are not to be found, or the model keeps no trace.
+    image: of any size. model: one that takes pixels alone, patched by `apply_patch(..., trace_source=True)`; it runs
+    once. mean, std: of the model's normalisation, by channel; timm's and open_clip's models know their own. size: of
+    the model's input, one number or height and width, where it does not say itself. Raises ArgumentError when these are
+    not to be found, the model keeps no trace, or its tokens are no grid of patches.
     """
     from alt_fast.report.drawing import draw_regions
     from alt_fast.tome.regions import image_regions
 
-    return draw_regions(*image_regions(image, model, mean, std))
+    return draw_regions(*image_regions(image, model, mean, std, size))
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -13,8 +13,10 @@ import transformers
 from PIL import Image
 
 import alt_fast
+from alt_fast.errors import ArgumentError
 from alt_fast.model.clip_weights import build_clip
 from alt_fast.report.drawing import caption, draw_regions, region_rgb, write_names
+from alt_fast.tome.regions import _grid
 from alt_fast.visualize import main, regions
 from tests.tome.test_rotary import dinov3
 
@@ -35,7 +37,7 @@ def vit(**options: Any) -> torch.nn.Module:
 def test_regions_of_a_timm_model(image: Image.Image) -> None:
     """As many colours as merged regions, and the model is as it was."""
     model = alt_fast.apply_patch(vit(reg_tokens=2), r=3, trace_source=True).train()
-    given = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
+    given: Any = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
     picture = regions(image, model, **given)
     assert picture.width >= 448
     assert picture.width / picture.height == 48 / 32
@@ -61,6 +63,30 @@ def test_a_tower_with_registers_and_rotary_positions(image: Image.Image) -> None
     patches = alt_fast.merge_trace(model).source[0, 4:]
     assert len(patches.unique()) == 16 - 3 * 4
     assert picture.size == (448, 448)
+
+
+def test_a_grid_is_that_of_the_tokens(image: Image.Image) -> None:
+    """Whatever convolution comes first, and whether there is one that makes patches."""
+    model = vit(class_token=False, global_pool="avg")
+    model._modules = {"stem": torch.nn.Conv2d(3, 3, 2, stride=2), **model._modules}  # found first, makes no patches
+    patched = alt_fast.apply_patch(model, r=3, trace_source=True)
+    assert regions(image, patched, [0.5] * 3, [0.5] * 3).size == (480, 320)
+    assert _grid(torch.nn.Identity(), 15, 48, 80) == (3, 5)
+    with pytest.raises(ArgumentError, match="Identity: 17 patches of 32 x 32 pixels make no grid"):
+        _grid(torch.nn.Identity(), 17, 32, 32)
+
+
+def test_a_model_that_takes_any_size_is_told_one(image: Image.Image) -> None:
+    config = transformers.DINOv3ViTConfig(
+        image_size=64, patch_size=16, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64
+    )
+    model = alt_fast.apply_patch(transformers.DINOv3ViTModel(config).eval(), r=2, trace_source=True)
+    model.train()
+    model.layer[0].eval() if hasattr(model, "layer") else model.model.layer[0].eval()
+    before = [module.training for module in model.modules()]
+    assert regions(image, model, [0.5] * 3, [0.5] * 3).size == (448, 448)  # of the configuration
+    assert [module.training for module in model.modules()] == before
+    assert regions(image, model, [0.5] * 3, [0.5] * 3, size=(32, 96)).size == (480, 160)
 
 
 def test_models_that_know_their_input(image: Image.Image) -> None:

@@ -14,7 +14,7 @@ from alt_fast.tome.destinations import Destinations
 from alt_fast.tome.layout import Layout, apply_parts, part
 from alt_fast.tome.rotary import Turns, begin, merge_turns, rotation
 from alt_fast.tome.rules import RotaryRule
-from alt_fast.tome.tokens import Attended, Step, Tokens, merge_step
+from alt_fast.tome.tokens import Attended, Step, Tokens, dense_taps, merge_step
 from alt_fast_kernels import Rotary
 
 
@@ -56,6 +56,36 @@ class Patched(nn.Module):
         self.__class__ = self.host  # type: ignore[assignment]
 
 
+def host_of(module: nn.Module) -> Any:
+    """Return the class that a module has without a patch."""
+    return module.host if isinstance(module, Patched) else type(module)
+
+
+class Tapped(Patched):
+    """Mixed into the class of a tower whose methods return what its blocks gave: there they return tensors."""
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        """Copy and pickle by the host's class, since ours is made while running."""
+        return _empty_tapped, (self.host,), self.__getstate__()
+
+    @classmethod
+    def patch(cls, tower: nn.Module) -> None:
+        """Give the host's tower a class with such methods, if it has any, and none of ours yet."""
+        if not isinstance(tower, Patched) and dense_taps(type(tower)):
+            tower.__class__ = tapped_class(host_of(tower))
+
+
+@cache
+def tapped_class(host: Any) -> type[Tapped]:
+    """Make the class of a host's tower one whose taps give tensors."""
+    return type(f"Merging{host.__name__}", (Tapped, host), {"host": host, **dense_taps(host)})
+
+
+def _empty_tapped(host: Any) -> Tapped:
+    cls = tapped_class(host)
+    return cls.__new__(cls)
+
+
 class MergingBlock(Patched):
     """Mixed into a host's block. The first block takes a tensor, the last returns one; `Tokens` go between.
 
@@ -63,21 +93,24 @@ class MergingBlock(Patched):
     """
 
     layout: ClassVar[Layout]
-    arguments: ClassVar[tuple[str, ...]]  # of the host's forward, behind the tokens
+    arguments: ClassVar[tuple[str, ...]]  # of the host's forward, the tokens first
     tome: BlockSettings
     last_trace: tuple[Tensor, Tensor] | None
 
-    def forward(self, hidden: Any, *args: Any, **options: Any) -> Any:
+    def forward(self, *args: Any, **options: Any) -> Any:
         """Take the block's tokens, return merged ones. The host's further arguments must say nothing: no mask."""
         if len(args) > len(self.arguments):
-            known = ", ".join(self.arguments) or "nothing"
-            raise ArgumentError(f"a merging block takes {known} behind its tokens, got {len(args)} arguments")
+            raise ArgumentError(f"a merging block takes {', '.join(self.arguments)}, got {len(args)} arguments")
         options = {**dict(zip(self.arguments, args, strict=False)), **options}
+        if self.arguments[0] not in options:
+            raise ArgumentError(f"a merging block takes tokens, as {self.arguments[0]}, and got none")
+        hidden = options.pop(self.arguments[0])
         refuse_options(options, self.layout.options)
         x = hidden.x if isinstance(hidden, Tokens) else hidden
         if x.requires_grad and not torch.is_grad_enabled():
             raise RuntimeError(
-                "reentrant activation checkpointing loses the gradient of merged tokens: pass use_reentrant=False"
+                "tokens that need a gradient came without one being recorded: give reentrant activation checkpointing "
+                "use_reentrant=False, or call the whole model under no_grad"
             )
         if isinstance(hidden, Tokens):
             tokens = hidden
@@ -108,7 +141,7 @@ class MergingBlock(Patched):
         size = tokens.token_size if tome.prop_attn else None
         attention = part(self, layout.attention)
         if not (torch.compiler.is_compiling() or torch.jit.is_tracing()):  # type: ignore[attr-defined]
-            _refuse_bypassed(attention)
+            refuse_bypassed(attention)
         branch, key = layout.attend(attention, normed, size, rotary)
         branch = apply_parts(self, layout.after_attention, branch)
         if "spatial" in at:
@@ -185,8 +218,8 @@ class MergingBlock(Patched):
 @cache
 def merging_class(host: type[nn.Module], layout: Layout) -> type[MergingBlock]:
     """Make the class of a host's blocks one that merges."""
-    _, *others = list(inspect.signature(host.forward).parameters.values())[1:]
-    arguments = tuple(p.name for p in others if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD))
+    parameters = list(inspect.signature(host.forward).parameters.values())[1:]
+    arguments = tuple(p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD))
     members = {"host": host, "layout": layout, "arguments": arguments, "__reduce_ex__": _reduce}
     return type(f"Merging{host.__name__}", (MergingBlock, host), members)
 
@@ -202,7 +235,20 @@ def _empty_block(host: type[nn.Module], layout: Layout) -> MergingBlock:
     return cls.__new__(cls)
 
 
-def _refuse_bypassed(attention: nn.Module) -> None:
+def check_reached(block: nn.Module, layout: Layout) -> None:
+    """Raise ArgumentError for a block, or an attention in it, whose call would do more than its weights say."""
+    if "forward" in vars(block):
+        raise ArgumentError(
+            f"a {type(block).__name__} has a forward of its own, as accelerate's hooks give it, which merging would "
+            "not reach"
+        )
+    attention = part(block, layout.attention)
+    for module in attention.modules():
+        if module is attention or "Attention" in type(module).__name__:
+            refuse_bypassed(module)
+
+
+def refuse_bypassed(attention: nn.Module) -> None:
     """Raise ArgumentError where calling a host's attention would do more than its weights say.
 
     Hooks in general do not: profilers have them on every module.

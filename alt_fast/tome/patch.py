@@ -1,7 +1,8 @@
 """Token merging for other people's vision transformers: apply_patch, remove_patch.
 
-Only instances change: their blocks get another class, one that knows token sizes and merges. No
-parameter is touched, added or renamed, so state_dict, deepcopy, pickle and optimizers work as before.
+Only instances change. Their blocks get another class, one that knows token sizes and merges; a tower with methods that
+return what blocks gave gets one in which these return tensors. No parameter is touched, added or renamed, so
+state_dict, deepcopy, pickle and optimizers work as before.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -11,7 +12,15 @@ from typing import NamedTuple, TypeVar
 from torch import Tensor, nn
 
 from alt_fast.errors import ArgumentError
-from alt_fast.tome.block import BlockSettings, MergingBlock, Patched, merging_class, refuse_attentions
+from alt_fast.tome.block import (
+    BlockSettings,
+    MergingBlock,
+    Patched,
+    Tapped,
+    check_reached,
+    merging_class,
+    refuse_attentions,
+)
 from alt_fast.tome.destinations import Destinations, check_destinations
 from alt_fast.tome.layout import Layout, Tower
 from alt_fast.tome.rules import RotaryRule, check_rule
@@ -34,6 +43,10 @@ HOSTS = {
     "clip": ("openai_clip", "the vision tower of OpenAI's CLIP, alone or in the whole"),
 }
 """Libraries with an adapter, by the top module of their classes: the adapter in `tome.hosts`, and what it takes."""
+
+
+HOOK = -1
+"""Our hooks' number. PyTorch counts from 0 in every process, so that in a model that was loaded it would reach ours."""
 
 
 class MergeTrace(NamedTuple):
@@ -87,8 +100,9 @@ def apply_patch(
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     before = [(block, block.tome, block.last_trace) for block in model.modules() if isinstance(block, MergingBlock)]
     ours = [type(block) for block, _, _ in before]
-    hooked = [module for module in model.modules() if dense_outputs in module._forward_hooks.values()]
-    _take_off(model, MergingBlock)
+    hooked = [module for module in model.modules() if HOOK in module._forward_hooks]
+    tapped = [module for module in model.modules() if isinstance(module, Tapped)]
+    _take_off(model, (MergingBlock, Tapped))
     try:
         check_rule(rotary)
         destinations = check_destinations(destinations)
@@ -97,12 +111,9 @@ def apply_patch(
             raise ArgumentError(_nothing_found(model, find_tower))
         for tower in towers:
             for block in tower.blocks:
-                _layout_of(tower, block).check(block)
-                if "forward" in vars(block):
-                    raise ArgumentError(
-                        f"a {type(block).__name__} has a forward of its own, as accelerate's hooks give it, which "
-                        "merging would not reach"
-                    )
+                layout = _layout_of(tower, block)
+                layout.check(block)
+                check_reached(block, layout)
             if len(set(tower.blocks)) < len(tower.blocks):
                 raise ArgumentError("a tower has the same block twice, and merging differs from layer to layer")
         classes = [[_class_of(tower, block) for block in tower.blocks] for tower in towers]
@@ -111,6 +122,8 @@ def apply_patch(
         for cls, (patched, settings, trace) in zip(ours, before, strict=True):
             cls.patch(patched, settings)
             patched.last_trace = trace
+        for tower_module in tapped:
+            Tapped.patch(tower_module)
         _add_hooks(hooked)
         raise
     for tower, schedule, merging in zip(towers, schedules, classes, strict=True):
@@ -129,42 +142,44 @@ def apply_patch(
                 tower.class_token,
             )
             cls.patch(block, settings)
-    _add_hooks(
+    holders = [
         module
         for module in model.modules()
         if not isinstance(module, MergingBlock) and any(isinstance(part, MergingBlock) for part in module.modules())
-    )
+    ]
+    _add_hooks(holders)
+    for module in holders:
+        Tapped.patch(module)
     return model
 
 
 def remove_patch(model: Model) -> Model:
     """Undo apply_patch; a model that is not patched stays as it is. Returns the model."""
-    _take_off(model, Patched)
+    _take_off(model, (Patched,))
     return model
 
 
-def _take_off(model: nn.Module, kind: type[Patched]) -> None:
+def _take_off(model: nn.Module, kinds: tuple[type[Patched], ...]) -> None:
     """Raises ArgumentError, before anything changes, where another class was put on since."""
     for module in model.modules():
-        if isinstance(module, kind) and "host" not in vars(type(module)):
+        if isinstance(module, kinds) and "host" not in vars(type(module)):
             raise ArgumentError(
-                f"{type(module).__name__} was made of a patched block, as FSDP and parametrizations do: patch and "
+                f"{type(module).__name__} was made of a patched module, as FSDP and parametrizations do: patch and "
                 "unpatch before that"
             )
     for module in model.modules():
-        if isinstance(module, kind):
+        if isinstance(module, kinds):
             module.unpatch()
-        for hooks, ours in ((module._forward_hooks, dense_outputs), (module._forward_pre_hooks, refuse_attentions)):
-            for number in [number for number, hook in hooks.items() if hook is ours]:
-                del hooks[number]
-                module._forward_pre_hooks_with_kwargs.pop(number, None)
+        for hooks in (module._forward_hooks, module._forward_pre_hooks, module._forward_pre_hooks_with_kwargs):
+            hooks.pop(HOOK, None)
 
 
 def _add_hooks(holders: Iterable[nn.Module]) -> None:
     """holders: modules that hold blocks."""
     for module in holders:
-        module.register_forward_pre_hook(refuse_attentions, with_kwargs=True)
-        module.register_forward_hook(dense_outputs)
+        module._forward_pre_hooks[HOOK] = refuse_attentions
+        module._forward_pre_hooks_with_kwargs[HOOK] = True
+        module._forward_hooks[HOOK] = dense_outputs
 
 
 def _class_of(tower: Tower, block: nn.Module) -> type[MergingBlock]:
@@ -190,16 +205,19 @@ def _nothing_found(model: nn.Module, find_tower: FindTower | None) -> str:
 
 
 def merge_trace(model: nn.Module) -> MergeTrace:
-    """Where tokens went in the last forward pass of a model patched with trace_source=True.
+    """Where tokens went in a model patched with trace_source=True, the last time that they reached its last block.
 
     With several towers, the first one's. Raises ArgumentError when the model keeps no trace or has not run.
     """
-    for module in model.modules():
-        if isinstance(module, MergingBlock) and module.tome.last and module.tome.trace:
-            if module.last_trace is None:
-                raise ArgumentError("the model has not run since it was patched")
-            return MergeTrace(*module.last_trace)
-    raise ArgumentError("the model keeps no trace: apply_patch(model, trace_source=True)")
+    tracing = [module for module in model.modules() if isinstance(module, MergingBlock) and module.tome.trace]
+    if not tracing:
+        raise ArgumentError("the model keeps no trace: apply_patch(model, trace_source=True)")
+    last = next((block for block in tracing if block.tome.last), None)
+    if last is None:
+        raise ArgumentError("the model lost its last block since it was patched, which keeps the trace: patch it again")
+    if last.last_trace is None:
+        raise ArgumentError("the model has not run since it was patched")
+    return MergeTrace(*last.last_trace)
 
 
 def find_towers(model: nn.Module, find_tower: FindTower | None = None) -> Iterator[Tower]:

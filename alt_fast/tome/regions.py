@@ -1,5 +1,6 @@
 """Which regions the patches of an image merged into, for any patched model."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import nn
 from torchvision.transforms.functional import normalize, to_tensor
 
 from alt_fast.errors import ArgumentError
+from alt_fast.tome.block import MergingBlock
 from alt_fast.tome.patch import merge_trace
 
 
@@ -19,32 +21,36 @@ def image_regions(
     model: nn.Module,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
+    size: int | tuple[int, int] | None = None,
 ) -> tuple[Image.Image, NDArray[np.integer[Any]]]:
     """Find the regions that the patches of an image end in.
 
-    image: of any size. model: an image model patched by `apply_patch(..., trace_source=True)`; it runs once. mean, std:
-    of the model's normalisation, by channel; timm's and open_clip's models know their own.
+    image: of any size. model: one that takes pixels alone, patched by `apply_patch(..., trace_source=True)`; it runs
+    once. mean, std: of the model's normalisation, by channel; timm's and open_clip's models know their own. size: of
+    the model's input, one number or height and width, where it does not say itself.
     Returns the image, squeezed to the model's input, and the number of the region of each patch, [h, w], of an h x w
-    grid. Raises ArgumentError when mean, std or the size of the input are not to be found, or the model keeps no trace.
+    grid. Raises ArgumentError when mean, std or size are not to be found, the model keeps no trace, or its tokens are
+    no grid of patches.
     """
     known = _preprocessing(model)
     mean, std = mean or known.get("mean"), std or known.get("std")
     if mean is None or std is None:
         raise ArgumentError(f"{type(model).__name__} does not say how its input is normalised: give mean and std")
-    height, width = _input_size(model, known)
-    patch = _patch_embedding(model)
+    height, width = (size, size) if isinstance(size, int) else size or _input_size(model, known)
     squeezed = image.convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
     parameter = next(model.parameters())
     pixels = normalize(to_tensor(squeezed), list(mean), list(std))[None].to(parameter.device, parameter.dtype)
-    training = model.training
+    training = [module for module in model.modules() if module.training]
     try:
         with torch.inference_mode():
             _run(model.eval(), pixels)
     finally:
-        model.train(training)
-    grid = height // patch[0], width // patch[1]
+        for module in training:
+            module.training = True
     source = merge_trace(model).source[0].cpu().numpy()
-    return squeezed, source[-grid[0] * grid[1] :].reshape(grid)
+    protected = next(module.tome.protected for module in model.modules() if isinstance(module, MergingBlock))
+    patches = source[protected:]
+    return squeezed, patches.reshape(_grid(model, len(patches), height, width))
 
 
 def _preprocessing(model: nn.Module) -> dict[str, Any]:
@@ -62,16 +68,25 @@ def _input_size(model: nn.Module, known: Mapping[str, Any]) -> tuple[int, int]:
         if (size := getattr(module, "img_size", None) or getattr(module, "image_size", None)) is not None:
             return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
     size = getattr(getattr(model, "visual", model), "input_resolution", None) or known.get("size")
+    if size is None:  # transformers' models that take any
+        configs = (getattr(module, "config", None) for module in model.modules())
+        size = next((found for config in configs if (found := getattr(config, "image_size", None))), None)
     if size is None:
-        raise ArgumentError(f"{type(model).__name__} does not say how large its input is")
+        raise ArgumentError(f"{type(model).__name__} does not say how large its input is: give size")
     return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
 
 
-def _patch_embedding(model: nn.Module) -> tuple[int, int]:
+def _grid(model: nn.Module, count: int, height: int, width: int) -> tuple[int, int]:
+    """Return rows and columns of so many patches of an image: by the convolution that makes them, or if square."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d) and module.kernel_size == module.stride != (1, 1):
-            return module.kernel_size[0], module.kernel_size[1]
-    raise ArgumentError(f"{type(model).__name__} has no convolution that makes patches")
+            grid = height // module.kernel_size[0], width // module.kernel_size[1]
+            if math.prod(grid) == count:
+                return grid
+    rows = max(1, round(math.sqrt(count * height / width)))
+    if count % rows:
+        raise ArgumentError(f"{type(model).__name__}: {count} patches of {height} x {width} pixels make no grid")
+    return rows, count // rows
 
 
 def _run(model: Any, pixels: torch.Tensor) -> None:

@@ -3,7 +3,8 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import wraps
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -48,7 +49,9 @@ class Tokens:
 
     def sizes(self) -> Tensor:
         """`token_size`, also before the first merge."""
-        return torch.ones(self.x.shape[:2], device=self.x.device) if self.token_size is None else self.token_size
+        if self.token_size is not None:
+            return self.token_size
+        return torch.ones(self.x.shape[:2], dtype=torch.float32, device=self.x.device)
 
     def dense(self) -> Tensor:
         """What a host's own code sees: [B, N, C], or x itself without `unmerges`."""
@@ -57,43 +60,47 @@ class Tokens:
 
     @classmethod
     def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return function(*_dense(args), **_dense(kwargs or {}))
+        options = kwargs or {}
+        name = getattr(function, "__name__", "")
+        if name.endswith("_") != name.endswith("__") or options.get("inplace") or _holds_tokens(options.get("out")):
+            _refuse_in_place(name)
+        return function(*_dense(args), **_dense(options))
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):  # copy and pickle ask before there is an x
             raise AttributeError(name)
+        if name.endswith("_"):
+            _refuse_in_place(name)
         return getattr(self.dense(), name)
 
     def __getitem__(self, index: Any) -> Tensor:
         return self.dense()[index]
 
-    def __add__(self, other: Any) -> Tensor:
-        return self.dense() + other
-
-    __radd__ = __add__
-
-    def __sub__(self, other: Any) -> Tensor:
-        return self.dense() - other
-
-    def __rsub__(self, other: Any) -> Tensor:
-        return other - self.dense()
-
-    def __mul__(self, other: Any) -> Tensor:
-        return self.dense() * other
-
-    __rmul__ = __mul__
-
-    def __truediv__(self, other: Any) -> Tensor:
-        return self.dense() / other
-
-    def __neg__(self) -> Tensor:
-        return -self.dense()
-
-    def __matmul__(self, other: Any) -> Tensor:
-        return self.dense() @ other
+    def __setitem__(self, index: Any, value: Any) -> NoReturn:
+        _refuse_in_place("assignment")
 
     def __len__(self) -> int:
-        return len(self.x)
+        return len(self.dense())
+
+
+def _refuse_in_place(name: str) -> NoReturn:
+    raise ArgumentError(
+        f"merged tokens cannot be changed in place, by {name}, as it would be lost: return a new tensor from the hook"
+    )
+
+
+def _as_dense(name: str) -> Callable[..., Tensor]:
+    def operate(self: Tokens, *others: Any) -> Tensor:
+        return getattr(self.dense(), name)(*_dense(others))
+
+    return operate
+
+
+for _name in (
+    *("add", "radd", "sub", "rsub", "mul", "rmul", "truediv", "rtruediv", "pow", "rpow", "matmul", "rmatmul"),
+    *("neg", "abs", "lt", "le", "gt", "ge"),
+):
+    setattr(Tokens, f"__{_name}__", _as_dense(f"__{_name}__"))
 
 
 # Activation checkpointing finds the devices whose random state it has to restore by the tensors in a pytree.
@@ -104,26 +111,44 @@ register_pytree_node(
 
 def dense_outputs(module: nn.Module, inputs: Any, output: Any) -> Any:
     """Make tensors of the Tokens in what a model returns: a forward hook of every module that holds blocks."""
-    if isinstance(output, dict):  # transformers' ModelOutput
-        for name, value in output.items():
-            if _holds_tokens(value):
-                output[name] = _dense(value)
-        return output
     return _dense(output) if _holds_tokens(output) else output
 
 
+TAPS = ("forward_intermediates", "get_intermediate_layers", "forward_features")
+"""timm's methods that return what blocks gave, and which no hook follows."""
+
+
+def dense_taps(host: type) -> dict[str, Callable[..., Any]]:
+    """Return the methods of a host's class that are among TAPS, giving tensors."""
+
+    def dense(method: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(method)
+        def call(self: Any, *args: Any, **options: Any) -> Any:
+            return _dense(method(self, *args, **options))
+
+        return call
+
+    return {name: dense(getattr(host, name)) for name in TAPS if hasattr(host, name)}
+
+
 def _holds_tokens(value: Any) -> bool:
+    if isinstance(value, dict):
+        value = list(value.values())
     return isinstance(value, Tokens) or (isinstance(value, tuple | list) and any(map(_holds_tokens, value)))
 
 
 def _dense(value: Any) -> Any:
-    """The value with every Tokens in it made a tensor."""
+    """The value with every Tokens in it made a tensor; a dictionary, transformers' ModelOutput too, is changed."""
     if isinstance(value, Tokens):
         return value.dense()
+    if hasattr(value, "_fields"):  # a named tuple
+        return type(value)(*map(_dense, value))
     if isinstance(value, tuple | list):
         return type(value)(_dense(item) for item in value)
     if isinstance(value, dict):
-        return {key: _dense(item) for key, item in value.items()}
+        for name, item in value.items():
+            if _holds_tokens(item):
+                value[name] = _dense(item)
     return value
 
 

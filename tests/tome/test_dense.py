@@ -1,8 +1,9 @@
 """What a host reads between its blocks keeps its grid, as if nothing had merged."""
 
 import copy
+import pickle
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import timm
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import alt_fast
+from alt_fast.errors import ArgumentError
 from tests.tome.test_patch import build, images, open_clip_tower, timm_vit
 from tests.tome.test_rotary import dinov3
 
@@ -175,6 +177,82 @@ def test_taps_compile() -> None:
     torch.testing.assert_close(compiled(images()), taps(images()), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["timm", "eva"])
+def test_taps_without_prefix_tokens_are_tensors(name: str) -> None:
+    """Where timm cuts nothing off, nothing else would have made tensors of them."""
+    torch.manual_seed(0)
+    options = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 2, "num_classes": 0}
+    kind = timm.models.VisionTransformer if name == "timm" else timm.models.eva.Eva
+    model: Any = kind(class_token=False, global_pool="avg", **options).eval()
+    host = type(model)
+    for _ in range(2):  # patched again, too
+        alt_fast.apply_patch(model, r=4)
+    assert isinstance(model, host)
+    copied = copy.deepcopy(model)
+    for patched in (model, copied, pickle.loads(pickle.dumps(model))):
+        taps = patched.forward_intermediates(images(), output_fmt="NLC", intermediates_only=True)
+        assert [type(tap) for tap in taps] == [Tensor] * 3
+        assert [tap.shape for tap in taps] == [(2, 16, 32)] * 3
+        final, _ = patched.forward_intermediates(images(), output_fmt="NLC")
+        assert type(final) is Tensor
+    if name == "timm":
+        assert {type(tap) for tap in model.get_intermediate_layers(images(), 3)} == {Tensor}
+    copied.prune_intermediate_layers([0], prune_norm=True)
+    assert type(copied.forward_features(images())) is Tensor
+    with pytest.raises(TypeError, match="r must be a number"):  # leaves it as it was
+        alt_fast.apply_patch(model, r="many")  # type: ignore[arg-type]
+    assert {type(tap) for tap in model.forward_intermediates(images(), output_fmt="NLC")[1]} == {Tensor}
+    assert type(alt_fast.remove_patch(model)) is host
+    assert "forward_intermediates" not in vars(model)
+
+
+class Pair(NamedTuple):
+    """What a model of one's own may return."""
+
+    taps: dict[str, list[Any]]
+    final: Any
+
+
+def test_whatever_a_model_returns_its_taps_in() -> None:
+    class Around(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.tower: Any = timm_vit()
+
+        def forward(self, x: Tensor) -> Pair:
+            x = self.tower._pos_embed(self.tower.patch_embed(x))
+            first = self.tower.blocks[0](x)
+            return Pair({"all": [first]}, self.tower.blocks[1](first))
+
+    found = alt_fast.apply_patch(Around().eval(), r=4)(images())
+    assert type(found) is Pair
+    assert type(found.final) is type(found.taps["all"][0]) is Tensor
+
+
+def test_changes_in_place_are_refused() -> None:
+    """They would be lost as soon as something has merged: what a hook is given is a copy."""
+    changes: list[Callable[[Any], object]] = [
+        lambda tokens: tokens.mul_(0),
+        lambda tokens: torch.relu_(tokens),
+        lambda tokens: nn.functional.relu(tokens, inplace=True),
+        lambda tokens: torch.add(torch.ones(()), 1, out=tokens),
+        lambda tokens: tokens.__setitem__((slice(None), 0), 0),
+    ]
+    for change in changes:
+        model = alt_fast.apply_patch(timm_vit().eval(), r=8)
+
+        def hook(module: nn.Module, inputs: object, tokens: Any, change: Callable[[Any], object] = change) -> None:
+            change(tokens)
+
+        model.get_submodule("blocks.1").register_forward_hook(hook)
+        with pytest.raises(ArgumentError, match="merged tokens cannot be changed in place, by .*, as it would be lost"):
+            model(images())
+    model = alt_fast.apply_patch(timm_vit().eval(), r=8)
+    merged = model(images())
+    model.get_submodule("blocks.1").register_forward_hook(lambda module, inputs, tokens: tokens * torch.rand(32))
+    assert not torch.allclose(model(images()), merged)
+
+
 def test_a_hook_may_reckon_with_what_a_block_returns() -> None:
     """As with the tensor that the host's own block returns: every patch is there."""
     model, image = timm_vit().eval(), images()
@@ -188,6 +266,8 @@ def test_a_hook_may_reckon_with_what_a_block_returns() -> None:
             (tokens * 2, dense * 2), (2 * tokens, 2 * dense), (tokens / 2, dense / 2), (-tokens, -dense),
             (tokens - whole, dense - whole), (1 - tokens, 1 - dense), (whole - tokens, whole - dense),
             (tokens + 1, dense + 1), (tokens @ dense.mT, dense @ dense.mT), (dense.mT @ tokens, dense.mT @ dense),
+            (tokens**2, dense**2), (1 / tokens, 1 / dense), (2**tokens, 2**dense), (abs(tokens), abs(dense)),
+            (tokens > 0, dense > 0), (tokens <= whole, dense <= whole), (tokens * tokens, dense * dense),
         ]  # fmt: skip
         for got, expected in pairs:
             assert type(got) is Tensor

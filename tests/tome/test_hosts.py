@@ -316,10 +316,13 @@ def test_options_of_ones_own_host_are_named_in_its_layout() -> None:
     for call in (partial(block, x, "mine"), partial(block, x, label="mine")):
         with pytest.raises(ArgumentError, match="cannot honour label"):
             call()
-    with pytest.raises(ArgumentError, match="a merging block takes label behind its tokens, got 2 arguments"):
+    with pytest.raises(ArgumentError, match="a merging block takes x, label, got 3 arguments"):
         block(x, None, None)
+    with pytest.raises(ArgumentError, match="a merging block takes tokens, as x, and got none"):
+        block(label=None)
     alt_fast.apply_patch(model, find_tower=partial(find_tower, layout=replace(LAYOUT, options=("label",))))
     assert torch.equal(block(x, "mine").x, block(x).x)
+    assert torch.equal(block(label="mine", x=x).x, block(x).x)
 
 
 def test_towers_without_blocks_or_layouts_are_refused() -> None:

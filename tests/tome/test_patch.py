@@ -346,11 +346,135 @@ def test_attentions_that_do_more_than_their_weights_say_are_refused() -> None:
         run(model)
     pruned = torchvision_vit()
     prune.l1_unstructured(pruned.encoder.layers[1].self_attention, "in_proj_weight", 0.3)
-    alt_fast.apply_patch(pruned, r=3)
-    with pytest.raises(ArgumentError, match="MultiheadAttention has weights that a hook computes"):
-        run(pruned)
-    prune.remove(pruned.encoder.layers[1].self_attention, "in_proj_weight")
-    run(pruned)
+    for refuses in (lambda model: alt_fast.apply_patch(model, r=3), run):  # by the time it would be compiled, too
+        with pytest.raises(ArgumentError, match="MultiheadAttention has weights that a hook computes"):
+            refuses(pruned)
+        prune.remove(pruned.encoder.layers[1].self_attention, "in_proj_weight")
+        run(alt_fast.apply_patch(pruned, r=3))
+        prune.l1_unstructured(pruned.encoder.layers[1].self_attention, "in_proj_weight", 0.3)
+
+
+class Doubled(nn.MultiheadAttention):
+    """Does more than its weights say."""
+
+    def forward(self, *args: Any, **options: Any) -> Any:
+        out, weights = super().forward(*args, **options)
+        return 2 * out, weights
+
+
+@pytest.mark.parametrize("host", ["open_clip", "clip", "torchvision"])
+def test_a_multihead_attention_that_was_replaced_is_refused(host: str) -> None:
+    model = build(host)
+    found = next(module for module in model.modules() if isinstance(module, nn.MultiheadAttention))
+    found.__class__ = Doubled
+    with pytest.raises(ArgumentError, match="attention must be an nn.MultiheadAttention itself, got Doubled"):
+        alt_fast.apply_patch(model, r=3)
+    found.__class__ = type("Named", (nn.MultiheadAttention,), {})  # as parametrizations do
+    run(alt_fast.apply_patch(model, r=3))
+
+
+def test_an_attention_of_timm_that_was_replaced_is_refused() -> None:
+    """Whatever its class is called."""
+
+    class Scaled(timm.layers.Attention):
+        def forward(self, *args: Any, **options: Any) -> Tensor:
+            return 2 * super().forward(*args, **options)
+
+    model = timm_vit()
+    model.blocks[1].attn = Scaled(32, num_heads=2, qkv_bias=True)
+    with pytest.raises(ArgumentError, match=r"attention of VisionTransformer must be one of .*, got Scaled"):
+        alt_fast.apply_patch(model, r=3)
+    parallel = timm_vit(block_fn=timm.models.vision_transformer.ParallelThingsBlock)
+    alt_fast.remove_patch(alt_fast.apply_patch(parallel, r=3))
+    attention = parallel.blocks[1].attns[1].attn
+    attention.forward = attention.forward
+    with pytest.raises(ArgumentError, match="Attention has a forward of its own"):
+        alt_fast.apply_patch(parallel, r=3)
+
+
+def test_an_attention_of_transformers_that_was_replaced_is_refused() -> None:
+    from transformers import AttentionInterface
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+    from transformers.models.clip.modeling_clip import CLIPAttention
+
+    class Mine(CLIPAttention):
+        pass
+
+    model: Any = hugging_face("CLIPVisionModel")
+    layer = model.vision_model.encoder.layers[1] if hasattr(model, "vision_model") else model.encoder.layers[1]
+    layer.self_attn.__class__ = Mine
+    with pytest.raises(ArgumentError, match="attention of CLIPEncoderLayer must be transformers' own, got Mine"):
+        alt_fast.apply_patch(model, r=3)
+    layer.self_attn.__class__ = CLIPAttention
+    AttentionInterface.register("mine", lambda *args, **options: sdpa_attention_forward(*args, **options))
+    try:
+        model.set_attn_implementation("mine")
+        with pytest.raises(ArgumentError, match="attends by 'mine', which transformers does not bring"):
+            alt_fast.apply_patch(model, r=3)
+        model.set_attn_implementation("sdpa")
+        run(alt_fast.apply_patch(model, r=3))
+    finally:
+        del AttentionInterface._global_mapping["mine"]
+
+
+def test_layers_that_only_share_a_name_are_none_of_transformers() -> None:
+    """As those of code that a model brings along."""
+    model = hugging_face("ViTModel")
+    for module in list(model.modules()):
+        if type(module).__name__ == "ViTLayer":
+            module.__class__ = type("ViTLayer", (type(module),), {"__module__": "transformers_modules.mine"})
+    with pytest.raises(ArgumentError, match="holds no vision transformer that apply_patch knows"):
+        alt_fast.apply_patch(model, r=3)
+
+
+def test_a_model_that_was_loaded_keeps_our_hooks_and_takes_others() -> None:
+    """PyTorch numbers hooks from 0 in every process: the first of the new process took the place of ours."""
+    model = pickle.loads(pickle.dumps(alt_fast.apply_patch(hugging_face("ViTModel"), r=3)))
+    called: list[str] = []
+    before = torch.utils.hooks.RemovableHandle.next_id
+    try:
+        torch.utils.hooks.RemovableHandle.next_id = 0  # a fresh process
+        model.register_forward_pre_hook(lambda module, inputs: called.append("before"))
+        model.register_forward_hook(lambda module, inputs, output: called.append("behind"))
+    finally:
+        torch.utils.hooks.RemovableHandle.next_id = before
+    states = model(images(), output_hidden_states=True).hidden_states
+    assert called == ["before", "behind"]
+    assert {type(state) for state in states} == {Tensor}
+    with pytest.raises(ArgumentError, match="cannot honour output_attentions"):
+        model(images(), output_attentions=True)
+    assert len(alt_fast.remove_patch(model)._forward_hooks) == 1
+
+
+def test_a_trace_of_a_model_that_was_cut_says_so() -> None:
+    model = alt_fast.apply_patch(timm_vit(), r=3, trace_source=True)
+    model.blocks = model.blocks[:2]
+    run(model)
+    with pytest.raises(ArgumentError, match="the model lost its last block since it was patched"):
+        alt_fast.merge_trace(model)
+    with pytest.raises(ArgumentError, match=r"keeps no trace: apply_patch\(model, trace_source=True\)"):
+        alt_fast.merge_trace(alt_fast.apply_patch(model, r=3))
+    with pytest.raises(ArgumentError, match="has not run since it was patched"):
+        alt_fast.merge_trace(alt_fast.apply_patch(model, r=3, trace_source=True))
+
+
+def test_fractions_of_tokens_compile_one_after_another() -> None:
+    """Dynamo makes a symbol of the second one."""
+    torch.compiler.reset()
+    model = timm_vit(depth=2).eval()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    for r in (0.2, 0.3, 0.45):
+        alt_fast.apply_patch(model, r=r)
+        torch.testing.assert_close(compiled(images()), model(images()), rtol=1e-4, atol=1e-5)
+
+
+def test_sizes_are_fp32_whatever_the_default_is() -> None:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        run(alt_fast.apply_patch(timm_vit(), r=3), images().bfloat16())
+    finally:
+        torch.set_default_dtype(before)
 
 
 def test_a_block_with_a_forward_of_its_own_is_refused() -> None:
@@ -374,7 +498,7 @@ def test_a_class_that_was_put_on_since_is_not_lost() -> None:
     block = model.blocks[1]
     block.__class__ = wrapped = type("FSDPBlock", (type(block),), {})
     for change in (alt_fast.remove_patch, partial(alt_fast.apply_patch, r=2)):
-        with pytest.raises(ArgumentError, match="FSDPBlock was made of a patched block"):
+        with pytest.raises(ArgumentError, match="FSDPBlock was made of a patched module"):
             change(model)
         assert type(block) is wrapped
         assert [each.tome.r for each in model.blocks] == [3, 3, 3]

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from alt_fast.compat.tome.utils import parse_r
 from alt_fast.errors import ArgumentError
-from alt_fast.tome.block import MergingBlock, Patched
+from alt_fast.tome.block import MergingBlock, Patched, host_of
 from alt_fast.tome.layout import Tower
 from alt_fast.tome.patch import FindTower, apply_patch, merge_trace
+from alt_fast.tome.tokens import dense_taps
 
 R = int | list[int] | tuple[int, float]
 
@@ -148,7 +149,8 @@ class Info(dict[str, Any]):
 
 @cache
 def _steered(host: Any) -> type[Steered]:
-    return type(f"ToMe{host.__name__}", (Steered, host), {"host": host, "__doc__": Steered.__doc__})
+    members = {"host": host, "__doc__": Steered.__doc__, **dense_taps(host)}
+    return type(f"ToMe{host.__name__}", (Steered, host), members)
 
 
 def _new(host: Any) -> Steered:
@@ -158,8 +160,7 @@ def _new(host: Any) -> Steered:
 
 def _patch(model: nn.Module, find_tower: FindTower, trace_source: bool, prop_attn: bool) -> None:
     """Patch the blocks of the tower that `model` is, and give it a class that can be steered."""
-    host: Any = type(model)
-    steered = host if isinstance(model, Steered) else _steered(host)
+    steered = type(model) if isinstance(model, Steered) else _steered(host_of(model))
 
     def itself(module: nn.Module) -> Tower | None:
         return find_tower(module) if module is model else None

@@ -10,6 +10,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from alt_fast.errors import ArgumentError
+from alt_fast.tome.block import host_of
 from alt_fast.tome.layout import Layout, SelfAttention, Tower
 from alt_fast_kernels import Rotary, proportional_attention
 
@@ -148,12 +149,13 @@ TOWERS = ("Eva", "NaFlexVit")
 
 def find_tower(module: nn.Module) -> Tower | None:
     """The tower that `module` is; ArgumentError for one that merging cannot honour."""
-    name = type(module).__name__
+    host = host_of(module)
+    name = host.__name__
     if name in REFUSED and _is_timms(module):
         raise ArgumentError(f"timm's {name} is not taken: it {REFUSED[name]}")
     if not isinstance(module, VisionTransformer) and not (_is_timms(module) and name in TOWERS):
         return None
-    if isinstance(module, VisionTransformer) and type(module).forward_features not in (
+    if issubclass(host, VisionTransformer) and host.forward_features not in (
         VisionTransformer.forward_features,
         VisionTransformerDistilled.forward_features,
     ):
@@ -163,15 +165,16 @@ def find_tower(module: nn.Module) -> Tower | None:
 
 def tower_of(module: Any) -> Tower:
     """The tower of a model whose blocks run one after the other, whatever it does before and behind them."""
-    name = type(module).__name__
+    name = host_of(module).__name__
     layouts = {}
     for block in module.blocks:
         kind = type(block).__name__
         if kind not in LAYOUTS or not _is_timms(block):
             raise ArgumentError(f"block of {name} must be one of timm's {', '.join(LAYOUTS)}, got {kind}")
-        for attention in block.modules():
+        for path, attention in block.named_modules():
             kind_of_attention = type(attention).__name__
-            if "Attention" in kind_of_attention and not (_is_timms(attention) and kind_of_attention in ATTENTIONS):
+            attends = path.rpartition(".")[2] == "attn" or "Attention" in kind_of_attention
+            if attends and not (_is_timms(attention) and kind_of_attention in ATTENTIONS):
                 raise ArgumentError(
                     f"attention of {name} must be one of timm's {', '.join(ATTENTIONS)}, got {kind_of_attention}"
                 )
@@ -183,4 +186,4 @@ def tower_of(module: Any) -> Tower:
 
 
 def _is_timms(module: nn.Module) -> bool:
-    return type(module).__module__.startswith("timm.")
+    return host_of(module).__module__.startswith("timm.")

@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from alt_fast.errors import ArgumentError
-from alt_fast.tome.layout import Layout, SelfAttention, Tower
+from alt_fast.tome.layout import Layout, SelfAttention, Tower, part
 from alt_fast_kernels import Rotary
 
 
@@ -219,7 +220,7 @@ def find_tower(module: nn.Module) -> Tower | None:
         return None
     for child in module.children():
         blocks = list(child) if isinstance(child, nn.ModuleList) else []
-        if not blocks or any(type(block).__name__ not in LAYOUTS for block in blocks):
+        if not blocks or any(type(block).__name__ not in LAYOUTS or not _is_own(block) for block in blocks):
             continue
         config = next((part.config for part in blocks[0].modules() if hasattr(part, "config")), None)
         if config is None:
@@ -239,6 +240,24 @@ def find_tower(module: nn.Module) -> Tower | None:
             blocks = blocks[:num_alone]
         prefix = getattr(config, "n_cls_tokens", PREFIX.get(kind, 1))
         layout = LAYOUTS[kind]
+        for block in blocks:
+            check_attention(block, part(block, layout.attention))
         layout = replace(layout, options=(*layout.options, *OPTIONS))
         return Tower(blocks, prefix + (getattr(config, "num_register_tokens", None) or 0), {layer: layout})
     return None
+
+
+def check_attention(block: nn.Module, attention: nn.Module) -> None:
+    """Raise ArgumentError where a layer's attention, or the function that it attends by, is not transformers' own."""
+    for module in block.modules():
+        kind = type(module)
+        if (module is attention or "Attention" in kind.__name__) and not _is_own(module):
+            raise ArgumentError(f"attention of {type(block).__name__} must be transformers' own, got {kind.__name__}")
+        name = getattr(getattr(module, "config", None), "_attn_implementation", None) or "eager"
+        function = ALL_ATTENTION_FUNCTIONS.get(name)
+        if function is not None and "/" not in name and not function.__module__.startswith("transformers."):
+            raise ArgumentError(f"{type(block).__name__} attends by {name!r}, which transformers does not bring")
+
+
+def _is_own(module: nn.Module) -> bool:
+    return type(module).__module__.startswith("transformers.")

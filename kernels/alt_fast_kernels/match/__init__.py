@@ -99,6 +99,8 @@ def _destinations(given: SupportsIndex | Tensor, key: Tensor, protected: int) ->
 
 def _int(name: str, value: SupportsIndex, expected: str = "an int") -> int:
     """Return NumPy's and PyTorch's ints as Python's. Raises TypeError for what is none, bool included."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
     if isinstance(value, bool) or not hasattr(value, "__index__"):
         raise TypeError(f"{name} must be {expected}, got {type(value).__name__}")
-    return value if isinstance(value, int) else operator.index(value)
+    return operator.index(value)
