@@ -29,12 +29,10 @@ def check_values(enabled: bool = True) -> Iterator[None]:
 
 def may_read_values(x: Tensor) -> bool:
     """Return whether x's values can be looked at here: real, outside of tracing and vmap, without stalling a GPU."""
-    traced = torch.compiler.is_compiling() or type(x) is not Tensor
-    if traced or debug_unwrap(x, recurse=False) is not x:  # inside vmap or grad
+    if torch.compiler.is_compiling() or is_intercepted():
         return False
-    if is_intercepted():
-        return False
-    return x.device.type == "cpu" if _check_values is None else _check_values and not x.is_meta
+    wanted = x.is_cpu if _check_values is None else _check_values and not x.is_meta
+    return wanted and type(x) is Tensor and debug_unwrap(x, recurse=False) is x  # not traced, nor inside vmap or grad
 
 
 def check_size(size: Tensor, like: Tensor) -> None:

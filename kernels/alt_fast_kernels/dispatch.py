@@ -52,7 +52,9 @@ def takes_kernel(x: Tensor) -> bool:
     """Return whether the op on x runs as a Triton kernel."""
     if _backend == "auto":
         wanted = x.is_cuda and x.dtype in KERNEL_DTYPES and HAS_TRITON
-        return wanted and not torch.onnx.is_in_onnx_export()  # ONNX knows PyTorch's operators only
+        # ONNX knows PyTorch's operators only. Every export traces, and asking about export takes longer than that.
+        traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined]
+        return wanted and not (traced and torch.onnx.is_in_onnx_export())
     if _backend == "triton" and x.dtype not in KERNEL_DTYPES:
         raise TypeError(f"the Triton kernels take fp32, fp16 and bf16, got {x.dtype}")
     return _backend == "triton"
@@ -60,10 +62,15 @@ def takes_kernel(x: Tensor) -> bool:
 
 def autocast_dtype(x: Tensor) -> torch.dtype | None:
     """Return autocast's dtype for x's device, None outside of autocast."""
-    device = x.device.type
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):  # "meta" has none
-        return torch.get_autocast_dtype(device)
-    return None
+    if x.is_cuda:
+        device = "cuda"  # PyTorch finds literals faster than the string that x.device.type makes anew
+    elif x.is_cpu:
+        device = "cpu"
+    else:
+        device = x.device.type
+        if not torch.amp.is_autocast_available(device):  # "meta" has none
+            return None
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
 
 
 def to_autocast_dtype(*tensors: Tensor) -> tuple[Tensor, ...]:

@@ -27,9 +27,14 @@ class Launch(NamedTuple):
             return
         if type(self.kernel).__name__ == "InterpretedFunction":
             mend()
-        if self.grid:
-            with torch.cuda.device_of(self.args[0]):  # Triton launches on the current device
-                self.kernel[(self.grid,)](*self.args, **self.options)
+        if not self.grid:
+            return
+        x, launch = self.args[0], self.kernel[(self.grid,)]
+        if x.is_cuda and x.get_device() != torch.cuda.current_device():  # Triton launches on the current device
+            with torch.cuda.device_of(x):
+                launch(*self.args, **self.options)
+        else:
+            launch(*self.args, **self.options)
 
     @property
     def name(self) -> str:

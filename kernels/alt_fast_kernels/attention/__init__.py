@@ -17,12 +17,11 @@ __all__ = ["Rotary", "proportional_attention", "proportional_attention_qkvpacked
 MAX_FP16 = torch.finfo(torch.float16).max
 
 
-def _choose(x: Tensor, scale: float, dropout_p: float) -> str:
-    """Name what attends to heads like x [..., D]: the backend chosen, or our kernels where they run, and can."""
+def _takes_ours(x: Tensor, scale: float, dropout_p: float) -> bool:
+    """Return whether our kernels attend to heads like x [..., D]: where they are wanted, and can."""
     chosen = attention_backend()
-    if chosen != "auto":
-        return chosen
-    return "triton" if takes_kernel(x) and why_not_triton(x, scale, dropout_p) is None else "sdpa"
+    wanted = takes_kernel(x) if chosen == "auto" else chosen == "triton"
+    return wanted and why_not_triton(x, scale, dropout_p) is None
 
 
 def _check_size(size: Tensor | None, keys: Tensor) -> None:
@@ -63,7 +62,9 @@ def proportional_attention(
         raise ValueError(f"q, k, v must have one dtype, got {q.dtype}, {k.dtype}, {v.dtype}")
     _check_size(size, k)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    name = _choose(q, scale, dropout_p)
+    name = attention_backend()
+    if name == "auto":
+        name = "triton" if _takes_ours(q, scale, dropout_p) else "sdpa"
     if rotary is not None:
         if q.shape != k.shape:
             raise ValueError(
@@ -84,8 +85,7 @@ def proportional_attention_qkvpacked(
     if qkv.ndim != 5 or qkv.shape[2] != 3:
         raise ValueError(f"qkv must be [B, N, 3, H, D], got shape {tuple(qkv.shape)}")
     scale = qkv.shape[-1] ** -0.5 if scale is None else scale
-    in_place = _choose(qkv, scale, dropout_p) == "triton" and why_not_triton(qkv, scale, dropout_p) is None
-    if in_place and (rotary is None or not rotary.wants_gradient):
+    if _takes_ours(qkv, scale, dropout_p) and (rotary is None or not rotary.wants_gradient):
         (qkv,) = to_autocast_dtype(qkv)
         _check_size(size, qkv)
         if rotary is not None:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from alt_fast_kernels.attention.rotary import Rotary
 from alt_fast_kernels.configs import TURNS_16, arch_of
-from alt_fast_kernels.library import differentiable, fold_vmap, once, operator, register_vmap
+from alt_fast_kernels.library import differentiable, fold_vmap, kernels_of, once, operator, register_vmap
 
 if TYPE_CHECKING:
     from alt_fast_kernels.attention.triton import Inputs
@@ -36,10 +36,8 @@ def attention_op(
 
     lse2: log-sum-exp of each query's scores (scaled, and with log size) in base 2, fp32. cos, sin: as in `Rotary`.
     """
-    from alt_fast_kernels.attention.triton import attention_fwd_launch
-
     out, lse2 = _empty(q, k, v, size, scale)
-    attention_fwd_launch(_prepare(q, k, v, size, scale, cos, sin, interleaved), out, lse2).run()
+    kernels_of("attention").attention_fwd_launch(_prepare(q, k, v, size, scale, cos, sin, interleaved), out, lse2).run()
     return out, lse2
 
 
@@ -86,11 +84,10 @@ def attention_packed_op(
     cos: Tensor | None = None, sin: Tensor | None = None, interleaved: bool = False,
 ) -> _Pair:  # fmt: skip
     """Do as `attention` on a packed projection [B, N, 3, H, D], whose gradient then needs no copy either."""
-    from alt_fast_kernels.attention.triton import attention_fwd_launch
-
     q, k, v = _unit_stride(qkv).unbind(2)
     out, lse2 = _empty(q, k, v, size, scale)
-    attention_fwd_launch(_prepare(q, k, v, size, scale, cos, sin, interleaved), out, lse2).run()
+    inputs = _inputs(q, k, v, size, scale, cos, sin, interleaved)
+    kernels_of("attention").attention_fwd_launch(inputs, out, lse2).run()
     return out, lse2
 
 
@@ -121,10 +118,9 @@ def _run_backward(
     grad_out: Tensor, out: Tensor, lse2: Tensor, inputs: "Inputs", grads: tuple[Tensor, ...], needs_kv: bool = True
 ) -> None:
     """Launch what the gradients need: that of q, which leaves delta, then those of k and v."""
-    from alt_fast_kernels.attention.triton import Gradients, Saved, attention_bwd_launches
-
-    saved = Saved(out, lse2, grad_out.contiguous())
-    of_q, of_kv = attention_bwd_launches(inputs, saved, torch.empty_like(lse2), Gradients(*grads))
+    kernels = kernels_of("attention")
+    saved = kernels.Saved(out, lse2, grad_out.contiguous())
+    of_q, of_kv = kernels.attention_bwd_launches(inputs, saved, torch.empty_like(lse2), kernels.Gradients(*grads))
     of_q.run()
     if needs_kv:
         of_kv.run()
@@ -134,11 +130,18 @@ def _prepare(
     q: Tensor, k: Tensor, v: Tensor, size: Tensor | None, scale: float,
     cos: Tensor | None, sin: Tensor | None, interleaved: bool,
 ) -> "Inputs":  # fmt: skip
-    from alt_fast_kernels.attention.triton import Inputs
+    return _inputs(_unit_stride(q), _unit_stride(k), _unit_stride(v), size, scale, cos, sin, interleaved)
 
+
+def _inputs(
+    q: Tensor, k: Tensor, v: Tensor, size: Tensor | None, scale: float,
+    cos: Tensor | None, sin: Tensor | None, interleaved: bool,
+) -> "Inputs":  # fmt: skip
+    """Return what kernels read, of q, k and v with unit stride over their channels."""
     size = None if size is None else size.float().contiguous()
     rotary = None if cos is None or sin is None else Rotary(*_tables(cos, sin, q), interleaved)
-    return Inputs(_unit_stride(q), _unit_stride(k), _unit_stride(v), size, scale, rotary)
+    inputs: Inputs = kernels_of("attention").Inputs(q, k, v, size, scale, rotary)
+    return inputs
 
 
 def _tables(cos: Tensor, sin: Tensor, q: Tensor) -> _Pair:

@@ -15,7 +15,7 @@ are given in units of UNIT elements: 8, a vector of 16 bytes, wherever all of th
 """
 
 import math
-from functools import cache, reduce
+from functools import cache, lru_cache, reduce
 from operator import or_
 from typing import Any, NamedTuple
 
@@ -351,11 +351,6 @@ class Inputs(NamedTuple):
     rotary: Rotary | None = None
 
     @property
-    def head(self) -> tuple[Tensor, ...]:
-        """The first arguments of every kernel; q stands in for a size that is not read."""
-        return self.q, self.k, self.v, self.q if self.size is None else self.size
-
-    @property
     def tables(self) -> tuple[tuple[Tensor, Tensor], tuple[int, ...]]:
         """The last tensors of every kernel, and their strides, 0 where one row serves all; q stands in for none."""
         if self.rotary is None:
@@ -367,21 +362,16 @@ class Inputs(NamedTuple):
         self, kernel: Any, rows: Tensor, args: tuple[Tensor, ...], grads: tuple[Tensor, ...], arch: Arch | None
     ) -> Launch:
         """One program per tile of the tokens of `rows` [B, N, H, D]. grads: written views like q, k and v."""
-        batch, num_rows, num_heads, dim = rows.shape
-        strides = [s for x in (self.q, self.k, self.v, *grads) for s in x.stride()[:3]]
+        q, k, v, size, scale, rotary = self
         tables, table_strides = self.tables
-        unit = VECTOR if reduce(or_, (*strides, *table_strides), dim) % VECTOR == 0 else 1
-        arch = arch or arch_of(rows.device)
-        rotary = None if self.rotary is None else _layout(self.rotary)
-        tall = height(batch * num_heads, num_rows, rotary is not None)
-        options = _options(kernel.__name__, arch, self.q.dtype, dim, unit, self.size is not None, rotary, tall)
-        numbers = (*(s // unit for s in strides), num_heads, self.q.shape[1], self.k.shape[1])
-        return Launch(
-            kernel,
-            batch * num_heads * cdiv(num_rows, options["BLOCK_M"]),
-            (*self.head, *args, self.scale * LOG2_E, *numbers, *tables, *(s // unit for s in table_strides)),
-            options,
-        )
+        strides = (q.stride(), k.stride(), v.stride(), *[grad.stride() for grad in grads])
+        arch, layout = arch or arch_of(q.device), None if rotary is None else _layout(rotary)
+        grid, numbers, table_numbers, options = _by_shape(
+            kernel.__name__, arch, q.dtype, size is not None, layout,
+            rows.shape, q.shape[1], k.shape[1], strides, table_strides,
+        )  # fmt: skip
+        head = (q, k, v, q if size is None else size)  # q stands in for a size that is not read
+        return Launch(kernel, grid, (*head, *args, scale * LOG2_E, *numbers, *tables, *table_numbers), options)
 
 
 VECTOR = 8
@@ -406,6 +396,22 @@ def height(num_heads: int, num_rows: int, turned: bool) -> str:
         if cost * tiles < least and num_heads * tiles >= 264:
             best, least = name, cost * tiles
     return best
+
+
+@lru_cache(maxsize=1024)
+def _by_shape(
+    kernel: str, arch: Arch, dtype: torch.dtype, has_size: bool, rotary: str | None,
+    rows: tuple[int, ...], num_q: int, num_k: int, strides: tuple[tuple[int, ...], ...], table_strides: tuple[int, ...],
+) -> tuple[int, tuple[int, ...], tuple[int, ...], dict[str, Any]]:  # fmt: skip
+    """Return what of a launch shapes alone decide: its grid, its numbers, those of the tables, and its options."""
+    batch, num_rows, num_heads, dim = rows
+    flat = [s for stride in strides for s in stride[:3]]
+    unit = VECTOR if reduce(or_, (*flat, *table_strides), dim) % VECTOR == 0 else 1
+    tall = height(batch * num_heads, num_rows, rotary is not None)
+    options = _options(kernel, arch, dtype, dim, unit, has_size, rotary, tall)
+    numbers = (*(s // unit for s in flat), num_heads, num_q, num_k)
+    grid = batch * num_heads * cdiv(num_rows, options["BLOCK_M"])
+    return grid, numbers, tuple(s // unit for s in table_strides), options
 
 
 @cache

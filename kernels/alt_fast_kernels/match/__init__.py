@@ -18,7 +18,6 @@ MAX_CHANNELS = 8192
 """Of keys (one head) that the kernels hold in a tile; wider ones match on PyTorch."""
 
 
-@torch.no_grad()
 def match(
     key: Tensor, r: SupportsIndex, protected: SupportsIndex = 0, destinations: SupportsIndex | Tensor = 2
 ) -> MergePlan:

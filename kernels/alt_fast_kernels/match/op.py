@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from alt_fast_kernels.library import fold_vmap, operator, register_vmap
+from alt_fast_kernels.library import fold_vmap, kernels_of, operator, register_vmap
 from alt_fast_kernels.match.plan import MergePlan
 
 
@@ -19,10 +19,8 @@ def match_op(key: Tensor, r: int, protected: int, destinations: Tensor | None = 
 
     destinations: [D] tokens, int32 or int64, or None for those of odd index.
     """
-    from alt_fast_kernels.match.triton import match_launches
-
     plan = MergePlan(*_empty(key, r, protected), key.shape[1] - r)
-    for launch in match_launches(key, protected, destinations, plan):
+    for launch in kernels_of("match").match_launches(key, protected, destinations, plan):
         launch.run()
     return plan[:3]
 

@@ -14,6 +14,7 @@ GRID = 2.0**26
 """Steps of a metric's components in [-1, 1]. Products of two then sum to below 2**53 steps, exactly in fp64."""
 
 
+@torch.no_grad()
 def match_reference(
     key: Tensor, r: int, protected: int, destinations: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:

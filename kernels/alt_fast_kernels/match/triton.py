@@ -12,8 +12,9 @@ What passes between launches stays in cache. Of N tokens, A are sources and B de
 ones: even and odd ones, whose places are arithmetic, or (LISTED) as `listed` int32 has them (`listed_by_side`).
 """
 
-from functools import cache
-from typing import Any
+from functools import lru_cache, reduce
+from operator import or_
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -252,10 +253,17 @@ def match_once_kernel(
     )
 
 
-@cache
-def _options(kernel: str, arch: Arch, dtype: torch.dtype, width: int, **constants: int) -> dict[str, Any]:
-    """What a launch is given by keyword: the configuration, and what it knows of the shapes."""
-    return {**config_of(kernel, arch, dtype, width), **constants}
+class Part(NamedTuple):
+    """A launch less its tensors, which come before the numbers."""
+
+    kernel: Any
+    grid: int
+    numbers: tuple[int | None, ...]
+    options: dict[str, Any]
+
+    def of(self, *tensors: Tensor | None) -> Launch:
+        """The launch of these tensors."""
+        return Launch(self.kernel, self.grid, (*tensors, *self.numbers), self.options)
 
 
 def match_launches(
@@ -265,44 +273,63 @@ def match_launches(
 
     destinations: [D] tokens, or None for those of odd index.
     """
-    batch, num_tokens, heads, dim = key.shape
-    stride_b, stride_n, stride_h, stride_d = key.stride()
-    listed, num_listed, either = None, None, {}
+    batch, num_tokens, _, dim = key.shape
+    slot, order, start, num_slots = plan
+    listed, num_listed = None, None
     if destinations is not None:
         listed, num_listed = listed_by_side(destinations, num_tokens, protected).int(), len(destinations)
-        either = {"LISTED": True}
-    _, _, num_sources, num_destinations = sides(num_tokens, protected, num_listed)
     arch = arch or arch_of(key.device)
-    r = num_tokens - plan.num_slots
+    r = num_tokens - num_slots
+    first, second, proposed = _parts(key.shape, key.stride(), key.dtype, arch, r, protected, num_listed)
+    if second is None:
+        return (first.of(key, listed, slot, order, start),)
+    metric = key.new_empty(batch, num_tokens, _width(dim), dtype=torch.float32)
+    if proposed is None:
+        return first.of(key, metric), second.of(metric, listed, slot, order, start)
+    proposals = key.new_empty(proposed, dtype=torch.int64)
+    sorting = sorting_launches(proposals, listed, protected, plan, arch)
+    return first.of(key, metric), second.of(metric, listed, proposals), *sorting
+
+
+@lru_cache(maxsize=1024)
+def _parts(
+    shape: tuple[int, ...], strides: tuple[int, ...], dtype: torch.dtype, arch: Arch, r: int, protected: int,
+    num_listed: int | None,
+) -> tuple[Part, Part | None, tuple[int, int, int] | None]:  # fmt: skip
+    """Return what shapes alone decide: the launches less sorting, one for few images, and the shape of proposals."""
+    batch, num_tokens, heads, dim = shape
+    _, _, num_sources, num_destinations = sides(num_tokens, protected, num_listed)
     tile = padded(max(num_sources, num_destinations))
-    unit = 8 if (stride_b | stride_n | stride_h | dim) % 8 == 0 else 1
-    strides = (stride_b // unit, stride_n // unit, stride_h // unit, stride_d)
+    either = {} if num_listed is None else {"LISTED": True}
+    *scaled, stride_d = strides
+    unit = 8 if reduce(or_, scaled, dim) % 8 == 0 else 1
+    in_units = (*(stride // unit for stride in scaled), stride_d)
+    of_key = {"UNIT": unit, "NUM_HEADS": heads}
     if tile <= SHORT and batch <= ONE_LAUNCH_IMAGES and dim <= ONE_LAUNCH_CHANNELS:
-        options = _options(
-            "match_once", arch, key.dtype, tile, UNIT=unit, NUM_HEADS=heads, BLOCK=tile, BLOCK_D=padded(dim), **either
-        )
-        once_args = (key, listed, *plan[:3], *strides, num_tokens, dim // unit, r, protected, num_listed)
-        return (Launch(match_once_kernel, batch, once_args, options),)
+        config = config_of("match_once", arch, dtype, tile)
+        once_numbers = (*in_units, num_tokens, dim // unit, r, protected, num_listed)
+        options = {**config, **of_key, "BLOCK": tile, "BLOCK_D": padded(dim), **either}
+        return Part(match_once_kernel, batch, once_numbers, options), None, None
 
-    width = cdiv(dim, 32) * 32  # whole sectors of memory, and whole chunks of channels
-    block_d = padded(width)
-    metric = key.new_empty(batch, num_tokens, width, dtype=torch.float32)
-    options = _options(
-        "match_metric", arch, key.dtype, block_d, UNIT=unit, NUM_HEADS=heads, BLOCK_D=block_d, WIDTH=width
-    )
-    metric_args = (key, metric, *strides, batch * num_tokens, num_tokens, dim // unit)
-    first = Launch(match_metric_kernel, cdiv(batch * num_tokens, options["ROWS"]), metric_args, options)
+    width = _width(dim)
+    config = config_of("match_metric", arch, dtype, padded(width))
+    options = {**config, **of_key, "BLOCK_D": padded(width), "WIDTH": width}
+    metric_numbers = (*in_units, batch * num_tokens, num_tokens, dim // unit)
+    first = Part(match_metric_kernel, cdiv(batch * num_tokens, config["ROWS"]), metric_numbers, options)
     if tile <= SHORT:
-        pair = "match_pair" if width <= 128 else "match_pair_wide"
-        options = _options(pair, arch, key.dtype, tile, BLOCK=tile, WIDTH=width, **either)
-        pair_args = (metric, listed, *plan[:3], num_tokens, r, protected, num_listed)
-        return first, Launch(match_pair_kernel, batch, pair_args, options)
+        config = config_of("match_pair" if width <= 128 else "match_pair_wide", arch, dtype, tile)
+        options = {**config, "BLOCK": tile, "WIDTH": width, **either}
+        return first, Part(match_pair_kernel, batch, (num_tokens, r, protected, num_listed), options), None
 
-    options = _options("match_best", arch, key.dtype, width, WIDTH=width, **either)
-    tiles_a, tiles_b = batch * cdiv(num_sources, options["BLOCK_A"]), cdiv(num_destinations, options["BLOCK_B"])
+    config = config_of("match_best", arch, dtype, width)
+    tiles_a, tiles_b = batch * cdiv(num_sources, config["BLOCK_A"]), cdiv(num_destinations, config["BLOCK_B"])
     split = cdiv(tiles_b, min(tiles_b, cdiv(PROGRAMS, max(tiles_a, 1))))  # tiles of destinations in each
     splits = cdiv(tiles_b, split)
-    proposals = key.new_empty(batch, splits, num_sources, dtype=torch.int64)
-    best_args = (metric, listed, proposals, num_tokens, protected, num_listed, splits, split * options["BLOCK_B"])
-    best = Launch(match_best_kernel, tiles_a * splits, best_args, options)
-    return first, best, *sorting_launches(proposals, listed, protected, plan, arch)
+    best_numbers = (num_tokens, protected, num_listed, splits, split * config["BLOCK_B"])
+    best = Part(match_best_kernel, tiles_a * splits, best_numbers, {**config, "WIDTH": width, **either})
+    return first, best, (batch, splits, num_sources)
+
+
+def _width(dim: int) -> int:
+    """Channels of the metric: whole sectors of memory, and whole chunks of channels."""
+    return cdiv(dim, 32) * 32

@@ -79,19 +79,20 @@ def _check(x: Tensor, size: Tensor, plan: MergePlan, residual: Tensor | None) ->
     if not x.is_floating_point():
         raise TypeError(f"x must be floating point, got {x.dtype}")
     tokens = x.shape[:2]
-    for name, part, shape in (
-        ("slot", plan.slot, tokens),
-        ("order", plan.order, tokens),
-        ("start", plan.start, (x.shape[0], plan.num_slots + 1)),
-    ):
-        if part.shape != shape:
-            raise ValueError(f"plan.{name} must be {tuple(shape)} to fit x, got shape {tuple(part.shape)}")
-        check_device(f"plan.{name}", part, x)
+    _check_part("plan.slot", plan.slot, tokens, x)
+    _check_part("plan.order", plan.order, tokens, x)
+    _check_part("plan.start", plan.start, (tokens[0], plan.num_slots + 1), x)
     check_size(size, x)
     if residual is not None:
         if residual.shape != x.shape:
             raise ValueError(f"residual must be {tuple(x.shape)} to fit x, got shape {tuple(residual.shape)}")
         check_device("residual", residual, x)
+
+
+def _check_part(name: str, part: Tensor, shape: tuple[int, ...], x: Tensor) -> None:
+    if part.shape != shape:
+        raise ValueError(f"{name} must be {tuple(shape)} to fit x, got shape {tuple(part.shape)}")
+    check_device(name, part, x)
 
 
 def unmerge(x: Tensor, slot: Tensor) -> Tensor:

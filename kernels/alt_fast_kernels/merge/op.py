@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from alt_fast_kernels.library import differentiable, fold_vmap, once, operator, register_vmap
+from alt_fast_kernels.library import differentiable, fold_vmap, kernels_of, once, operator, register_vmap
 
 if TYPE_CHECKING:
     from alt_fast_kernels.merge.triton import Segments
@@ -57,18 +57,17 @@ def merge_op(
     x'. The last result are the moments of x' for backward, mean and 1 / standard deviation [B, N', 2] fp32. Without
     weight the last two are empty.
     """
-    from alt_fast_kernels.merge.triton import Inputs, Norm, Outputs, merge_fwd_launch
-
+    kernels = kernels_of("merge")
     outputs = _empty(x, residual, size, order, start, num_slots, weight, bias, eps, normed_dtype)
-    norm = None if weight is None or bias is None else Norm(weight.contiguous(), bias.contiguous(), eps)
-    merge_fwd_launch(Inputs(x, residual, _segments(size, order, start), norm), Outputs(*outputs)).run()
+    norm = None if weight is None or bias is None else kernels.Norm(weight.contiguous(), bias.contiguous(), eps)
+    inputs = kernels.Inputs(x, residual, _segments(size, order, start), norm)
+    kernels.merge_fwd_launch(inputs, kernels.Outputs(*outputs)).run()
     return outputs
 
 
 def _segments(size: Tensor, order: Tensor, start: Tensor) -> "Segments":
-    from alt_fast_kernels.merge.triton import Segments
-
-    return Segments(size.contiguous(), order.contiguous(), start.contiguous())
+    segments: Segments = kernels_of("merge").Segments(size.contiguous(), order.contiguous(), start.contiguous())
+    return segments
 
 
 def _empty_grads(
@@ -113,20 +112,19 @@ def merge_backward_op(
 
     Either is empty unless needed. groups: parts of the batch, side by side, with gradients of the weights of their own.
     """
-    from alt_fast_kernels.merge.triton import Gradients, NormBackward, backward_programs, merge_bwd_launch
-
+    kernels = kernels_of("merge")
     norm = None
     if weight is not None and grad_normed is not None:
-        norm = NormBackward(grad_normed.contiguous(), weight.contiguous(), moments)
+        norm = kernels.NormBackward(grad_normed.contiguous(), weight.contiguous(), moments)
     grad_x = out.new_empty(*order.shape, out.shape[2]) if needs_x else None
-    partial = size.new_empty(groups, backward_programs(out, groups), 2, out.shape[2]) if needs_norm else None
-    merge_bwd_launch(
+    partial = size.new_empty(groups, kernels.backward_programs(out, groups), 2, out.shape[2]) if needs_norm else None
+    kernels.merge_bwd_launch(
         None if grad_out is None else grad_out.contiguous(),
         out,
         new_size,
         _segments(size, order, start),
         norm,
-        Gradients(grad_x, partial),
+        kernels.Gradients(grad_x, partial),
     ).run()
     return (
         out.new_empty(0) if grad_x is None else grad_x,

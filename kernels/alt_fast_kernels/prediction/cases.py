@@ -154,7 +154,9 @@ def _differentiated(
 ) -> Case:
     """A case of forward(*draw()), without gradients, or of its backward alone, to the first input and the weights."""
     if not backward:
-        return Case(op, shape, draw, torch.no_grad()(lambda inputs: forward(*inputs)), cost)
+        for weight in weights:
+            weight.requires_grad_(False)
+        return Case(op, shape, draw, lambda inputs: forward(*inputs), cost)
 
     def prepare() -> tuple[tuple[Tensor, ...], list[Tensor], list[Tensor]]:
         x, *others = draw()

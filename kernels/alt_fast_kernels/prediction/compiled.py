@@ -196,7 +196,8 @@ def targeting(arch: Arch) -> Iterator[None]:
 
 def bind(launch: Launch) -> Any:
     """What Triton does on the host before it launches: bind the arguments, and look the kernel up, or compile it."""
-    return launch.kernel.warmup(*launch.args, grid=(max(1, launch.grid),), **launch.options)
+    # As `kernel[grid](...)` does, but for the launch. `kernel.warmup` would cost a call more for every argument.
+    return launch.kernel.run(*launch.args, grid=(max(1, launch.grid),), warmup=True, **launch.options)
 
 
 def compile_for(arch: Arch, launch: Launch) -> Code:

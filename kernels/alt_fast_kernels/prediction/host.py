@@ -4,6 +4,8 @@ import statistics
 import time
 from collections.abc import Callable
 
+import torch
+
 from alt_fast_kernels.configs import Arch
 from alt_fast_kernels.dispatch import use_backend
 from alt_fast_kernels.launch import Launch, intercepted
@@ -36,10 +38,11 @@ def host_seconds(
     """CPU seconds of one call of each case, by op: medians of rounds of so many calls, the cases in turn.
 
     In them: our checks and operators, PyTorch's dispatcher and allocator (that of CPUs), and of each launch the
-    arguments bound and the compiled kernel looked up by Triton (`bind`). Not in them: the driver, CUDA's allocator.
+    arguments bound and the compiled kernel looked up by Triton (`bind`). Not in them: the driver, CUDA's allocator, and
+    what a model does once, such as to enter `no_grad`.
     """
     found: dict[str, list[float]] = {case.op: [] for case in cases}
-    with use_backend("triton"), targeting(arch), intercepted(arch, bind):
+    with use_backend("triton"), targeting(arch), intercepted(arch, bind), torch.no_grad():
         prepared = [(case, case.prepare()) for case in cases]
         for case, inputs in prepared:  # compiles
             case.call(inputs)
