@@ -16,11 +16,10 @@ the same draws of the clips, and a run takes minutes. Stop it, and the same comm
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from scipy.stats import ttest_rel
@@ -32,7 +31,6 @@ from alt_fast.data.augment import ClipRecord
 from alt_fast.data.dataset import EvalClips, TrainClips, batched
 from alt_fast.data.loader import Loader, open_backend
 from alt_fast.data.motion_shapes import list_files
-from alt_fast.data.motion_shapes.drawing import Thing, by_patch
 from alt_fast.data.motion_shapes.generate import generate
 from alt_fast.data.motion_shapes.truth import clip_of, read_dataset, things_in
 from alt_fast.data.rng import Stream, integer
@@ -48,91 +46,12 @@ from alt_fast.paper.ablations import spread_text
 from alt_fast.progress import Progress
 from alt_fast.training.config import TrainConfig, parse
 from alt_fast.training.schedule import Schedule, parameter_groups
+from benchmarks.alignment_clips import Clips, Seen, Tokens, Videos, pool_things
 from benchmarks.alignment_rows import AFTERWARDS, AS_SHIPPED, CASES, HYPOTHESES, LEVEL_2, Case
 
 SHOTS = (1, 2, 4, 8)
 DRAWS = 4  # of every training video: frames and crops
 FEW_SHOT_EPOCHS = 20
-
-
-@dataclass(frozen=True)
-class Clips:
-    """A list of V clips.
-
-    label: [V]. truth: [V, 5] of the corpus: tool, actor, background and two tools that lie about, the carried one again
-    for each that is not there.
-    """
-
-    label: Tensor
-    truth: Tensor
-
-    def take(self, index: Tensor) -> Self:
-        return replace(self, **{part.name: getattr(self, part.name)[index] for part in fields(self)})
-
-    def seen(self, model: ALT) -> "Tokens":
-        """Return what the tower of a model sees in them."""
-        raise NotImplementedError
-
-
-@dataclass(frozen=True)
-class Tokens(Clips):
-    """What one tower sees. things, shown: of `pool_things`, [V, T, 5, d] and [V, T, N' - 1], where they are known."""
-
-    tokens: Tensor
-    size: Tensor
-    things: Tensor
-    shown: Tensor
-
-    def seen(self, model: ALT) -> "Tokens":
-        return self
-
-
-@dataclass(frozen=True)
-class Videos(Clips):
-    """Clips for a tower that trains along. video: [V, T, 3, H, W]."""
-
-    video: Tensor
-
-    def seen(self, model: ALT) -> Tokens:
-        parts = zip(*(model.encode(part) for part in self.video.split(32)), strict=True)
-        tokens, size, _ = (torch.cat(part) for part in parts)
-        nothing = torch.empty(len(tokens), 0)
-        return Tokens(self.label, self.truth, tokens, size, nothing, nothing)
-
-
-@dataclass(frozen=True)
-class Seen:
-    """Every list at one r, and the embeddings [I, d] of the trained and of the unseen classes."""
-
-    train: Clips
-    test: Clips
-    unseen: Clips
-    few_shot: Clips
-    trained_classes: Tensor
-    unseen_classes: Tensor
-
-
-MOST_THINGS = 5  # in a frame: background, two tools that lie about, the carried one and the actor
-
-
-def pool_things(
-    frames: Sequence[Sequence[Thing]], tokens: Tensor, source: Tensor, patch: tuple[int, int]
-) -> tuple[Tensor, Tensor]:
-    """Return the token of everything in T frames, [T, 5, d], and the number of what each region shows most of.
-
-    frames: what is in them, the background first. tokens: [T, N', d]. source: [T, P] int64, the token of every patch.
-    patch: its height and width. A thing's token is the mean over patches by the share of them that it fills; what
-    cannot be seen, and what would make five of fewer things, has the background's. The second: [T, N' - 1].
-    """
-    things, shown = [], []
-    for there, seen, token in zip(frames, tokens, source, strict=True):
-        filled = torch.from_numpy(by_patch(np.stack([thing.mask for thing in there]), patch)).flatten(1)
-        share = seen.new_zeros(MOST_THINGS, len(seen))  # of every thing in every token, in patches
-        share[: len(there)].index_add_(1, token, filled)
-        shown.append(share[:, 1:].argmax(0))
-        share = torch.where(share.sum(1, keepdim=True) > 0, share, share[:1])
-        things.append(share @ seen / share.sum(1, keepdim=True))
-    return torch.stack(things), torch.stack(shown)
 
 
 def weigh_by_frame(chosen: Tensor, index: Tensor, frame: Tensor, tau: float) -> Tensor:
@@ -248,12 +167,11 @@ class Experiment:
         ):
             found |= {f"{name}{kind}": score for kind, score in self.test(model, case, order, part, classes).items()}
         before = {name: value.clone() for name, value in model.state_dict().items()}
-        for shots in self.shots:
+        for shots, column in zip(self.shots, few_shot(self.shots), strict=True):
             model.load_state_dict(before)
             number = range(len(seen.unseen_classes))
             part = seen.few_shot.take(torch.cat([(seen.few_shot.label == c).nonzero()[:shots, 0] for c in number]))
             self.train(model, case, order, part, seen.unseen_classes, FEW_SHOT_EPOCHS, seed)
-            (column,) = few_shot([shots])
             found[column] = self.test(model, case, order, seen.unseen, seen.unseen_classes)[""]
         return found
 
@@ -393,17 +311,24 @@ def hypotheses(rows: Sequence[Row], seeds: Sequence[int]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def check_rows(rows: Sequence[str], config: TrainConfig) -> None:
-    """Raise ArgumentError for rows that need what regions show, which is known of a tower that stays as it is."""
-    of_regions = [row for row in rows if CASES[row].control in ("true regions", "true choice")]
-    if of_regions and config.model.tuning != "frozen":
-        raise ArgumentError(f"rows {', '.join(of_regions)} need a frozen tower, not tuning {config.model.tuning!r}")
+def rows_of(asked: Sequence[str] | None, config: TrainConfig) -> list[str]:
+    """Return the rows that were asked for, or all that a job can have. Raises ArgumentError for others.
+
+    What regions show is known of a tower that stays as it is.
+    """
+    of_regions = [name for name, case in CASES.items() if case.control in ("true regions", "true choice")]
+    refused = [] if config.model.tuning == "frozen" else of_regions
+    if asked is None:
+        return [name for name in CASES if name not in refused]
+    if wrong := [name for name in asked if name in refused]:
+        raise ArgumentError(f"rows {', '.join(wrong)} need a frozen tower, not tuning {config.model.tuning!r}")
+    return list(asked)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.alignment", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--seeds", type=int, default=20, metavar="N", help="default: 20")
-    parser.add_argument("--rows", nargs="+", choices=CASES, default=list(CASES), metavar="ROW", help=", ".join(CASES))
+    parser.add_argument("--rows", nargs="+", choices=CASES, metavar="ROW", help=f"default: all of {', '.join(CASES)}")
     parser.add_argument(
         "--shots",
         type=int,
@@ -423,10 +348,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     seeds = range(given.seeds)
     try:
         config = parse([*LEVEL_2, *given.options])
-        check_rows(given.rows, config)
+        cases, columns = rows_of(given.rows, config), set(few_shot(given.shots))
         known = [row for row in read_rows(given.out) if row.get("options") == given.options]
-        mine = {(row["case"], row["seed"]): row for row in known if set(few_shot(given.shots)) <= set(row)}
-        missing = [(case, seed) for seed in seeds for case in given.rows if (case, seed) not in mine]
+        mine = {(row["case"], row["seed"]): row for row in sorted(known, key=lambda row: columns <= set(row))}
+        asked = [(case, seed) for seed in seeds for case in cases]
+        missing = [pair for pair in asked if pair not in mine or not columns <= set(mine[pair])]
         experiment = Experiment(config, given.shots) if missing else None
         for case, seed in Progress(missing, "rows", "run"):
             assert experiment is not None
@@ -437,7 +363,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {e}", file=sys.stderr)
         return e.status
     rows = list(mine.values())
-    print(f"{table(rows, given.rows, seeds, given.shots)}\n\n{hypotheses(rows, seeds)}")
+    print(f"{table(rows, cases, seeds, given.shots)}\n\n{hypotheses(rows, seeds)}")
     return 0
 
 

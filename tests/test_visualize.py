@@ -71,9 +71,10 @@ def test_a_grid_is_that_of_the_tokens(image: Image.Image) -> None:
     model._modules = {"stem": torch.nn.Conv2d(3, 3, 2, stride=2), **model._modules}  # found first, makes no patches
     patched = alt_fast.apply_patch(model, r=3, trace_source=True)
     assert regions(image, patched, [0.5] * 3, [0.5] * 3).size == (480, 320)
-    assert _grid(torch.nn.Identity(), 15, 48, 80) == (3, 5)
-    with pytest.raises(ArgumentError, match="Identity: 17 patches of 32 x 32 pixels make no grid"):
-        _grid(torch.nn.Identity(), 17, 32, 32)
+    assert _grid(torch.nn.Identity(), 17, 2, 48, 80) == (3, 5)
+    for tokens in (18, 13):  # of 17 and of 12 patches, which would be 3 x 4
+        with pytest.raises(ArgumentError, match=r"Identity: 1[27] patches of 32 x 32 pixels make no grid of squares"):
+            _grid(torch.nn.Identity(), tokens, 1, 32, 32)
 
 
 def test_a_model_that_takes_any_size_is_told_one(image: Image.Image) -> None:

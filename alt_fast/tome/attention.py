@@ -43,7 +43,8 @@ class ToMeAttention(Attention):
     def from_multihead(cls, attention: nn.MultiheadAttention) -> "ToMeAttention":
         """Take over nn.MultiheadAttention (open_clip, OpenAI's clip, torchvision); parameters are shared.
 
-        The result takes [B, N, C] whatever `batch_first` was. Raises ArgumentError for cross-attention and added keys.
+        The result takes [B, N, C] whatever `batch_first` was. Raises ArgumentError for cross-attention, added keys
+        and a subclass with a forward of its own.
         """
         check_multihead(attention)
         taken = cls._empty(attention.embed_dim, attention.num_heads, attention.in_proj_bias is not None)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from alt_fast.errors import ArgumentError
 from alt_fast.tome.destinations import Destinations
-from alt_fast.tome.layout import Layout, apply_parts, part
+from alt_fast.tome.layout import Layout, apply_parts, attentions, part
 from alt_fast.tome.rotary import Turns, begin, merge_turns, rotation
 from alt_fast.tome.rules import RotaryRule
 from alt_fast.tome.tokens import Attended, Step, Tokens, dense_taps, merge_step
@@ -68,21 +68,18 @@ class Tapped(Patched):
         """Copy and pickle by the host's class, since ours is made while running."""
         return _empty_tapped, (self.host,), self.__getstate__()
 
-    @classmethod
-    def patch(cls, tower: nn.Module) -> None:
-        """Give the host's tower a class with such methods, if it has any, and none of ours yet."""
-        if not isinstance(tower, Patched) and dense_taps(type(tower)):
-            tower.__class__ = tapped_class(host_of(tower))
-
 
 @cache
-def tapped_class(host: Any) -> type[Tapped]:
-    """Make the class of a host's tower one whose taps give tensors."""
+def tapped_class(host: Any) -> type[Tapped] | None:
+    """Make the class of a host's tower one whose taps give tensors; None where it has none, or one of ours."""
+    if issubclass(host, Patched) or not dense_taps(host):
+        return None
     return type(f"Merging{host.__name__}", (Tapped, host), {"host": host, **dense_taps(host)})
 
 
 def _empty_tapped(host: Any) -> Tapped:
     cls = tapped_class(host)
+    assert cls is not None
     return cls.__new__(cls)
 
 
@@ -141,7 +138,7 @@ class MergingBlock(Patched):
         size = tokens.token_size if tome.prop_attn else None
         attention = part(self, layout.attention)
         if not (torch.compiler.is_compiling() or torch.jit.is_tracing()):  # type: ignore[attr-defined]
-            refuse_bypassed(attention)
+            _refuse_bypassed(attention)
         branch, key = layout.attend(attention, normed, size, rotary)
         branch = apply_parts(self, layout.after_attention, branch)
         if "spatial" in at:
@@ -220,6 +217,7 @@ def merging_class(host: type[nn.Module], layout: Layout) -> type[MergingBlock]:
     """Make the class of a host's blocks one that merges."""
     parameters = list(inspect.signature(host.forward).parameters.values())[1:]
     arguments = tuple(p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD))
+    arguments = arguments or ("hidden",)  # of a forward(*args)
     members = {"host": host, "layout": layout, "arguments": arguments, "__reduce_ex__": _reduce}
     return type(f"Merging{host.__name__}", (MergingBlock, host), members)
 
@@ -242,13 +240,11 @@ def check_reached(block: nn.Module, layout: Layout) -> None:
             f"a {type(block).__name__} has a forward of its own, as accelerate's hooks give it, which merging would "
             "not reach"
         )
-    attention = part(block, layout.attention)
-    for module in attention.modules():
-        if module is attention or "Attention" in type(module).__name__:
-            refuse_bypassed(module)
+    for attention in attentions(block, layout):
+        _refuse_bypassed(attention)
 
 
-def refuse_bypassed(attention: nn.Module) -> None:
+def _refuse_bypassed(attention: nn.Module) -> None:
     """Raise ArgumentError where calling a host's attention would do more than its weights say.
 
     Hooks in general do not: profilers have them on every module.

@@ -1,6 +1,6 @@
 """Where a host's block keeps its parts: all that merging has to know of it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -128,6 +128,14 @@ class Layout:
         for name, owner in needed.items():
             if part(owner, name) is None:
                 raise ArgumentError(f"{type(owner).__name__} has no {name}, which the layout of its block names")
+
+
+def attentions(block: nn.Module, layout: Layout) -> Iterator[nn.Module]:
+    """Yield what attends in a block, by its place in the layout, its name or that of its class."""
+    for path, module in block.named_modules():
+        named = path.rpartition(".")[2] in ("attn", "attention", "self_attn") or "Attention" in type(module).__name__
+        if named or module is part(block, layout.attention):
+            yield module
 
 
 def part(module: nn.Module, name: str) -> Any:

@@ -20,6 +20,7 @@ from alt_fast.tome.block import (
     check_reached,
     merging_class,
     refuse_attentions,
+    tapped_class,
 )
 from alt_fast.tome.destinations import Destinations, check_destinations
 from alt_fast.tome.layout import Layout, Tower
@@ -101,7 +102,7 @@ def apply_patch(
     before = [(block, block.tome, block.last_trace) for block in model.modules() if isinstance(block, MergingBlock)]
     ours = [type(block) for block, _, _ in before]
     hooked = [module for module in model.modules() if HOOK in module._forward_hooks]
-    tapped = [module for module in model.modules() if isinstance(module, Tapped)]
+    taps = [(module, type(module)) for module in model.modules() if isinstance(module, Tapped)]
     _take_off(model, (MergingBlock, Tapped))
     try:
         check_rule(rotary)
@@ -118,16 +119,19 @@ def apply_patch(
                 raise ArgumentError("a tower has the same block twice, and merging differs from layer to layer")
         classes = [[_class_of(tower, block) for block in tower.blocks] for tower in towers]
         schedules = [merge_schedule(r, len(tower.blocks), destinations) for tower in towers]
+        merging = {block for tower in towers for block in tower.blocks}
+        holders = [each for each in model.modules() if each not in merging and merging.intersection(each.modules())]
+        tapped_classes = [tapped_class(type(module)) for module in holders]  # type: ignore[arg-type]
     except BaseException:  # the model is left as it was
         for cls, (patched, settings, trace) in zip(ours, before, strict=True):
             cls.patch(patched, settings)
             patched.last_trace = trace
-        for tower_module in tapped:
-            Tapped.patch(tower_module)
+        for tower_module, own_class in taps:
+            tower_module.__class__ = own_class
         _add_hooks(hooked)
         raise
-    for tower, schedule, merging in zip(towers, schedules, classes, strict=True):
-        for i, (block, r_block, cls) in enumerate(zip(tower.blocks, schedule, merging, strict=True)):
+    for tower, schedule, own in zip(towers, schedules, classes, strict=True):
+        for i, (block, r_block, cls) in enumerate(zip(tower.blocks, schedule, own, strict=True)):
             settings = BlockSettings(
                 r_block,
                 tower.protected,
@@ -142,14 +146,10 @@ def apply_patch(
                 tower.class_token,
             )
             cls.patch(block, settings)
-    holders = [
-        module
-        for module in model.modules()
-        if not isinstance(module, MergingBlock) and any(isinstance(part, MergingBlock) for part in module.modules())
-    ]
     _add_hooks(holders)
-    for module in holders:
-        Tapped.patch(module)
+    for holder, kind in zip(holders, tapped_classes, strict=True):
+        if kind is not None:
+            holder.__class__ = kind
     return model
 
 
@@ -161,14 +161,15 @@ def remove_patch(model: Model) -> Model:
 
 def _take_off(model: nn.Module, kinds: tuple[type[Patched], ...]) -> None:
     """Raises ArgumentError, before anything changes, where another class was put on since."""
-    for module in model.modules():
-        if isinstance(module, kinds) and "host" not in vars(type(module)):
+    wrapped = [module for module in model.modules() if isinstance(module, kinds) and "host" not in vars(type(module))]
+    for part in wrapped:
+        if not isinstance(part, Tapped):  # which, left on, does nothing
             raise ArgumentError(
-                f"{type(module).__name__} was made of a patched module, as FSDP and parametrizations do: patch and "
+                f"{type(part).__name__} was made of a patched module, as FSDP and parametrizations do: patch and "
                 "unpatch before that"
             )
     for module in model.modules():
-        if isinstance(module, kinds):
+        if isinstance(module, kinds) and module not in wrapped:
             module.unpatch()
         for hooks in (module._forward_hooks, module._forward_pre_hooks, module._forward_pre_hooks_with_kwargs):
             hooks.pop(HOOK, None)
@@ -212,8 +213,12 @@ def merge_trace(model: nn.Module) -> MergeTrace:
     tracing = [module for module in model.modules() if isinstance(module, MergingBlock) and module.tome.trace]
     if not tracing:
         raise ArgumentError("the model keeps no trace: apply_patch(model, trace_source=True)")
-    last = next((block for block in tracing if block.tome.last), None)
-    if last is None:
+    last = tracing[0]
+    for block in tracing[1:]:  # of the first tower
+        if block.tome.layer <= last.tome.layer:
+            break
+        last = block
+    if not last.tome.last:
         raise ArgumentError("the model lost its last block since it was patched, which keeps the trace: patch it again")
     if last.last_trace is None:
         raise ArgumentError("the model has not run since it was patched")

@@ -12,7 +12,7 @@ from torch import nn
 from torchvision.transforms.functional import normalize, to_tensor
 
 from alt_fast.errors import ArgumentError
-from alt_fast.tome.block import MergingBlock
+from alt_fast.tome.block import MergingBlock, host_of
 from alt_fast.tome.patch import merge_trace
 
 
@@ -35,7 +35,7 @@ def image_regions(
     known = _preprocessing(model)
     mean, std = mean or known.get("mean"), std or known.get("std")
     if mean is None or std is None:
-        raise ArgumentError(f"{type(model).__name__} does not say how its input is normalised: give mean and std")
+        raise ArgumentError(f"{host_of(model).__name__} does not say how its input is normalised: give mean and std")
     height, width = (size, size) if isinstance(size, int) else size or _input_size(model, known)
     squeezed = image.convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
     parameter = next(model.parameters())
@@ -49,8 +49,8 @@ def image_regions(
             module.training = True
     source = merge_trace(model).source[0].cpu().numpy()
     protected = next(module.tome.protected for module in model.modules() if isinstance(module, MergingBlock))
-    patches = source[protected:]
-    return squeezed, patches.reshape(_grid(model, len(patches), height, width))
+    rows, columns = _grid(model, len(source), protected, height, width)
+    return squeezed, source[-rows * columns :].reshape(rows, columns)
 
 
 def _preprocessing(model: nn.Module) -> dict[str, Any]:
@@ -72,21 +72,25 @@ def _input_size(model: nn.Module, known: Mapping[str, Any]) -> tuple[int, int]:
         configs = (getattr(module, "config", None) for module in model.modules())
         size = next((found for config in configs if (found := getattr(config, "image_size", None))), None)
     if size is None:
-        raise ArgumentError(f"{type(model).__name__} does not say how large its input is: give size")
+        raise ArgumentError(f"{host_of(model).__name__} does not say how large its input is: give size")
     return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
 
 
-def _grid(model: nn.Module, count: int, height: int, width: int) -> tuple[int, int]:
-    """Return rows and columns of so many patches of an image: by the convolution that makes them, or if square."""
+def _grid(model: nn.Module, num_tokens: int, protected: int, height: int, width: int) -> tuple[int, int]:
+    """Return rows and columns of an image's patches: by the convolution that makes them, or as if they were square."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d) and module.kernel_size == module.stride != (1, 1):
             grid = height // module.kernel_size[0], width // module.kernel_size[1]
-            if math.prod(grid) == count:
+            if 0 < math.prod(grid) <= num_tokens:  # a stem's is finer
                 return grid
+    count = num_tokens - protected
     rows = max(1, round(math.sqrt(count * height / width)))
-    if count % rows:
-        raise ArgumentError(f"{type(model).__name__}: {count} patches of {height} x {width} pixels make no grid")
-    return rows, count // rows
+    columns = count // rows
+    if rows * columns != count or rows * width != columns * height:
+        raise ArgumentError(
+            f"{host_of(model).__name__}: {count} patches of {height} x {width} pixels make no grid of squares"
+        )
+    return rows, columns
 
 
 def _run(model: Any, pixels: torch.Tensor) -> None:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import wraps
+from inspect import getattr_static, isfunction
 from typing import Any, NoReturn
 
 import torch
@@ -62,14 +63,15 @@ class Tokens:
     def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         options = kwargs or {}
         name = getattr(function, "__name__", "")
-        if name.endswith("_") != name.endswith("__") or options.get("inplace") or _holds_tokens(options.get("out")):
+        changed = args[0] if args and (_is_in_place(name) or options.get("inplace")) else options.get("out")
+        if isinstance(changed, Tokens):
             _refuse_in_place(name)
         return function(*_dense(args), **_dense(options))
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):  # copy and pickle ask before there is an x
+        if name.startswith("__") or not hasattr(Tensor, name):  # copy and pickle ask before there is an x
             raise AttributeError(name)
-        if name.endswith("_"):
+        if _is_in_place(name):
             _refuse_in_place(name)
         return getattr(self.dense(), name)
 
@@ -83,10 +85,19 @@ class Tokens:
         return len(self.dense())
 
 
+def _is_in_place(name: str) -> bool:
+    """Whether PyTorch's method of this name changes its tensor: add_."""
+    return name.endswith("_") and not name.startswith("__")
+
+
 def _refuse_in_place(name: str) -> NoReturn:
     raise ArgumentError(
         f"merged tokens cannot be changed in place, by {name}, as it would be lost: return a new tensor from the hook"
     )
+
+
+def _refused(name: str) -> Callable[..., NoReturn]:
+    return lambda self, other: _refuse_in_place(name)
 
 
 def _as_dense(name: str) -> Callable[..., Tensor]:
@@ -101,6 +112,8 @@ for _name in (
     *("neg", "abs", "lt", "le", "gt", "ge"),
 ):
     setattr(Tokens, f"__{_name}__", _as_dense(f"__{_name}__"))
+for _name in ("iadd", "isub", "imul", "itruediv", "ipow", "imatmul"):
+    setattr(Tokens, f"__{_name}__", _refused(f"__{_name}__"))
 
 
 # Activation checkpointing finds the devices whose random state it has to restore by the tensors in a pytree.
@@ -111,7 +124,7 @@ register_pytree_node(
 
 def dense_outputs(module: nn.Module, inputs: Any, output: Any) -> Any:
     """Make tensors of the Tokens in what a model returns: a forward hook of every module that holds blocks."""
-    return _dense(output) if _holds_tokens(output) else output
+    return _dense(output)
 
 
 TAPS = ("forward_intermediates", "get_intermediate_layers", "forward_features")
@@ -128,7 +141,7 @@ def dense_taps(host: type) -> dict[str, Callable[..., Any]]:
 
         return call
 
-    return {name: dense(getattr(host, name)) for name in TAPS if hasattr(host, name)}
+    return {name: dense(getattr(host, name)) for name in TAPS if isfunction(getattr_static(host, name, None))}
 
 
 def _holds_tokens(value: Any) -> bool:
@@ -138,17 +151,18 @@ def _holds_tokens(value: Any) -> bool:
 
 
 def _dense(value: Any) -> Any:
-    """The value with every Tokens in it made a tensor; a dictionary, transformers' ModelOutput too, is changed."""
+    """The value with every Tokens in it made a tensor; transformers' ModelOutput is changed."""
     if isinstance(value, Tokens):
         return value.dense()
-    if hasattr(value, "_fields"):  # a named tuple
-        return type(value)(*map(_dense, value))
+    if not _holds_tokens(value):
+        return value
     if isinstance(value, tuple | list):
-        return type(value)(_dense(item) for item in value)
-    if isinstance(value, dict):
-        for name, item in value.items():
-            if _holds_tokens(item):
-                value[name] = _dense(item)
+        items = map(_dense, value)
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)  # a named tuple, or another
+    if type(value) is dict:
+        return {name: _dense(item) for name, item in value.items()}
+    for name, item in value.items():
+        value[name] = _dense(item)
     return value
 
 

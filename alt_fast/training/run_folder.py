@@ -142,6 +142,7 @@ def describe_environment() -> dict[str, Any]:
         "launch": os.environ.get("TORCHELASTIC_RUN_ID"),
         "alt_fast": alt_fast.__version__,
         "commit": None if checkout is None else checkout.commit,
+        "uncommitted_changes": None if checkout is None else checkout.changed,
         "python": platform.python_version(),
         "packages": {"torch": torch.__version__} | {name: version(name) for name in packages},  # torch names its build
         "machine": platform.processor() or platform.machine(),

@@ -15,7 +15,8 @@ from alt_fast.model.clip_weights import build_clip
 from alt_fast.model.config import TINY, ModelConfig
 from alt_fast.training.config import parse
 from benchmarks import alignment
-from benchmarks.alignment import ZERO_SHOT, Experiment, Tokens, Videos, hypotheses, main, pool_things, table
+from benchmarks.alignment import ZERO_SHOT, Experiment, hypotheses, main, rows_of, table
+from benchmarks.alignment_clips import Tokens, Videos, pool_things
 from benchmarks.alignment_rows import CASES, LEVEL_2, LITERAL, Case
 
 
@@ -141,6 +142,9 @@ def test_a_tower_that_trains_along_starts_as_the_frozen_one_and_moves(
     out = ["--out", str(tmp_path / "rows.jsonl"), "--rows"]
     assert main([*out, "true-regions", "true-choice", "oracle", "--", "--model.tuning=finetune"]) == 2
     assert "rows true-regions, true-choice need a frozen tower, not tuning 'finetune'" in capsys.readouterr().err
+    job = parse([*LEVEL_2, *small, "--model.tuning=finetune"])
+    assert set(CASES) - set(rows_of(None, job)) == {"true-regions", "true-choice"}
+    assert rows_of(None, parse([*LEVEL_2, *small])) == list(CASES)
     asked = [*out, "random", "--seeds", "1", "--", *small, "--model.tuning=finetune"]
     assert main(["--shots", *asked]) == main(["--shots", *asked]) == main(asked) == 0
     rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]

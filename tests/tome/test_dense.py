@@ -1,6 +1,7 @@
 """What a host reads between its blocks keeps its grid, as if nothing had merged."""
 
 import copy
+import operator
 import pickle
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -203,7 +204,6 @@ def test_taps_without_prefix_tokens_are_tensors(name: str) -> None:
         alt_fast.apply_patch(model, r="many")  # type: ignore[arg-type]
     assert {type(tap) for tap in model.forward_intermediates(images(), output_fmt="NLC")[1]} == {Tensor}
     assert type(alt_fast.remove_patch(model)) is host
-    assert "forward_intermediates" not in vars(model)
 
 
 class Pair(NamedTuple):
@@ -229,28 +229,72 @@ def test_whatever_a_model_returns_its_taps_in() -> None:
     assert type(found.final) is type(found.taps["all"][0]) is Tensor
 
 
-def test_changes_in_place_are_refused() -> None:
+IN_PLACE: dict[str, Callable[[Any], object]] = {
+    "mul_": lambda tokens: tokens.mul_(0),
+    "relu_": lambda tokens: torch.relu_(tokens),
+    "relu": lambda tokens: nn.functional.relu(tokens, inplace=True),
+    "add": lambda tokens: torch.add(torch.ones(()), 1, out=tokens),
+    "assignment": lambda tokens: tokens.__setitem__((slice(None), 0), 0),
+    "__iadd__": lambda tokens: operator.iadd(tokens, 2),
+    "__isub__": lambda tokens: operator.isub(tokens, 2),
+    "__imul__": lambda tokens: operator.imul(tokens, 2),
+    "__itruediv__": lambda tokens: operator.itruediv(tokens, 2),
+    "__ipow__": lambda tokens: operator.ipow(tokens, 2),
+    "__imatmul__": lambda tokens: operator.imatmul(tokens, 2),
+}
+
+
+@pytest.mark.parametrize("name", IN_PLACE)
+def test_changes_in_place_are_refused(name: str) -> None:
     """They would be lost as soon as something has merged: what a hook is given is a copy."""
-    changes: list[Callable[[Any], object]] = [
-        lambda tokens: tokens.mul_(0),
-        lambda tokens: torch.relu_(tokens),
-        lambda tokens: nn.functional.relu(tokens, inplace=True),
-        lambda tokens: torch.add(torch.ones(()), 1, out=tokens),
-        lambda tokens: tokens.__setitem__((slice(None), 0), 0),
-    ]
-    for change in changes:
-        model = alt_fast.apply_patch(timm_vit().eval(), r=8)
 
-        def hook(module: nn.Module, inputs: object, tokens: Any, change: Callable[[Any], object] = change) -> None:
-            change(tokens)
+    def hook(module: nn.Module, inputs: object, tokens: Any) -> None:
+        IN_PLACE[name](tokens)
 
-        model.get_submodule("blocks.1").register_forward_hook(hook)
-        with pytest.raises(ArgumentError, match="merged tokens cannot be changed in place, by .*, as it would be lost"):
-            model(images())
+    model = alt_fast.apply_patch(timm_vit().eval(), r=8)
+    model.get_submodule("blocks.1").register_forward_hook(hook)
+    with pytest.raises(ArgumentError, match=f"tokens cannot be changed in place, by {name}, as it would be lost"):
+        model(images())
+
+
+def test_a_hook_may_read_tokens_into_other_tensors_and_return_new_ones() -> None:
+    read = torch.zeros(2, 17, 32)
+
+    def hook(module: nn.Module, inputs: object, tokens: Any) -> Any:
+        assert not hasattr(tokens, "_repr_html_")
+        read.copy_(tokens)
+        read.add_(tokens)
+        accumulated = torch.zeros(2, 17, 32)
+        accumulated += tokens
+        torch.testing.assert_close(2 * accumulated, read)
+        return tokens * torch.linspace(0, 1, 32)
+
     model = alt_fast.apply_patch(timm_vit().eval(), r=8)
     merged = model(images())
-    model.get_submodule("blocks.1").register_forward_hook(lambda module, inputs, tokens: tokens * torch.rand(32))
-    assert not torch.allclose(model(images()), merged)
+    model.get_submodule("blocks.1").register_forward_hook(hook)
+    with torch.no_grad():
+        assert not torch.allclose(model(images()), merged)
+    assert read.abs().sum() > 0
+
+
+def test_methods_of_ones_own_that_only_share_a_name_stay_as_they_are() -> None:
+    class Around(nn.Module):
+        get_intermediate_layers = None
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.tower: Any = timm_vit()
+
+        @staticmethod
+        def forward_features(x: Tensor) -> Tensor:
+            return x + 1
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.tower(self.forward_features(x))
+
+    model = alt_fast.apply_patch(Around().eval(), r=4)
+    assert type(model) is Around
+    assert model(images()).shape == (2, 5)
 
 
 def test_a_hook_may_reckon_with_what_a_block_returns() -> None:

@@ -325,6 +325,22 @@ def test_options_of_ones_own_host_are_named_in_its_layout() -> None:
     assert torch.equal(block(label="mine", x=x).x, block(x).x)
 
 
+def test_a_block_of_any_arguments_takes_its_tokens_first() -> None:
+    class Decorated(MyBlock):
+        def forward(self, *args: Any, **options: Any) -> Any:
+            return super().forward(*args, **options)
+
+    model, x = MyViT(), torch.randn(2, 33, 32)
+    for block in model.layers:
+        block.__class__ = Decorated
+
+    def find_tower(module: nn.Module) -> Tower | None:
+        return Tower([*model.layers], 1, {Decorated: LAYOUT}) if module is model else None
+
+    plain = model(x)
+    torch.testing.assert_close(alt_fast.apply_patch(model, r=0, find_tower=find_tower)(x), plain)
+
+
 def test_towers_without_blocks_or_layouts_are_refused() -> None:
     model = MyViT()
     with pytest.raises(ArgumentError, match="a tower has a block of MyBlock, and layouts of MyAttention"):

@@ -406,6 +406,11 @@ def test_an_attention_of_transformers_that_was_replaced_is_refused() -> None:
     with pytest.raises(ArgumentError, match="attention of CLIPEncoderLayer must be transformers' own, got Mine"):
         alt_fast.apply_patch(model, r=3)
     layer.self_attn.__class__ = CLIPAttention
+    nested = hugging_face("DeiTModel")
+    inner = next(module for name, module in nested.named_modules() if name.endswith("attention"))
+    inner.__class__ = type("Scaled", (type(inner),), {"__module__": "mine"})
+    with pytest.raises(ArgumentError, match="attention of DeiTLayer must be transformers' own, got Scaled"):
+        alt_fast.apply_patch(nested, r=3)
     AttentionInterface.register("mine", lambda *args, **options: sdpa_attention_forward(*args, **options))
     try:
         model.set_attn_implementation("mine")
@@ -446,7 +451,37 @@ def test_a_model_that_was_loaded_keeps_our_hooks_and_takes_others() -> None:
     assert len(alt_fast.remove_patch(model)._forward_hooks) == 1
 
 
+def test_a_tower_that_another_class_was_put_on_since_is_patched_and_unpatched() -> None:
+    """Around our class of towers, which does nothing where no tokens merge; not around that of blocks."""
+    model: Any = alt_fast.apply_patch(timm_vit(), r=3)
+    nn.utils.parametrize.register_parametrization(model, "pos_embed", nn.Identity())
+    parametrized = type(model)
+    for change in (partial(alt_fast.apply_patch, r=2), alt_fast.remove_patch):
+        assert type(change(model)) is parametrized
+        assert run(model).shape == (2, 5)
+    assert type(model.blocks[0]) is timm.models.vision_transformer.Block
+    nn.utils.parametrize.remove_parametrizations(model, "pos_embed")
+
+
+def test_a_tower_whose_class_cannot_be_made_stays_as_it_was() -> None:
+    class Named(timm.models.VisionTransformer):
+        def __init_subclass__(cls, name: str, **options: Any) -> None:
+            super().__init_subclass__(**options)
+
+    model = Named(img_size=IMAGE, patch_size=8, embed_dim=32, depth=2, num_heads=2, num_classes=5)
+    with pytest.raises(TypeError, match="name"):
+        alt_fast.apply_patch(model, r=3)
+    assert type(model) is Named
+    assert type(model.blocks[0]) is timm.models.vision_transformer.Block
+    assert not model._forward_hooks
+
+
 def test_a_trace_of_a_model_that_was_cut_says_so() -> None:
+    two = alt_fast.apply_patch(nn.ModuleList([timm_vit(), timm_vit()]), r=3, trace_source=True)
+    two[0].blocks = two[0].blocks[:2]
+    run(two[1])
+    with pytest.raises(ArgumentError, match="the model lost its last block since it was patched"):
+        alt_fast.merge_trace(two)
     model = alt_fast.apply_patch(timm_vit(), r=3, trace_source=True)
     model.blocks = model.blocks[:2]
     run(model)

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from alt_fast.errors import ArgumentError
-from alt_fast.tome.layout import Layout, SelfAttention, Tower, part
+from alt_fast.tome.layout import Layout, SelfAttention, Tower, attentions
 from alt_fast_kernels import Rotary
 
 
@@ -241,18 +241,18 @@ def find_tower(module: nn.Module) -> Tower | None:
         prefix = getattr(config, "n_cls_tokens", PREFIX.get(kind, 1))
         layout = LAYOUTS[kind]
         for block in blocks:
-            check_attention(block, part(block, layout.attention))
+            check_attention(block, layout)
         layout = replace(layout, options=(*layout.options, *OPTIONS))
         return Tower(blocks, prefix + (getattr(config, "num_register_tokens", None) or 0), {layer: layout})
     return None
 
 
-def check_attention(block: nn.Module, attention: nn.Module) -> None:
+def check_attention(block: nn.Module, layout: Layout) -> None:
     """Raise ArgumentError where a layer's attention, or the function that it attends by, is not transformers' own."""
-    for module in block.modules():
-        kind = type(module)
-        if (module is attention or "Attention" in kind.__name__) and not _is_own(module):
-            raise ArgumentError(f"attention of {type(block).__name__} must be transformers' own, got {kind.__name__}")
+    for module in attentions(block, layout):
+        if not _is_own(module):
+            kind = type(module).__name__
+            raise ArgumentError(f"attention of {type(block).__name__} must be transformers' own, got {kind}")
         name = getattr(getattr(module, "config", None), "_attn_implementation", None) or "eager"
         function = ALL_ATTENTION_FUNCTIONS.get(name)
         if function is not None and "/" not in name and not function.__module__.startswith("transformers."):
