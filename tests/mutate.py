@@ -364,9 +364,9 @@ MUTATIONS = [
         f"{_ALT}::test_adapters_start_as_the_identity_and_then_act",
     ),
     Mutation(
-        "alt_fast/training/alt_stage.py",
-        'optim.backbone_lr if parameter.startswith("encoder.visual.") else optim.lr',
-        "optim.lr",
+        "alt_fast/training/config.py",
+        'self.backbone_lr if parameter.startswith("encoder.visual.") else self.lr',
+        "self.lr",
         _RECIPE,
     ),
     Mutation(

@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+import signal
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -242,6 +243,7 @@ def test_killed_it_goes_on_with_more_processes(
     out, part = tmp_path / "more.jsonl", tmp_path / "more.jsonl.partial" / "00000.jsonl"
     with start("alt_fast.classify", *command, "--out", str(out)) as first:
         first.wait_until(lambda: part.exists() and part.read_bytes().count(b"\n") > 2)
+        first.kill(signal.SIGSTOP)  # or it is done before the second one looks
         capsys.readouterr()
         assert main([*command, "--out", str(out)]) == 1
         assert f"more.jsonl.partial is being written by process {first.pid} on " in capsys.readouterr().err

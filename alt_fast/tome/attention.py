@@ -90,7 +90,9 @@ class ToMeAttention(Attention):
 
 def check_multihead(attention: nn.Module) -> None:
     """Raise ArgumentError unless it is plain self-attention by nn.MultiheadAttention with packed projections."""
-    if getattr(type(attention), "forward", None) is not nn.MultiheadAttention.forward:
+    kind = type(attention)
+    ours = kind.__module__.startswith("alt_fast.")  # with rotary positions, which the layout of its block knows
+    if not (isinstance(attention, nn.MultiheadAttention) and (ours or kind.forward is nn.MultiheadAttention.forward)):
         raise ArgumentError(f"attention must be an nn.MultiheadAttention itself, got {type(attention).__name__}")
     if attention.in_proj_weight is None or attention.bias_k is not None or attention.add_zero_attn:
         raise ArgumentError("attention must be plain self-attention: one width for q, k, v; no added keys")
