@@ -72,9 +72,10 @@ class Tapped(Patched):
 @cache
 def tapped_class(host: Any) -> type[Tapped] | None:
     """Make the class of a host's tower one whose taps give tensors; None where it has none, or one of ours."""
-    if issubclass(host, Patched) or not dense_taps(host):
+    taps = dense_taps(host)
+    if issubclass(host, Patched) or not taps:
         return None
-    return type(f"Merging{host.__name__}", (Tapped, host), {"host": host, **dense_taps(host)})
+    return type(f"Merging{host.__name__}", (Tapped, host), {"host": host, **taps})
 
 
 def _empty_tapped(host: Any) -> Tapped:

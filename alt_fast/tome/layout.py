@@ -132,9 +132,10 @@ class Layout:
 
 def attentions(block: nn.Module, layout: Layout) -> Iterator[nn.Module]:
     """Yield what attends in a block, by its place in the layout, its name or that of its class."""
+    placed = part(block, layout.attention)
     for path, module in block.named_modules():
         named = path.rpartition(".")[2] in ("attn", "attention", "self_attn") or "Attention" in type(module).__name__
-        if named or module is part(block, layout.attention):
+        if named or module is placed:
             yield module
 
 

@@ -296,7 +296,7 @@ def _parts(
     shape: tuple[int, ...], strides: tuple[int, ...], dtype: torch.dtype, arch: Arch, r: int, protected: int,
     num_listed: int | None,
 ) -> tuple[Part, Part | None, tuple[int, int, int] | None]:  # fmt: skip
-    """Return what shapes alone decide: the launches less sorting, one for few images, and the shape of proposals."""
+    """Return what shapes alone decide: the one launch for few images, or two, with the shape of what is then sorted."""
     batch, num_tokens, heads, dim = shape
     _, _, num_sources, num_destinations = sides(num_tokens, protected, num_listed)
     tile = padded(max(num_sources, num_destinations))
