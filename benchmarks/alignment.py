@@ -9,7 +9,8 @@ classes, takes seconds. Seeds draw first weights, order and noise; videos and to
 trained classes and, zero-shot, on the 40 unseen ones, as it is and with the queries of other videos, and after training
 on 1, 2, 4 and 8 videos of each unseen class. Beside top-1 stands how often the tool is right, whatever its motion, and
 how often it would be by what queries are made of alone, untrained: by cosines with class names, and by the weights that
-make it of the corpus's entities ("linear"). With `--model.tuning=finetune` the tower trains along, a tenth as fast, on
+make it of the corpus's entities ("linear"). Actor and motion alone leave few classes: so "tool alone" asks for the tool
+among labels that differ in nothing else. With `--model.tuning=finetune` the tower trains along, a tenth as fast, on
 the same draws of the clips, and a run takes minutes. Stop it, and the same command goes on where it was.
 """
 
@@ -32,6 +33,7 @@ from alt_fast.data.dataset import EvalClips, TrainClips, batched
 from alt_fast.data.loader import Loader, open_backend
 from alt_fast.data.motion_shapes import list_files
 from alt_fast.data.motion_shapes.generate import generate
+from alt_fast.data.motion_shapes.level2 import TRAINED, UNSEEN, label_of
 from alt_fast.data.motion_shapes.truth import clip_of, read_dataset, things_in
 from alt_fast.data.rng import Stream, integer
 from alt_fast.errors import AltFastError, ArgumentError
@@ -46,8 +48,8 @@ from alt_fast.paper.ablations import spread_text
 from alt_fast.progress import Progress
 from alt_fast.training.config import TrainConfig, parse
 from alt_fast.training.schedule import Schedule, parameter_groups
-from benchmarks.alignment_clips import Clips, Seen, Tokens, Videos, pool_things
-from benchmarks.alignment_rows import AFTERWARDS, AS_SHIPPED, CASES, HYPOTHESES, LEVEL_2, Case
+from benchmarks.alignment_clips import Clips, Seen, Texts, Tokens, Videos, pool_things
+from benchmarks.alignment_rows import AFTERWARDS, AS_SHIPPED, CASES, HYPOTHESES, KNOWN, LEVEL_2, Case
 
 SHOTS = (1, 2, 4, 8)
 DRAWS = 4  # of every training video: frames and crops
@@ -92,14 +94,14 @@ class Experiment:
         if key not in self.seen:
             model = self.build({"r": r}).eval()
             files = list_files(self.root)
-            _, names = read_list(files["train"], files["classes"], None, "train")
-            _, unseen = read_list(files["unseen"], files["unseen_classes"], None, "test")
+            names, unseen = ([label_of(triple) for triple in triples] for triples in (TRAINED, UNSEEN))
             trained = TrainedModel(model, names, list(PROMPTS[self.config.templates]), self.config.augment)
             lists = [(files["train"], names), (files["test"], names), (files["unseen"], unseen)]
             lists.append((str(self.root / "few_shot.txt"), unseen))
             videos = [read_list(path, own, None, "test")[0] for path, own in lists]
             train, test, zero, few = (self.encode(trained, part, training=not n) for n, part in enumerate(videos))
-            self.seen[key] = Seen(train, test, zero, few, trained.embed(names), trained.embed(unseen))
+            texts = (Texts.of(triples, trained.embed) for triples in (TRAINED, UNSEEN))
+            self.seen[key] = Seen(train, test, zero, few, *texts)
         return self.seen[key]
 
     @torch.no_grad()
@@ -159,20 +161,17 @@ class Experiment:
         kept = 2 * case.tools  # classes: a tool's two are neighbours
         part = seen.train.take(seen.train.label < kept)
         epochs = self.config.optim.epochs / DRAWS * len(seen.train.label) / len(part.label)
-        self.train(model, case, order, part, seen.trained_classes[:kept], epochs, seed)
+        self.train(model, case, order, part, seen.trained_texts.classes[:kept], epochs, seed)
         found: Row = {}
-        for name, part, classes in (
-            ("test", seen.test, seen.trained_classes),
-            ("unseen", seen.unseen, seen.unseen_classes),
-        ):
-            found |= {f"{name}{kind}": score for kind, score in self.test(model, case, order, part, classes).items()}
+        for name, part, texts in (("test", seen.test, seen.trained_texts), ("unseen", seen.unseen, seen.unseen_texts)):
+            found |= {f"{name}{kind}": score for kind, score in self.test(model, case, order, part, texts).items()}
         before = {name: value.clone() for name, value in model.state_dict().items()}
         for shots, column in zip(self.shots, few_shot(self.shots), strict=True):
             model.load_state_dict(before)
-            number = range(len(seen.unseen_classes))
+            number = range(len(seen.unseen_texts.classes))
             part = seen.few_shot.take(torch.cat([(seen.few_shot.label == c).nonzero()[:shots, 0] for c in number]))
-            self.train(model, case, order, part, seen.unseen_classes, FEW_SHOT_EPOCHS, seed)
-            found[column] = self.test(model, case, order, seen.unseen, seen.unseen_classes)[""]
+            self.train(model, case, order, part, seen.unseen_texts.classes, FEW_SHOT_EPOCHS, seed)
+            found[column] = self.test(model, case, order, seen.unseen, seen.unseen_texts)[""]
         return found
 
     def pooled(
@@ -191,9 +190,8 @@ class Experiment:
             return weigh_by_frame(model.alignment.entities[index], index, tokens[:, :, 0], model.config.tau)
         if case.control == "true choice":
             index = part.shown
-        elif case.control in ("oracle", "everything"):
-            truth = part.truth if case.control == "everything" else part.truth[:, :3]
-            index = truth[:, None].expand(-1, part.tokens.shape[1], -1)
+        elif case.control in KNOWN:
+            index = part.truth[:, KNOWN[case.control]][:, None].expand(-1, part.tokens.shape[1], -1)
             size = torch.ones_like(index, dtype=size.dtype)
         elif case.control == "permuted":
             index = order[index]
@@ -231,16 +229,19 @@ class Experiment:
             optimizer.step()
 
     @torch.inference_mode()
-    def test(self, model: ALT, case: Case, order: Tensor, clips: Clips, classes: Tensor) -> dict[str, float]:
+    def test(self, model: ALT, case: Case, order: Tensor, clips: Clips, texts: Texts) -> dict[str, float]:
         """Return top-1 by what was done to the queries; "clip" and "both": by CLIP's frame tokens, and with them.
 
         "tool": the share of videos whose tool is right. "untrained": likewise, by what queries are made of alone;
-        "linear": by its weights as a sum of entities, the least ones by squares.
+        "linear": by its weights as a sum of entities, the least ones by squares. "tool alone": the share whose tool is
+        right among labels of the video's own actor and motion, which tell nothing of it there.
         """
         part = clips.seen(model.eval())
         frames = part.tokens[:, :, 0]
         pooled = self.pooled(model, case, order, part, None)
-        alt = model.logits(model.answer(pooled, frames), classes).softmax(-1)
+        classes = texts.classes
+        answer = model.answer(pooled, frames)
+        alt = model.logits(answer, classes).softmax(-1)
         clip = model.clip_logits(frames, classes).softmax(-1)
         others = others_of(len(pooled), torch.Generator().manual_seed(0))
         shuffled = model.logits(model.answer(pooled[others], frames), classes)
@@ -251,10 +252,17 @@ class Experiment:
         def tool(scores: Tensor) -> float:
             return (scores.argmax(1) // 2 == part.label // 2).float().mean().item()  # its two classes are neighbours
 
+        def tool_alone(z: Tensor) -> float:
+            scores = model.logits(z, texts.by_tool.flatten(0, 1)).unflatten(1, texts.by_tool.shape[:2])
+            own = scores[torch.arange(len(z)), part.label]
+            return (own.argmax(1) == part.label // 2).float().mean().item()
+
         found = {
             "": top1(alt),
             ", tool": tool(alt),
+            ", tool alone": tool_alone(answer),
             ", untrained": tool(model.logits(pooled.mean(1), classes)),
+            ", tool alone, untrained": tool_alone(pooled.mean(1)),
             ", shuffled": top1(shuffled),
             ", clip": top1(clip),
             ", both": top1(alt + clip),
@@ -272,7 +280,9 @@ ZERO_SHOT = (
     "test, shuffled",
     "unseen",
     "unseen, tool",
+    "unseen, tool alone",
     "unseen, untrained",
+    "unseen, tool alone, untrained",
     "unseen, linear",
     "unseen, shuffled",
     "unseen, both",

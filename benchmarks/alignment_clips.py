@@ -1,6 +1,6 @@
 """Clips of Motion Shapes, level 2, as `benchmarks.alignment` trains and tests on them, with the truth about them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Self
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from alt_fast.data.motion_shapes.drawing import Thing, by_patch
+from alt_fast.data.motion_shapes.level2 import Triple, label_of
 from alt_fast.model.alt import ALT
 
 
@@ -59,15 +60,36 @@ Clips = Tokens | Videos
 
 
 @dataclass(frozen=True)
+class Texts:
+    """Embeddings of a list's classes, two neighbours to a tool.
+
+    classes: [I, d], of their labels. by_tool: [I, I / 2, d], of each class's label with every tool of the list in turn.
+    """
+
+    classes: Tensor
+    by_tool: Tensor
+
+    @classmethod
+    def of(cls, triples: Sequence[Triple], embed: Callable[[list[str]], Tensor]) -> Self:
+        """Embed the labels of classes, by embed(labels) -> [n, d], which takes no label twice."""
+        tools = list(dict.fromkeys(tool for _, _, tool in triples))
+        carried = list(dict.fromkeys(triple[:2] for triple in triples))
+        labels = [label_of((actor, motion, tool)) for actor, motion in carried for tool in tools]
+        by_tool = embed(labels).view(len(carried), len(tools), -1)
+        number = [carried.index(triple[:2]) for triple in triples]
+        return cls(embed([label_of(triple) for triple in triples]), by_tool[number])
+
+
+@dataclass(frozen=True)
 class Seen:
-    """Every list at one r, and the embeddings [I, d] of the trained and of the unseen classes."""
+    """Every list at one r, and the texts of the trained and of the unseen classes."""
 
     train: Clips
     test: Clips
     unseen: Clips
     few_shot: Clips
-    trained_classes: Tensor
-    unseen_classes: Tensor
+    trained_texts: Texts
+    unseen_texts: Texts
 
 
 MOST_THINGS = 5  # in a frame: background, two tools that lie about, the carried one and the actor

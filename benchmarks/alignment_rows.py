@@ -7,12 +7,18 @@ from typing import Any, Literal
 LEVEL_2 = ("--config", "motion_shapes_2", "--model.tau_start=null")
 """The job that rows change: with one tau throughout, as a falling one is a row."""
 
-Control = Literal["random", "permuted", "oracle", "everything", "regions", "true regions", "true choice", "weighed"]
-"""Entities drawn at random, under each other's names, those that the label is of and the background ("oracle"), or
-those of all that is there, the tools that lie about too ("everything"). Without the frame token's entity: those of the
-regions as they are, of the things that are there as regions ("true regions"), or what each region shows most of ("true
-choice"). So "everything" has both true. "weighed": those of the regions by how well they fit the frame
-(`alignment.weigh_by_frame`)."""
+Control = Literal[
+    "random", "permuted", "oracle", "no tool", "everything", "regions", "true regions", "true choice", "weighed"
+]
+"""Entities drawn at random, under each other's names, those that the label is of and the background ("oracle"), of
+these all but the tool ("no tool"), or those of all that is there, the tools that lie about too ("everything"). Without
+the frame token's entity: those of the regions as they are, of the things that are there as regions ("true regions"), or
+what each region shows most of ("true choice"). So "everything" has both true. "weighed": those of the regions by how
+well they fit the frame (`alignment.weigh_by_frame`)."""
+
+
+KNOWN: Mapping[Control | None, slice] = {"oracle": slice(3), "no tool": slice(1, 3), "everything": slice(None)}
+"""What controls know of a clip's truth (`alignment_clips`)."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +49,7 @@ CASES = {
     "random": Case("entities at random", {}, "random"),
     "permuted": Case("names permuted", {}, "permuted"),
     "oracle": Case("oracle: the true tool, actor and background", {}, "oracle"),
+    "no-tool": Case("oracle: the true actor and background, no tool", {}, "no tool"),
     "everything": Case("oracle: all that is there", {}, "everything"),
     "regions": Case("entities of regions, without the frame token's", {}, "regions"),
     "true-regions": Case("true regions, learned choice", {"r": 0}, "true regions"),
