@@ -314,14 +314,19 @@ def load_model(arguments: argparse.Namespace) -> "TrainedModel":
     return trained
 
 
+def check_corpus_used(arguments: argparse.Namespace, head: str) -> None:
+    """Raise ArgumentError for a corpus that the head does not align to."""
+    if head == "clip" and (arguments.corpus or arguments.categories):
+        raise ArgumentError("--corpus and --categories have no effect on --head clip")
+
+
 def open_model(arguments: argparse.Namespace) -> "TrainedModel":
     """Return the checkpoint, or a bare CLIP for --head clip. Raises ArgumentError for options without an effect."""
     from alt_fast.distributed import pick_device
     from alt_fast.inference.speed import compile_model
     from alt_fast.inference.trained import load_clip
 
-    if arguments.head == "clip" and (arguments.corpus or arguments.categories):
-        raise ArgumentError("--corpus and --categories have no effect on --head clip")
+    check_corpus_used(arguments, arguments.head)
     if arguments.checkpoint is not None:
         for name in ("backbone", "pretrained"):
             if getattr(arguments, name) is not None:
@@ -357,7 +362,7 @@ def check_tower(arguments: argparse.Namespace) -> str:
         if arguments.tower:
             raise ArgumentError("--tower belongs to --interpolate")
         return ""
-    return arguments.tower or starting_tower(Path(arguments.checkpoint))
+    return starting_tower(Path(arguments.checkpoint), arguments.tower)
 
 
 def load_between(
@@ -390,6 +395,8 @@ def load_tested(arguments: argparse.Namespace) -> "Iterator[tuple[TrainedModel, 
 
     loading = Loading(arguments.loader, arguments.workers, arguments.timeout)
     head = vars(arguments).get("head", "alt")  # of commands that score
+    if not vars(arguments).get("probe_alignment"):  # which asks the aligned head, whoever scores
+        check_corpus_used(arguments, head)
     testing = EvalConfig(arguments.batch_size, arguments.crops, arguments.clips, loading, head)
     trained = load_model(arguments)
     compiled = compiled_for(trained.model, testing.batch_size, head) if arguments.compile else nullcontext()

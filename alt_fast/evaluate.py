@@ -98,7 +98,7 @@ def _value_text(name: str, value: Any) -> str:
     """Return a value of the probe as people read it."""
     if isinstance(value, dict):
         return ", ".join(f"{part} {_value_text(name, share)}" for part, share in value.items())
-    if name.endswith(("top1", "error", "accuracy", "certainty", "entropy")):
+    if name.endswith(("chance", "top1", "error", "accuracy", "certainty", "entropy")):
         return f"{value:.1%}"
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
@@ -168,10 +168,11 @@ def score(
     """
     from alt_fast.inference.assess import TestedList
     from alt_fast.inference.scoring import evaluate, summarize
-    from alt_fast.inference.zero_shot import unseen_part
+    from alt_fast.inference.zero_shot import unseen_labels, unseen_part
 
-    classes = trained.embed(names)
-    result = evaluate(trained.model, videos, trained.spec, classes, testing, Path(name).name, world)
+    classes, unseen = trained.embed(names), unseen_labels(names, trained.classes)
+    shown = Path(name).name
+    result = evaluate(trained.model, videos, trained.spec, classes, testing, shown, world, within=unseen)
     row, part = summarize(name, result, len(names), testing), unseen_part(result, names, trained.classes)
     mixed = part["shared"] and "unseen" in part
     return (row | part if mixed else row), TestedList(videos, names, classes, result)

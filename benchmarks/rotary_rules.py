@@ -25,6 +25,7 @@ from alt_fast.paper.ablations import spread_text
 from alt_fast.tome.rules import RotaryRule
 from alt_fast.training.config import parse
 from alt_fast.training.run import run
+from alt_fast.training.run_folder import has_result
 
 RULES: tuple[RotaryRule, ...] = get_args(RotaryRule)
 MERGED, TRAINED = "merged without training", "trained merged"
@@ -49,12 +50,12 @@ class Experiment:
         append_row(self.out, {**row, "options": list(self.options)})
 
     def train(self, seed: int, name: str, options: Sequence[str] = ()) -> Path:
-        """Train, or go on with it, unless it is done; returns the run folder."""
+        """Train, or go on with it, unless it is done; returns the run folder. Raises RunError: see `has_result`."""
         folder = self.runs / f"seed{seed}" / name
-        if not (folder / METRICS).exists():
-            own = ["--seed", str(seed), "--data.shapes.seed", str(seed), "--data.root", str(self.runs / f"data{seed}")]
-            job = [*JOB, *self.options, *own, *options]
-            run(parse([*job, "--out", str(folder), "--resume"]))
+        own = ["--seed", str(seed), "--data.shapes.seed", str(seed), "--data.root", str(self.runs / f"data{seed}")]
+        config = parse([*JOB, *self.options, *own, *options, "--out", str(folder), "--resume"])
+        if not has_result(folder, config):
+            run(config)
         return folder
 
     def test_merged(self, seed: int, cases: Sequence[tuple[RotaryRule, int]]) -> Iterator[Row]:

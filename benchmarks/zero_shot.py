@@ -7,8 +7,8 @@ On both levels of Motion Shapes the image tower learns along, a tenth as fast as
 training starts from stay; seeds draw ALT's first weights, order and noise. Every seed is trained as it is, with the
 mean of its weights, and kept near the first tower; the first of the three is also tested in other ways. Frame tokens
 are those of the trained tower, and scored by its scale: what they say of class names is not what CLIP says. Beside the
-scores of ALT's own head stands what its queries are worth on both lists, as `evaluate --probe-alignment` finds it. Stop
-it, and the same command goes on where it was.
+scores of ALT's own head stands what its queries are worth on both lists, as `evaluate --probe-alignment` finds it (the
+first results committed have none). Stop it, and the same command goes on where it was; other options want other --runs.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from typing import Any
 from alt_fast import cli
 from alt_fast.corpus import Corpus
 from alt_fast.data.motion_shapes import LEVELS
-from alt_fast.files import CLIP, METRICS
+from alt_fast.files import CLIP
 from alt_fast.inference.lists import run_lists, starting_tower
 from alt_fast.inference.scoring import EvalConfig
 from alt_fast.inference.trained import TrainedModel, load
@@ -32,6 +32,7 @@ from alt_fast.model.config import Head
 from alt_fast.paper.ablations import spread_text
 from alt_fast.training.config import parse
 from alt_fast.training.run import run
+from alt_fast.training.run_folder import has_result
 from benchmarks.alignment_rows import LEVEL_2
 
 LISTS = ("test", "unseen")
@@ -83,13 +84,14 @@ class Experiment:
         return ["--pretrain", "null", "--model.pretrained", str(first)] if first.exists() else ()
 
     def train(self, seed: int, training: str) -> Path:
-        """Train, or go on with it, unless it is done; returns the run folder."""
+        """Train, or go on with it, unless it is done; returns the run folder. Raises RunError: see `has_result`."""
         folder = self.runs / f"level{self.level}" / f"seed{seed}" / training
-        if not (folder / METRICS).exists():
-            own = ["--seed", str(seed), "--data.root", str(self.runs / f"data{self.level}"), "--frame-only", "false"]
-            start = () if (seed, training) == (0, PLAIN) else self.start
-            job = [*JOBS[self.level], *self.options, *own, *start, *TRAININGS[training]]
-            run(parse([*job, "--out", str(folder), "--resume"]))
+        own = ["--seed", str(seed), "--data.root", str(self.runs / f"data{self.level}"), "--frame-only", "false"]
+        start = () if (seed, training) == (0, PLAIN) else self.start
+        job = [*JOBS[self.level], *self.options, *own, *start, *TRAININGS[training]]
+        config = parse([*job, "--out", str(folder), "--resume"])
+        if not has_result(folder, config):
+            run(config)
         return folder
 
     def test(self, seed: int, ways: Sequence[str]) -> Iterator[Row]:

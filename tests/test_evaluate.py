@@ -21,6 +21,7 @@ from alt_fast.evaluate import main, make_parser
 from alt_fast.inference.scoring import EvalConfig, Result, evaluate, mean_over_views
 from alt_fast.inference.trained import load
 from alt_fast.inference.zero_shot import score_zero_shot
+from alt_fast.model.config import Head
 from tests.browser import data_of
 
 
@@ -37,15 +38,25 @@ def test_top_k() -> None:
     assert result(scores, [1, 0, 2, 0], [True, True, True, False]).top(1) == 0.75  # an unreadable video is wrong
 
 
-def test_top_k_of_some_classes() -> None:
-    """Only videos of these, and the scores of the others do not count."""
-    scores = [[0.1, 0.5, 0.4], [0.7, 0.2, 0.1], [0.3, 0.6, 0.1], [0.3, 0.2, 0.5]]
-    found = result(scores, [2, 1, 0, 2])
-    assert found.top(1) == 0.25
-    assert found.top(1, [0, 2]) == 1.0
-    assert found.top(1, [1, 2]) == pytest.approx(2 / 3)
-    assert found.top(5, [1]) == 1.0
-    assert result(scores, [2, 1, 0, 2], [True, True, False, True]).top(1, [0, 2]) == pytest.approx(2 / 3)
+@pytest.mark.parametrize("head", ["alt", "both"])
+def test_some_classes_are_scored_as_if_there_were_no_others(trained_run: Path, tmp_path: Path, head: Head) -> None:
+    """By several views and both heads, whose votes weigh what they weigh without the other classes."""
+    trained = load(trained_run)
+    listed, names = read_list(trained_run.parent / "data" / "test.txt", trained.classes)
+    videos = [*listed[:12], Video(tmp_path / "missing.webm", 7), *listed[12:]]
+    testing, within = EvalConfig(5, 2, 2, Loading("torch", 0), head), [7, 3, 30]
+    part = trained.test("test", videos, names, testing, within=within).part
+    assert part is not None
+    alone = [Video(video.path, within.index(video.label)) for video in videos if video.label in within]
+    expected = trained.test("test", alone, [names[label] for label in within], testing)
+    assert torch.equal(part.labels, expected.labels)
+    assert torch.equal(part.readable, expected.readable)
+    torch.testing.assert_close(part.scores, expected.scores)
+    assert part.top(1) == expected.top(1)
+    assert part.top(5) == 0.75  # of four videos one is missing
+    nothing = trained.test("test", videos[:5], names, testing, within=[]).part
+    assert nothing is not None
+    assert nothing.scores.shape == (0, 0)
 
 
 def test_scores_every_video_whatever_the_batch_size(trained_run: Path) -> None:
@@ -238,6 +249,30 @@ def test_interpolated_towers(trained_run: Path, tmp_path: Path, capsys: pytest.C
         assert said in err
 
 
+def test_a_tower_that_lies_between_is_not_interpolated_again(
+    trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Half of a half would be called half of the trained one."""
+    run = tmp_path / "run"
+    shutil.copytree(trained_run, run)
+    config = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(re.sub(r"\binterpolate: [\d.]+", "interpolate: 0.75", config))
+    command = ["--checkpoint", str(run), "--interpolate", "0.5"]
+    assert main(command) == 1
+    assert "run was trained with optim.interpolate 0.75: its image tower lies between" in capsys.readouterr().err
+    assert main([*command, "--tower", str(run / "clip.safetensors")]) == 1
+    assert "the trained one was not kept" in capsys.readouterr().err
+
+
+def test_a_corpus_that_nothing_would_align_to_is_refused(trained_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["--checkpoint", str(trained_run), "--head", "clip", "--categories", "body", "--workers", "0"]
+    assert main(command) == 2
+    assert "--corpus and --categories have no effect on --head clip" in capsys.readouterr().err
+    assert main([*command, "--probe-alignment", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["alignment"]["entities"] for row in rows] == [7, 7]
+
+
 def test_a_tower_that_training_left_as_it_was_is_called_so(
     trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -261,7 +296,7 @@ def test_texts_of_all_lists(
     """One file for the run's lists, and for interpolated towers too."""
     trained, seen = load(trained_run), []
 
-    def evaluate(model: object, videos: list[Video], spec: object, classes: Tensor, *_: object) -> Result:
+    def evaluate(model: object, videos: list[Video], spec: object, classes: Tensor, *_: object, **__: object) -> Result:
         seen.append(classes)
         return result([[1.0] * len(classes)] * len(videos), [video.label for video in videos])
 

@@ -136,7 +136,7 @@ def test_zero_shot_with_texts(
 ) -> None:
     data, seen = trained_run.parent / "data", []
 
-    def evaluate(model: object, videos: list[Video], spec: object, classes: Tensor, *_: object) -> Result:
+    def evaluate(model: object, videos: list[Video], spec: object, classes: Tensor, *_: object, **__: object) -> Result:
         seen.append(classes)
         labels = torch.tensor([video.label for video in videos])
         return Result(torch.ones(len(videos), len(classes)), labels, [], labels >= 0, Counter())

@@ -33,8 +33,8 @@ class Aligned:
     """What the alignment of every video of a list was.
 
     frames: [V, T, d], the frame tokens. pooled: [V, T, d], what the queries are made of. entity: [V, T, n], of every
-    aligned token. size: [V, T, N'], of all tokens. best: [V, C, T, N'], the best entity of every category. certainty:
-    [V, T, N'], of the best entity by eq. 4, which is the probability that the noisy choice is it. entropy: of eq. 4's
+    aligned token. size: [V, T, N'], of all tokens. best: [V, C, T, n], the best entity of every category. certainty:
+    [V, T, n], of the best entity by eq. 4, which is the probability that the noisy choice is it. entropy: of eq. 4's
     distribution, 1 for an even one. margin: cosine of the best entity less that of the next one. source: [V, T, P], the
     token of every patch (0 is the frame token).
     """
@@ -92,6 +92,7 @@ def probe_alignment(
     own, shuffled = right(seen.pooled), right(seen.pooled[others])
     found: dict[str, Any] = {
         "videos": len(labels),
+        "chance": 1 / len(classes),
         "top1": share(own),
         "shuffled_top1": share(shuffled),
         "mean_query_top1": top1(seen.pooled.mean((0, 1)).expand_as(seen.pooled)),
@@ -155,6 +156,9 @@ def use_text(found: Mapping[str, Any]) -> str:
         False: "The model does not use its queries",
         None: f"{found['videos']} videos are too few to tell whether the model uses its queries",
     }[found["used"]]
+    chance = found.get("chance", 0.0)  # older files have none
+    if found["used"] is None and found["top1"] - chance <= 2 * (chance * (1 - chance) / found["videos"]) ** 0.5:
+        says = f"The model is not above chance, {100 * chance:.1f} %: what its queries are worth cannot be told"
     error = f"standard error of the difference {100 * found['shuffled_error']:.1f} points"
     return (
         f"{says}: on {found['videos']} videos top-1 is {percent['top1']}, with the queries of other videos "
@@ -179,7 +183,10 @@ def _align(
     def look(video: Tensor) -> Tensor:
         tokens, size, source = model.encode(video)
         pooled, entity = model.alignment(tokens, size, None)
-        parts = [tokens[:, :, 0], pooled, entity, size, *_choices(model, tokens), source[:, :, 1:]]
+        choices = _choices(
+            model, tokens[:, :, : entity.shape[2]]
+        )  # of the frame token alone where regions do not align
+        parts = [tokens[:, :, 0], pooled, entity, size, *choices, source[:, :, 1:]]
         shapes[:] = [tuple(part.shape[1:]) for part in parts]
         return torch.cat([part.flatten(1).float() for part in parts], 1)
 
@@ -196,7 +203,7 @@ def _align(
 
 
 def _choices(model: ALT, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the best entity of every category [B, C, T, N'] of tokens [B, T, N', d]; certainty, entropy, margin."""
+    """Return the best entity of every category [B, C, T, n] of tokens [B, T, n, d]; certainty, entropy, margin."""
     if model.corpus is None:
         empty = tokens.new_empty(*tokens.shape[:2], 0)
         return empty[:, None], empty, empty, empty
@@ -245,7 +252,7 @@ def _accuracy(model: ALT, spec: ClipSpec, videos: Sequence[Video], seen: Aligned
         if frames is None:
             return {}
         # [1 + C, T, n]: what is chosen of all entities, then of each category
-        chosen = torch.cat([seen.entity[number][None], seen.best[number][:, :, : seen.entity.shape[2]]])
+        chosen = torch.cat([seen.entity[number][None], seen.best[number]])
         for t, things in enumerate(frames):
             for category, choice in zip(categories, chosen[:, t].tolist(), strict=True):
                 everything = frozenset().union(*(true_of(thing, category) for thing in things))

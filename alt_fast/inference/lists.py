@@ -27,11 +27,22 @@ def run_lists(checkpoint: Path, trained: TrainedModel) -> list[tuple[str, list[V
     return lists
 
 
-def starting_tower(checkpoint: Path) -> str:
-    """Return the CLIP weights that a run started from, as ModelConfig.pretrained names them. Raises RunError."""
+def starting_tower(checkpoint: Path, named: str | None = None) -> str:
+    """Return the CLIP weights that a model is interpolated from, as ModelConfig.pretrained names them.
+
+    named: those that its user names; by default those that its run started from. Raises RunError where the run does not
+    say, and for one whose training has interpolated already.
+    """
     recorded = checkpoint / CONFIG
-    if recorded.is_file():
-        config = read_yaml(recorded, "model", "pretrain")
+    config = read_yaml(recorded, "model", "pretrain", "optim") if recorded.is_file() else None
+    if config is not None and (share := config["optim"].get("interpolate", 1)) != 1:
+        raise RunError(
+            f"{checkpoint} was trained with optim.interpolate {share:g}: its image tower lies between CLIP's and the "
+            "trained one already, and the trained one was not kept"
+        )
+    if named:
+        return named
+    if config is not None:
         if config["pretrain"] is not None:
             return str(checkpoint / CLIP)
         if config["model"]["pretrained"] is not None:

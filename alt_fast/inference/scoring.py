@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -41,7 +41,8 @@ class Result:
 
     scores: [N, I] fp32, probabilities averaged over the views; rows of unreadable videos are zero. labels: [N].
     failures: unreadable videos; readable: [N] bool. What cannot be read counts as wrong, so that leaving out hard files
-    cannot raise a score. ways: how many clips were decoded how.
+    cannot raise a score. ways: how many clips were decoded how. part: of the videos of some classes alone, scored among
+    these and labelled by their place in them, where `evaluate` was asked for it.
     """
 
     scores: Tensor
@@ -49,17 +50,13 @@ class Result:
     failures: list[Failure]
     readable: Tensor
     ways: Counter[str]
+    part: "Result | None" = None
 
-    def top(self, k: int, classes: Sequence[int] | None = None) -> float:
-        """Share of videos whose class is among the k highest scores (k at most the number of classes).
-
-        classes: videos of these alone, scored among these; of single views, what a test without the others would give.
-        """
-        own = torch.full((self.scores.shape[1],), classes is None)
-        own[list(classes or ())] = True
-        best = self.scores.masked_fill(~own, -1).topk(min(k, len(own))).indices
+    def top(self, k: int) -> float:
+        """Share of videos whose class is among the k highest scores (k at most the number of classes)."""
+        best = self.scores.topk(min(k, self.scores.shape[1])).indices
         hits = (best == self.labels[:, None]).any(1) & self.readable
-        return hits[own[self.labels]].float().mean().item()
+        return hits.float().mean().item()
 
 
 class MeanScores(NamedTuple):
@@ -101,21 +98,27 @@ def evaluate(
     name: str = "test",
     world: World | None = None,
     schedule: MergeSchedule | None = None,
+    within: Sequence[int] | None = None,
 ) -> Result:
     """Score videos against class embeddings [I, d]; each once, whatever the number of processes that share them.
 
-    schedule: tokens to merge away by layer; by default the model's own.
+    schedule: tokens to merge away by layer; by default the model's own. within: labels of classes that their videos are
+    scored among as well, as if there were no others: `Result.part`.
     """
     world = world or World()
     model.eval()
     clips = EvalClips(videos[world.rank :: world.size], spec, testing.crops, testing.clips)
 
+    lists = [classes] if within is None else [classes, classes[list(within)]]
+    width = sum(map(len, lists))
+
     def probabilities(video: Tensor) -> Tensor:
-        return model.probabilities(video, classes, testing.head, schedule)[0]
+        seen = model.look(video, testing.head, schedule)
+        return torch.cat([model.score(seen, part, testing.head) for part in lists], 1)
 
     shown = name if world.main else None
-    own = mean_over_views(clips, testing, classes.device, probabilities, len(classes), shown)
-    mean = torch.zeros(len(videos), len(classes))
+    own = mean_over_views(clips, testing, classes.device, probabilities, width, shown)
+    mean = torch.zeros(len(videos), width)
     causes: dict[str, str] = {}
     ways: Counter[str] = Counter()
     for rank, share in enumerate(world.gather(own)):
@@ -125,7 +128,12 @@ def evaluate(
     readable = torch.tensor([str(video.path) not in causes for video in videos])
     labels = torch.tensor([video.label for video in videos])
     failures = [Failure(path, cause) for path, cause in causes.items()]
-    return Result(mean * readable[:, None], labels, failures, readable, ways)
+    scores, others = (mean * readable[:, None]).split([len(classes), width - len(classes)], 1)
+    result = Result(scores, labels, failures, readable, ways)
+    if within is None:
+        return result
+    rows, labels = (labels[:, None] == torch.tensor(within, dtype=labels.dtype)).nonzero().unbind(1)
+    return replace(result, part=replace(result, scores=others[rows], labels=labels, readable=readable[rows]))
 
 
 def summarize(name: str, result: Result, num_classes: int, testing: EvalConfig) -> dict[str, Any]:

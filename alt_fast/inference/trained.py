@@ -302,11 +302,13 @@ class TrainedModel:
         names: Sequence[str],
         testing: EvalConfig,
         world: World | None = None,
+        within: Sequence[int] | None = None,
     ) -> Result:
-        """Test as `score` does, for the scores of every video."""
+        """Test as `score` does, for the scores of every video; within: as `evaluate` takes it."""
         if testing.head != "clip":
             self._check_trained()
-        return evaluate(self.model, videos, self.spec, self.embed(names), testing, Path(name).name, world)
+        classes = self.embed(names)
+        return evaluate(self.model, videos, self.spec, classes, testing, Path(name).name, world, within=within)
 
     def probe_alignment(self, videos: Sequence[Video], names: Sequence[str], testing: EvalConfig) -> dict[str, Any]:
         """Say whether the model uses its queries, and whether they are right (`inference.alignment`).

@@ -18,36 +18,37 @@ def find_unseen(name: str, videos: Sequence[Video], names: Sequence[str], seen: 
 
     name: of the list. Raises RunError when no video is of such a class.
     """
-    unseen = _unseen_labels(names, seen)
+    unseen = unseen_labels(names, seen)
     if not any(video.label in unseen for video in videos):
         raise RunError(f"{name}: every video is of a class that is trained on, so nothing in it is zero-shot")
     return unseen
 
 
-def _unseen_labels(names: Sequence[str], seen: Sequence[str]) -> list[int]:
+def unseen_labels(names: Sequence[str], seen: Sequence[str]) -> list[int]:
+    """Return the labels of the classes that are not among `seen`, whatever case and punctuation; there may be none."""
     known = {name_key(other) for other in seen}
     return [label for label, other in enumerate(names) if name_key(other) not in known]
 
 
 def unseen_part(result: Result, names: Sequence[str], seen: Sequence[str]) -> dict[str, Any]:
-    """Return what a test over the classes `names` says of those that are not among `seen`.
+    """Return what a test over the classes `names` says of those that are not among `seen`, the part of its result.
 
     As "shared" the names that are; as "unseen" videos, classes, chance, top1 and top5 of the others: their videos,
     scored among their names. Without "unseen" where no video is of such a class.
     """
-    unseen = _unseen_labels(names, seen)
+    unseen = unseen_labels(names, seen)
     shared = [other for label, other in enumerate(names) if label not in unseen]
-    videos = sum(label in unseen for label in result.labels.tolist())
-    if videos == 0:
+    part = result.part
+    if part is None or not len(part.labels):
         return {"shared": shared}
     return {
         "shared": shared,
         "unseen": {
-            "videos": videos,
+            "videos": len(part.labels),
             "classes": len(unseen),
             "chance": 1 / len(unseen),
-            "top1": result.top(1, unseen),
-            "top5": result.top(5, unseen),
+            "top1": part.top(1),
+            "top5": part.top(5),
         },
     }
 
@@ -65,5 +66,5 @@ def score_zero_shot(
     Returns what `TrainedModel.score` does, over all classes, and `unseen_part`. Raises ArgumentError when a head that
     was not trained would score.
     """
-    result = trained.test(name, videos, names, testing, world)
+    result = trained.test(name, videos, names, testing, world, unseen_labels(names, trained.classes))
     return summarize(name, result, len(names), testing) | unseen_part(result, names, trained.classes)

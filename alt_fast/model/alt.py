@@ -140,8 +140,15 @@ class ALT(nn.Module):
 
         The head "clip" aligns nothing: n is 0.
         """
-        seen = self._features(self.encode(video, schedule), head)
+        seen = self.look(video, head, schedule)
         return self.score(seen, classes, head), seen.entity
+
+    def look(self, video: Tensor, head: Head = "alt", schedule: MergeSchedule | None = None) -> FrameFeatures:
+        """Encode clips for `score`, which may then compare them with several lists of classes; as `forward` takes them.
+
+        Returns features [B, T, ...].
+        """
+        return self._features(self.encode(video, schedule), head)
 
     def see(self, frames: Tensor, head: Head = "alt", schedule: MergeSchedule | None = None) -> FrameFeatures:
         """Encode frames [F, 3, H, W], normalised, each by itself: clips that share a frame need it once.

@@ -147,11 +147,9 @@ class Sweep:
             self._run([*second, f"--start-from={run}", *changed, frames, f"--seed={seed}"], again)
 
     def _run(self, options: Sequence[str], run: Path) -> None:
-        if (run / METRICS).exists():
-            from alt_fast.training.run_folder import changed_settings  # with PyTorch, which --help does without
+        from alt_fast.training.run_folder import has_result  # with PyTorch, which --help does without
 
-            if changed := changed_settings(run, parse([*options])):
-                raise RunError(f"{run} was trained with other settings: {'; '.join(changed)}. Choose another --out")
+        if has_result(run, parse([*options])):
             return
         make_folder(run.parent)
         command = [*self.launch, "-m", "alt_fast.train", *options, f"--out={run}", "--resume"]

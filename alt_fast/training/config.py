@@ -236,6 +236,11 @@ class TrainConfig:
         for name in (name for name, given in bound.items() if given):  # to the image tower that training starts from
             if self.model.tuning == "frozen":
                 raise ArgumentError(f"{name} has no effect on model.tuning frozen, whose image tower stays as it is")
+            if name == "optim.interpolate" and self.model.tuning != "finetune":
+                raise ArgumentError(
+                    f"{name} has no effect on model.tuning {self.model.tuning}, which trains adapters and leaves the "
+                    "image tower's own weights as they are"
+                )
             if not (self.start_from or self.pretrain or self.model.pretrained):
                 raise ArgumentError(
                     f"{name} keeps an image tower near the one it starts from, and random weights are none: set "

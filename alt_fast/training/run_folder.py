@@ -24,6 +24,7 @@ from alt_fast.files import (
     ENVIRONMENT,
     LISTS,
     LOG,
+    METRICS,
     MISSING,
     QUARANTINE,
     differences,
@@ -67,9 +68,13 @@ def open_run_folder(config: TrainConfig, restarted: bool = False) -> Iterator[Pa
         yield folder
 
 
-def changed_settings(folder: Path, config: TrainConfig) -> list[str]:
-    """Return how a run was started otherwise, as text, where that changes its result. Raises FileError."""
-    return _changes(folder, _settings(config))
+def has_result(folder: Path, config: TrainConfig) -> bool:
+    """Return whether a run has ended. Raises RunError for one of other settings, of those that change its result."""
+    if not (folder / METRICS).exists():
+        return False
+    if changed := _changes(folder, _settings(config)):
+        raise RunError(f"{folder} was trained with other settings: {'; '.join(changed)}. Choose another folder")
+    return True
 
 
 def check_same_lists(folder: Path, lists: Lists) -> None:

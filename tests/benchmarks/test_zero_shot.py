@@ -8,8 +8,11 @@ import torch
 from safetensors.torch import load_file
 
 from alt_fast.corpus import Corpus
+from alt_fast.errors import RunError
+from alt_fast.training.config import TrainConfig
+from alt_fast.training.run_folder import open_run_folder
 from benchmarks import zero_shot
-from benchmarks.zero_shot import WAYS, descriptions, main, table
+from benchmarks.zero_shot import WAYS, Experiment, descriptions, main, table
 from tests.conftest import SMALL_JOB
 
 
@@ -43,6 +46,18 @@ def test_it_tests_every_way_once(
     assert main([*command, *short]) == 0
     again = [json.loads(line) for line in out.read_text().splitlines() if line.endswith("}")]
     assert [{**row, "provenance": 0} for row in again] == [{**row, "provenance": 0} for row in rows]
+
+
+def test_runs_of_other_options_are_not_taken_for_one_s_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def finish(config: TrainConfig) -> None:
+        with open_run_folder(config) as folder:
+            (folder / "metrics.json").write_text("{}")
+
+    monkeypatch.setattr(zero_shot, "run", finish)
+    done = Experiment(2, tmp_path, ["--data.workers=1"]).train(0, "plain")
+    assert Experiment(2, tmp_path, ["--data.workers=0"]).train(0, "plain") == done  # which changes no result
+    with pytest.raises(RunError, match="other settings: model.query was 'entities', now 'frame'"):
+        Experiment(2, tmp_path, ["--model.query=frame"]).train(0, "plain")
 
 
 def test_gains_are_those_over_alt_of_the_same_seed() -> None:

@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -132,6 +133,33 @@ def test_numbers_of_the_choice(trained: TrainedModel, videos: list[Video]) -> No
     )
 
 
+def test_numbers_of_the_choice_are_those_of_the_tokens_that_align(
+    trained: TrainedModel, videos: list[Video], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without regions the frame token alone does."""
+    model = trained.model
+    monkeypatch.setattr(model.alignment, "regions", False)
+    found = probe_alignment(model, trained.spec, videos, trained.embed(trained.classes), TESTING)
+    with torch.inference_mode():
+        frames = torch.cat([model.encode(load_video(video.path, trained.spec)).tokens[:, :, 0] for video in videos])
+        cosine = F.normalize(frames, dim=-1) @ F.normalize(model.alignment.entities, dim=-1).T
+    assert found["certainty"] == pytest.approx((cosine / model.config.tau).softmax(-1).amax(-1).mean().item(), rel=1e-4)
+    assert found["margin"] == pytest.approx(cosine.topk(2, -1).values.diff(dim=-1).neg().mean().item(), rel=1e-4)
+    assert "frame_accuracy" in found
+    assert "region_accuracy" not in found
+
+
+def test_a_model_at_chance_is_said_to_be_there() -> None:
+    """However many the videos: of queries that cannot help or hurt nothing can be told."""
+    found: dict[str, Any] = {"videos": 1000, "chance": 0.025, "used": None, "shuffled_error": 0.007}
+    found |= {"top1": 0.026, "shuffled_top1": 0.025, "mean_query_top1": 0.025}
+    assert use_text(found).startswith("The model is not above chance, 2.5 %: what its queries are worth cannot be told")
+    few = "1000 videos are too few to tell whether the model uses its queries: "
+    assert use_text(found | {"top1": 0.05}).startswith(few)
+    del found["chance"]  # as files of earlier versions
+    assert use_text(found).startswith(few)
+
+
 def test_tokens_that_show_the_truth_are_right(
     trained: TrainedModel, videos: list[Video], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -204,7 +232,7 @@ def test_models_that_align_nothing_are_asked_for_their_queries_alone(
     model = ALT(replace(trained.model.config, query=query), None)  # type: ignore[arg-type]
     found = probe_alignment(model, trained.spec, videos[:6], trained.embed(trained.classes), TESTING)
     decided = {"used", "shuffled_error"} if query == "frame" else set()  # learned ones are the same for all videos
-    assert set(found) == {"videos", "top1", "shuffled_top1", "mean_query_top1"} | decided
+    assert set(found) == {"videos", "chance", "top1", "shuffled_top1", "mean_query_top1"} | decided
 
 
 def test_the_command_prints_it(trained_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -215,7 +243,7 @@ def test_the_command_prints_it(trained_run: Path, capsys: pytest.CaptureFixture[
     assert f"region accuracy          all {metrics['region_accuracy']['all']:.1%}, object " in out
     assert f"entities effective       {metrics['entities_effective']:.3g}\n" in out
     said = use_text(metrics)
-    assert said.startswith("36 videos are too few to tell whether the model uses its queries: on 36 videos top-1 is ")
+    assert said.startswith("The model is not above chance, 2.8 %: what its queries are worth cannot be told: on 36 ")
     assert f"test.txt: {said}\n" in out
     assert "\n  used  " not in out
     assert f"\n{said}\n" in (trained_run / "README.md").read_text()

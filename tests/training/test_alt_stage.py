@@ -173,6 +173,16 @@ def test_a_tower_that_cannot_be_kept_to_is_refused(name: str, value: float) -> N
     TrainConfig(start_from="runs/a", optim=optim)
 
 
+def test_adapters_leave_nothing_of_the_tower_to_interpolate() -> None:
+    """They can be kept near it: their output is the features that are compared."""
+    model = ModelConfig(pretrained="openai", tuning="sm")
+    with pytest.raises(
+        ArgumentError, match=r"optim.interpolate has no effect on model.tuning sm, which trains adapters"
+    ):
+        TrainConfig(model=model, optim=OptimConfig(interpolate=0.5))
+    TrainConfig(model=model, optim=OptimConfig(distill=1.0))
+
+
 def test_shares_that_are_none_are_refused() -> None:
     with pytest.raises(ArgumentError, match="distill must be >= 0, got -1"):
         OptimConfig(distill=-1)
