@@ -182,9 +182,9 @@ def write_file(
     from alt_fast.inference.predict import predict_batches, shares_of
     from alt_fast.inference.results import write_results
 
-    top_k = 5 if arguments.top_k is None else arguments.top_k
-    choice = trained.choice(labels, top_k)
-    top_k = min(top_k, len(choice.labels))
+    few = None if arguments.out.suffix == ".jsonl" else 5  # all, as --json
+    choice = trained.choice(labels, few if arguments.top_k is None else arguments.top_k)
+    top_k = min(choice.top_k or len(choice.labels), len(choice.labels))
     settings = {name: getattr(arguments, name) for name in SETTINGS}
     settings |= {"model": trained.fingerprint(), "r": list(trained.model.encoder.schedule), "top_k": top_k}
     settings |= {"labels": text_of(choice.labels), "videos": text_of([str(path) for path in videos])}

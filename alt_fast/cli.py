@@ -4,6 +4,7 @@ Nothing here, and nothing that a command needs to build its parser, imports PyTo
 """
 
 import argparse
+import io
 import os
 import re
 import select
@@ -54,6 +55,8 @@ def run(
     An AltFastError becomes one line on standard error. Whatever else is raised is a fault of ours, or of a library: it
     shows its traceback.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be UTF-8
     try:
         status = work(make_parser().parse_args(argv))
         sys.stdout.flush()

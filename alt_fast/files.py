@@ -3,6 +3,7 @@
 import csv
 import errno
 import fcntl
+import filecmp
 import hashlib
 import json
 import os
@@ -76,6 +77,16 @@ def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) 
                 (quoted if cells[0].startswith("#") or "\r" in "".join(cells) else plain).writerow(cells)
 
     write_atomically(path, write)
+
+
+def check_not_others(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Raise FileError for a file in the place of a table that is to be written, unless it is that table."""
+    if path.exists():
+        with tempfile.TemporaryDirectory() as folder:
+            write_csv(Path(folder) / path.name, header, rows)
+            same = filecmp.cmp(path, Path(folder) / path.name, shallow=False)
+        if not same:
+            raise FileError(f"{path} is there already, and another: remove it, or choose another folder")
 
 
 def read_json(path: Path, *keys: str) -> dict[str, Any]:

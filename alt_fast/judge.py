@@ -127,11 +127,15 @@ def load_case(arguments: argparse.Namespace) -> Case:
 
     from alt_fast.data.images import drawn_images, read_images
     from alt_fast.distributed import pick_device
+    from alt_fast.files import check_place
     from alt_fast.measure.provenance import provenance
     from alt_fast.model.image_models import load_image_model
 
     if arguments.count < 2:
         raise ArgumentError(f"--count must be >= 2, got {arguments.count}")
+    for path in (arguments.out, arguments.page):
+        if path is not None:
+            check_place(path)
     device = pick_device(arguments.device)
     loaded = load_image_model(arguments.model, arguments.weights, arguments.image_size, head=True)
     if arguments.images is None:

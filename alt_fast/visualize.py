@@ -61,9 +61,11 @@ def run(arguments: argparse.Namespace) -> int:
     from PIL import Image, ImageOps
 
     from alt_fast.distributed import pick_device
+    from alt_fast.files import check_place
     from alt_fast.model.image_models import load_image_model
     from alt_fast.tome.patch import apply_patch
 
+    check_place(arguments.out)
     try:
         with Image.open(arguments.image) as file:
             image = ImageOps.exif_transpose(file)  # as cameras mean it to be turned

@@ -97,9 +97,11 @@ def measure(name: str, share: float, batch: int, rounds: int, device: str) -> di
         race.add(DROPPED, lambda: case.call(dropping, x), device, graph=False)
         if race.skipped:
             raise RuntimeError(f"{name}: {race.skipped}")
+        contestants = [PLAIN, MERGED, DROPPED]
         for _ in range(rounds):
-            for contestant in (PLAIN, MERGED, DROPPED):
+            for contestant in contestants:
                 race.run(contestant)
+            contestants.append(contestants.pop(0))  # another one first
     return {
         "tower": name,
         "tokens": case.tokens,

@@ -29,6 +29,7 @@ for picture in av.open(source, format="v4l2" if source.startswith("/dev/video") 
         continue
     due = max(due + every, picture.time)
     whole = picture.to_ndarray(format="rgb24", interpolation=smooth)
+    whole = np.rot90(whole, picture.rotation // 90 % 4)  # as telephones write that they were held
     side = round(about["test_crop"] * min(whole.shape[:2]))  # of the square in the middle
     top, left = (round((extent - side) / 2) for extent in whole.shape[:2])
     square = np.ascontiguousarray(whole[top : top + side, left : left + side])

@@ -176,6 +176,15 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 VideoWriter = Callable[..., Path]
 
 
+def hold_upright(source: Path, target: Path) -> None:
+    """Copy an MP4 as a telephone that was held upright would have written it: with a display rotation."""
+    content = bytearray(source.read_bytes())
+    one, minus = (0x10000).to_bytes(4, "big"), (-0x10000 & 0xFFFFFFFF).to_bytes(4, "big")
+    place = content.index(one + bytes(12) + one, content.index(b"tkhd"))
+    content[place : place + 20] = bytes(4) + one + bytes(4) + minus + bytes(4)
+    target.write_bytes(content)
+
+
 @pytest.fixture
 def write_video(tmp_path: Path) -> VideoWriter:
     """Writes a video whose frame i has grey level 20 + 6 * i, so that frames tell their number."""

@@ -2,8 +2,11 @@
 
 import csv
 import json
+import os
 import shutil
 import signal
+import subprocess
+import sys
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -223,6 +226,26 @@ def test_lines_say_what_json_does(many: list[str], tmp_path: Path, capsys: pytes
     capsys.readouterr()
     assert main([*command, "--json"]) == 0
     assert [json.loads(line) for line in (tmp_path / "a.jsonl").open()] == json.loads(capsys.readouterr().out)
+    labels = ["--labels", *(f"a {thing}" for thing in ("star", "moon", "heart", "cross", "ring", "drop", "cloud"))]
+    for options, count in ((labels, 7), ([*labels, "--top-k", "2"], 2)):
+        assert main([*command, *options, "--out", str(tmp_path / f"{count}.jsonl")]) == 0
+        lines = (tmp_path / f"{count}.jsonl").read_text().splitlines()
+        assert {len(json.loads(line)["labels"]) for line in lines} == {count}
+
+
+def test_a_name_that_is_not_utf8_is_printed_all_the_same(
+    trained_run: Path, write_noise: NoiseWriter, tmp_path: Path
+) -> None:
+    """Where the terminal's encoding is strict, as it is but in the C locale."""
+    first = write_noise("a.mp4", "libx264", frames=10)
+    for name in (b"b\xff.mp4", b"c.mp4"):
+        os.link(first, os.fsencode(tmp_path) + b"/" + name)
+    command = [sys.executable, "-m", "alt_fast.classify", str(tmp_path), "--checkpoint", str(trained_run)]
+    environment = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}
+    done = subprocess.run([*command, "--workers", "0"], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    names = [line.rpartition("/")[2] for line in done.stdout.splitlines() if line.startswith("/")]
+    assert names == ["a.mp4", r"b\udcff.mp4", "c.mp4"]
 
 
 def test_a_list_of_training_is_taken(many: list[str], trained_run: Path, tmp_path: Path) -> None:

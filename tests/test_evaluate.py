@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -16,8 +17,10 @@ from alt_fast.corpus import Corpus
 from alt_fast.data.annotations import Video, read_classes, read_list
 from alt_fast.data.config import Loading
 from alt_fast.data.dataset import EvalClips
+from alt_fast.data.tables import AnnotationError
 from alt_fast.data.texts import write_texts
 from alt_fast.evaluate import main, make_parser
+from alt_fast.inference.lists import run_lists
 from alt_fast.inference.scoring import EvalConfig, Result, evaluate, mean_over_views
 from alt_fast.inference.trained import load
 from alt_fast.inference.zero_shot import score_zero_shot
@@ -114,6 +117,27 @@ def test_command_line_repeats_the_run_s_metrics(trained_run: Path, capsys: pytes
     assert (seen["videos"], seen["classes"], unseen["videos"], unseen["classes"]) == (36, 36, 12, 12)
     assert seen["ways"] == {"decoded by PyAV": 36}
     assert not {"shared", "unseen"} & (seen.keys() | unseen.keys())  # all were trained on, none was
+
+
+def test_a_run_s_numbers_begin_where_those_of_its_class_file_do(trained_run: Path, tmp_path: Path) -> None:
+    """At 1, as of classInd.txt; lists that the run made have names instead."""
+    trained, run = load(trained_run), tmp_path / "run"
+    run.mkdir()
+    (tmp_path / "classInd.txt").write_text("".join(f"{i} {name}\n" for i, name in enumerate(trained.classes, start=1)))
+    (tmp_path / "val.txt").write_text("a.mp4 3\nb.mp4 1\n")
+    data = {"generate": None, "root": None, "test": str(tmp_path / "val.txt"), "unseen": None}
+    (run / "config.yaml").write_text(yaml.safe_dump({"data": data | {"classes": str(tmp_path / "classInd.txt")}}))
+    ((_, videos, names),) = run_lists(run, trained)
+    assert [video.label for video in videos] == [2, 0]
+    assert names == trained.classes
+    (run / "test.csv").write_text(f"path,label\n/c.mp4,{trained.classes[4]}\n")
+    (tmp_path / "classInd.txt").unlink()
+    ((_, videos, names),) = run_lists(run, trained)
+    assert [video.label for video in videos] == [4]
+    (run / "test.csv").unlink()
+    (run / "config.yaml").write_text(yaml.safe_dump({"data": data | {"classes": None}}))
+    with pytest.raises(AnnotationError, match="only a class file tells"):
+        run_lists(run, trained)
 
 
 def test_classes_trained_on_are_told_from_the_others(

@@ -11,7 +11,7 @@ import pytest
 from alt_fast import load
 from alt_fast.data.decode import decode_frames, index_video
 from alt_fast.inference.stream import Recogniser, join
-from tests.conftest import SMALL_LABELS, VideoWriter, few_blocks
+from tests.conftest import SMALL_LABELS, VideoWriter, few_blocks, hold_upright
 from tests.notebook import cells
 from tests.processes import start
 
@@ -57,10 +57,13 @@ print(runs[1], runs[3])
 """Counts how often the encoder, of one input, and the decoder, of three, ran."""
 
 
+@pytest.mark.parametrize("upright", [False, True])
 def test_live_actions_need_no_torch_and_every_frame_is_encoded_once(
-    onnx_folder: Path, write_video: VideoWriter
+    onnx_folder: Path, write_video: VideoWriter, upright: bool
 ) -> None:
     video = write_video("clip.mp4", frames=30, width=96, height=64)  # 3 s, of which every 0.3 s is taken
+    if upright:
+        hold_upright(video, video)
     command = [sys.executable, "-c", LIVE, str(EXAMPLES / "live_onnx.py"), str(onnx_folder), str(video)]
     done = subprocess.run([*command, "0.3"], check=True, capture_output=True, text=True)
     *lines, counts = done.stdout.splitlines()

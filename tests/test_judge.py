@@ -187,6 +187,8 @@ def test_own_pictures(folder: Path, tmp_path: Path) -> None:
         (["--method", "evit", "--public", "evit", "."], 2, "public code is known of tome, pitome, tofu, got evit"),
         (["--images", "/nowhere.png"], 1, "cannot read image /nowhere.png"),
         (["--r", -1], 2, "r must be >= 0"),
+        (["--page", "/proc/none/page.html"], 1, "cannot make folder /proc/none"),
+        (["--out", "/proc/rows.jsonl"], 1, "cannot write /proc/rows.jsonl"),
     ],
 )
 def test_bad_input_is_named(

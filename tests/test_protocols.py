@@ -283,6 +283,20 @@ def test_a_linear_layer_finds_separable_classes() -> None:
         ProbeConfig(epochs=0)
 
 
+def test_a_probe_reads_the_numbers_of_both_lists_alike(
+    trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From 1, as in classInd.txt: tested on what it was trained on, most are right."""
+    data = trained_run.parent / "data"
+    paths = [line.split()[0] for line in (data / "train.txt").read_text().splitlines()[:6]]
+    (tmp_path / "both.txt").write_text("".join(f"{path} {1 + i % 3}\n" for i, path in enumerate(paths)))
+    (tmp_path / "classInd.txt").write_text("1 a\n2 b\n3 c\n4 d\n")
+    command = ["probe", "--checkpoint", str(trained_run), "--root", str(data), "--workers", "0", "--lr", "0.5"]
+    command += ["--classes", str(tmp_path / "classInd.txt"), "--probe-batch-size", "16", "--epochs", "400", "--json"]
+    assert main([*command, "--train", str(tmp_path / "both.txt"), "--list", str(tmp_path / "both.txt")]) == 0
+    assert json.loads(capsys.readouterr().out)["lists"][0]["top1"] > 0.5
+
+
 def test_a_probe_of_splits(trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Unreadable videos are named: not trained on, and counted as wrong."""
     data = trained_run.parent / "data"

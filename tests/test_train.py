@@ -24,7 +24,7 @@ from alt_fast.classify import main as classify
 from alt_fast.corpus import Corpus, Entity
 from alt_fast.data.annotations import read_classes, read_list
 from alt_fast.data.batch import Failure
-from alt_fast.data.config import Loading
+from alt_fast.data.config import Loading, MotionShapesConfig
 from alt_fast.distributed import pick_device
 from alt_fast.errors import ArgumentError, RunError
 from alt_fast.evaluate import main as evaluate
@@ -578,6 +578,24 @@ def test_configuration_files(tmp_path: Path) -> None:
     assert tuple(mine.model.r) == (8, -0.5)  # type: ignore[arg-type]
     assert mine.model.categories == ["body", "scene"]
     assert (mine.optim.lr, mine.model.depth, mine.data.generate) == (0.25, 7, None)
+
+
+def test_a_section_of_nothing_has_its_defaults_and_one_of_something_else_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As is left of a section whose settings somebody has commented out."""
+    path = tmp_path / "mine.yaml"
+    path.write_text("seed: 3\noptim:\ndata:\n  shapes:\n")
+    mine = parse(["--config", str(path)])
+    assert (mine.seed, mine.optim, mine.data.shapes) == (3, OptimConfig(), MotionShapesConfig())
+    for text, said in (
+        ("optim: 5\n", "optim must hold settings, got 5"),
+        ("data:\n  shapes: [1]\n", "data.shapes must"),
+    ):
+        path.write_text(text)
+        with pytest.raises(SystemExit):
+            parse(["--config", str(path)])
+        assert said in capsys.readouterr().err
 
 
 def settings(cls: type, prefix: str = "") -> Iterator[tuple[str, str]]:

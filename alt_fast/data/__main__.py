@@ -118,9 +118,9 @@ def _split_parser() -> Any:
 
 
 def _split(arguments: Any) -> int:
-    from alt_fast.data.annotations import read_list, write_list
+    from alt_fast.data.annotations import LIST_COLUMNS, list_rows, read_list, write_list
     from alt_fast.data.split import TEST_SIZE, split
-    from alt_fast.files import make_folder
+    from alt_fast.files import check_not_others, make_folder
 
     share = TEST_SIZE if arguments.test_size is None else arguments.test_size
     if not 0 < share < 1:
@@ -134,7 +134,10 @@ def _split(arguments: Any) -> int:
     if not test:
         raise RunError(f"no class of {arguments.list} has videos of two sources, so none can be held out")
     make_folder(arguments.out)
-    for name, part in (("train", train), ("test", test)):
+    parts = {"train": train, "test": test}
+    for name, part in parts.items():
+        check_not_others(arguments.out / f"{name}.csv", LIST_COLUMNS, list_rows(part, classes))
+    for name, part in parts.items():
         write_list(arguments.out / f"{name}.csv", part, classes)
         print(f"{len(part)} videos ({len(part) / len(videos):.1%}) in {arguments.out / f'{name}.csv'}")
     return 0

@@ -47,6 +47,10 @@ KINETICS = "kinetics400"
 """Stands for a file of the class names of Kinetics-400."""
 
 
+LIST_COLUMNS, CLASS_COLUMNS = ("path", "label"), ("id", "name")
+"""Of lists that we write, and of class files."""
+
+
 class Video(NamedTuple):
     """One labelled video: path of the file, and index of its class in the class list."""
 
@@ -133,17 +137,19 @@ def read_list(
 
     path: the list; a folder with a folder for each class; for HMDB-51 a glob of its split files. classes: a class file
     for `read_classes`, or the names; None takes the labels found, in alphabetical order, or for UCF-101 the folders.
-    Labels that are numbers begin where the ids of the class file do, among names at 0.
+    Labels that are numbers begin where the ids of the class file do, and beside names that are no numbers at 0, which
+    one of them has to be.
     root: where video paths start; the list's folder by default; folders have their own.
     subset: which rows of a file that holds both, as HMDB-51's do. numbers: whether labels that are numbers are names
     where no class file names them, for who only counts. tell: takes a line that says what was passed over.
 
-    Raises AnnotationError for unreadable files, unknown formats, labels outside the classes and paths named twice.
+    Raises AnnotationError for unreadable files, unknown formats, labels outside the classes, labels that would be one
+    class in other letters, and paths named twice.
     Whether the videos exist shows when they are opened.
     """
     path = Path(path)
     folder = Path(root) if root is not None else path.parent
-    first = 0
+    first, from_file = 0, isinstance(classes, str | Path)
     if isinstance(classes, str | Path):
         classes, first = _numbered_classes(Path(classes))
     if path.is_dir():
@@ -165,8 +171,30 @@ def read_list(
             classes = sorted({row.label for row in rows}, key=int)
         else:
             raise AnnotationError(f"{path}: its labels are numbers, so a class file is needed to name them")
-    classes = sorted({spoken(row.label) for row in rows}) if classes is None else list(classes)
+    if classes is None:
+        classes = _names_of(rows, path)
+    classes = list(classes)
+    if numbered and not from_file and not starts_at_one:
+        _check_numbers(rows, classes, path)
     return _look_up(rows, folder, _label_lookup(classes, starts_at_one)), classes
+
+
+def _names_of(rows: Sequence[_Row], path: Path) -> list[str]:
+    """Return the classes of a list that nothing else names. Raises AnnotationError for labels that are told alike."""
+    labels: dict[str, str] = {}
+    for row in rows:
+        label = unicodedata.normalize("NFC", row.label)
+        first = labels.setdefault(spoken(label), label)
+        if first != label:
+            raise AnnotationError(f"{path}: labels {first!r} and {label!r} would both be class {spoken(first)!r}")
+    return sorted(labels)
+
+
+def _check_numbers(rows: Sequence[_Row], names: Sequence[str], path: Path) -> None:
+    """Raise AnnotationError for numbers that may count from 0 or from 1; those that are names count nothing."""
+    labels = {row.label for row in rows}
+    if not labels <= set(names) and all(0 < int(label) <= len(names) for label in labels):
+        raise AnnotationError(f"{path}: whether its numbers count from 0 or from 1 only a class file tells")
 
 
 def _look_up(rows: Sequence[_Row], folder: Path, lookup: Mapping[str, int]) -> list[Video]:
@@ -188,7 +216,12 @@ def _look_up(rows: Sequence[_Row], folder: Path, lookup: Mapping[str, int]) -> l
 
 def write_list(path: Path, videos: Sequence[Video], names: Sequence[str]) -> None:
     """Write a list that `read_list` takes from anywhere: CSV of absolute paths and class names. Raises FileError."""
-    write_csv(path, ("path", "label"), ((video.path.absolute(), names[video.label]) for video in videos))
+    write_csv(path, LIST_COLUMNS, list_rows(videos, names))
+
+
+def list_rows(videos: Sequence[Video], names: Sequence[str]) -> list[tuple[Path, str]]:
+    """Return the rows of `write_list`, under LIST_COLUMNS."""
+    return [(video.path.absolute(), names[video.label]) for video in videos]
 
 
 def merge_lists(lists: Mapping[str, tuple[Sequence[Video], Sequence[str]]]) -> tuple[list[Video], list[str], int]:

@@ -10,10 +10,11 @@ import tarfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from alt_fast.data.annotations import Video
+from alt_fast.data.annotations import CLASS_COLUMNS, LIST_COLUMNS, Video
 from alt_fast.data.storage import StorageError, locate
+from alt_fast.data.tables import read_text
 from alt_fast.errors import FileError
-from alt_fast.files import make_folder, read_json, write_atomically, write_csv, write_text
+from alt_fast.files import check_not_others, make_folder, read_json, write_atomically, write_csv, write_text
 from alt_fast.progress import Progress
 
 Numbered = tuple[int, Video]
@@ -27,6 +28,10 @@ def pack(videos: Sequence[Video], classes: Sequence[str], name: str, folder: Pat
     by path.
     """
     make_folder(folder)
+    check_not_others(folder / "classes.csv", CLASS_COLUMNS, list(enumerate(classes)))
+    listed = folder / f"{name}.csv"
+    if listed.exists() and f"\n{name}-" not in read_text(listed):
+        raise FileError(f"{listed} is no list of archives {name}-*.tar: choose another --out or --name")
     for left in folder.glob(f".{name}-*.partial*"):  # by a process that was killed
         left.unlink()
     failures: dict[str, str] = {}
@@ -40,8 +45,8 @@ def pack(videos: Sequence[Video], classes: Sequence[str], name: str, folder: Pat
         rows += [
             (f"{archive.name}/{member}", classes[video.label]) for member, (_, video) in zip(names, group, strict=True)
         ]
-    write_csv(folder / f"{name}.csv", ("path", "label"), rows)
-    write_csv(folder / "classes.csv", ("id", "name"), enumerate(classes))
+    write_csv(listed, LIST_COLUMNS, rows)
+    write_csv(folder / "classes.csv", CLASS_COLUMNS, enumerate(classes))
     return failures
 
 

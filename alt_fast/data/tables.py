@@ -107,7 +107,10 @@ def read_pairs(path: Path, text: str) -> list[Pair]:
     beginning = [line for _, line in lines[:_LOOKED_AT]]
     delimiter = _delimiter(path, beginning)
     if lines and delimiter != _BLANKS:
-        first, *others = (_cells(line, delimiter)[0] for line in beginning)
+        cells = [_cells(line, delimiter) for line in beginning]
+        first, *others = (row[0] for row in cells)
+        if not any(is_video(row[0]) for row in cells) and any(is_video(row[1]) for row in cells if len(row) > 1):
+            raise AnnotationError(f"{path}: the path comes first, or a header names the columns: path,label")
         if not is_video(first) and any(map(is_video, others)):  # a header, of names that read_table was not asked for
             raise AnnotationError(f"{path}: column 'path' is missing (found {', '.join(header(text))})")
     if lines and lines[0][1].casefold().split() == ["path", "label"]:

@@ -21,7 +21,9 @@ def run_lists(checkpoint: Path, trained: TrainedModel) -> list[tuple[str, list[V
     data |= made  # of absolute paths
     if data["test"] is None:
         raise RunError(f"{checkpoint} does not say which videos were held out: name them with --list FILE")
-    lists = [(data["test"], *read_list(data["test"], trained.classes, data["root"], "test"))]
+    # Numbers in a list begin where the ids of the class file do; lists that the run made have names.
+    classes = trained.classes if "test" in made or data["classes"] is None else data["classes"]
+    lists = [(data["test"], *read_list(data["test"], classes, data["root"], "test"))]
     if data["unseen"] is not None:
         lists.append((data["unseen"], *read_list(data["unseen"], data["unseen_classes"], data["root"], "test")))
     return lists

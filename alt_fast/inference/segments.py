@@ -68,6 +68,6 @@ class Segmenter:
 
     def _close(self, label: int, end: float) -> None:
         segment = self._open.pop(label)
-        if end - segment.start >= self.rule.min_length:
+        if end - segment.start >= self.rule.min_length - 1e-6:  # times are multiples of steps, rounded
             mean = segment.total / segment.steps
             self.segments.append(Segment(segment.start, end, self.labels[label], mean, segment.peak))

@@ -170,6 +170,12 @@ class TrainedModel:
         texts = {label: self.texts[key] for label in labels if (key := name_key(label)) in self.texts}
         return self.model.text.classes(labels, self.templates, texts)
 
+    def _given(self, labels: Sequence[str] | None) -> list[str]:
+        """Return the labels given, or the classes trained on. Raises ArgumentError for a text, which has letters."""
+        if isinstance(labels, str):
+            raise ArgumentError(f"labels must be a list of texts, got {labels!r}")
+        return self.classes if labels is None else list(labels)
+
     def choice(self, labels: Sequence[str] | None = None, top_k: int | None = 5) -> Choice:
         """Return labels to choose from, by default the classes trained on, and how many of the likeliest to keep.
 
@@ -177,7 +183,7 @@ class TrainedModel:
         """
         if top_k is not None and top_k < 1:
             raise ArgumentError(f"top_k must be >= 1, got {top_k}")
-        labels = self.classes if labels is None else list(labels)
+        labels = self._given(labels)
         return Choice(labels, self.embed(labels), top_k)
 
     @overload
@@ -263,7 +269,7 @@ class TrainedModel:
         head = self.head if head is None else head
         if head != "clip":
             self._check_trained()
-        labels = self.classes if labels is None else list(labels)
+        labels = self._given(labels)
         judge = Judge(self.model, self.spec, self.embed(labels), head)
         return find_segments(video, judge, labels, window, every, rule or Hysteresis(), loading or Loading())
 
@@ -327,7 +333,7 @@ class TrainedModel:
         model's own; by default 0, half of it, and half as much again. Raises VideoError.
         """
         self._check_trained()
-        labels = self.classes if labels is None else list(labels)
+        labels = self._given(labels)
         seen = explain(video, self.model, self.spec, labels, self.embed(labels), also_r)
         return replace(seen, probed=use_text(self.probed)) if self.probed.get("videos") else seen
 

@@ -58,7 +58,7 @@ def probe(
     rows = []
     for train_path, test_path in splits:
         train, names = read_list(train_path, classes, root, "train")
-        test, _ = read_list(test_path, names, root, "test")
+        test, _ = read_list(test_path, classes or names, root, "test")
         vectors, failures = features(trained.model, trained.spec, train, testing)
         for failure in failures:
             print(f"unreadable, not trained on: {failure.path}: {failure.cause}", file=sys.stderr)

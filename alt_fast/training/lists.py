@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from alt_fast.data.annotations import Video, read_list, write_list
+from alt_fast.data.annotations import CLASS_COLUMNS, Video, read_list, write_list
 from alt_fast.data.batch import Failure, kinds
 from alt_fast.data.check import find_absent, find_missing
 from alt_fast.data.motion_shapes import DEFAULT_ROOT, list_files
@@ -66,7 +66,7 @@ def _make(data: DataConfig, folder: Path, written: dict[str, Path]) -> None:
         share = TEST_SIZE if data.test_size is None else data.test_size
         lists["train"], lists["test"] = split(lists["train"], share, data.split_seed)
         _say_what_is_held_out(lists, classes, folder, data)
-    write_csv(folder / CLASSES, ("id", "name"), enumerate(classes))
+    write_csv(folder / CLASSES, CLASS_COLUMNS, enumerate(classes))
     for name, path in written.items():
         write_list(path, lists[name], names[name])
 

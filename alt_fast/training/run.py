@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from alt_fast.corpus import PACKAGED, Corpus
-from alt_fast.data.annotations import Video
+from alt_fast.data.annotations import CLASS_COLUMNS, Video
 from alt_fast.data.dataset import TrainClips
 from alt_fast.data.loader import open_backend
 from alt_fast.data.motion_shapes import LEVELS
@@ -76,7 +76,7 @@ def run_stages(job: Job, data_seconds: float) -> dict[str, Any]:
     job.print_line(f"run folder {folder}; {len(lists.train)} videos of {len(lists.classes)} classes to train on")
     job.print_line(describe_batch(config.optim, config.model.tuning == "frozen", job.world, job.device))
     if job.world.main:
-        write_csv(folder / CLASSES, ("id", "name"), enumerate(lists.classes))
+        write_csv(folder / CLASSES, CLASS_COLUMNS, enumerate(lists.classes))
     seconds, model_config = {"data": data_seconds}, config.model
     if config.pretrain is not None:
         path, seconds["clip"] = pretrain(job)

@@ -184,6 +184,28 @@ def test_numbers_begin_where_the_class_file_does(tmp_path: Path) -> None:
         assert names == ["x", "y", "z"]
 
 
+def test_among_names_numbers_begin_at_zero_if_one_of_them_does(tmp_path: Path) -> None:
+    """Else nothing says where they begin, and every label could be another."""
+    zero = write(tmp_path / "zero.txt", "a.avi 0\nb.avi 2\n")
+    assert [video.label for video in read_list(zero, ["x", "y", "z"])[0]] == [0, 2]
+    for lines in ("a.avi 1\nb.avi 2\n", "a.avi 1\nb.avi 3\n"):
+        with pytest.raises(AnnotationError, match="whether its numbers count from 0 or from 1 only a class file tells"):
+            read_list(write(tmp_path / "one.txt", lines), ["x", "y", "z"])
+    named = write(tmp_path / "named.txt", "a.avi 1\nb.avi 2\n")  # by numbers that are names
+    assert [video.label for video in read_list(named, ["1", "2"])[0]] == [0, 1]
+
+
+def test_labels_that_would_be_told_alike_are_not_one_class(tmp_path: Path) -> None:
+    rows = "a.mp4,jump_up\nb.mp4,walk\nc.mp4,JumpUp\n"
+    with pytest.raises(AnnotationError, match="labels 'jump_up' and 'JumpUp' would both be class 'jump up'"):
+        read_list(write(tmp_path / "list.csv", f"path,label\n{rows}"))
+    assert read_list(tmp_path / "list.csv", ["jump up", "walk"])[0][2].label == 0  # where somebody says so, they are
+    for folder in ("jump_up", "jump up"):
+        write(tmp_path / "videos" / folder / "a.mp4", "")
+    with pytest.raises(AnnotationError, match="would both be class 'jump up'"):
+        read_list(tmp_path / "videos")
+
+
 def test_a_name_is_one_however_its_letters_are_composed(tmp_path: Path) -> None:
     (tmp_path / "list.csv").write_text("path,label\na.mp4,caf\u00e9\nb.mp4,cafe\u0301\n")
     videos, names = read_list(tmp_path / "list.csv")
@@ -267,6 +289,8 @@ def test_case_and_punctuation_tell_no_classes_apart() -> None:
         ("a.csv", "# nothing yet\n", "names no videos"),
         ("a.csv", "path,label\n", "names no videos"),
         ("a.csv", "file,label\na.mp4,0\n", "column 'path' is missing"),
+        ("a.csv", "label,video_path\nrun,a.mp4\njump,b.mp4\n", "the path comes first, or a header names the columns"),
+        ("a.csv", "run;a.mp4\njump;b.mp4\n", "the path comes first, or a header names the columns: path,label"),
         ("a.csv", "path,label\na.mp4,\n", "line 2: path, label must not be empty"),
         ("a.json", "{", "is not JSON"),
         ("a.json", "3", "unexpected JSON"),

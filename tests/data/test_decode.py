@@ -24,7 +24,7 @@ from alt_fast.data.decode import (
     upright,
     whole,
 )
-from tests.conftest import NoiseWriter, VideoWriter
+from tests.conftest import NoiseWriter, VideoWriter, hold_upright
 
 CODECS = [
     ("h264.mp4", "libx264", {}),
@@ -225,14 +225,7 @@ def test_a_last_frame_may_be_held_for_long(tmp_path: Path) -> None:
 
 
 def test_rotation_is_applied(write_video: VideoWriter, tmp_path: Path) -> None:
-    source = write_video("landscape.mp4", width=64, height=32)
-    content = bytearray(source.read_bytes())
-    place = content.index(
-        (0x10000).to_bytes(4, "big") + bytes(12) + (0x10000).to_bytes(4, "big"), content.index(b"tkhd")
-    )
-    one, minus = (0x10000).to_bytes(4, "big"), (-0x10000 & 0xFFFFFFFF).to_bytes(4, "big")
-    content[place : place + 20] = bytes(4) + one + bytes(4) + minus + bytes(4)  # a phone held upright
-    (tmp_path / "upright.mp4").write_bytes(content)
+    hold_upright(write_video("landscape.mp4", width=64, height=32), tmp_path / "upright.mp4")
     assert decode_clip(tmp_path / "upright.mp4", [0.5]).shape == (1, 64, 32, 3)
 
 

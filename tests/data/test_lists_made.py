@@ -60,6 +60,17 @@ def test_a_split_is_written_as_lists_that_train(tmp_path: Path, capsys: pytest.C
     test, _ = read_list(out / "test.csv", classes)
     assert sorted(train + test) == sorted(read_list(path)[0])
     assert len({video.path.stem[:-4] for video in test} & {video.path.stem[:-4] for video in train}) == 0
+    assert main(["split", path, "--out", str(out), "--test-size", "0.4", "--seed", "3"]) == 0  # the same once more
+
+
+def test_a_split_replaces_no_list_that_is_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Above all not the one that it is of."""
+    path = write(tmp_path / "train.csv", "path,label", *(f"{i}.mp4,{'ab'[i % 2]}" for i in range(10)))
+    before = (tmp_path / "train.csv").read_text()
+    assert main(["split", path, "--out", str(tmp_path)]) == 1
+    assert "train.csv is there already, and another: remove it, or choose another folder" in capsys.readouterr().err
+    assert (tmp_path / "train.csv").read_text() == before
+    assert not (tmp_path / "test.csv").exists()
 
 
 def test_a_split_of_a_numbered_list_keeps_the_numbers(tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ from alt_fast.data.motion_shapes.level1 import (
 )
 from alt_fast.data.motion_shapes.truth import read_dataset, things_in
 from alt_fast.data.rng import Stream, generator
+from alt_fast.errors import ArgumentError
 
 TIMES = np.linspace(0, 1, 21).tolist()
 
@@ -129,6 +130,14 @@ def test_another_configuration_in_the_same_folder_is_refused(shapes: Path) -> No
         generate(shapes, MotionShapesConfig(seed=1))
     with pytest.raises(ValueError, match="frames must be >= 2"):
         MotionShapesConfig(frames=1)
+
+
+@pytest.mark.parametrize("name", ["train.txt", "unseen", "classes.csv"])
+def test_a_folder_of_somebody_else_s_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir() if name == "unseen" else (tmp_path / name).write_text("mine")
+    with pytest.raises(ArgumentError, match=f"holds {name}, and no generated dataset that it is of"):
+        generate(tmp_path, MotionShapesConfig())
+    assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
 def test_captions_name_the_object_and_never_a_motion() -> None:

@@ -92,6 +92,25 @@ def test_what_is_other_than_it_was_is_packed_anew(shapes: Path, tmp_path: Path) 
                 assert json.load(about)["class"] == "ab"[video.label]
 
 
+def test_nobody_else_s_lists_are_replaced(
+    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Neither the list itself nor class names in another order."""
+    monkeypatch.chdir(tmp_path)
+    rows = [f"{shapes}/train/0000{number}.webm,{label}\n" for number, label in enumerate("ba")]
+    (tmp_path / "train.csv").write_text("path,label\n" + "".join(rows))
+    before = (tmp_path / "train.csv").read_text()
+    assert main(["shard", "train.csv", "--out", "."]) == 1
+    assert "train.csv is no list of archives train-*.tar" in capsys.readouterr().err
+    (tmp_path / "classes.csv").write_text("id,name\n0,b\n1,a\n")
+    assert main(["shard", "train.csv", "--out", ".", "--name", "packed"]) == 1
+    assert "classes.csv is there already, and another" in capsys.readouterr().err
+    assert (tmp_path / "train.csv").read_text() == before
+    assert not list(tmp_path.glob("*.tar"))
+    again = ["shard", "train.csv", "--out", ".", "--name", "packed", "--classes", "classes.csv"]
+    assert main(again) == main(again) == 0
+
+
 def test_size_limit_starts_a_new_archive(shapes: Path, tmp_path: Path) -> None:
     videos, classes = read_list(shapes / "train.txt", read_classes(shapes / "classes.csv"))
     sizes = [video.path.stat().st_size for video in videos]

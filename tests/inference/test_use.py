@@ -82,6 +82,9 @@ def test_what_is_said_depends_on_the_share_alone(model: alt_fast.TrainedModel, v
 
 
 def test_what_cannot_be_asked(model: alt_fast.TrainedModel, videos: list[Path]) -> None:
+    for use in (model.classify, model.find_segments, model.explain):
+        with pytest.raises(alt_fast.AltFastError, match="labels must be a list of texts, got 'surfing'"):
+            use("a.mp4", labels="surfing")
     with pytest.raises(alt_fast.AltFastError, match="labels must not be empty"):
         model.classify(videos[0], [])
     with pytest.raises(alt_fast.AltFastError, match="labels must differ, got 'surfing' twice"):

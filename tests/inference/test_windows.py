@@ -248,6 +248,10 @@ def test_a_label_goes_on_while_it_is_likely() -> None:
         (2, 4)
     ]
     assert segments(rule, 0.59) == []
+    tenths = Segmenter(["a"], Hysteresis(0.6, 0.4, min_length=0.3))
+    for step in range(12):  # from 0.55 to 0.85, which is 0.29999999999999993, and from 0.95 on
+        tenths.step(0.05 + step / 10, np.array([0.7 if 5 <= step < 8 or step == 9 else 0.0], np.float32))
+    assert [round(segment.start, 9) for segment in tenths.segments] == [0.55]
     for wrong in ({"enter": 0.3, "leave": 0.4}, {"leave": 0.0}, {"enter": 1.1}, {"min_length": -1.0}):
         with pytest.raises(ArgumentError):
             Hysteresis(**wrong)

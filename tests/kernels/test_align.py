@@ -221,17 +221,34 @@ def test_a_small_tau_keeps_a_running_maximum(tau: float) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_entities_of_another_dtype(dtype: torch.dtype, backend: str) -> None:
-    """Half-precision tokens meet entities rounded to their dtype; what is looked up is the entity itself."""
-    tokens, entities = (
-        torch.randn(6, 16).to(dtype),
-        3 * torch.randn(20, 16).to(torch.float16 if dtype.itemsize == 4 else torch.float32),
-    )
-    index, aligned = align(tokens, entities)
-    assert aligned.dtype == dtype
-    assert torch.equal(aligned, entities[index].to(dtype))
-    met = entities.to(dtype).double() / entities.double().norm(dim=-1, keepdim=True)
-    logits = F.normalize(tokens.double(), dim=-1) @ met.T
-    assert (logits.max(-1).values - logits.gather(1, index[:, None])[:, 0]).max() < 1e-6
+    """They are converted to the tokens' first: kernels that read two dtypes spill, and read more."""
+    tokens = torch.randn(6, 16).to(dtype).requires_grad_()
+    for other in (torch.float16, torch.float32, torch.float64):
+        entities = 3 * torch.randn(20, 16).to(other)
+        results = []
+        for corpus in (entities, entities.to(dtype)):
+            index, aligned = align(tokens, corpus, 0.5, torch.tensor(3))
+            results.append((index, aligned, *torch.autograd.grad(aligned.sum(), tokens)))
+        assert all(torch.equal(*pair) for pair in zip(*results, strict=True))
+        assert torch.equal(results[0][1], entities[results[0][0]].to(dtype))
+
+
+@pytest.mark.kernel_only
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_an_entity_of_nearly_nothing_spoils_no_gradient(dtype: torch.dtype) -> None:
+    """Its weight over its norm is more than half precision holds."""
+    tokens, entities, upstream = (torch.randn(rows, 64).to(dtype) for rows in (16, 300, 16))
+    entities[7], entities[8] = 0, 1e-6 * entities[8]
+    backends: dict[Backend, torch.dtype] = {"triton": dtype, "reference": torch.float64}
+    gradients = []
+    for backend, kind in backends.items():
+        leaf = tokens.detach().to(kind, copy=True).requires_grad_()
+        with use_backend(backend):
+            align(leaf, entities.to(kind), 0.5)[1].backward(upstream.to(kind))
+        assert leaf.grad is not None
+        gradients.append(leaf.grad.double())
+    rounding = 8 * torch.finfo(dtype).eps * gradients[1].abs().max().item()
+    torch.testing.assert_close(*gradients, rtol=0, atol=rounding)
 
 
 @pytest.mark.kernel_only

@@ -15,6 +15,7 @@ from alt_fast_kernels.attention import triton as attention_kernels
 from alt_fast_kernels.configs import Arch
 from alt_fast_kernels.launch import Launch, recording
 from alt_fast_kernels.match import triton as match_kernels
+from alt_fast_kernels.prediction.cases import attention_case
 
 
 def heads(batch: int = 2, tokens: int = 21, num_heads: int = 2, dim: int = 32, **options: Any) -> Tensor:
@@ -102,3 +103,20 @@ def test_a_kernel_is_launched_on_the_device_of_its_tensors(monkeypatch: pytest.M
     Launch(Kernel(), 0, (x,), {}).run()  # an empty grid is nothing to do
     assert seen == [((3,), 0, {"num_warps": 4}), ((3,), 1, {"num_warps": 4})]
     assert current == [0]
+
+
+def test_strides_that_the_kernels_could_not_multiply_in_32_bits_are_passed_whole() -> None:
+    """In units of 8 they would fit, and wrap around where they are multiplied by it again."""
+    shape = ("attention_fwd_kernel", "sm_90", torch.bfloat16, False, None, (2, 21, 2, 64), 21, 21)
+    for token, unit in ((2**31 - 8, 8), (2**31, 1), (2**34, 1)):
+        _, numbers, _, options = attention_kernels._by_shape(*shape, 3 * ((128, token, 64),), (0, 0, 0))
+        assert options["UNIT"] == unit
+        assert numbers[1] == token // unit
+
+
+def test_a_gradient_costs_no_tensor_that_nobody_reads() -> None:
+    """Such as zeros for the gradient of what has none."""
+    for case in (attention_case(2, 21, 2, 32, backward=True), attention_case(2, 21, 2, 32, sized=False, backward=True)):
+        launches, around = case.recorded("sm_90")
+        assert [launch.name for launch in launches] == ["attention_bwd_q", "attention_bwd_kv"]
+        assert around == []

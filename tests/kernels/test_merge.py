@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from alt_fast_kernels import MergePlan, match, merge, unmerge, use_backend
 from alt_fast_kernels.dispatch import Backend
+from alt_fast_kernels.launch import recording
 from alt_fast_kernels.merge.reference import layer_norm_reference
 from alt_fast_kernels.testing import Result, assert_as_accurate
 
@@ -288,6 +289,43 @@ def test_strided_tokens_and_mixed_dtypes() -> None:
     merge(x, size, plan, leaf)[0].sum().backward()
     assert leaf.grad is not None
     assert leaf.grad.dtype == torch.bfloat16
+
+
+def test_sizes_of_fp64_stay_so() -> None:
+    """No kernel takes them: counts are exact in fp32."""
+    x, size, plan = make_case(2, 20, 16, 5)
+    expected, expected_size = merge(x, size, plan)
+    leaf, norm = x.clone().requires_grad_(), random_norm(16)
+    merged, new_size, normed = merge(leaf, size.double(), plan, x, norm=norm)
+    assert new_size.dtype == torch.float64
+    torch.testing.assert_close(new_size, expected_size.double())
+    torch.testing.assert_close(merged, 2 * expected)
+    torch.autograd.grad(normed.sum(), (leaf, *norm.parameters()))
+
+
+@pytest.mark.kernel_only
+def test_no_kernel_is_given_fp64() -> None:
+    """The interpreter would take it; a GPU's compiler does not."""
+    x, size, plan = make_case(2, 20, 16, 5)
+    leaf = x.requires_grad_()
+    with recording("sm_90") as launches:
+        merged, _, normed = merge(leaf, size.double(), plan, norm=random_norm(16))
+        (merged.sum() + normed.sum()).backward()
+    tensors = [x for launch in launches for x in launch.args if isinstance(x, Tensor)]
+    assert len(launches) == 2
+    assert not any(x.dtype == torch.float64 for x in tensors)
+
+
+def test_what_is_merged_may_change_in_place_before_its_gradient_is_asked_for() -> None:
+    x, size, plan = make_case(2, 20, 16, 5)
+    gradients = []
+    for in_place in (False, True):
+        leaf = x.clone().requires_grad_()
+        merged, _ = merge(leaf, size, plan)
+        (merged.mul_(3) if in_place else 3 * merged).sum().backward()
+        gradients.append(leaf.grad)
+    assert gradients[0] is not None
+    assert torch.equal(*gradients)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("channels", [8192, 8200])

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
+from alt_fast.data.annotations import CLASS_COLUMNS
 from alt_fast.data.config import MotionShapesConfig
 from alt_fast.data.encode import write_video
 from alt_fast.data.motion_shapes import LEVELS
@@ -17,6 +18,8 @@ from alt_fast.files import make_folder, read_json, write_csv, write_json, write_
 from alt_fast.progress import Progress
 
 _FORMAT_VERSION = 1
+
+CLASS_FILES = ("classes.csv", "unseen_classes.csv")
 
 
 def generate(root: str | Path, config: MotionShapesConfig, workers: int | None = None) -> None:
@@ -35,6 +38,8 @@ def generate(root: str | Path, config: MotionShapesConfig, workers: int | None =
             raise ArgumentError(f"{root} holds another dataset ({found}); asked for {content}: choose another folder")
         if found["complete"]:
             return
+    else:
+        _check_empty(root, config)
     make_folder(root)
     write_json(manifest, {**content, "complete": False})
     jobs = [
@@ -58,9 +63,17 @@ def generate(root: str | Path, config: MotionShapesConfig, workers: int | None =
         lines = (f"{split}/{i * count + k:05d}.webm {i}\n" for i in range(len(classes)) for k in range(count))
         write_text(root / f"{split}.txt", "".join(lines))
     level = LEVELS[config.level]
-    for name, classes in (("classes.csv", level.TRAINED), ("unseen_classes.csv", level.UNSEEN)):
-        write_csv(root / name, ("id", "name"), ((i, level.label_of(cls)) for i, cls in enumerate(classes)))
+    for name, classes in zip(CLASS_FILES, (level.TRAINED, level.UNSEEN), strict=True):
+        write_csv(root / name, CLASS_COLUMNS, ((i, level.label_of(cls)) for i, cls in enumerate(classes)))
     write_json(manifest, {**content, "complete": True})
+
+
+def _check_empty(root: Path, config: MotionShapesConfig) -> None:
+    """Raise ArgumentError for a folder with files of somebody else's in the place of the dataset's."""
+    splits_there = [name for name, _, _ in splits(config)]
+    for name in (*splits_there, *(f"{split}.txt" for split in splits_there), *CLASS_FILES):
+        if (root / name).exists():
+            raise ArgumentError(f"{root} holds {name}, and no generated dataset that it is of: choose another folder")
 
 
 def splits(config: MotionShapesConfig) -> list[tuple[str, tuple[Any, ...], int]]:

@@ -1,6 +1,7 @@
 """Entity alignment: every token chooses one text entity (ALT, eq. 4 and 5)."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from alt_fast_kernels.align.op import align as align_by_kernel
@@ -9,6 +10,9 @@ from alt_fast_kernels.checks import check_device
 from alt_fast_kernels.dispatch import takes_kernel
 
 __all__ = ["align"]
+
+WIDTH = 64
+"""Channels, of whose multiples the kernels read whole ones; others are filled up with zeros."""
 
 
 def align(
@@ -22,9 +26,9 @@ def align(
     hard: False for softmax(cosine / tau + noise) @ entities as the value, too. No kernel computes it: all weights,
         [tokens, K], are in memory, on any device.
     Returns index [...] int64, the entity chosen for each token, and aligned [..., C] = entities[index] in tokens'
-    dtype; its gradient is that of softmax(cosine / tau + noise) @ entities. Summed in at least fp32; half-precision
-    tokens meet entities rounded to their dtype, and the product is divided by both norms in fp32. On a GPU memory does
-    not grow with K.
+    dtype; its gradient is that of softmax(cosine / tau + noise) @ entities. Entities of another dtype are converted to
+    the tokens' first. Products are summed, and divided by both norms, in at least fp32. On a GPU memory does not grow
+    with K, but for a copy of entities of another dtype, or of a C that is no multiple of 64.
     Raises ValueError or TypeError naming the argument at fault.
     """
     if entities.ndim != 2 or entities.shape[0] == 0:
@@ -45,9 +49,12 @@ def align(
         if seed.numel() != 1 or seed.dtype != torch.int64:
             raise TypeError(f"seed must be one int64 number, got {seed.dtype} of shape {tuple(seed.shape)}")
         check_device("seed", seed, tokens)
-    rows = tokens.reshape(-1, tokens.shape[-1])
+    rows, entities = tokens.reshape(-1, tokens.shape[-1]), entities.to(tokens.dtype)
     if hard and takes_kernel(tokens):
+        if more := -rows.shape[1] % WIDTH:  # zeros change no cosine
+            rows, entities = F.pad(rows, (0, more)), F.pad(entities, (0, more))
         aligned, index, _ = align_by_kernel(rows, entities, tau, seed, len(rows))
+        aligned = aligned[:, : tokens.shape[-1]]
     else:
         index, aligned = align_reference(rows, entities, tau, seed, hard)
-    return index.view(tokens.shape[:-1]), aligned.view(tokens.shape)
+    return index.view(tokens.shape[:-1]), aligned.reshape(tokens.shape)

@@ -30,8 +30,8 @@ def align_op(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Align: tokens [M, C], entities [K, C] -> aligned [M, C], index [M] int64, and stats [M, 2] fp32 for backward.
 
-    period: a token's row in the noise is its index modulo that. stats: log of the sum of exponentials of each token's
-    logits, in base 2, and softmax's weight of the entity chosen.
+    Entities have the tokens' dtype. period: a token's row in the noise is its index modulo that. stats: log of the sum
+    of exponentials of each token's logits, in base 2, and softmax's weight of the entity chosen.
     """
     from alt_fast_kernels.align.triton import align_fwd_launch, num_splits
 
@@ -45,7 +45,7 @@ def align_op(
     top = lse.max(0).values
     lse = top + (lse - top).exp2().sum(0).log2()
     stats = torch.stack([lse, (best[0] - lse).exp2()], 1)
-    return entities.index_select(0, chosen).to(tokens.dtype), chosen, stats
+    return entities.index_select(0, chosen), chosen, stats
 
 
 def _empty_grad(
@@ -96,12 +96,13 @@ def align_backward_op(
     totals = pivot.new_zeros(2, num_tokens)
     with without_autocast(tokens):  # backward may run inside the caller's
         for first in range(0, len(entities), CHUNK):
-            chunk = inputs.entities[first : first + CHUNK].to(tokens.dtype)
-            columns = -(-len(chunk) // 16) * 16  # whole vectors; those beyond the last entity are zeros
+            part = slice(first, first + CHUNK)
+            unit = (inputs.entities[part] * inputs.inverse[part, None]).to(tokens.dtype)
+            columns = -(-len(unit) // 16) * 16  # whole vectors; those beyond the last entity are zeros
             weights = tokens.new_empty(2, num_tokens, columns)
             parts = pivot.new_empty(2, sum_tiles(inputs, columns), num_tokens)
             align_bwd_launch(inputs, saved, first, weights, parts).run()
-            sums += (weights.flatten(0, 1)[:, : len(chunk)] @ chunk).view(sums.shape)
+            sums += (weights.flatten(0, 1)[:, : len(unit)] @ unit).view(sums.shape)
             totals += parts.sum(1)
     # The weights add up to 1 but for the rounding of lse, which is divided out.
     delta, total = totals[0] / totals[1], totals[1]
@@ -129,9 +130,12 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tenso
     _, index, stats = output
     ctx.save_for_backward(index, stats, tokens, entities, seed)
     ctx.mark_non_differentiable(index, stats)
+    ctx.set_materialize_grads(False)  # zeros for index and stats, which nobody reads
 
 
-def _backward(ctx: Any, grad_aligned: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, grad_aligned: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+    if grad_aligned is None:
+        return 5 * (None,)
     index, stats, tokens, entities, seed = ctx.saved_tensors
     grad = _align_backward(grad_aligned, index, stats, tokens, entities, ctx.tau, seed, ctx.period)
     return grad, None, None, None, None

@@ -32,13 +32,15 @@ def gumbel_noise(seed: Tensor, rows: int, columns: int, dtype: torch.dtype = tor
 def align_reference(
     tokens: Tensor, entities: Tensor, tau: float, seed: Tensor | None, hard: bool = True
 ) -> tuple[Tensor, Tensor]:
-    """Eq. 4 and 5 with the whole [M, K] assignment in memory; tokens [M, C]. Contract: `alt_fast_kernels.align`."""
+    """Eq. 4 and 5 with the whole [M, K] assignment in memory; tokens [M, C], entities of their dtype.
+
+    Contract: `alt_fast_kernels.align`.
+    """
     dtype = torch.promote_types(tokens.dtype, torch.float32)
     with without_autocast(tokens):
         x, s = tokens.to(dtype), entities.to(dtype)
         norm, length = (y.norm(dim=-1, keepdim=True).clamp_min(1e-12) for y in (x, s))
-        half = entities.to(tokens.dtype).to(dtype)  # half-precision tokens meet entities in their dtype
-        logits = (x / (norm * tau)) @ half.T / length.T
+        logits = (x / (norm * tau)) @ s.T / length.T
         if seed is not None:
             logits = logits + gumbel_noise(seed, len(x), len(s), dtype)
         index = logits.argmax(dim=-1)

@@ -4,10 +4,10 @@ Both kernels are matmuls of tokens [M, C] and entities [K, C] with an epilogue: 
 backward the weights of a chunk of the corpus. Logits are recomputed and the noise of eq. 4 drawn anew, from its
 counters, in backward. Both read
 
-    tokens [M, C] and entities [K, C], contiguous, each of its own dtype: entities are converted to the tokens' as they
-    are read; factor [M] fp32 = log2(e) / (norm * tau) of the tokens and inverse [K] fp32 = 1 / norm of the entities,
-    so that x s^T * factor * inverse are logits in base 2; seed, one int64 number (only if HAS_NOISE), and period: a
-    token's row in the noise is its index modulo that.
+    tokens [M, C] and entities [K, C], contiguous, of one dtype, C a multiple of BLOCK_C; factor [M] fp32 =
+    log2(e) / (norm * tau) of the tokens and inverse [K] fp32 = 1 / norm of the entities, so that x s^T * factor *
+    inverse are logits in base 2; seed, one int64 number (only if HAS_NOISE), and period: a token's row in the noise is
+    its index modulo that.
 
 The noise is never a logarithm twice: with u uniform and E = -log u, exp(logit + Gumbel) = exp(logit) / E, and the best
 logit with noise is the largest such weight. Grids are flat: tiles of BLOCK_M tokens lie side by side within a part of
@@ -75,24 +75,20 @@ def _reciprocal_exponential(row_bits, column):
 @triton.jit
 def _dot(
     x, s, m, n, num_tokens, num_entities, width,
-    EVEN: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Tile [BLOCK_M, BLOCK_N] of x s^T, x [num_tokens, width], s [num_entities, width] in x's dtype; fp32.
+    """Tile [BLOCK_M, BLOCK_N] of x s^T, x [num_tokens, width], s [num_entities, width]; fp32.
 
-    Rows beyond the last repeat it, which costs no mask. EVEN: width is a multiple of BLOCK_C.
+    Rows beyond the last repeat it, which costs no mask. width is a multiple of BLOCK_C.
     """
     tile = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     row = x + tl.minimum(m, num_tokens - 1)[:, None].to(tl.int64) * width
     column = s + tl.minimum(n, num_entities - 1)[None, :].to(tl.int64) * width
     for c0 in range(0, width, BLOCK_C):
         c = c0 + tl.arange(0, BLOCK_C)
-        if EVEN:
-            left = tl.load(row + c[None, :])
-            right = tl.load(column + c[:, None])
-        else:
-            left = tl.load(row + c[None, :], mask=c[None, :] < width, other=0.0)
-            right = tl.load(column + c[:, None], mask=c[:, None] < width, other=0.0)
-        tile = tl.dot(left, right.to(left.dtype), tile, input_precision="ieee")
+        left = tl.load(row + c[None, :])
+        right = tl.load(column + c[:, None])
+        tile = tl.dot(left, right, tile, input_precision="ieee")
     return tile
 
 
@@ -104,7 +100,7 @@ def align_fwd_kernel(
     best_out, index, lse_out,
     # extents, and the bound of the logits
     num_tokens, num_entities, width, period, per_split, bound,
-    HAS_NOISE: tl.constexpr, BOUNDED: tl.constexpr, EVEN: tl.constexpr,
+    HAS_NOISE: tl.constexpr, BOUNDED: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """Find each token's best entity and the sum of its softmax, in every part of the corpus.
@@ -130,7 +126,7 @@ def align_fwd_kernel(
         n = n0 + tl.arange(0, BLOCK_N)
         column = tl.load(inverse + n, mask=n < num_entities, other=0.0)
         ceiling = tl.where(n < num_entities, -bound if BOUNDED else 0.0, float("-inf"))
-        dot = _dot(tokens, entities, m, n, num_tokens, num_entities, width, EVEN, BLOCK_M, BLOCK_N, BLOCK_C)
+        dot = _dot(tokens, entities, m, n, num_tokens, num_entities, width, BLOCK_M, BLOCK_N, BLOCK_C)
         score = dot * column[None, :] * scale[:, None] + ceiling[None, :]
         if BOUNDED:
             weight = tl.exp2(score)
@@ -171,15 +167,15 @@ def align_bwd_kernel(
     weights, sums,
     # extents
     num_tokens, num_entities, width, period, first, chunk,
-    HAS_NOISE: tl.constexpr, EVEN: tl.constexpr,
+    HAS_NOISE: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """Compute softmax's weights w of `chunk` entities, those from `first` on, and w times their gradient g.
 
     Reads lse [M] fp32, the log of the sum of exponentials in base 2; grad_out [M, C] in the tokens' dtype, the gradient
     of the aligned tokens, so that g = grad_out s^T; pivot [M] fp32, which is subtracted from g.
-    Writes weights [2, M, chunk] in its own dtype, w * (g - pivot) and w, both times inverse; sums
-    [2, cdiv(chunk, BLOCK_N), M] fp32, each tile's sum of w * (g - pivot) and of w.
+    Writes weights [2, M, chunk] in its own dtype, w * (g - pivot) and w; sums [2, cdiv(chunk, BLOCK_N), M] fp32, each
+    tile's sum of both.
     Grid: cdiv(M, BLOCK_M) * cdiv(chunk, BLOCK_N). A program owns one tile.
     """
     tiles = tl.cdiv(chunk, BLOCK_N)
@@ -192,17 +188,17 @@ def align_bwd_kernel(
     middle = tl.load(pivot + m, mask=m < num_tokens, other=0.0)
     length = tl.load(inverse + n, mask=n < num_entities, other=0.0)
     ceiling = tl.where(n < num_entities, 0.0, float("-inf"))
-    dot = _dot(tokens, entities, m, n, num_tokens, num_entities, width, EVEN, BLOCK_M, BLOCK_N, BLOCK_C)
+    dot = _dot(tokens, entities, m, n, num_tokens, num_entities, width, BLOCK_M, BLOCK_N, BLOCK_C)
     weight = tl.exp2(dot * length[None, :] * scale[:, None] + (ceiling[None, :] - shift[:, None]))
     if HAS_NOISE:
         weight *= _reciprocal_exponential(_rows(seed, m % period), n)
-    grad = _dot(grad_out, entities, m, n, num_tokens, num_entities, width, EVEN, BLOCK_M, BLOCK_N, BLOCK_C)
+    grad = _dot(grad_out, entities, m, n, num_tokens, num_entities, width, BLOCK_M, BLOCK_N, BLOCK_C)
     grad = weight * (grad - middle[:, None])
     at = m[:, None].to(tl.int64) * chunk + column[None, :]
     inside = (m[:, None] < num_tokens) & (column[None, :] < chunk)
     plane = num_tokens.to(tl.int64) * chunk
-    tl.store(weights + at, (grad * length[None, :]).to(weights.dtype.element_ty), mask=inside)
-    tl.store(weights + plane + at, (weight * length[None, :]).to(weights.dtype.element_ty), mask=inside)
+    tl.store(weights + at, grad.to(weights.dtype.element_ty), mask=inside)
+    tl.store(weights + plane + at, weight.to(weights.dtype.element_ty), mask=inside)
     part = sums + tile.to(tl.int64) * num_tokens + m
     tl.store(part, tl.sum(grad, 1), mask=m < num_tokens)
     tl.store(part + tiles.to(tl.int64) * num_tokens, tl.sum(weight, 1), mask=m < num_tokens)
@@ -231,13 +227,12 @@ class Inputs(NamedTuple):
     def options(self, kernel: str, arch: Arch | None) -> dict[str, Any]:
         """Constexpr parameters and compile options of a kernel of configs.TABLE."""
         tokens = self.tokens
-        return _options(kernel, self.seed is not None, arch or arch_of(tokens.device), tokens.dtype, tokens.shape[1])
+        return _options(kernel, self.seed is not None, arch or arch_of(tokens.device), tokens.dtype)
 
 
 @cache
-def _options(kernel: str, noise: bool, arch: Arch, dtype: torch.dtype, width: int) -> dict[str, Any]:
-    config = config_of(f"{kernel}_noisy" if noise else kernel, arch, dtype)
-    return {"HAS_NOISE": noise, "EVEN": width % config["BLOCK_C"] == 0, **config}
+def _options(kernel: str, noise: bool, arch: Arch, dtype: torch.dtype) -> dict[str, Any]:
+    return {"HAS_NOISE": noise, **config_of(f"{kernel}_noisy" if noise else kernel, arch, dtype)}
 
 
 class Saved(NamedTuple):

@@ -166,6 +166,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: _Pair) -> None:
     ctx.save_for_backward(*output, *tensors, cos, sin)
     ctx.scale, ctx.interleaved = scale, interleaved
     ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)  # zeros for lse2, which nobody reads
 
 
 def _saved(ctx: Any) -> tuple[Any, ...]:
@@ -174,13 +175,17 @@ def _saved(ctx: Any) -> tuple[Any, ...]:
     return *tensors, ctx.scale, cos, sin, ctx.interleaved
 
 
-def _backward(ctx: Any, grad_out: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, grad_out: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    if grad_out is None:
+        return 8 * (None,)
     needs = ctx.needs_input_grad[:3]
     grads = _attention_backward(grad_out, *_saved(ctx), any(needs[1:]))
     return (*(grad if needed else None for grad, needed in zip(grads, needs, strict=True)), *5 * (None,))
 
 
-def _backward_packed(ctx: Any, grad_out: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
+def _backward_packed(ctx: Any, grad_out: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    if grad_out is None:
+        return 6 * (None,)
     return _packed_backward(grad_out, *_saved(ctx)), *5 * (None,)
 
 

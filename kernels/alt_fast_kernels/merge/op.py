@@ -29,9 +29,9 @@ def _empty(
     out = x.new_empty(batch, num_slots, channels, dtype=dtype)
     new_size = size.new_empty(batch, num_slots)
     if weight is None:
-        return out, new_size, size.new_empty(0), size.new_empty(0)
+        return out, new_size, size.new_empty(0), x.new_empty(0, dtype=torch.float32)
     normed = torch.empty_like(out, dtype=normed_dtype or dtype)
-    return out, new_size, normed, size.new_empty(batch, num_slots, 2)
+    return out, new_size, normed, x.new_empty(batch, num_slots, 2, dtype=torch.float32)
 
 
 @operator(
@@ -61,12 +61,14 @@ def merge_op(
     outputs = _empty(x, residual, size, order, start, num_slots, weight, bias, eps, normed_dtype)
     norm = None if weight is None or bias is None else kernels.Norm(weight.contiguous(), bias.contiguous(), eps)
     inputs = kernels.Inputs(x, residual, _segments(size, order, start), norm)
-    kernels.merge_fwd_launch(inputs, kernels.Outputs(*outputs)).run()
-    return outputs
+    out, new_size, normed, moments = outputs
+    merged_size = new_size.float()  # itself, unless sizes are fp64, which no kernel takes
+    kernels.merge_fwd_launch(inputs, kernels.Outputs(out, merged_size, normed, moments)).run()
+    return out, merged_size.to(new_size.dtype), normed, moments
 
 
 def _segments(size: Tensor, order: Tensor, start: Tensor) -> "Segments":
-    segments: Segments = kernels_of("merge").Segments(size.contiguous(), order.contiguous(), start.contiguous())
+    segments: Segments = kernels_of("merge").Segments(size.float().contiguous(), order.contiguous(), start.contiguous())
     return segments
 
 
@@ -86,7 +88,7 @@ def _empty_grads(
 ) -> tuple[Tensor, Tensor]:
     channels = out.shape[2]
     grad_x = out.new_empty(*order.shape, channels) if needs_x else out.new_empty(0)
-    return grad_x, size.new_empty(groups, 2, channels) if needs_norm else size.new_empty(0)
+    return grad_x, moments.new_empty(groups, 2, channels) if needs_norm else moments.new_empty(0)
 
 
 @operator(
@@ -117,32 +119,35 @@ def merge_backward_op(
     if weight is not None and grad_normed is not None:
         norm = kernels.NormBackward(grad_normed.contiguous(), weight.contiguous(), moments)
     grad_x = out.new_empty(*order.shape, out.shape[2]) if needs_x else None
-    partial = size.new_empty(groups, kernels.backward_programs(out, groups), 2, out.shape[2]) if needs_norm else None
+    partial = None
+    if needs_norm:
+        partial = moments.new_empty(groups, kernels.backward_programs(out, groups), 2, out.shape[2])
     kernels.merge_bwd_launch(
         None if grad_out is None else grad_out.contiguous(),
         out,
-        new_size,
+        new_size.float(),
         _segments(size, order, start),
         norm,
         kernels.Gradients(grad_x, partial),
     ).run()
     return (
         out.new_empty(0) if grad_x is None else grad_x,
-        size.new_empty(0) if partial is None else partial.sum(1),
+        moments.new_empty(0) if partial is None else partial.sum(1),
     )
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     x, residual, size, order, start, _, weight, bias, *_ = inputs
     out, new_size, _, moments = output
-    ctx.save_for_backward(out, new_size, size, order, start, moments, weight)
+    read = None if weight is None else out  # by the norm's backward
+    ctx.save_for_backward(read, new_size, size, order, start, moments, weight)
     ctx.dtypes = [None if tensor is None else tensor.dtype for tensor in (x, residual, weight, bias)]
     ctx.mark_non_differentiable(new_size, moments)
     ctx.set_materialize_grads(False)
 
 
 def _backward(ctx: Any, grad_out: Tensor | None, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-    *saved, weight = ctx.saved_tensors
+    out, *saved, weight = ctx.saved_tensors
     grad_normed = grads[1] if weight is not None else None
     needs_x, needs_residual = ctx.needs_input_grad[:2]
     needs_weight, needs_bias = (needs and grad_normed is not None for needs in ctx.needs_input_grad[6:8])
@@ -150,7 +155,8 @@ def _backward(ctx: Any, grad_out: Tensor | None, *grads: Tensor | None) -> tuple
     to_x = (needs_x or needs_residual) and not (grad_out is None and grad_normed is None)
     to_norm = needs_weight or needs_bias
     if to_x or to_norm:
-        shared, of_norm = _merge_backward(grad_out, grad_normed, *saved, weight, to_x, to_norm, 1)
+        like = grad_out if out is None else out
+        shared, of_norm = _merge_backward(grad_out, grad_normed, like, *saved, weight, to_x, to_norm, 1)
         x_dtype, residual_dtype, weight_dtype, bias_dtype = ctx.dtypes
         if to_x:
             grad_x = shared.to(x_dtype) if needs_x else None
