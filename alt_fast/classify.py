@@ -50,7 +50,9 @@ def make_parser() -> argparse.ArgumentParser:
     cli.add_corpus(parser)
     cli.add_r(parser)
     cli.add_rotary(parser)
-    parser.add_argument("--top-k", type=int, metavar="K", help="labels of a video (default: 5, all with --json)")
+    parser.add_argument(
+        "--top-k", type=int, metavar="K", help="labels of a video (default: 5; with --json and in .jsonl all)"
+    )
     cli.add_head(parser)
     cli.add_clip(parser)
     cli.add_batch_size(parser)

@@ -398,7 +398,7 @@ def load_tested(arguments: argparse.Namespace) -> "Iterator[tuple[TrainedModel, 
 
     loading = Loading(arguments.loader, arguments.workers, arguments.timeout)
     head = vars(arguments).get("head", "alt")  # of commands that score
-    if not vars(arguments).get("probe_alignment"):  # which asks the aligned head, whoever scores
+    if not (vars(arguments).get("probe_alignment") or vars(arguments).get("explain")):  # which align, whoever scores
         check_corpus_used(arguments, head)
     testing = EvalConfig(arguments.batch_size, arguments.crops, arguments.clips, loading, head)
     trained = load_model(arguments)

@@ -3,7 +3,6 @@
 import csv
 import errno
 import fcntl
-import filecmp
 import hashlib
 import json
 import os
@@ -79,14 +78,21 @@ def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) 
     write_atomically(path, write)
 
 
-def check_not_others(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Raise FileError for a file in the place of a table that is to be written, unless it is that table."""
-    if path.exists():
-        with tempfile.TemporaryDirectory() as folder:
-            write_csv(Path(folder) / path.name, header, rows)
-            same = filecmp.cmp(path, Path(folder) / path.name, shallow=False)
-        if not same:
-            raise FileError(f"{path} is there already, and another: remove it, or choose another folder")
+def check_not_others(tables: Mapping[Path, Iterable[Sequence[Any]]], header: Sequence[str]) -> None:
+    """Raise FileError for files in the place of tables that are to be written, unless they are just those.
+
+    tables: rows by path.
+    """
+    others = []
+    for path, rows in tables.items():
+        if path.exists():
+            with tempfile.TemporaryDirectory() as folder:
+                write_csv(Path(folder) / "table.csv", header, rows)
+                table = (Path(folder) / "table.csv").read_bytes()
+            if _parsed(path, lambda text: text).encode() != table:
+                others.append(str(path))
+    if others:
+        raise FileError(f"there is another {' and another '.join(others)}: remove it, or choose another folder")
 
 
 def read_json(path: Path, *keys: str) -> dict[str, Any]:

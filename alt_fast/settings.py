@@ -26,24 +26,23 @@ def make_settings_parser(
             given = [with_underscores(argument) for argument in (sys.argv[1:] if args is None else args)]
             try:
                 found = super().parse_args(rewrite(given), *rest, **named)
-                self.fill_sections(found, self.get_defaults())
+                self.check_sections(found, self.get_defaults())
                 return self.instantiate(found)
             except AltFastError:
                 raise
             except ValueError as e:  # of jsonargparse's: nothing else has run yet
                 self.error(" ".join(str(e).split()))
 
-        def fill_sections(self, found: jsonargparse.Namespace, defaults: jsonargparse.Namespace, of: str = "") -> None:
-            """Give sections of a file that hold nothing, as `optim:`, their defaults; refuse other values."""
+        def check_sections(self, found: jsonargparse.Namespace, defaults: jsonargparse.Namespace, of: str = "") -> None:
+            """Refuse what stands in a file in the place of a section's settings, as nothing does in `optim:`."""
             for name, default in vars(defaults).items():
-                if not isinstance(default, jsonargparse.Namespace):
+                if not isinstance(default, jsonargparse.Namespace) or name not in found:
                     continue
-                if found[name] is None:
-                    found[name] = default
-                elif isinstance(found[name], jsonargparse.Namespace):
-                    self.fill_sections(found[name], default, f"{of}{name}.")
+                if isinstance(found[name], jsonargparse.Namespace):
+                    self.check_sections(found[name], default, f"{of}{name}.")
                 else:
-                    self.error(f"{of}{name} must hold settings, got {found[name]!r}")
+                    given = "nothing: leave it out" if found[name] is None else repr(found[name])
+                    self.error(f"{of}{name} must hold settings, got {given}")
 
         def format_help(self, *rest: Any) -> str:
             return re.sub(r"--[\w.]+", lambda name: name[0].replace("_", "-"), super().format_help(*rest))

@@ -137,7 +137,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--runs", type=Path, default=Path("runs/rotary_rules"), metavar="DIR", help="videos and models")
     parser.add_argument("--trained", action="store_true", help="also train merged by each rule at each r")
     given = parser.parse_args(own.split("\0") if own else [])
-    experiment = Experiment(given.out, given.runs, options.split("\0") if options else [])
+    experiment = Experiment(given.out, given.runs.absolute(), options.split("\0") if options else [])
     kinds = (MERGED, TRAINED) if given.trained else (MERGED,)
     try:
         for kind in kinds:

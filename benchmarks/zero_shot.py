@@ -96,7 +96,7 @@ class Experiment:
 
     def test(self, seed: int, ways: Sequence[str]) -> Iterator[Row]:
         """Test the models of a seed in each of these ways."""
-        if seed and ways:
+        if ways:
             self.train(0, PLAIN)  # the CLIP of all
         for way in map(WAYS.__getitem__, ways):
             folder = self.train(seed, way.training)
@@ -168,7 +168,7 @@ def make_parser() -> argparse.ArgumentParser:
 def work(given: argparse.Namespace) -> int:
     """Train and test what --out has not, and print the tables."""
     for level in given.levels:
-        experiment = Experiment(level, given.runs, given.options)
+        experiment = Experiment(level, given.runs.absolute(), given.options)
         for seed in range(given.seeds):
             mine = [row for row in read_rows(given.out) if row["options"] == given.options]
             done = {row["way"] for row in mine if (row["level"], row["seed"]) == (level, seed)}

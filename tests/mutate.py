@@ -137,8 +137,8 @@ MUTATIONS = [
     ),
     Mutation(
         "kernels/alt_fast_kernels/align/reference.py",
-        "@ half.T / length.T",
-        "@ half.T",
+        "@ s.T / length.T",
+        "@ s.T",
         f"{_ALIGN}::test_lengths_do_not_count_and_a_zero_token_follows_the_noise",
     ),
     Mutation(

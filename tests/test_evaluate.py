@@ -55,8 +55,12 @@ def test_some_classes_are_scored_as_if_there_were_no_others(trained_run: Path, t
     assert torch.equal(part.labels, expected.labels)
     assert torch.equal(part.readable, expected.readable)
     torch.testing.assert_close(part.scores, expected.scores)
+    assert part.failures == expected.failures
     assert part.top(1) == expected.top(1)
     assert part.top(5) == 0.75  # of four videos one is missing
+    everything = trained.test("test", videos[:5], names, testing, within=range(len(names)))
+    assert everything.part is not None
+    assert torch.equal(everything.part.scores, everything.scores)
     nothing = trained.test("test", videos[:5], names, testing, within=[]).part
     assert nothing is not None
     assert nothing.scores.shape == (0, 0)
@@ -136,7 +140,7 @@ def test_a_run_s_numbers_begin_where_those_of_its_class_file_do(trained_run: Pat
     assert [video.label for video in videos] == [4]
     (run / "test.csv").unlink()
     (run / "config.yaml").write_text(yaml.safe_dump({"data": data | {"classes": None}}))
-    with pytest.raises(AnnotationError, match="only a class file tells"):
+    with pytest.raises(AnnotationError, match="a class file is needed to tell"):
         run_lists(run, trained)
 
 
@@ -288,13 +292,16 @@ def test_a_tower_that_lies_between_is_not_interpolated_again(
     assert "the trained one was not kept" in capsys.readouterr().err
 
 
-def test_a_corpus_that_nothing_would_align_to_is_refused(trained_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_corpus_that_nothing_would_align_to_is_refused(
+    trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     command = ["--checkpoint", str(trained_run), "--head", "clip", "--categories", "body", "--workers", "0"]
     assert main(command) == 2
     assert "--corpus and --categories have no effect on --head clip" in capsys.readouterr().err
     assert main([*command, "--probe-alignment", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
     assert [row["alignment"]["entities"] for row in rows] == [7, 7]
+    assert main([*command, "--explain", "1", "--report", str(tmp_path / "page.html")]) == 0
 
 
 def test_a_tower_that_training_left_as_it_was_is_called_so(

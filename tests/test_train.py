@@ -580,22 +580,28 @@ def test_configuration_files(tmp_path: Path) -> None:
     assert (mine.optim.lr, mine.model.depth, mine.data.generate) == (0.25, 7, None)
 
 
-def test_a_section_of_nothing_has_its_defaults_and_one_of_something_else_is_named(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """As is left of a section whose settings somebody has commented out."""
-    path = tmp_path / "mine.yaml"
-    path.write_text("seed: 3\noptim:\ndata:\n  shapes:\n")
-    mine = parse(["--config", str(path)])
-    assert (mine.seed, mine.optim, mine.data.shapes) == (3, OptimConfig(), MotionShapesConfig())
-    for text, said in (
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("seed: 3\noptim:\n", "optim must hold settings, got nothing: leave it out"),  # commented out, say
+        ("seed: 3\ndata:\n  shapes:\n", "data.shapes must hold settings, got nothing: leave it out"),
         ("optim: 5\n", "optim must hold settings, got 5"),
-        ("data:\n  shapes: [1]\n", "data.shapes must"),
-    ):
-        path.write_text(text)
-        with pytest.raises(SystemExit):
-            parse(["--config", str(path)])
-        assert said in capsys.readouterr().err
+        ("data:\n  shapes: [1]\n", "data.shapes must hold settings, got [1]"),
+    ],
+)
+def test_what_is_no_section_of_settings_is_named(
+    text: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine.yaml").write_text(text)
+    with pytest.raises(SystemExit):
+        parse(["--config", "motion_shapes_2", "--config", str(tmp_path / "mine.yaml")])
+    assert said in capsys.readouterr().err
+
+
+def test_a_section_of_nothing_but_options_has_them(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("seed: 3\ndata:\n")
+    mine = parse(["--config", str(tmp_path / "mine.yaml"), "--data.train=x.csv"])
+    assert (mine.seed, mine.data.train, mine.data.shapes) == (3, "x.csv", MotionShapesConfig())
 
 
 def settings(cls: type, prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -135,8 +135,8 @@ def _split(arguments: Any) -> int:
         raise RunError(f"no class of {arguments.list} has videos of two sources, so none can be held out")
     make_folder(arguments.out)
     parts = {"train": train, "test": test}
-    for name, part in parts.items():
-        check_not_others(arguments.out / f"{name}.csv", LIST_COLUMNS, list_rows(part, classes))
+    tables = {arguments.out / f"{name}.csv": list_rows(part, classes) for name, part in parts.items()}
+    check_not_others(tables, LIST_COLUMNS)
     for name, part in parts.items():
         write_list(arguments.out / f"{name}.csv", part, classes)
         print(f"{len(part)} videos ({len(part) / len(videos):.1%}) in {arguments.out / f'{name}.csv'}")

@@ -137,8 +137,8 @@ def read_list(
 
     path: the list; a folder with a folder for each class; for HMDB-51 a glob of its split files. classes: a class file
     for `read_classes`, or the names; None takes the labels found, in alphabetical order, or for UCF-101 the folders.
-    Labels that are numbers begin where the ids of the class file do, and beside names that are no numbers at 0, which
-    one of them has to be.
+    Labels that are numbers begin where the ids of the class file do. Among names alone they begin at 0, and one of them
+    has to be 0.
     root: where video paths start; the list's folder by default; folders have their own.
     subset: which rows of a file that holds both, as HMDB-51's do. numbers: whether labels that are numbers are names
     where no class file names them, for who only counts. tell: takes a line that says what was passed over.
@@ -194,7 +194,7 @@ def _check_numbers(rows: Sequence[_Row], names: Sequence[str], path: Path) -> No
     """Raise AnnotationError for numbers that may count from 0 or from 1; those that are names count nothing."""
     labels = {row.label for row in rows}
     if not labels <= set(names) and all(0 < int(label) <= len(names) for label in labels):
-        raise AnnotationError(f"{path}: whether its numbers count from 0 or from 1 only a class file tells")
+        raise AnnotationError(f"{path}: its numbers may count from 0 or from 1, and a class file is needed to tell")
 
 
 def _look_up(rows: Sequence[_Row], folder: Path, lookup: Mapping[str, int]) -> list[Video]:

@@ -6,13 +6,14 @@ alt-fast train --data.train shards/train.csv --data.test shards/val.csv --data.c
 
 import io
 import json
+import re
 import tarfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from alt_fast.data.annotations import CLASS_COLUMNS, LIST_COLUMNS, Video
 from alt_fast.data.storage import StorageError, locate
-from alt_fast.data.tables import read_text
+from alt_fast.data.tables import content_lines, read_text
 from alt_fast.errors import FileError
 from alt_fast.files import check_not_others, make_folder, read_json, write_atomically, write_csv, write_text
 from alt_fast.progress import Progress
@@ -28,10 +29,12 @@ def pack(videos: Sequence[Video], classes: Sequence[str], name: str, folder: Pat
     by path.
     """
     make_folder(folder)
-    check_not_others(folder / "classes.csv", CLASS_COLUMNS, list(enumerate(classes)))
     listed = folder / f"{name}.csv"
-    if listed.exists() and f"\n{name}-" not in read_text(listed):
+    packed_before = listed.exists() and _is_of_archives(listed, name)
+    if listed.exists() and not packed_before:
         raise FileError(f"{listed} is no list of archives {name}-*.tar: choose another --out or --name")
+    if not packed_before or any(not path.name.startswith(f"{name}-") for path in folder.glob("*.tar.json")):
+        check_not_others({folder / "classes.csv": enumerate(classes)}, CLASS_COLUMNS)
     for left in folder.glob(f".{name}-*.partial*"):  # by a process that was killed
         left.unlink()
     failures: dict[str, str] = {}
@@ -48,6 +51,12 @@ def pack(videos: Sequence[Video], classes: Sequence[str], name: str, folder: Pat
     write_csv(listed, LIST_COLUMNS, rows)
     write_csv(folder / "classes.csv", CLASS_COLUMNS, enumerate(classes))
     return failures
+
+
+def _is_of_archives(path: Path, name: str) -> bool:
+    """Return whether a list names nothing but samples of archives NAME-00000.tar, ..."""
+    _, *rows = [line for _, line in content_lines(read_text(path))] or [""]
+    return all(re.match(rf"{re.escape(name)}-\d{{5,}}\.tar/", row.lstrip('"')) for row in rows)
 
 
 def _groups(videos: Sequence[Video], max_bytes: int, failures: dict[str, str]) -> Iterator[list[Numbered]]:

@@ -156,9 +156,10 @@ def use_text(found: Mapping[str, Any]) -> str:
         False: "The model does not use its queries",
         None: f"{found['videos']} videos are too few to tell whether the model uses its queries",
     }[found["used"]]
-    chance = found.get("chance", 0.0)  # older files have none
-    if found["used"] is None and found["top1"] - chance <= 2 * (chance * (1 - chance) / found["videos"]) ** 0.5:
-        says = f"The model is not above chance, {100 * chance:.1f} %: what its queries are worth cannot be told"
+    chance = found.get("chance", -1.0)  # older files have none
+    least = chance + 2 * (max(0.0, chance * (1 - chance)) / found["videos"]) ** 0.5
+    if found["used"] is None and found["top1"] <= least:
+        says = f"Top-1 is not surely above chance, {100 * chance:.1f} %: what queries are worth cannot be told"
     error = f"standard error of the difference {100 * found['shuffled_error']:.1f} points"
     return (
         f"{says}: on {found['videos']} videos top-1 is {percent['top1']}, with the queries of other videos "

@@ -36,15 +36,16 @@ def starting_tower(checkpoint: Path, named: str | None = None) -> str:
     say, and for one whose training has interpolated already.
     """
     recorded = checkpoint / CONFIG
-    config = read_yaml(recorded, "model", "pretrain", "optim") if recorded.is_file() else None
-    if config is not None and (share := config["optim"].get("interpolate", 1)) != 1:
+    config = read_yaml(recorded) if recorded.is_file() else {}
+    if (share := config.get("optim", {}).get("interpolate", 1)) != 1:
         raise RunError(
             f"{checkpoint} was trained with optim.interpolate {share:g}: its image tower lies between CLIP's and the "
             "trained one already, and the trained one was not kept"
         )
     if named:
         return named
-    if config is not None:
+    if config:
+        config = read_yaml(recorded, "model", "pretrain")
         if config["pretrain"] is not None:
             return str(checkpoint / CLIP)
         if config["model"]["pretrained"] is not None:

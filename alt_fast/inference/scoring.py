@@ -42,7 +42,7 @@ class Result:
     scores: [N, I] fp32, probabilities averaged over the views; rows of unreadable videos are zero. labels: [N].
     failures: unreadable videos; readable: [N] bool. What cannot be read counts as wrong, so that leaving out hard files
     cannot raise a score. ways: how many clips were decoded how. part: of the videos of some classes alone, scored among
-    these and labelled by their place in them, where `evaluate` was asked for it.
+    these and labelled by their place in them, where `evaluate` was asked for it; its ways are those of all.
     """
 
     scores: Tensor
@@ -109,7 +109,9 @@ def evaluate(
     model.eval()
     clips = EvalClips(videos[world.rank :: world.size], spec, testing.crops, testing.clips)
 
-    lists = [classes] if within is None else [classes, classes[list(within)]]
+    asked = list(within or ())
+    apart = asked not in ([], list(range(len(classes))))  # else the scores of all are theirs
+    lists = [classes, classes[asked]] if apart else [classes]
     width = sum(map(len, lists))
 
     def probabilities(video: Tensor) -> Tensor:
@@ -128,12 +130,15 @@ def evaluate(
     readable = torch.tensor([str(video.path) not in causes for video in videos])
     labels = torch.tensor([video.label for video in videos])
     failures = [Failure(path, cause) for path, cause in causes.items()]
-    scores, others = (mean * readable[:, None]).split([len(classes), width - len(classes)], 1)
-    result = Result(scores, labels, failures, readable, ways)
+    mean *= readable[:, None]
+    result = Result(mean[:, : len(classes)], labels, failures, readable, ways)
     if within is None:
         return result
-    rows, labels = (labels[:, None] == torch.tensor(within, dtype=labels.dtype)).nonzero().unbind(1)
-    return replace(result, part=replace(result, scores=others[rows], labels=labels, readable=readable[rows]))
+    scores = mean[:, len(classes) :] if apart else result.scores[:, asked]
+    rows, labels = (labels[:, None] == torch.tensor(asked, dtype=labels.dtype)).nonzero().unbind(1)
+    paths = {str(videos[row].path) for row in rows.tolist()}
+    failures = [failure for failure in failures if failure.path in paths]
+    return replace(result, part=Result(scores[rows], labels, failures, readable[rows], ways))
 
 
 def summarize(name: str, result: Result, num_classes: int, testing: EvalConfig) -> dict[str, Any]:

@@ -117,7 +117,7 @@ def print_blocks(predictor: Predictor) -> None:
 
 
 def print_towers(predictor: Predictor) -> None:
-    """A table of whole towers: speed-up over the un-merged one on attention of FlashAttention 3's class."""
+    """A table of whole towers: speed-up over the un-merged one (`Predictor.unmerged_block`)."""
     print("| tower | frames | r | predicted speed-up |\n|---|--:|--:|--:|")
     for tower, r in ((B16, 8), (B16, 13), (L14, 8)):
         for batch in BATCHES:

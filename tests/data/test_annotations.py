@@ -189,7 +189,7 @@ def test_among_names_numbers_begin_at_zero_if_one_of_them_does(tmp_path: Path) -
     zero = write(tmp_path / "zero.txt", "a.avi 0\nb.avi 2\n")
     assert [video.label for video in read_list(zero, ["x", "y", "z"])[0]] == [0, 2]
     for lines in ("a.avi 1\nb.avi 2\n", "a.avi 1\nb.avi 3\n"):
-        with pytest.raises(AnnotationError, match="whether its numbers count from 0 or from 1 only a class file tells"):
+        with pytest.raises(AnnotationError, match="may count from 0 or from 1, and a class file is needed to tell"):
             read_list(write(tmp_path / "one.txt", lines), ["x", "y", "z"])
     named = write(tmp_path / "named.txt", "a.avi 1\nb.avi 2\n")  # by numbers that are names
     assert [video.label for video in read_list(named, ["1", "2"])[0]] == [0, 1]

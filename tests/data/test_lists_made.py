@@ -68,7 +68,7 @@ def test_a_split_replaces_no_list_that_is_there(tmp_path: Path, capsys: pytest.C
     path = write(tmp_path / "train.csv", "path,label", *(f"{i}.mp4,{'ab'[i % 2]}" for i in range(10)))
     before = (tmp_path / "train.csv").read_text()
     assert main(["split", path, "--out", str(tmp_path)]) == 1
-    assert "train.csv is there already, and another: remove it, or choose another folder" in capsys.readouterr().err
+    assert f"there is another {tmp_path / 'train.csv'}: remove it, or choose another folder" in capsys.readouterr().err
     assert (tmp_path / "train.csv").read_text() == before
     assert not (tmp_path / "test.csv").exists()
 

@@ -104,11 +104,30 @@ def test_nobody_else_s_lists_are_replaced(
     assert "train.csv is no list of archives train-*.tar" in capsys.readouterr().err
     (tmp_path / "classes.csv").write_text("id,name\n0,b\n1,a\n")
     assert main(["shard", "train.csv", "--out", ".", "--name", "packed"]) == 1
-    assert "classes.csv is there already, and another" in capsys.readouterr().err
+    assert "there is another classes.csv: remove it, or choose another folder" in capsys.readouterr().err
     assert (tmp_path / "train.csv").read_text() == before
     assert not list(tmp_path.glob("*.tar"))
     again = ["shard", "train.csv", "--out", ".", "--name", "packed", "--classes", "classes.csv"]
     assert main(again) == main(again) == 0
+    (tmp_path / "mine.csv").write_text(f"path,label\n{shapes}/train/00000.webm,a\n")
+    (tmp_path / "mine.csv").write_text(f"path,label\nmine-clips/a.mp4,a\n{shapes}/train/00000.webm,b\n")
+    assert main(["shard", "mine.csv", "--out", "."]) == 1
+    assert "mine.csv is no list of archives mine-*.tar" in capsys.readouterr().err
+
+
+def test_lists_of_its_own_are_renewed(shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One of nothing, as a wrong --root leaves it, and one that had fewer classes."""
+    (tmp_path / "list.csv").write_text("path,label\ntrain/00000.webm,a\n")
+    command = ["shard", str(tmp_path / "list.csv"), "--out", str(tmp_path / "packed")]
+    assert main([*command, "--root", str(tmp_path)]) == 1
+    assert (tmp_path / "packed" / "list.csv").read_text() == "path,label\n"
+    assert main([*command, "--root", str(shapes)]) == 0
+    (tmp_path / "list.csv").write_text("path,label\ntrain/00000.webm,b\ntrain/00001.webm,a\n")
+    assert main([*command, "--root", str(shapes)]) == 0
+    assert (tmp_path / "packed" / "classes.csv").read_text() == "id,name\n0,a\n1,b\n"
+    (tmp_path / "list.csv").write_text("path,label\ntrain/00000.webm,c\n")
+    assert main([*command, "--root", str(shapes), "--name", "other"]) == 1  # whose classes are the other list's, too
+    assert "there is another " in capsys.readouterr().err
 
 
 def test_size_limit_starts_a_new_archive(shapes: Path, tmp_path: Path) -> None:

@@ -153,7 +153,9 @@ def test_a_model_at_chance_is_said_to_be_there() -> None:
     """However many the videos: of queries that cannot help or hurt nothing can be told."""
     found: dict[str, Any] = {"videos": 1000, "chance": 0.025, "used": None, "shuffled_error": 0.007}
     found |= {"top1": 0.026, "shuffled_top1": 0.025, "mean_query_top1": 0.025}
-    assert use_text(found).startswith("The model is not above chance, 2.5 %: what its queries are worth cannot be told")
+    assert use_text(found).startswith(
+        "Top-1 is not surely above chance, 2.5 %: what queries are worth cannot be told: "
+    )
     few = "1000 videos are too few to tell whether the model uses its queries: "
     assert use_text(found | {"top1": 0.05}).startswith(few)
     del found["chance"]  # as files of earlier versions
@@ -243,7 +245,7 @@ def test_the_command_prints_it(trained_run: Path, capsys: pytest.CaptureFixture[
     assert f"region accuracy          all {metrics['region_accuracy']['all']:.1%}, object " in out
     assert f"entities effective       {metrics['entities_effective']:.3g}\n" in out
     said = use_text(metrics)
-    assert said.startswith("The model is not above chance, 2.8 %: what its queries are worth cannot be told: on 36 ")
+    assert said.startswith("Top-1 is not surely above chance, 2.8 %: what queries are worth cannot be told: on 36 ")
     assert f"test.txt: {said}\n" in out
     assert "\n  used  " not in out
     assert f"\n{said}\n" in (trained_run / "README.md").read_text()

@@ -304,13 +304,14 @@ def test_sizes_of_fp64_stay_so() -> None:
 
 
 @pytest.mark.kernel_only
-def test_no_kernel_is_given_fp64() -> None:
+@pytest.mark.parametrize("norm", [None, random_norm(16)])
+def test_no_kernel_is_given_fp64(norm: nn.LayerNorm | None) -> None:
     """The interpreter would take it; a GPU's compiler does not."""
     x, size, plan = make_case(2, 20, 16, 5)
     leaf = x.requires_grad_()
     with recording("sm_90") as launches:
-        merged, _, normed = merge(leaf, size.double(), plan, norm=random_norm(16))
-        (merged.sum() + normed.sum()).backward()
+        merged, _, *normed = merge(leaf, size.double(), plan, norm=norm)
+        sum(x.sum() for x in (merged, *normed)).backward()
     tensors = [x for launch in launches for x in launch.args if isinstance(x, Tensor)]
     assert len(launches) == 2
     assert not any(x.dtype == torch.float64 for x in tensors)

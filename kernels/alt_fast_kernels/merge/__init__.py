@@ -36,7 +36,7 @@ def merge(
 ) -> tuple[Tensor, ...]:
     """Take the weighted mean of the tokens of every slot; optionally of x + residual, and with a norm of the result.
 
-    x: [B, N, C] floating point. size: [B, N] fp32 (fp64 with fp64 tokens), patches each token stands for; >= 0. A
+    x: [B, N, C] floating point. size: [B, N] fp32 or fp64, patches each token stands for; >= 0. A
         token of size 0, which must be finite, moves no other: where all of a slot are, the survivor stays as it is.
     residual: [B, N, C], added to x first: the attention branch of a pre-norm block.
     norm: any module over the channels, the one before the block's MLP.
