@@ -108,7 +108,7 @@ def run(arguments: argparse.Namespace) -> int:
     from alt_fast.data.annotations import read_list
     from alt_fast.distributed import join_world
     from alt_fast.inference.assess import assess
-    from alt_fast.inference.lists import run_lists
+    from alt_fast.inference.lists import run_lists, trained_classes
     from alt_fast.progress import print_aside
     from alt_fast.tome.schedule import merge_schedule
 
@@ -117,7 +117,8 @@ def run(arguments: argparse.Namespace) -> int:
         for r in arguments.also_r or ():
             merge_schedule(r, len(trained.model.encoder.schedule))
         if arguments.list:
-            classes, tell = arguments.classes or trained.classes, print_aside if world.main else _say_nothing
+            classes = arguments.classes or trained_classes(Path(arguments.checkpoint), trained)
+            tell = print_aside if world.main else _say_nothing
             lists = [(arguments.list, *read_list(arguments.list, classes, arguments.root, "test", tell=tell))]
         else:
             lists = run_lists(Path(arguments.checkpoint), trained)

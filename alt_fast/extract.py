@@ -8,6 +8,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
+from pathlib import Path
 
 from alt_fast import cli
 from alt_fast.errors import ArgumentError
@@ -38,12 +39,14 @@ def run(arguments: argparse.Namespace) -> int:
     from alt_fast.distributed import join_world
     from alt_fast.files import text_of
     from alt_fast.inference.features import open_folder, write_features
+    from alt_fast.inference.lists import trained_classes
     from alt_fast.model.hashing import hash_weights
 
     if arguments.per_file < 1:
         raise ArgumentError(f"--per-file must be >= 1, got {arguments.per_file}")
     with join_world(arguments.device) as world, cli.load_tested(arguments) as (trained, testing):
-        videos, _ = read_list(arguments.list, arguments.classes or trained.classes, arguments.root, "test")
+        classes = arguments.classes or trained_classes(Path(arguments.checkpoint), trained)
+        videos, _ = read_list(arguments.list, classes, arguments.root, "test")
         settings = {name: getattr(arguments, name) for name in SETTINGS}
         labelled = text_of([f"{video.path} {video.label}" for video in videos])
         settings |= {"videos": labelled, "weights": hash_weights(trained.model).hexdigest()}

@@ -20,7 +20,7 @@ from alt_fast.data.dataset import EvalClips
 from alt_fast.data.tables import AnnotationError
 from alt_fast.data.texts import write_texts
 from alt_fast.evaluate import main, make_parser
-from alt_fast.inference.lists import run_lists
+from alt_fast.inference.lists import run_lists, trained_classes
 from alt_fast.inference.scoring import EvalConfig, Result, evaluate, mean_over_views
 from alt_fast.inference.trained import load
 from alt_fast.inference.zero_shot import score_zero_shot
@@ -142,6 +142,10 @@ def test_a_run_s_numbers_begin_where_those_of_its_class_file_do(trained_run: Pat
     (run / "config.yaml").write_text(yaml.safe_dump({"data": data | {"classes": None}}))
     with pytest.raises(AnnotationError, match="a class file is needed to tell"):
         run_lists(run, trained)
+    (tmp_path / "classInd.txt").write_text("1 waving\n2 eating\n")  # no longer what it was
+    (run / "config.yaml").write_text(yaml.safe_dump({"data": data | {"classes": str(tmp_path / "classInd.txt")}}))
+    assert trained_classes(run, trained) == trained.classes
+    assert trained_classes(run / "model.safetensors", trained) == trained.classes
 
 
 def test_classes_trained_on_are_told_from_the_others(

@@ -37,7 +37,7 @@ def operators() -> dict[str, tuple[object, tuple]]:
     turn = (*torch.randn(2, 1, 9, 1, 16).unbind(0), True)
     turned, turned_lse2 = attention_op(q, k, v, size, 0.25, *turn)
     saved_turned = (turned.detach(), turned.detach(), turned_lse2.detach())
-    tokens, entities, seed = torch.randn(5, 8), torch.randn(7, 8), torch.tensor(3)
+    tokens, entities, seed = torch.randn(5, 64), torch.randn(7, 64), torch.tensor(3)
     aligned, index, stats = align_op(tokens, entities, 0.5, seed, 5)
     saved = (attended.detach(), attended.detach(), lse2.detach())
     return {

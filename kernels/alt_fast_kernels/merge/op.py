@@ -29,7 +29,8 @@ def _empty(
     out = x.new_empty(batch, num_slots, channels, dtype=dtype)
     new_size = size.new_empty(batch, num_slots)
     if weight is None:
-        return out, new_size, x.new_empty(0), x.new_empty(0, dtype=torch.float32)
+        nothing = x.new_empty(0, dtype=torch.float32)
+        return out, new_size, nothing, torch.empty_like(nothing)
     normed = torch.empty_like(out, dtype=normed_dtype or dtype)
     return out, new_size, normed, x.new_empty(batch, num_slots, 2, dtype=torch.float32)
 
