@@ -146,6 +146,9 @@ def test_a_run_s_numbers_begin_where_those_of_its_class_file_do(trained_run: Pat
     (run / "config.yaml").write_text(yaml.safe_dump({"data": data | {"classes": str(tmp_path / "classInd.txt")}}))
     assert trained_classes(run, trained) == trained.classes
     assert trained_classes(run / "model.safetensors", trained) == trained.classes
+    for text in ("data:\n", "data: {root: here}\n", "model: {}\n"):  # somebody's own, or of an exported folder
+        (run / "config.yaml").write_text(text)
+        assert trained_classes(run, trained) == trained.classes
 
 
 def test_classes_trained_on_are_told_from_the_others(

@@ -149,7 +149,7 @@ def read_list(
     """
     path = Path(path)
     folder = Path(root) if root is not None else path.parent
-    first, from_file = 0, isinstance(classes, str | Path)
+    first: int | None = None  # which names alone do not tell
     if isinstance(classes, str | Path):
         classes, first = _numbered_classes(Path(classes))
     if path.is_dir():
@@ -174,7 +174,7 @@ def read_list(
     if classes is None:
         classes = _names_of(rows, path)
     classes = list(classes)
-    if numbered and not from_file and not starts_at_one:
+    if numbered and first is None and not starts_at_one:
         _check_numbers(rows, classes, path)
     return _look_up(rows, folder, _label_lookup(classes, starts_at_one)), classes
 

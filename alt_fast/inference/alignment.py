@@ -156,15 +156,21 @@ def use_text(found: Mapping[str, Any]) -> str:
         False: "The model does not use its queries",
         None: f"{found['videos']} videos are too few to tell whether the model uses its queries",
     }[found["used"]]
-    chance = found.get("chance", -1.0)  # older files have none
-    least = chance + 2 * (max(0.0, chance * (1 - chance)) / found["videos"]) ** 0.5
-    if found["used"] is None and found["top1"] <= least:
-        says = f"Top-1 is not surely above chance, {100 * chance:.1f} %: what queries are worth cannot be told"
+    if found["used"] is None and _may_be_chance(found):
+        says = f"Top-1 is not surely above chance, {100 * found['chance']:.1f} %: what queries are worth cannot be told"
     error = f"standard error of the difference {100 * found['shuffled_error']:.1f} points"
     return (
         f"{says}: on {found['videos']} videos top-1 is {percent['top1']}, with the queries of other videos "
         f"{percent['shuffled_top1']} ({error}), {mean}."
     )
+
+
+def _may_be_chance(found: Mapping[str, Any]) -> bool:
+    """Return whether top-1 is within two standard errors of chance, which files of earlier versions do not hold."""
+    if "chance" not in found:
+        return False
+    chance = found["chance"]
+    return bool(found["top1"] <= chance + 2 * (chance * (1 - chance) / found["videos"]) ** 0.5)
 
 
 def others_of(count: int, rng: torch.Generator) -> Tensor:
@@ -184,9 +190,8 @@ def _align(
     def look(video: Tensor) -> Tensor:
         tokens, size, source = model.encode(video)
         pooled, entity = model.alignment(tokens, size, None)
-        choices = _choices(
-            model, tokens[:, :, : entity.shape[2]]
-        )  # of the frame token alone where regions do not align
+        aligned = tokens[:, :, : entity.shape[2]]  # the frame token alone where regions do not align
+        choices = _choices(model, aligned)
         parts = [tokens[:, :, 0], pooled, entity, size, *choices, source[:, :, 1:]]
         shapes[:] = [tuple(part.shape[1:]) for part in parts]
         return torch.cat([part.flatten(1).float() for part in parts], 1)

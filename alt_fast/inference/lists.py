@@ -33,8 +33,8 @@ def trained_classes(checkpoint: Path, trained: TrainedModel) -> str | list[str]:
     The names alone where the run had none, or it is gone or names others by now.
     """
     recorded = checkpoint / CONFIG
-    if recorded.is_file() and "data" in read_yaml(recorded):
-        path = _data_of(recorded)["classes"]
+    if recorded.is_file() and read_yaml(recorded).get("data"):
+        path = _data_of(recorded).get("classes")
         if path is not None and Path(path).is_file() and read_classes(path) == trained.classes:
             return str(path)
     return trained.classes
@@ -43,8 +43,8 @@ def trained_classes(checkpoint: Path, trained: TrainedModel) -> str | list[str]:
 def _data_of(recorded: Path) -> dict[str, Any]:
     """Return where a run's lists are, by its configuration; those of generated data too. Raises FileError."""
     data: dict[str, Any] = read_yaml(recorded, "data")["data"]
-    if data["generate"] == "motion_shapes":
-        data |= list_files(data["root"] or DEFAULT_ROOT) | {"root": None}
+    if data.get("generate") == "motion_shapes":
+        data |= list_files(data.get("root") or DEFAULT_ROOT) | {"root": None}
     return data
 
 

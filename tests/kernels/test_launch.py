@@ -112,6 +112,10 @@ def test_strides_that_the_kernels_could_not_multiply_in_32_bits_are_passed_whole
         _, numbers, _, options = attention_kernels._by_shape(*shape, 3 * ((128, token, 64),), (0, 0, 0))
         assert options["UNIT"] == unit
         assert numbers[1] == token // unit
+        _, _, tables, options = attention_kernels._by_shape(
+            *shape[:4], "halves", *shape[5:], ((0, 64, 64),), (0, token, 0)
+        )
+        assert (options["UNIT"], tables[1]) == (unit, token // unit)
 
 
 def test_a_gradient_costs_no_tensor_that_nobody_reads() -> None:

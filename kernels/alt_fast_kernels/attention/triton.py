@@ -406,8 +406,9 @@ def _by_shape(
     """Return what of a launch shapes alone decide: its grid, its numbers, those of the tables, and its options."""
     batch, num_rows, num_heads, dim = rows
     flat = [s for stride in strides for s in stride[:3]]
+    scaled = (*flat, *table_strides)
     # The kernels multiply by UNIT in 32 bits; strides beyond those are numbers of 64 bits, by 1.
-    unit = VECTOR if reduce(or_, (*flat, *table_strides), dim) % VECTOR == 0 and max(flat) < 2**31 else 1
+    unit = VECTOR if reduce(or_, scaled, dim) % VECTOR == 0 and max(scaled) < 2**31 else 1
     tall = height(batch * num_heads, num_rows, rotary is not None)
     options = _options(kernel, arch, dtype, dim, unit, has_size, rotary, tall)
     numbers = (*(s // unit for s in flat), num_heads, num_q, num_k)
