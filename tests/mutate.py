@@ -196,6 +196,18 @@ MUTATIONS = [
         f"{_MATCH}::test_equals_the_definition",
     ),
     Mutation(
+        "kernels/alt_fast_kernels/match/triton.py",
+        "tl.dot(left - upper_left, upper_right, input",
+        "tl.dot(left - left, upper_right, input",
+        f"{_MATCH}::test_cosines_are_as_exact_as_fp32",
+    ),
+    Mutation(
+        "kernels/alt_fast_kernels/match/triton.py",
+        "tl.dot(upper_left, right - upper_right, dot",
+        "tl.dot(upper_left, right - right, dot",
+        f"{_MATCH}::test_cosines_are_as_exact_as_fp32",
+    ),
+    Mutation(
         "kernels/alt_fast_kernels/merge/triton.py",
         "row * (own / total)[:, None]",
         "row * (own / before)[:, None]",
@@ -529,8 +541,8 @@ MUTATIONS = [
     ),
     Mutation(
         "alt_fast/data/find.py",
-        "list(dict.fromkeys(found))",
-        "list(found)",
+        "once.setdefault(os.path.abspath(path), path)",
+        "once.setdefault(str(path), path)",
         "tests/data/test_find.py::test_names_keep_their_order_and_every_video_comes_once",
     ),
     Mutation(

@@ -70,14 +70,14 @@ def _mnc(
     return {ANY_WIDTH: _config(num_warps, num_stages, maxnreg, BLOCK_M=block_m, BLOCK_N=block_n, BLOCK_C=block_c)}
 
 
-def _scores(precision: str) -> Config:
+def _scores(precision: str, block_c: int = 32) -> Config:
     """BLOCK_A sources by BLOCK_B destinations, BLOCK_C channels at a time."""
-    return _config(4, 1, BLOCK_A=64, BLOCK_B=64, BLOCK_C=32, PRECISION=precision)
+    return _config(4, 1, BLOCK_A=64, BLOCK_B=64, BLOCK_C=block_c, PRECISION=precision)
 
 
 def _image(precision: str, num_warps: int, **tile: int) -> Config:
-    """All sources by all destinations."""
-    return _config(num_warps, 1, PRECISION=precision, **tile)
+    """All sources by all destinations; merged tokens are put in order CHOSEN at a time."""
+    return _config(num_warps, 1, PRECISION=precision, CHOSEN=16, **tile)
 
 
 TABLE: tuple[tuple[str, str, str, ByWidth], ...] = (
@@ -87,17 +87,21 @@ TABLE: tuple[tuple[str, str, str, ByWidth], ...] = (
     ("match_metric", NVIDIA, "half", {**_rows(4, 128), **_row(4, 128)}),
     ("match_metric", NVIDIA, "fp32", {**_rows(8, 128), **_row(4, 128)}),
     ("match_metric", AMD, ANY_DTYPE, {**_rows(4), **_row(4)}),
-    # scores; the width is that of the metric. Tensor cores cut off sums, the more the longer: wide ones are exact
-    ("match_best", NVIDIA, ANY_DTYPE, {128: _scores("tf32x3"), MAX_WIDTH: _scores("ieee")}),
+    # scores; the width is that of the metric. Tensor cores cut off sums, the more the longer: wide ones are exact.
+    # Products in TF32 are split by the kernel where that is shorter: elsewhere than on sm_90 it is not, or spills
+    ("match_best", "sm_80 sm_100", ANY_DTYPE, {128: _scores("tf32x3"), MAX_WIDTH: _scores("ieee")}),
+    ("match_best", "sm_90", ANY_DTYPE, {128: _scores("split", 64), MAX_WIDTH: _scores("ieee")}),
     ("match_best", AMD, ANY_DTYPE, {MAX_WIDTH: _scores("ieee")}),
     # whole images; the width is the number of sources or of destinations, the larger
     ("match_pair", "sm_80", ANY_DTYPE, {64: _image("tf32x3", 4, BLOCK_C=16), 128: _image("tf32x3", 8, BLOCK_C=16)}),
-    ("match_pair", HOPPER, ANY_DTYPE, {64: _image("tf32x3", 4, BLOCK_C=32), 128: _image("tf32x3", 8, BLOCK_C=32)}),
+    ("match_pair", "sm_90", ANY_DTYPE, {64: _image("split", 4, BLOCK_C=64), 128: _image("split", 8, BLOCK_C=64)}),
+    ("match_pair", "sm_100", ANY_DTYPE, {64: _image("tf32x3", 4, BLOCK_C=32), 128: _image("tf32x3", 8, BLOCK_C=32)}),
     ("match_pair", AMD, ANY_DTYPE, {64: _image("ieee", 4, BLOCK_C=32), 128: _image("ieee", 8, BLOCK_C=32)}),
     ("match_pair_wide", NVIDIA, ANY_DTYPE, {64: _image("ieee", 4, BLOCK_C=32), 128: _image("ieee", 16, BLOCK_C=32)}),
     ("match_pair_wide", AMD, ANY_DTYPE, {64: _image("ieee", 4, BLOCK_C=32), 128: _image("ieee", 8, BLOCK_C=32)}),
     ("match_once", "sm_80", ANY_DTYPE, {64: _image("ieee", 8), 128: _image("ieee", 16)}),  # tf32x3 needs 128 KiB
-    ("match_once", HOPPER, ANY_DTYPE, {64: _image("tf32x3", 4), 128: _image("tf32x3", 8)}),
+    ("match_once", "sm_90", ANY_DTYPE, {64: _image("split", 4), 128: _image("split", 8)}),
+    ("match_once", "sm_100", ANY_DTYPE, {64: _image("tf32x3", 4), 128: _image("tf32x3", 8)}),
     ("match_once", AMD, ANY_DTYPE, {64: _image("ieee", 4), 128: _image("ieee", 8)}),
     # the width is how many numbers are sorted
     ("match_sort", ANY_ARCH, ANY_DTYPE, {256: _config(4, RUN=256), 1024: _config(8, RUN=1024)}),

@@ -2,8 +2,9 @@
 
 Triton's own divides, takes roots and exponentials exactly, and keeps denormal numbers. What it compiles for NVIDIA
 does not: a quotient is a product with an approximate reciprocal, exponentials and roots are the special function
-unit's, with errors up to what the PTX manual allows, and logarithms a polynomial of libdevice's. A kernel that holds in
-exact arithmetic alone may fail on a GPU: inside `device_arithmetic` the interpreter has a GPU's.
+unit's, with errors up to what the PTX manual allows, and logarithms a polynomial of libdevice's. Products in TF32 are
+of the operands' upper bits alone. A kernel that holds in exact arithmetic alone may fail on a GPU: inside
+`device_arithmetic` the interpreter has a GPU's.
 """
 
 from collections.abc import Callable, Iterator
@@ -27,7 +28,7 @@ _is_exact = True
 
 @contextmanager
 def device_arithmetic() -> Iterator[None]:
-    """Divide, exponentiate and take roots of fp32 as NVIDIA's GPUs do, denormal numbers flushed, for all threads."""
+    """Multiply in TF32, divide, exponentiate and take roots as NVIDIA's GPUs do, denormals flushed, for all threads."""
     global _is_exact
     before, _is_exact = _is_exact, False
     try:
@@ -97,13 +98,22 @@ def _mend_dot() -> None:
     A GPU does, while a BLAS sums edges of a matrix in another order, so that equal columns may give results that differ
     in the last bit. Summed in fp64 and rounded they do not.
     """
+    from triton._C.libtriton import ir
     from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
     def create_dot(self: Any, a: Any, b: Any, acc: Any, input_precision: Any, max_num_imprecise_acc: Any) -> Any:
-        product = (_widen(a).astype(np.float64) @ _widen(b).astype(np.float64)).astype(acc.data.dtype)
+        left, right = _widen(a), _widen(b)
+        if input_precision == ir.INPUT_PRECISION.TF32 and left.dtype == np.float32 and not _is_exact:
+            left, right = tf32(left), tf32(right)
+        product = (left.astype(np.float64) @ right.astype(np.float64)).astype(acc.data.dtype)
         return TensorHandle(product + acc.data, acc.dtype.scalar)
 
     InterpreterBuilder.create_dot = create_dot
+
+
+def tf32(x: Floats) -> Floats:
+    """What a tensor core reads of fp32 in TF32: the lower 13 bits are ignored (PTX ISA, section 9.7.15, wgmma)."""
+    return (np.ascontiguousarray(x).view(np.uint32) & np.uint32(0xFFFFE000)).view(np.float32)
 
 
 def _reduce_xor_in_one_step() -> None:

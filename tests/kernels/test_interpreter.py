@@ -85,3 +85,21 @@ def test_bf16_is_rounded_once_by_every_operation() -> None:
     out = torch.empty(4, 4096, dtype=torch.bfloat16)
     Launch(_bf16_kernel, 1, (x, y, out), {"LENGTH": 4096}).run()
     assert torch.equal(out, torch.stack([x * y, x + y, x - y, -x]))
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _dot_kernel(x: Any, y: Any, out: Any, PRECISION: tl.constexpr) -> None:  # noqa: N803
+    i = tl.arange(0, 16)
+    at = i[:, None] * 16 + i[None, :]
+    tl.store(out + at, tl.dot(tl.load(x + at), tl.load(y + at), input_precision=PRECISION))
+
+
+def test_tf32_is_of_the_upper_bits_alone() -> None:
+    """On a GPU, too: a bit that is ignored changes nothing, and ten bits of each operand are kept."""
+    x, y = torch.eye(16), torch.rand(16, 16) + 1
+    y = (y.view(torch.int32) & ~0x1FFF).view(torch.float32)
+    ignored = (y.view(torch.int32) | 0x1FFF).view(torch.float32)
+    for given, precision, right in ((y, "tf32", y), (ignored, "tf32", y), (ignored, "ieee", ignored)):
+        out = torch.empty(16, 16)
+        Launch(_dot_kernel, 1, (x, given, out), {"PRECISION": precision}).run()
+        assert torch.equal(out, right)

@@ -1,5 +1,6 @@
 """Bipartite soft matching against an independent loop that follows the definition token by token."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -7,10 +8,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from alt_fast_kernels import MergePlan, check_values, compose, match, max_r, merge, unmerge
-from alt_fast_kernels.configs import arch_of
+from alt_fast_kernels.configs import arch_of, configured_for
 from alt_fast_kernels.match.plan import listed_by_side
 from alt_fast_kernels.match.reference import match_reference
 from alt_fast_kernels.match.sorting import sorting_launches
@@ -99,6 +101,34 @@ def some_destinations(num_tokens: int, protected: int, number: int) -> torch.Ten
     """Of int32 or int64, drawn."""
     drawn = (torch.randperm(num_tokens - protected)[:number] + protected).sort().values
     return drawn.to((torch.int32, torch.int64)[int(torch.randint(2, (), device="cpu"))])
+
+
+@pytest.fixture(params=[None, "sm_90"])
+def arch(request: pytest.FixtureRequest, interpreted: bool) -> Iterator[None]:
+    """Kernels configured as for this GPU, or an interpreted one as for Hopper, which multiplies in another way."""
+    if request.param is None:
+        yield
+    elif interpreted:
+        with configured_for(request.param):
+            yield
+    else:
+        pytest.skip("compiled kernels are configured for the GPU at hand")
+
+
+@pytest.mark.usefixtures("arch")
+@pytest.mark.parametrize("sources", [9, 60, 140])  # one launch, two, and by sorting
+def test_cosines_are_as_exact_as_fp32(sources: int) -> None:
+    """Each source has two destinations of its own, the further one by less than TF32 tells: it joins the nearer one."""
+    batch, dim = 2, 72 if sources == 60 else 64  # more than one launch takes
+    source, *aside = F.normalize(torch.randn(3, batch, sources, dim, dtype=torch.float64), dim=-1)
+    aside = [F.normalize(x - (x * source).sum(-1, keepdim=True) * source, dim=-1) for x in aside]
+    nearer = torch.randint(2, (batch, sources))
+    angle = [0.5 + 1e-5 * (nearer != place)[..., None] for place in (0, 1)]
+    places = [a.cos() * source + a.sin() * x for a, x in zip(angle, aside, strict=True)]
+    key = torch.stack([source, *places], 2).flatten(1, 2).float()
+    destinations = torch.tensor([t for t in range(3 * sources) if t % 3])
+    plan = match(key, sources, 0, destinations)
+    assert torch.equal(plan.slot[:, ::3].long(), 2 * torch.arange(sources) + nearer)
 
 
 @pytest.mark.parametrize("dtype", HALVES)
@@ -268,21 +298,22 @@ def test_a_key_that_is_not_finite_is_an_error_where_values_may_be_read(bad: floa
 
 
 @pytest.mark.kernel_only
+@pytest.mark.usefixtures("arch")
 @pytest.mark.parametrize("protected", [0, 1])
-def test_nan_never_chooses_where_values_cannot_be_read(protected: int) -> None:
+@pytest.mark.parametrize("bits", [0x7FC00000, 0x7FFFFFFF, -1, 0x7F800001, 0x7F800000])  # the last one is infinity
+@pytest.mark.parametrize(("num_tokens", "dim"), [(12, 6), (12, 72), (261, 6)])  # one launch, two, and by sorting
+def test_nan_never_chooses_where_values_cannot_be_read(num_tokens: int, dim: int, bits: int, protected: int) -> None:
     """As on a GPU stream: the bad token merges last, lowest index first, and the plan stays valid."""
-    key = torch.randn(1, 12, 1, 6)
+    key = torch.randn(1, num_tokens, 1, dim)
     bad = 4
-    key[0, bad] = float("nan")
+    key[0, bad] = torch.tensor(bits, dtype=torch.int32).view(torch.float32)
     from alt_fast_kernels.match.op import match_op
 
     slot, _, _ = match_op(key, 3, protected)
-    others = torch.cat([key[:, :bad], torch.zeros(1, 1, 1, 6), key[:, bad + 1 :]], 1)
-    others[0, bad, 0, 0] = -1e-30  # any direction: must not merge either way below
     assert (slot == slot[:, bad : bad + 1]).sum() == 1  # it merged with nothing, nothing merged into it
-    hopeless = torch.full((1, 12, 1, 6), float("nan"))
+    hopeless = torch.full_like(key, float("nan"))
     slot, _, _ = match_op(hopeless, 3, protected)
-    assert slot.tolist() == match_by_loops(torch.ones(1, 12, 6), 3, protected)  # all equal: the lower index
+    assert slot.tolist() == match_by_loops(torch.ones(1, num_tokens, 6), 3, protected)  # all equal: the lower index
 
 
 def test_r_0_is_the_identity() -> None:

@@ -1,6 +1,6 @@
 """Bipartite soft matching. Contract: `alt_fast_kernels.match`.
 
-Three ways, by length and number of images, that differ in nothing but time:
+Three ways, by length and number of images, that differ in nothing but time and the last bits of scores:
 
 - a few short images: one launch, a program per image (`match_once_kernel`).
 - short images: the first launch reads the keys, all tokens at a time: mean over heads, normalised. The second, a
@@ -88,24 +88,49 @@ def match_metric_kernel(
 @triton.jit
 def _scores(
     metric, source, is_source, destination, is_destination,
-    WIDTH: tl.constexpr, BLOCK_C: tl.constexpr, PRECISION: tl.constexpr,
+    WIDTH: tl.constexpr, BLOCK_C: tl.constexpr, PRECISION: tl.constexpr, OTHER: tl.constexpr = 0.0,
 ):  # fmt: skip
-    """Cosines of sources with destinations, rows of an image's metric [N, WIDTH]; BLOCK_C channels at a time."""
+    """Cosines of sources with destinations, rows of an image's metric [N, WIDTH]; BLOCK_C channels at a time.
+
+    OTHER: what places behind the last destination score, 0 or NaN, which spares who asks for it a mask.
+    """
     scores = tl.zeros([source.shape[0], destination.shape[0]], tl.float32)
     for c0 in range(0, WIDTH, BLOCK_C):
         c = c0 + tl.arange(0, BLOCK_C)
         left = tl.load(metric + source[:, None] * WIDTH + c[None, :], mask=is_source[:, None], other=0.0)
-        right = tl.load(metric + destination[None, :] * WIDTH + c[:, None], mask=is_destination[None, :], other=0.0)
-        scores = tl.dot(left, right, scores, input_precision=PRECISION)
+        right = tl.load(metric + destination[None, :] * WIDTH + c[:, None], mask=is_destination[None, :], other=OTHER)
+        scores = _dot(left, right, PRECISION, scores)
     return scores
 
 
 @triton.jit
+def _tf32(x):
+    """fp32 rounded to the ten bits that tensor cores keep of it. Not a number may become one: x - _tf32(x) does not."""
+    return ((x.to(tl.int32, bitcast=True) + 0x1000) & ~0x1FFF).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _dot(left, right, PRECISION: tl.constexpr, sums=None):
+    """left [A, C] @ right [C, B], and sums [A, B] where there are some, fp32. No operand is infinite.
+
+    PRECISION "split": three products in TF32, of the operands' upper halves and of what these leave, as far as that
+    matters: Triton's "tf32x3" without what it does for infinities.
+    """
+    if PRECISION != "split":
+        return tl.dot(left, right, sums, input_precision=PRECISION)
+    upper_left, upper_right = _tf32(left), _tf32(right)
+    dot = tl.dot(left - upper_left, upper_right, input_precision="tf32")
+    dot = tl.dot(upper_left, right - upper_right, dot, input_precision="tf32")
+    dot = tl.dot(upper_left, upper_right, dot, input_precision="tf32")
+    return dot if sums is None else sums + dot  # which rounds, where tensor cores cut off
+
+
+@triton.jit
 def _first_best(score, index):
-    """The maximum of every row, and the lowest index where it is. -inf, when nothing is comparable, becomes -2."""
-    best = tl.max(score, 1)
+    """The maximum of every row, at least -2, and the lowest index where it is. Not a number counts as -2."""
+    best = tl.max(score, 1)  # not a number only where all are
     first = tl.min(tl.where(score == best[:, None], index, 0x7FFFFFFF), 1)
-    return tl.maximum(best, -2.0), first
+    return tl.where(best > -2.0, best, -2.0), tl.where(first == 0x7FFFFFFF, 0, first)
 
 
 @triton.jit(do_not_specialize=["num_tokens", "protected", "num_listed", "splits", "split_size"])
@@ -152,30 +177,43 @@ def match_best_kernel(
 @triton.jit
 def _write_plan(
     scores, listed, slot, order, start, num_tokens, r, protected, num_listed,
-    BLOCK: tl.constexpr, LISTED: tl.constexpr,
+    BLOCK: tl.constexpr, CHOSEN: tl.constexpr, LISTED: tl.constexpr,
 ):  # fmt: skip
-    """Choose partners by scores [BLOCK, BLOCK] of all sources and destinations, rank by counting, write the plan."""
+    """Choose partners by scores [BLOCK, BLOCK] of all sources and destinations, rank by counting, write the plan.
+
+    What is no destination scores NaN. The merged ones are put in order by rank, CHOSEN at a time.
+    """
     first_source, first_destination, num_sources, num_destinations = sides_of(num_tokens, protected, num_listed, LISTED)
     num_slots = num_tokens - r
     first_destination_slot = num_slots - num_destinations
+    tl.static_assert(BLOCK % CHOSEN == 0)  # so that a rank of no token is never asked for
     i = tl.arange(0, BLOCK)
-    comparable = (i[None, :] < num_destinations) & (scores == scores)
-    best, partner = _first_best(tl.where(comparable, scores, float("-inf")), i[None, :])
+    best, partner = _first_best(scores, i[None, :])
 
     is_source = i < num_sources
-    number = tl.where(is_source, falling(best, i), 0x7FFFFFFFFFFFFFFF)
+    number = falling(tl.where(is_source, best, -3.0), i)
     rank = tl.sum((number[None, :] < number[:, None]).to(tl.int32), 1)
-    merged = is_source & (rank < r)
+    merged = rank < r
     by_partner = tl.where(merged, partner * BLOCK + i, 0x7FFFFFFF)
-    merged_before = tl.sum((by_partner[None, :] < by_partner[:, None]).to(tl.int32), 1)
-    joining_before = tl.sum((by_partner[None, :] < (i * BLOCK)[:, None]).to(tl.int32), 1)
-    survivors_before = tl.cumsum((is_source & (rank >= r)).to(tl.int32), 0) - 1
+    joining_before = tl.zeros([BLOCK], tl.int32)
+    survivors_before = i
+    for k0 in range(0, r, CHOSEN):
+        k = k0 + tl.arange(0, CHOSEN)
+        chosen = tl.sum(tl.where(rank[None, :] == k[:, None], by_partner[None, :], 0), 1)
+        merged_before = tl.sum((by_partner[None, :] < chosen[:, None]).to(tl.int32), 1)
+        source = token_of(listed, first_source, chosen % BLOCK, k < r, LISTED)
+        tl.store(order + num_slots + merged_before, source, mask=k < r)
+        joining = (chosen[:, None] < (i * BLOCK)[None, :]).to(tl.int32)
+        before = ((chosen % BLOCK)[:, None] < i[None, :]).to(tl.int32)
+        counts = tl.sum(256 * joining + before, 0)  # both in one: neither is more than CHOSEN
+        joining_before += counts // 256
+        survivors_before -= counts % 256
     own = tl.where(protected == 0, rank - r, protected + survivors_before)  # without protected tokens by falling score
 
     at_slot = token_of(listed, first_source, i, is_source, LISTED, slot)
     tl.store(at_slot, tl.where(merged, first_destination_slot + partner, own), mask=is_source)
     source = token_of(listed, first_source, i, is_source, LISTED)
-    tl.store(order + tl.where(merged, num_slots + merged_before, own), source, mask=is_source)
+    tl.store(order + own, source, mask=is_source & ~merged)
     is_destination = i < num_destinations
     at_slot = token_of(listed, first_destination, i, is_destination, LISTED, slot)
     tl.store(at_slot, first_destination_slot + i, mask=is_destination)
@@ -198,7 +236,7 @@ def match_pair_kernel(
     slot, order, start,
     # extents
     num_tokens, r, protected, num_listed,
-    WIDTH: tl.constexpr, BLOCK: tl.constexpr, BLOCK_C: tl.constexpr, PRECISION: tl.constexpr,
+    WIDTH: tl.constexpr, BLOCK: tl.constexpr, BLOCK_C: tl.constexpr, CHOSEN: tl.constexpr, PRECISION: tl.constexpr,
     LISTED: tl.constexpr = False,
 ):  # fmt: skip
     """Find the partners of short images, and write the plan that merges the r best.
@@ -213,11 +251,12 @@ def match_pair_kernel(
     is_source, is_destination = i < num_sources, i < num_destinations
     source = token_of(listed, first_source, i, is_source, LISTED)
     destination = token_of(listed, first_destination, i, is_destination, LISTED)
-    scores = _scores(metric, source, is_source, destination, is_destination, WIDTH, BLOCK_C, PRECISION)
+    scores = _scores(metric, source, is_source, destination, is_destination, WIDTH, BLOCK_C, PRECISION, float("nan"))
     at, start_at = image * num_tokens, image * (num_tokens - r + 1)
     _write_plan(
-        scores, listed, slot + at, order + at, start + start_at, num_tokens, r, protected, num_listed, BLOCK, LISTED
-    )
+        scores, listed, slot + at, order + at, start + start_at, num_tokens, r, protected, num_listed, BLOCK, CHOSEN,
+        LISTED,
+    )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["stride_b", "stride_n", "stride_h", "num_tokens", "dim", "r", "protected", "num_listed"])
@@ -229,8 +268,8 @@ def match_once_kernel(
     # strides of key, and extents
     stride_b, stride_n, stride_h, stride_d,
     num_tokens, dim, r, protected, num_listed,
-    UNIT: tl.constexpr, NUM_HEADS: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
-    LISTED: tl.constexpr = False,
+    UNIT: tl.constexpr, NUM_HEADS: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, CHOSEN: tl.constexpr,
+    PRECISION: tl.constexpr, LISTED: tl.constexpr = False,
 ):  # fmt: skip
     """Match short images, few of them: `match_metric_kernel` and `match_pair_kernel` in one launch.
 
@@ -246,11 +285,13 @@ def match_once_kernel(
     at_destination = (image * stride_b + destination.to(tl.int64) * stride_n) * UNIT
     left = _unit_rows(key, at_source, is_source, stride_h, stride_d, dim, UNIT, NUM_HEADS, BLOCK_D)
     right = _unit_rows(key, at_destination, is_destination, stride_h, stride_d, dim, UNIT, NUM_HEADS, BLOCK_D)
-    scores = tl.dot(left, tl.trans(right), input_precision=PRECISION)
+    right = tl.where(is_destination[:, None], right, float("nan"))
+    scores = _dot(left, tl.trans(right), PRECISION)
     at, start_at = image * num_tokens, image * (num_tokens - r + 1)
     _write_plan(
-        scores, listed, slot + at, order + at, start + start_at, num_tokens, r, protected, num_listed, BLOCK, LISTED
-    )
+        scores, listed, slot + at, order + at, start + start_at, num_tokens, r, protected, num_listed, BLOCK, CHOSEN,
+        LISTED,
+    )  # fmt: skip
 
 
 class Part(NamedTuple):
@@ -318,7 +359,7 @@ def _parts(
     first = Part(match_metric_kernel, cdiv(batch * num_tokens, config["ROWS"]), metric_numbers, options)
     if tile <= SHORT:
         config = config_of("match_pair" if width <= 128 else "match_pair_wide", arch, dtype, tile)
-        options = {**config, "BLOCK": tile, "WIDTH": width, **either}
+        options = {**config, "BLOCK": tile, "BLOCK_C": _channels(config["BLOCK_C"], width), "WIDTH": width, **either}
         return first, Part(match_pair_kernel, batch, (num_tokens, r, protected, num_listed), options), None
 
     config = config_of("match_best", arch, dtype, width)
@@ -326,8 +367,14 @@ def _parts(
     split = cdiv(tiles_b, min(tiles_b, cdiv(PROGRAMS, max(tiles_a, 1))))  # tiles of destinations in each
     splits = cdiv(tiles_b, split)
     best_numbers = (num_tokens, protected, num_listed, splits, split * config["BLOCK_B"])
-    best = Part(match_best_kernel, tiles_a * splits, best_numbers, {**config, "WIDTH": width, **either})
+    options = {**config, "BLOCK_C": _channels(config["BLOCK_C"], width), "WIDTH": width, **either}
+    best = Part(match_best_kernel, tiles_a * splits, best_numbers, options)
     return first, best, (batch, splits, num_sources)
+
+
+def _channels(most: int, width: int) -> int:
+    """Channels of the metric at a time: all where a program holds as many, else some that divide all widths."""
+    return width if width <= most else min(most, 32)
 
 
 def _width(dim: int) -> int:

@@ -75,10 +75,11 @@ def _joined(a: dict[str, Any]) -> Trips:
     return Trips(min(1.0, (a["num_tokens"] - a["num_slots"]) / cdiv(a["num_slots"], a["ROWS"])))
 
 
-def _first_slots(a: dict[str, Any]) -> Trips:
-    """Slots before those of the destinations, in `_write_plan`."""
+def _plan(a: dict[str, Any]) -> tuple[Trips, ...]:
+    """Of `_write_plan`: the merged tokens, then the slots before those of the destinations."""
     num_destinations = sides(a["num_tokens"], a["protected"], a["num_listed"]).num_destinations
-    return Trips(cdiv(a["num_tokens"] - a["r"] - num_destinations, a["BLOCK"]))
+    first_destination_slot = a["num_tokens"] - a["r"] - num_destinations
+    return Trips(cdiv(a["r"], a["CHOSEN"])), Trips(cdiv(first_destination_slot, a["BLOCK"]))
 
 
 def _searched(a: dict[str, Any]) -> Trips:
@@ -95,8 +96,8 @@ TRIPS: dict[str, Callable[[dict[str, Any]], tuple[Trips, ...]]] = {
     "attention_fwd": _attention_keys,
     "attention_bwd_q": _attention_keys,
     "attention_bwd_kv": _attention_queries,
-    "match_pair": lambda a: (*_chunks(a), _first_slots(a)),
-    "match_once": lambda a: (_first_slots(a),),
+    "match_pair": lambda a: (*_chunks(a), *_plan(a)),
+    "match_once": _plan,
     "match_best": lambda a: (Trips(cdiv(a["split_size"], a["BLOCK_B"]), _chunks(a)),),
     "match_sort": lambda a: (Trips(a["splits"] // 4), Trips(a["splits"] % 4)) if a["PROPOSALS"] else (),  # unrolled
     "match_select": lambda a: (_searched(a),),
