@@ -55,6 +55,8 @@ def check_report(arguments: argparse.Namespace) -> None:
         check_place(arguments.report)
     if arguments.explain < 0:
         raise ArgumentError(f"--explain must be >= 0, got {arguments.explain}")
+    if arguments.explain and arguments.head != "alt":
+        raise ArgumentError(f"--explain shows how ALT comes to its answer, and --head {arguments.head} has another")
     if arguments.list is None and (arguments.classes or arguments.root):
         raise ArgumentError("--classes and --root belong to --list FILE: the lists of a run have their own")
 

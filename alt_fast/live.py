@@ -132,7 +132,8 @@ class Output:
         self._top_k = arguments.top_k if arguments.top_k is not None or self._json else 1
         self._recogniser, self._status, self._clock, self._page = recogniser, status, clock, page
         self._terminal = sys.stderr.isatty()
-        self._printed: tuple[str, float] | None = None  # label and time of the last judgement that was
+        self._printed: str | None = None  # label of the last judgement that was
+        self._due: float | None = None  # the tick from which on the next one is
         self._said = clock.now()
         self._blank = self._unfinished = False  # what was seen last is of one colour; the status stands in its line
 
@@ -140,7 +141,7 @@ class Output:
         """Print a judgement where it is news, and how it goes where that is due. blank: there is nothing to judge."""
         if blank and not self._blank:
             say(NOTHING_SEEN)
-            self._printed, self._unfinished = None, False
+            self._printed, self._unfinished, self._due = None, False, None
             if self._page is not None:
                 self._page.tell(NOTHING_SEEN)
         self._blank = blank
@@ -178,15 +179,15 @@ class Output:
         )
 
     def _is_news(self, judgement: "Judgement") -> bool:
-        if self._printed is None:
-            return True
-        label, time = self._printed
         if self._every is not None:
-            return judgement.time - time >= self._every
-        return self._json or judgement.labels[0][0] != label
+            return self._due is None or judgement.tick > self._due - 1e-6  # both are sums of fractions
+        return self._json or judgement.labels[0][0] != self._printed
 
     def _print(self, judgement: "Judgement") -> None:
-        self._printed = judgement.labels[0][0], judgement.time
+        self._printed = judgement.labels[0][0]
+        if self._every is not None:  # in step, though a tick may come late or be passed over
+            due = judgement.tick if self._due is None else self._due
+            self._due = due + self._every * (1 + max(0.0, (judgement.tick - due) // self._every))
         labels = judgement.labels[: self._top_k]
         if self._json:
             row = {

@@ -166,7 +166,7 @@ def test(arguments: argparse.Namespace) -> int:
 
 
 def report(rows: Sequence[dict[str, Any]], as_json: bool) -> int:
-    """Print scores, their mean and deviation over the lists; returns the number of unreadable videos.
+    """Print scores, their mean and deviation over the lists; returns the number of unreadable videos, trained on too.
 
     Those of interpolated towers by themselves, share by share.
     """
@@ -181,10 +181,12 @@ def report(rows: Sequence[dict[str, Any]], as_json: bool) -> int:
             print_rows(other)
         if any(row.get("same_tower") for row in rows):
             print(f"interpolated: {cli.SAME_TOWER}")
-    unreadable = [failure for row in found["lists"] for failure in row["unreadable"]]
-    for failure in unreadable:
-        print(f"unreadable, counted as wrong: {failure['path']}: {failure['cause']}", file=sys.stderr)
-    return len(unreadable)
+    unreadable = 0
+    for key, what in (("not_trained_on", "not trained on"), ("unreadable", "counted as wrong")):
+        for failure in (failure for row in found["lists"] for failure in row.get(key, ())):
+            print(f"unreadable, {what}: {failure['path']}: {failure['cause']}", file=sys.stderr)
+            unreadable += 1
+    return unreadable
 
 
 def summarize(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:

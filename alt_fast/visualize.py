@@ -9,6 +9,7 @@ alt_fast.visualize.regions(Image.open("cat.jpg"), model).save("regions.png")
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from alt_fast import cli
@@ -58,25 +59,25 @@ def make_parser() -> argparse.ArgumentParser:
 
 def run(arguments: argparse.Namespace) -> int:
     """Draw the picture."""
-    from PIL import Image, ImageOps
+    from PIL import Image
 
+    from alt_fast.data.images import read_image
     from alt_fast.distributed import pick_device
     from alt_fast.files import check_place
     from alt_fast.model.image_models import load_image_model
     from alt_fast.tome.patch import apply_patch
 
     check_place(arguments.out)
-    try:
-        with Image.open(arguments.image) as file:
-            image = ImageOps.exif_transpose(file)  # as cameras mean it to be turned
-    except (OSError, Image.DecompressionBombError) as e:
-        raise FileError(f"cannot read image {arguments.image}: {e}") from e
+    suffix = Path(arguments.out).suffix
+    if Image.registered_extensions().get(suffix.lower()) not in Image.SAVE:
+        raise FileError(f"cannot write {arguments.out}: {suffix or 'no suffix'} is no format that Pillow writes")
+    image = read_image(Path(arguments.image))
     loaded = load_image_model(arguments.model, arguments.weights, arguments.image_size)
     model = apply_patch(loaded.model.to(pick_device(arguments.device)), r=arguments.r, trace_source=True)
     picture = regions(image, model, loaded.mean, loaded.std)
     try:
         picture.save(arguments.out)
-    except (OSError, ValueError) as e:  # ValueError: a suffix that Pillow does not know
+    except (OSError, ValueError) as e:  # ValueError: more pixels than the format holds
         raise FileError(f"cannot write {arguments.out}: {e}") from e
     return 0
 

@@ -5,7 +5,7 @@ import gc
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from importlib.util import cache_from_source, find_spec
@@ -178,10 +178,16 @@ VideoWriter = Callable[..., Path]
 
 def hold_upright(source: Path, target: Path) -> None:
     """Copy an MP4 as a telephone that was held upright would have written it: with a display rotation."""
+    set_display_matrix(source, target, (0, 1, -1, 0))
+
+
+def set_display_matrix(source: Path, target: Path, matrix: Sequence[int]) -> None:
+    """Copy an MP4 with another display matrix, where it takes x and where it takes y: a, b, c, d of ISO 14496-12."""
     content = bytearray(source.read_bytes())
-    one, minus = (0x10000).to_bytes(4, "big"), (-0x10000 & 0xFFFFFFFF).to_bytes(4, "big")
+    one = (0x10000).to_bytes(4, "big")
     place = content.index(one + bytes(12) + one, content.index(b"tkhd"))
-    content[place : place + 20] = bytes(4) + one + bytes(4) + minus + bytes(4)
+    a, b, c, d = ((0x10000 * number & 0xFFFFFFFF).to_bytes(4, "big") for number in matrix)
+    content[place : place + 20] = a + b + bytes(4) + c + d
     target.write_bytes(content)
 
 

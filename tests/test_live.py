@@ -10,6 +10,8 @@ import time
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 from urllib.request import urlopen
 
 import pytest
@@ -18,8 +20,9 @@ import torch
 from alt_fast import create_model
 from alt_fast.corpus import Corpus
 from alt_fast.data.config import AugmentConfig
+from alt_fast.inference.stream import Judgement
 from alt_fast.inference.trained import TrainedModel, save_model
-from alt_fast.live import main, until_asked
+from alt_fast.live import Output, main, until_asked
 from alt_fast.model.clip_weights import build_clip
 from benchmarks.clock import SharedClock
 from tests.conftest import NoiseWriter, VideoWriter, noise_video
@@ -145,6 +148,21 @@ def test_every_so_often_the_likeliest_ones(
     assert 3 <= len(lines) <= 4
     assert all(0.4 < later - sooner < 0.7 for sooner, later in pairwise(times))
     assert all(line.count("%  ") == 2 for line in lines)
+
+
+@pytest.mark.parametrize(("every", "shown"), [(0.5, 40), (1.0, 20), (0.75, 27), (0.1, 40)])
+def test_intervals_keep_step_with_pictures_that_come_unevenly(
+    every: float, shown: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A tick's picture came up to a frame before it: intervals are between ticks."""
+    status, clock = SimpleNamespace(latency=None, age=0.0), SimpleNamespace(now=lambda: 0.0)
+    arguments = SimpleNamespace(every=every, json=False, top_k=None)
+    output = Output(arguments, None, status, clock, None)  # type: ignore[arg-type]
+    for number in range(40):
+        tick = 0.5 * number
+        picture: Any = SimpleNamespace(time=tick)
+        output.show(Judgement([("a star growing", 1.0)], picture, None, tick + (-1) ** number / 500, tick))  # type: ignore[arg-type]
+    assert len(capsys.readouterr().out.splitlines()) == shown
 
 
 def test_a_network_camera_that_falls_silent_until_it_is_to_end(

@@ -231,10 +231,11 @@ def test_files_of_names_choose_the_classes_of_splits(
     (tmp_path / "second.csv").write_text("id,name\n" + "".join(f"{i},{n.title()}\n" for i, n in enumerate(names[4:7])))
     command = ["zero-shot", "--checkpoint", str(trained_run), "--root", str(data), "--workers", "0", "--json"]
     command += ["--list", str(data / "unseen.txt"), "--classes", str(data / "unseen_classes.csv")]
-    files = [str(tmp_path / "first.txt"), str(tmp_path / "second.csv")]
+    (tmp_path / "cls2index.json").write_text(json.dumps({name: i for i, name in enumerate(names[7:9])}))
+    files = [str(tmp_path / name) for name in ("first.txt", "second.csv", "cls2index.json")]
     assert main([*command, "--names", *files]) == 0
     answer = json.loads(capsys.readouterr().out)
-    assert [(row["videos"], row["classes"]) for row in answer["lists"]] == [(5, 5), (3, 3)]
+    assert [(row["videos"], row["classes"]) for row in answer["lists"]] == [(5, 5), (3, 3), (2, 2)]
     assert [row["list"] for row in answer["lists"]] == [f"{data / 'unseen.txt'}, {file}" for file in files]
     assert answer["top1"]["deviation"] is not None
     (tmp_path / "first.txt").write_text("winking\n")
@@ -312,7 +313,13 @@ def test_a_probe_of_splits(trained_run: Path, tmp_path: Path, capsys: pytest.Cap
     assert [row["videos"] for row in answer["lists"]] == [7, 7]
     assert answer["top1"]["deviation"] == 0
     assert answer["top1"]["mean"] == pytest.approx(6 / 7)  # all that it was trained on
+    assert [row["not_trained_on"][0]["cause"] for row in answer["lists"]] == ["no such file"] * 2
     assert "unreadable, not trained on: " in errors
     assert "unreadable, counted as wrong: " in errors
+    (tmp_path / "train.txt").write_text("gone.webm 0\n")
+    assert main([*command, "--train", str(tmp_path / "train.txt"), "--list", str(tmp_path / "test.txt")]) == 1
+    out, errors = capsys.readouterr()
+    assert not out
+    assert "train.txt: none of its videos can be read (no such file)" in errors
     assert main([*command, *splits[:-1]]) == 2
     assert "--train names 2 lists and --list 1: one each a split" in capsys.readouterr().err

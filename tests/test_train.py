@@ -527,6 +527,10 @@ def test_bad_settings(
         (["--optim.ema", "1"], "ema must be in [0, 1), got 1.0"),
         (["--optim.scale_from", "0"], "scale_from must be >= 1, got 0"),
         (["--start_from", "runs/a"], "start_from has all weights: set pretrain and model.pretrained to null"),
+        (
+            ["--start_from", "runs/a", "--pretrain", "null", "--frame_only", "true", "--model.query", "learned"],
+            "frame_only trains a model of one frame from start_from's weights, whose learned queries",
+        ),
     ],
 )
 def test_bad_options(capsys: pytest.CaptureFixture[str], options: list[str], message: str) -> None:

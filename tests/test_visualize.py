@@ -145,7 +145,8 @@ def test_the_command(image: Image.Image, tmp_path: Path, capsys: pytest.CaptureF
         ([str(tmp_path / "text.png"), *command[1:]], "text.png"),
         ([str(photo), "--model", "vit", "--out", str(out)], "timm:NAME, hf:NAME or open_clip:NAME"),
         ([str(photo), "--model", "timm:none", "--out", str(out)], "none"),
-        ([*command[:-1], str(tmp_path / "out.doc")], "unknown file extension: .doc"),
+        ([*command[:-1], str(tmp_path / "out.doc")], "out.doc: .doc is no format that Pillow writes"),
+        ([*command[:-1], str(tmp_path / "out.psd")], "out.psd: .psd is no format that Pillow writes"),
         ([*command, "--r", "-1"], "r must be >= 0"),
     ]:
         usage = message.startswith(("timm:NAME", "r must"))

@@ -17,7 +17,7 @@ import av
 import numpy as np
 from av.video.reformatter import VideoReformatter
 
-from alt_fast.data.decode import Frames, Planes, VideoError, upright, video_stream
+from alt_fast.data.decode import Frames, Planes, VideoError, turn_of, upright, video_stream
 from alt_fast.data.storage import StorageError, locate
 
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0  # seconds before a lost source is opened again
@@ -62,7 +62,7 @@ class Picture:
 
     def planes(self) -> Planes:
         """Return its colours, upright, uint8 [H, W] each."""
-        return upright(self.frame, VideoReformatter())
+        return upright(self.frame, turn_of(self.frame), VideoReformatter())
 
     def rgb(self) -> Frames:
         """Return it as uint8 RGB [H, W, 3], upright."""

@@ -21,7 +21,7 @@ from alt_fast.data.augment import MEAN_STD, color_map, crop_box, crop_picture, c
 from alt_fast.data.batch import Batch, PendingClip, Request
 from alt_fast.data.config import ClipSpec
 from alt_fast.data.dataset import Clips
-from alt_fast.data.decode import VideoIndex, decode_frames, display_rotation, index_video
+from alt_fast.data.decode import VideoIndex, decode_frames, index_video, is_turned
 from alt_fast.data.storage import locate
 
 CPU_CODECS = ("vp8", "vp9", "mjpeg")
@@ -113,7 +113,7 @@ def reason_against(path: Any, index: VideoIndex, gpu: bool) -> str | None:
         return "it begins before its first keyframe"
     if locate(path).size > _MAX_BYTES:
         return f"larger than {_MAX_BYTES >> 20} MiB"
-    if "mp4" in index.container and display_rotation(path):
+    if is_turned(path):
         return "DALI does not turn what was filmed upright"
     return None
 
@@ -187,12 +187,13 @@ class DaliBackend:
             yield out
 
     def _build(self, batch_size: int) -> Any:
+        index = torch.cuda.current_device() if self._gpu and self._device.index is None else self._device.index
         graph = clip_graph(
             self._clips.spec,
             self._gpu,
             batch_size=batch_size,
             num_threads=self._threads,
-            device_id=(self._device.index or 0) if self._gpu else None,
+            device_id=index if self._gpu else None,
             prefetch_queue_depth=1,
         )
         graph.build()

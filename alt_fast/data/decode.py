@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
-from itertools import groupby
+from itertools import groupby, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import av
 import numpy as np
@@ -52,8 +52,8 @@ class VideoIndex:
 
     count: frames. times, keyframes: presentation times of all frames and of the keyframes, ascending; None and empty
     where packets carry none. tick: seconds of a unit of these, or of a frame where there are none; None where the
-    header has no rate either. codec, pixel_format, container: FFmpeg's names; colorspace: its number. rate: frames per
-    second, None where the header has none.
+    header has no rate either. codec, pixel_format: FFmpeg's names; colorspace: its number. rate: frames per second,
+    None where the header has none.
     """
 
     count: int
@@ -63,7 +63,6 @@ class VideoIndex:
     codec: str
     pixel_format: str
     colorspace: int
-    container: str
     width: int
     height: int
     rate: float | None
@@ -134,12 +133,12 @@ def decode_frames(path: str | Path, index: VideoIndex, wanted: Sequence[int], ta
         return _decode(path, container, index, wanted, take)
 
 
-def display_rotation(path: str | Path) -> int:
-    """Degrees that the first picture is to be turned by, counter-clockwise. Raises VideoError."""
+def is_turned(path: str | Path) -> bool:
+    """Whether the first picture is to be turned or mirrored. Raises VideoError."""
     with _errors_of(path), _open(path) as container:
         stream = container.streams.video[0]
         stream.thread_type = "NONE"
-        return next((frame.rotation for frame in container.decode(stream)), 0)
+        return any(any(turn_of(frame)) for frame in islice(container.decode(stream), 1))
 
 
 @contextmanager
@@ -174,13 +173,15 @@ def _list_frames(path: str | Path, container: "av.container.InputContainer") -> 
     for packet in container.demux():  # packets are not kept: together they are as large as the file
         if packet.size and packet.pts is not None:
             end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
-        if packet.stream.index == video.index and packet.size and not packet.is_discard:
+        if packet.stream.index != video.index or not packet.size:
+            continue
+        if packet.is_keyframe and packet.pts is not None:
+            keyframes.append(packet.pts)  # also one that is not shown: a cut in between is decoded from there
+        if not packet.is_discard:
             count += 1
             if packet.pts is not None:
                 times.append(packet.pts)
                 shown = max(shown, packet.pts + (packet.duration or 0))
-                if packet.is_keyframe:
-                    keyframes.append(packet.pts)
     if count == 0:
         raise VideoError(path, "the video stream holds no frames")
     timed = len(times) == count  # old AVIs, raw streams: frames can only be counted
@@ -197,7 +198,6 @@ def _list_frames(path: str | Path, container: "av.container.InputContainer") -> 
         codec.codec.canonical_name,
         codec.pix_fmt or "unknown",
         codec.colorspace,
-        container.format.name,
         codec.width,
         codec.height,
         float(video.average_rate) if video.average_rate else None,
@@ -243,9 +243,12 @@ class _Pictures:
         self.taken: dict[int, Frames] = {}
         self.sizes: set[str] = set()
         self._take, self._convert = take, VideoReformatter()
+        self._turn: Turn | None = None
 
     def add(self, number: int, frame: av.VideoFrame) -> None:
-        planes = upright(frame, self._convert)
+        if self._turn is None:
+            self._turn = turn_of(frame)
+        planes = upright(frame, self._turn, self._convert)
         height, width = planes[0].shape
         self.sizes.add(f"{width} x {height}")
         self.taken[number] = self._take(planes)
@@ -414,14 +417,35 @@ class _Linear:
         return True
 
 
-def upright(frame: av.VideoFrame, convert: VideoReformatter) -> Planes:
-    """Return a frame turned as its display rotation (degrees, counter-clockwise) says, in FFmpeg's memory."""
+class Turn(NamedTuple):
+    """How a frame is to be shown: whether rows and columns change places, and then whether these come in reverse."""
+
+    transposed: bool
+    columns: bool
+    rows: bool
+
+
+def turn_of(frame: av.VideoFrame) -> Turn:
+    """Return how a frame is to be shown by its display matrix, in quarter turns: its rows say where x and y go."""
+    tiny = frame.reformat(width=16, height=16)  # who is asked for side data stays in memory until cycles are collected
+    matrix: Any = tiny.side_data.get("DISPLAYMATRIX")
+    if matrix is None:
+        return Turn(False, False, False)
+    (right, right_down), (down_right, down) = np.frombuffer(matrix, np.int32).reshape(3, 3)[:2, :2].tolist()
+    if abs(right) + abs(down) < abs(right_down) + abs(down_right):
+        return Turn(True, down_right < 0, right_down < 0)
+    return Turn(False, right < 0, down < 0)
+
+
+def upright(frame: av.VideoFrame, turn: Turn, convert: VideoReformatter) -> Planes:
+    """Return a frame as it is to be shown, in FFmpeg's memory."""
     exact: dict[str, Any] = {"interpolation": _EXACT_COLORS, "threads": 1}  # starting more takes longer than the work
     if frame.height % 2:  # FFmpeg's planar conversion rounds odd heights otherwise
         packed = convert.reformat(frame, format="rgb24", **exact).to_ndarray()
-        planes = [packed[..., channel] for channel in range(3)]
+        planes: list[Any] = [packed[..., channel] for channel in range(3)]
     else:  # at twice the speed
         planar = convert.reformat(frame, format="gbrp", **exact)
         rows = [np.asarray(memoryview(planar.planes[i])).reshape(planar.height, -1) for i in (2, 0, 1)]
         planes = [row[:, : planar.width] for row in rows]
-    return [np.rot90(plane, (frame.rotation // 90) % 4) for plane in planes]
+    planes = [plane.T if turn.transposed else plane for plane in planes]
+    return [plane[:: -1 if turn.rows else 1, :: -1 if turn.columns else 1] for plane in planes]

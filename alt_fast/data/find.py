@@ -30,7 +30,10 @@ def find_videos(names: Sequence[str | Path], root: str | Path | None = None) -> 
     if root is not None and not any(map(_is_list, names)):
         raise ArgumentError(f"root {root} has no effect without a list (.txt, .csv or .json)")
     found = (path for name in names for path in _find(str(name), root))
-    return list(dict.fromkeys(found))
+    once: dict[str, Path] = {}
+    for path in found:
+        once.setdefault(os.path.abspath(path), path)  # a file may be spelled in two ways
+    return list(once.values())
 
 
 def _is_list(name: str | Path) -> bool:

@@ -43,7 +43,7 @@ def read_image(path: Path) -> Image.Image:
     try:
         with Image.open(path) as file:
             return ImageOps.exif_transpose(file).convert("RGB")
-    except (OSError, Image.DecompressionBombError) as e:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:  # SyntaxError: PNG's later chunks
         raise FileError(f"cannot read image {path}: {e}") from e
 
 

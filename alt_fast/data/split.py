@@ -60,8 +60,10 @@ def split(videos: Sequence[Video], test_size: float, seed: int) -> tuple[list[Vi
             tested.add(place)
             held += counts[place]
     for label in sorted(total):  # classes of few or large sources
+        if held[label]:
+            continue
         candidates = [place for place in order if counts[place][label] and leaves_some(place)]
-        if not held[label] and candidates:
+        if candidates:
             smallest = min(candidates, key=lambda place: len(groups[place]))
             tested.add(smallest)
             held += counts[smallest]

@@ -20,7 +20,7 @@ from alt_fast.inference.scoring import EvalConfig, mean_over_views
 from alt_fast.model.alt import ALT
 
 MOST_VIDEOS = 1000
-"""Videos that are looked at; of longer lists every k-th."""
+"""Videos that are looked at; of longer lists as many at random, always the same ones."""
 
 USED_FROM = 0.05
 """Queries count as used when those of other videos cost this share of what top-1 is above chance (`is_used`)."""
@@ -64,7 +64,8 @@ def probe_alignment(
     choices are; of Motion Shapes, how many frames and regions align to what they show, by category.
     """
     model.eval()
-    videos = videos[:: -(-len(videos) // MOST_VIDEOS)]
+    drawn = torch.randperm(len(videos), generator=torch.Generator().manual_seed(0))[:MOST_VIDEOS]
+    videos = [videos[number] for number in drawn.sort().values.tolist()]
     seen, readable = _align(model, spec, videos, testing, name)
     labels = torch.tensor([video.label for video in videos])[readable]
     if not len(labels):

@@ -26,6 +26,7 @@ from alt_fast.inference.explain import explain
 from alt_fast.inference.scoring import EvalConfig, Result, evaluate
 from alt_fast.inference.statistics import calibration, confusion, per_class
 from alt_fast.inference.trained import TrainedModel
+from alt_fast.model.config import Head
 from alt_fast.progress import Progress
 from alt_fast.report.page import r_text, write_page
 from alt_fast.tome.schedule import merge_schedule
@@ -119,7 +120,7 @@ def ladder(tested: TestedList, trained: TrainedModel, options: AssessmentOptions
             result = evaluate(model, tested.videos, trained.spec, classes, options.testing, title, world, schedule)
         counter = FlopCounterMode(display=False, custom_mapping=flop_formulas())
         with torch.inference_mode(), sdpa_kernel(SDPBackend.MATH), counter:
-            model(clip, classes, schedule=schedule)
+            model.probabilities(clip, classes, options.testing.head, schedule)
         wrong = [_mistake(result, number, shown) for number in mistakes(result)]
         row = {"r": name, "own": schedule == own, "top1": result.top(1), "mistakes": wrong}
         rows.append(row | {"gflops": counter.get_total_flops() / 2e9})
@@ -128,7 +129,7 @@ def ladder(tested: TestedList, trained: TrainedModel, options: AssessmentOptions
     rounds = range(_ROUNDS if world.main else 0)
     for _ in Progress(rounds, "latency", "round", shown=world.main):
         for schedule, taken in zip(schedules, times, strict=True):
-            taken.append(_seconds(trained, clip, classes, schedule))
+            taken.append(_seconds(trained, clip, classes, options.testing.head, schedule))
     times = world.gather(times)[0]
     return [row | {"ms": 1e3 * statistics.median(taken)} for row, taken in zip(rows, times, strict=True)]
 
@@ -144,14 +145,16 @@ def _mistake(result: Result, number: int, shown: Sequence[str]) -> dict[str, Any
 
 
 @torch.inference_mode()
-def _seconds(trained: TrainedModel, clip: Tensor, classes: Tensor, schedule: Sequence[int | float]) -> float:
+def _seconds(
+    trained: TrainedModel, clip: Tensor, classes: Tensor, head: Head, schedule: Sequence[int | float]
+) -> float:
     def wait() -> None:
         if clip.device.type == "cuda":
             torch.cuda.synchronize()
 
     wait()
     start = time.perf_counter()
-    trained.model(clip, classes, schedule=schedule)
+    trained.model.probabilities(clip, classes, head, schedule)
     wait()
     return time.perf_counter() - start
 

@@ -126,13 +126,14 @@ class Judgement:
     """What is said of the last T pictures.
 
     labels: with probabilities, likeliest first. picture, seen: the newest picture, and its features [1, ...]. time:
-    when it came, in seconds since the first one.
+    when it came, in seconds since the first one. tick: when one was to be looked at, likewise.
     """
 
     labels: list[tuple[str, float]]
     picture: Picture
     seen: FrameFeatures
     time: float
+    tick: float
 
 
 class Watch:
@@ -180,7 +181,7 @@ class Watch:
             if len(clip) == count and not self.blank:
                 self.judged += 1
                 labels = self._recogniser.judge(join([seen for seen, _ in clip]))
-                yield Judgement(labels, picture, seen, picture.time - first.time)
+                yield Judgement(labels, picture, seen, picture.time - first.time, tick * spacing)
             else:
                 yield None
             if last:

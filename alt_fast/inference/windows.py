@@ -1,6 +1,7 @@
 """What happens when in a long video: windows that overlap, whose frames are decoded and encoded once."""
 
 import io
+import math
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -50,12 +51,14 @@ class Windows:
 def place_windows(path: str | Path, index: VideoIndex, num_frames: int, window: float, every: float) -> Windows:
     """Lay windows of `window` seconds over a video, one every `every` seconds; a shorter video is one window.
 
-    Raises ArgumentError for a window of fewer frames than a clip has, and VideoError where nothing tells when a video's
-    frames are shown.
+    Raises ArgumentError for a window of fewer frames than a clip has, and for more than one a millisecond; VideoError
+    where nothing tells when a video's frames are shown.
     """
     if index.tick is None:
         raise VideoError(path, "neither its frames nor its header tell when they are shown")
     length = index.duration
+    if not (math.isfinite(window) and 1e-3 <= every < math.inf):
+        raise ArgumentError(f"window and every must be finite, and every 1 ms at least, got {window} and {every} s")
     span, step = (Fraction(seconds).limit_denominator(10**6) for seconds in (window, every))
     if length and span * index.count < num_frames * length:
         raise ArgumentError(

@@ -7,11 +7,12 @@ import torch
 
 
 def saved_bytes(step: Callable[[], Any]) -> int:
-    """Bytes of what one call of `step` keeps for its backward pass, besides parameters."""
+    """Bytes of what one call of `step` keeps for its backward pass, besides parameters, frozen ones too, and leaves."""
     seen: dict[int, int] = {}
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
-        if not tensor.is_leaf or not tensor.requires_grad:
+        owner = tensor if tensor._base is None else tensor._base  # nn.Linear keeps a view of its weight
+        if not isinstance(owner, torch.nn.Parameter) and not (owner.is_leaf and owner.requires_grad):
             storage = tensor.untyped_storage()
             seen[storage.data_ptr()] = storage.nbytes()
         return tensor

@@ -35,7 +35,7 @@ def agreement(found: Tensor, expected: Tensor) -> dict[str, float]:
     found, expected = found.flatten(1).float(), expected.flatten(1).float()
     cosine = torch.cosine_similarity(found, expected)
     return {
-        "cosine": cosine.median().item(),
+        "cosine": cosine.quantile(0.5).item(),
         "cosine_min": cosine.min().item(),
         "max_difference": (found - expected).abs().max().item(),
         "same_top1": (found.argmax(1) == expected.argmax(1)).float().mean().item(),

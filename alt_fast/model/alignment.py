@@ -41,7 +41,7 @@ class Alignment(nn.Module):
         self.mlp = MLP(width)
         if self.source == "learned":
             self.learned = nn.Parameter(torch.randn(config.frames, width) * width**-0.5)
-        if self.pooling == "attention":
+        if self.pooling == "attention" and self.source == "entities":
             self.attention = nn.Linear(width, 1)
 
     def forward(

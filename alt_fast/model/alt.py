@@ -17,6 +17,7 @@ from alt_fast.model.config import PRESETS, TINY, TINY_ROPE, Head, ModelConfig
 from alt_fast.model.decoder import VideoDecoder
 from alt_fast.model.encoder import MergeSchedule, RegionEncoder, Regions, check_tower
 from alt_fast.model.text import TextTower
+from alt_fast_kernels.dispatch import without_autocast
 
 MOST_SOFT = 20_000
 """Entities that a soft choice takes: it keeps every token's weight of each, 62 MiB for 8 frames of 101 tokens."""
@@ -119,10 +120,11 @@ class ALT(nn.Module):
         return Regions(*(part.unflatten(0, video.shape[:2]) for part in self.encoder(video.flatten(0, 1), schedule)))
 
     def logits(self, z: Tensor, classes: Tensor) -> Tensor:
-        """Return the similarity of video vectors [B, d] to classes [I, d] (eq. 10)."""
-        if not self.config.cosine:
-            return z.float() @ classes.T
-        return self.logit_scale.exp() * F.normalize(z.float(), dim=-1) @ classes.T
+        """Return the similarity of video vectors [B, d] to classes [I, d] (eq. 10), fp32 inside autocast, too."""
+        with without_autocast(z):  # a scale of 100 leaves bf16 steps of 0.125 and more
+            if not self.config.cosine:
+                return z.float() @ classes.T
+            return self.logit_scale.exp() * F.normalize(z.float(), dim=-1) @ classes.T
 
     def clip_logits(self, frames: Tensor, classes: Tensor) -> Tensor:
         """Return the scores [B, I] of clips' class tokens [B, T, d] against class names: those of the mean frame.
@@ -130,8 +132,9 @@ class ALT(nn.Module):
         Zero-shot CLIP's only while the image tower is CLIP's (`config.Head`). The scale is the trained one even then:
         it changes how sure they are, not which is ahead.
         """
-        mean = F.normalize(frames.float(), dim=-1).mean(1)
-        return self.logit_scale.exp() * F.normalize(mean, dim=-1) @ classes.T
+        with without_autocast(frames):
+            mean = F.normalize(frames.float(), dim=-1).mean(1)
+            return self.logit_scale.exp() * F.normalize(mean, dim=-1) @ classes.T
 
     def probabilities(
         self, video: Tensor, classes: Tensor, head: Head = "alt", schedule: MergeSchedule | None = None

@@ -126,7 +126,7 @@ def _find_weights(backbone: str, pretrained: str) -> tuple[str, bool | None]:
     if pretrained in own:
         raise WeightsError(
             f"the weights {pretrained!r} that come along are those of {TINY!r}, and the backbone is {backbone!r}: set "
-            "pretrained to weights of its own, or to null"
+            "pretrained to weights of its own, or pretrain one, as --config motion_shapes_clip does"
         )
     tag = open_clip.get_pretrained_cfg(backbone, pretrained)
     if not tag:

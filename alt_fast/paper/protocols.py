@@ -1,7 +1,6 @@
 """The paper's zero-shot tests and linear probes, over several splits."""
 
 import statistics
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from alt_fast.data.annotations import Video, keep_classes, read_list
 from alt_fast.data.batch import Failure
 from alt_fast.distributed import World
+from alt_fast.errors import RunError
 from alt_fast.inference.features import features
 from alt_fast.inference.scoring import EvalConfig, Result, summarize
 from alt_fast.inference.trained import TrainedModel
@@ -54,15 +54,18 @@ def probe(
     testing: EvalConfig,
     config: ProbeConfig,
 ) -> list[dict[str, Any]]:
-    """Return scores on each test list of a linear layer trained on the training list beside it (Table 6)."""
+    """Return scores on each test list of a linear layer trained on the training list beside it (Table 6).
+
+    "not_trained_on": training videos that cannot be read. Raises RunError where that is all of them.
+    """
     rows = []
     for train_path, test_path in splits:
         train, names = read_list(train_path, classes, root, "train")
         test, _ = read_list(test_path, classes or names, root, "test")
-        vectors, failures = features(trained.model, trained.spec, train, testing)
-        for failure in failures:
-            print(f"unreadable, not trained on: {failure.path}: {failure.cause}", file=sys.stderr)
-        usable = _readable(train, failures)
+        vectors, not_trained_on = features(trained.model, trained.spec, train, testing)
+        usable = _readable(train, not_trained_on)
+        if not usable.any():
+            raise RunError(f"{train_path}: none of its videos can be read ({not_trained_on[0].cause})")
         labels = torch.tensor([video.label for video in train])
         layer = train_probe(vectors[usable], labels[usable], len(names), config)
         vectors, failures = features(trained.model, trained.spec, test, testing)
@@ -70,7 +73,8 @@ def probe(
         with torch.inference_mode():
             scores = layer(vectors).softmax(-1) * readable[:, None]
         result = Result(scores, torch.tensor([video.label for video in test]), failures, readable, Counter())
-        rows.append(summarize(test_path, result, len(names), testing))
+        row = summarize(test_path, result, len(names), testing)
+        rows.append(row | {"not_trained_on": [failure._asdict() for failure in not_trained_on]})
     return rows
 
 

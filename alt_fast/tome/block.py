@@ -1,9 +1,9 @@
 """The forward pass of a block that merges, common to all hosts: attention, merge, MLP."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, wraps
 from typing import Any, ClassVar
 
 import torch
@@ -14,7 +14,7 @@ from alt_fast.tome.destinations import Destinations
 from alt_fast.tome.layout import Layout, apply_parts, attentions, part
 from alt_fast.tome.rotary import Turns, begin, merge_turns, rotation
 from alt_fast.tome.rules import RotaryRule
-from alt_fast.tome.tokens import Attended, Step, Tokens, dense_taps, merge_step
+from alt_fast.tome.tokens import Attended, Step, Tokens, as_dense, merge_step
 from alt_fast_kernels import Rotary
 
 
@@ -67,6 +67,43 @@ class Tapped(Patched):
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         """Copy and pickle by the host's class, since ours is made while running."""
         return _empty_tapped, (self.host,), self.__getstate__()
+
+
+TAPS = ("forward_intermediates", "get_intermediate_layers", "forward_features")
+"""timm's and open_clip's methods that return what blocks gave, and which no hook follows."""
+
+NO_GRID = {"output_fmt": "NLC", "reshape": False}
+"""Their options for tokens as they are."""
+
+
+def dense_taps(host: type) -> dict[str, Callable[..., Any]]:
+    """Return the methods of a host's class that are among TAPS, giving tensors; no grid of what stays merged."""
+
+    def dense(method: Callable[..., Any]) -> Callable[..., Any]:
+        signature = inspect.signature(method)
+        options_of_grids = NO_GRID.keys() & signature.parameters.keys()
+
+        @wraps(method)
+        def call(self: Any, *args: Any, **options: Any) -> Any:
+            if options_of_grids:
+                asked = signature.bind(self, *args, **options)
+                asked.apply_defaults()
+                for name in options_of_grids:
+                    if asked.arguments[name] != NO_GRID[name]:
+                        _refuse_grid(self, f"{name}={NO_GRID[name]!r}")
+            return as_dense(method(self, *args, **options))
+
+        return call
+
+    found = ((name, inspect.getattr_static(host, name, None)) for name in TAPS)
+    return {name: dense(getattr(host, name)) for name, method in found if inspect.isfunction(method)}
+
+
+def _refuse_grid(module: nn.Module, instead: str) -> None:
+    """Raise ArgumentError where tokens that stay merged would be reshaped to a grid, whose patches they are not."""
+    settings = (block.tome for block in module.modules() if isinstance(block, MergingBlock))
+    if any(tome.r and not tome.unmerge for tome in settings):
+        raise ArgumentError(f"merged tokens have no grid: apply_patch with unmerge=True, or ask for {instead}")
 
 
 @cache
@@ -279,14 +316,18 @@ def refuse_options(options: Mapping[str, Any], known: tuple[str, ...]) -> None:
         raise ArgumentError(f"a merging block cannot honour {name}: it may depend on which token is which")
 
 
-def refuse_attentions(module: nn.Module, args: tuple[Any, ...], options: Mapping[str, Any]) -> None:
-    """Raise ArgumentError when a model of transformers is asked for attentions: a hook before what holds blocks.
+def refuse_outputs(module: nn.Module, args: tuple[Any, ...], options: Mapping[str, Any]) -> None:
+    """Raise ArgumentError for what transformers cannot return of merged tokens: a hook before what holds blocks.
 
-    Models record them where the host's attention is called, which a merging block does not do, and not all of them
-    tell their layers. A model around the tower may be asked for those of its other parts.
+    Attentions: models record them where the host's attention is called, which a merging block does not do, and not all
+    of them tell their layers. A model around the tower may be asked for those of its other parts. Grids: backbones
+    reshape what they read to them, tokens that stay merged, too.
     """
     config = getattr(module, "config", None)
     if config is not None and options.get("output_attentions", getattr(config, "output_attentions", False)):
         blocks = (block for block in module.modules() if isinstance(block, MergingBlock))
         if any(getattr(part, "config", None) is config for block in blocks for part in block.modules()):
             raise ArgumentError("a merging block cannot honour output_attentions: it does not compute them")
+    is_backbone = any(cls.__name__ == "BackboneMixin" for cls in type(module).__mro__)  # without the import
+    if is_backbone and getattr(config, "reshape_hidden_states", False):
+        _refuse_grid(module, "reshape_hidden_states=False")

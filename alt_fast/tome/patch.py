@@ -19,7 +19,7 @@ from alt_fast.tome.block import (
     Tapped,
     check_reached,
     merging_class,
-    refuse_attentions,
+    refuse_outputs,
     tapped_class,
 )
 from alt_fast.tome.destinations import Destinations, check_destinations
@@ -83,7 +83,7 @@ def apply_patch(
     trace_source: keep where tokens went, for `merge_trace`.
     unmerge: give every patch its token's features wherever the model reads patches: after the last block, so that
         pooled heads weigh them equally, and between blocks (`forward_intermediates`, `output_hidden_states`,
-        backbones), where dense features keep their grid. False: the merged tokens.
+        backbones), where dense features keep their grid. False: the merged tokens, which cannot be had as a grid.
     rotary: which position a merged token has in a tower with rotary positions (`tome.rotary`).
     find_tower: for models of no library above: says of a module which `Tower` it is, or None.
     destinations: which tokens others merge into, so that all others can merge away in one layer. An int k: in every
@@ -178,7 +178,7 @@ def _take_off(model: nn.Module, kinds: tuple[type[Patched], ...]) -> None:
 def _add_hooks(holders: Iterable[nn.Module]) -> None:
     """holders: modules that hold blocks."""
     for module in holders:
-        module._forward_pre_hooks[HOOK] = refuse_attentions
+        module._forward_pre_hooks[HOOK] = refuse_outputs
         module._forward_pre_hooks_with_kwargs[HOOK] = True
         module._forward_hooks[HOOK] = dense_outputs
 

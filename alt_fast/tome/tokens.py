@@ -3,8 +3,6 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import wraps
-from inspect import getattr_static, isfunction
 from typing import Any, NoReturn
 
 import torch
@@ -66,7 +64,7 @@ class Tokens:
         changed = args[0] if args and (_is_in_place(name) or options.get("inplace")) else options.get("out")
         if isinstance(changed, Tokens):
             _refuse_in_place(name)
-        return function(*_dense(args), **_dense(options))
+        return function(*as_dense(args), **as_dense(options))
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or not hasattr(Tensor, name):  # copy and pickle ask before there is an x
@@ -102,7 +100,7 @@ def _refused(name: str) -> Callable[..., NoReturn]:
 
 def _as_dense(name: str) -> Callable[..., Tensor]:
     def operate(self: Tokens, *others: Any) -> Tensor:
-        return getattr(self.dense(), name)(*_dense(others))
+        return getattr(self.dense(), name)(*as_dense(others))
 
     return operate
 
@@ -124,24 +122,7 @@ register_pytree_node(
 
 def dense_outputs(module: nn.Module, inputs: Any, output: Any) -> Any:
     """Make tensors of the Tokens in what a model returns: a forward hook of every module that holds blocks."""
-    return _dense(output)
-
-
-TAPS = ("forward_intermediates", "get_intermediate_layers", "forward_features")
-"""timm's methods that return what blocks gave, and which no hook follows."""
-
-
-def dense_taps(host: type) -> dict[str, Callable[..., Any]]:
-    """Return the methods of a host's class that are among TAPS, giving tensors."""
-
-    def dense(method: Callable[..., Any]) -> Callable[..., Any]:
-        @wraps(method)
-        def call(self: Any, *args: Any, **options: Any) -> Any:
-            return _dense(method(self, *args, **options))
-
-        return call
-
-    return {name: dense(getattr(host, name)) for name in TAPS if isfunction(getattr_static(host, name, None))}
+    return as_dense(output)
 
 
 def _holds_tokens(value: Any) -> bool:
@@ -150,19 +131,19 @@ def _holds_tokens(value: Any) -> bool:
     return isinstance(value, Tokens) or (isinstance(value, tuple | list) and any(map(_holds_tokens, value)))
 
 
-def _dense(value: Any) -> Any:
+def as_dense(value: Any) -> Any:
     """The value with every Tokens in it made a tensor; transformers' ModelOutput is changed."""
     if isinstance(value, Tokens):
         return value.dense()
     if not _holds_tokens(value):
         return value
     if isinstance(value, tuple | list):
-        items = map(_dense, value)
+        items = map(as_dense, value)
         return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)  # a named tuple, or another
     if type(value) is dict:
-        return {name: _dense(item) for name, item in value.items()}
+        return {name: as_dense(item) for name, item in value.items()}
     for name, item in value.items():
-        value[name] = _dense(item)
+        value[name] = as_dense(item)
     return value
 
 

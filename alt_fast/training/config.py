@@ -86,7 +86,7 @@ class OptimConfig:
         final_lr: where the cosine ends, as a fraction of the learning rate.
         weight_decay: AdamW's, on parameters with two dimensions or more.
         clip_grad: largest gradient norm; null for no limit.
-        max_skipped: steps whose loss is no finite number that are skipped, before the run stops.
+        max_skipped: steps whose loss or gradient is not finite that are skipped, before the run stops.
         mixup: Beta parameter of Mixup; 0 for none.
         cutmix: Beta parameter of CutMix, which is X-CLIP's and not in the paper's list; 0 for none.
         mix_switch: probability of CutMix when both are on.
@@ -246,6 +246,11 @@ class TrainConfig:
                     f"{name} keeps an image tower near the one it starts from, and random weights are none: set "
                     "model.pretrained, pretrain or start_from"
                 )
+        if self.frame_only and self.start_from is not None and self.model.query == "learned":
+            raise ArgumentError(
+                "frame_only trains a model of one frame from start_from's weights, whose learned queries (model.query) "
+                "are one for each of its frames"
+            )
         if self.eval_every and self.optim.interpolate < 1:
             raise ArgumentError("eval_every tests trained weights, and optim.interpolate keeps others: set one of them")
 

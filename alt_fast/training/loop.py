@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from alt_fast.distributed import World
 from alt_fast.errors import AltFastError
@@ -118,7 +119,7 @@ def fit(stage: Stage, folder: Path, saving: SaveEvery, log: RunLog | None = None
                 trainer.end_epoch()
             if stop or trainer.checkpoint_is_due:
                 trainer.save()
-            if stop and not trainer.finished:
+            if stop:
                 raise TerminatedError(
                     f"{stage.name}: asked to end; {trainer.state.step} of {stage.settings.schedule.steps} steps are "
                     f"in {trainer.files.path(trainer.state.step)}"
@@ -188,17 +189,19 @@ class _Trainer:
         return total
 
     def update(self, step: int, loss: float) -> None:
-        """Take the step, or leave it out when its loss is no finite number. Raises DivergedError for one too many."""
+        """Take the step, or leave it out when loss or gradient is not finite. Raises DivergedError for one too many."""
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * self.settings.schedule.factor(step)
-        if math.isfinite(loss):
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        total = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        norm = (total.full_tensor() if isinstance(total, DTensor) else total).item()
+        if math.isfinite(loss) and math.isfinite(norm):
             if self.settings.clip_grad is not None:
-                parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-                nn.utils.clip_grad_norm_(parameters, self.settings.clip_grad)
+                nn.utils.clip_grads_with_norm_(parameters, self.settings.clip_grad, total)
             self.optimizer.step()
             self._average()
         else:
-            self._skip(step, loss)
+            self._skip(step, f"the loss is {loss}" + f", its gradient {norm}" * math.isfinite(loss))
         self.optimizer.zero_grad()
         self.state.step = step + 1
 
@@ -209,9 +212,9 @@ class _Trainer:
             weights = dict(_trainable(self.stage.module))
             torch._foreach_lerp_(list(self.state.ema.values()), [weights[name] for name in self.state.ema], 1 - decay)
 
-    def _skip(self, step: int, loss: float) -> None:
+    def _skip(self, step: int, what: str) -> None:
         self.state.skipped += 1
-        named = f"{self.stage.name}: the loss is {loss} at step {step}, on {', '.join(self.stage.samples(step))}"
+        named = f"{self.stage.name}: {what} at step {step}, on {', '.join(self.stage.samples(step))}"
         if self.state.skipped > self.settings.max_skipped:
             raise DivergedError(f"{named}; try a lower learning rate")
         if self.world.main:

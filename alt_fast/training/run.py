@@ -74,6 +74,8 @@ def run_stages(job: Job, data_seconds: float) -> dict[str, Any]:
     """Train and test; writes the files of the run and returns its metrics."""
     config, folder, lists = job.config, job.folder, job.lists
     job.print_line(f"run folder {folder}; {len(lists.train)} videos of {len(lists.classes)} classes to train on")
+    if config.corpus is not None and config.model.query != "entities":
+        job.print_line(f"corpus {config.corpus} is not used: model.query is {config.model.query}, not entities")
     job.print_line(describe_batch(config.optim, config.model.tuning == "frozen", job.world, job.device))
     if job.world.main:
         write_csv(folder / CLASSES, CLASS_COLUMNS, enumerate(lists.classes))

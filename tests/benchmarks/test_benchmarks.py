@@ -58,6 +58,11 @@ def test_bytes_saved_for_the_backward_pass() -> None:
     x = torch.randn(4, 16)
     assert saved_bytes(lambda: (x * 2).sin() @ weight) == 4 * 16 * 4
     assert saved_bytes(lambda: ((x @ weight).sin() + 1).cos()) == 4 * 16 * 4 + 2 * 4 * 8 * 4
+    layer = torch.nn.Linear(16, 8)  # which keeps a view of its weight
+    assert saved_bytes(lambda: layer(x)) == 4 * 16 * 4
+    assert saved_bytes(lambda: layer((x.clone().requires_grad_() * 2).sin())) == 2 * 4 * 16 * 4
+    layer.requires_grad_(False)
+    assert saved_bytes(lambda: layer((x.clone().requires_grad_() * 2).sin())) == 4 * 16 * 4
 
 
 @pytest.mark.parametrize("r", [0, 3, 100])

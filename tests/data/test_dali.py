@@ -7,6 +7,7 @@ where DALI repeats the border and torch leaves out what is outside.
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -281,9 +282,24 @@ def test_what_dali_is_not_given(videos: list[Video], gpu: bool, where: str, monk
     monkeypatch.setattr(dali, "locate", lambda path: type("Location", (), {"size": 2**20}))
     assert dali.reason_against(path, index, gpu) == "larger than 0 MiB"
     monkeypatch.undo()
-    monkeypatch.setattr(dali, "display_rotation", lambda path: 90)
-    turned = dali.reason_against(path, replace(index, container="mov,mp4,m4a,3gp,3g2,mj2"), gpu)
-    assert turned == "DALI does not turn what was filmed upright"
+    monkeypatch.setattr(dali, "is_turned", lambda path: True)
+    assert dali.reason_against(path, index, gpu) == "DALI does not turn what was filmed upright"
+
+
+def test_every_process_decodes_on_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device without a number is the process's current one."""
+    asked: dict[str, Any] = {}
+
+    def graph(*args: object, **options: object) -> Any:
+        asked.update(options)
+        return SimpleNamespace(build=lambda: None)
+
+    monkeypatch.setattr(dali, "clip_graph", graph)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    clips = EvalClips([], ClipSpec(2, (16, 16), AugmentConfig()))
+    for name, index in (("cuda", 3), ("cuda:1", 1), ("cpu", None)):
+        dali.DaliBackend(clips, torch.device(name), torch.float32, 2)._build(4)
+        assert asked["device_id"] == index
 
 
 def test_dali_s_frames_are_pyav_s(write_noise: NoiseWriter) -> None:

@@ -17,14 +17,16 @@ from alt_fast.data.decode import (
     FrameReader,
     Frames,
     Planes,
+    Turn,
     VideoError,
     decode_clip,
     decode_frames,
     index_video,
+    is_turned,
     upright,
     whole,
 )
-from tests.conftest import NoiseWriter, VideoWriter, hold_upright
+from tests.conftest import NoiseWriter, VideoWriter, hold_upright, set_display_matrix
 
 CODECS = [
     ("h264.mp4", "libx264", {}),
@@ -227,17 +229,56 @@ def test_a_last_frame_may_be_held_for_long(tmp_path: Path) -> None:
 def test_rotation_is_applied(write_video: VideoWriter, tmp_path: Path) -> None:
     hold_upright(write_video("landscape.mp4", width=64, height=32), tmp_path / "upright.mp4")
     assert decode_clip(tmp_path / "upright.mp4", [0.5]).shape == (1, 64, 32, 3)
+    assert [is_turned(tmp_path / name) for name in ("landscape.mp4", "upright.mp4")] == [False, True]
 
 
-def test_rotation_turns_the_right_way() -> None:
+@pytest.mark.parametrize(
+    ("matrix", "right"),
+    [  # where x and y go, by rows, and the picture [[1, 2], [3, 4]] as it is to be shown
+        ((1, 0, 0, 1), [[1, 2], [3, 4]]),
+        ((-1, 0, 0, 1), [[2, 1], [4, 3]]),
+        ((1, 0, 0, -1), [[3, 4], [1, 2]]),
+        ((-1, 0, 0, -1), [[4, 3], [2, 1]]),
+        ((0, 1, -1, 0), [[3, 1], [4, 2]]),
+        ((0, -1, 1, 0), [[2, 4], [1, 3]]),
+        ((0, 1, 1, 0), [[1, 3], [2, 4]]),
+        ((0, -1, -1, 0), [[4, 2], [3, 1]]),
+    ],
+)
+def test_what_is_to_be_turned_and_mirrored(
+    matrix: tuple[int, ...], right: list[list[int]], write_video: VideoWriter, tmp_path: Path
+) -> None:
+    """Quarters of a picture of different greys; containers other than MP4 say it too."""
+    path, frame = tmp_path / "a.mp4", np.array([[40, 90], [140, 190]], np.uint8).repeat(32, 0).repeat(32, 1)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
+        for _ in range(3):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame[..., None].repeat(3, 2), format="rgb24")))
+        container.mux(stream.encode(None))
+    set_display_matrix(path, tmp_path / "b.mp4", matrix)
+    remuxed = tmp_path / "c.mkv"
+    with av.open(str(tmp_path / "b.mp4")) as source, av.open(str(remuxed), "w") as target:
+        copied = target.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = copied
+                target.mux(packet)
+    for name in ("b.mp4", "c.mkv"):
+        shown = decode_clip(tmp_path / name, [0.5])[0, 16::32, 16::32, 0].astype(int)
+        assert np.abs(shown - 50 * np.array(right) + 10).max() < 8
+        assert is_turned(tmp_path / name) == (matrix != (1, 0, 0, 1))
+
+
+def test_turns_of_colours() -> None:
     class Frame:
-        rotation, width, height = 90, 4, 2  # counter-clockwise
+        width, height = 4, 2
         planes = (np.arange(100, 108, dtype=np.uint8), np.zeros(8, np.uint8), np.arange(8, dtype=np.uint8))
 
         def reformat(self, frame: "Frame", **options: object) -> "Frame":
             return self
 
-    turned = np.stack(upright(Frame(), Frame()))  # type: ignore[arg-type]
+    turned = np.stack(upright(Frame(), Turn(True, False, True), Frame()))  # type: ignore[arg-type]
     assert turned.shape == (3, 4, 2)
     assert turned[0].tolist() == [[3, 7], [2, 6], [1, 5], [0, 4]]
     assert turned[1, 0].tolist() == [103, 107]
@@ -388,6 +429,26 @@ def write_late(source: Path, name: str, dropped: int = 5) -> Path:
             packet.pts, packet.dts, packet.stream = packet.pts - start, packet.dts - start, stream
             new.mux(packet)
     return path
+
+
+@pytest.mark.parametrize("b_frames", [0, 3])
+def test_a_cut_behind_a_keyframe_that_the_file_keeps(write_video: VideoWriter, b_frames: int) -> None:
+    """`ffmpeg -ss T -c copy` to MP4: an edit list hides the frames before T, and those behind it refer to them."""
+    source = write_video("whole.mp4", gop=50, b_frames=b_frames)
+    path = source.with_name("cut.mp4")
+    with av.open(str(source)) as old, av.open(str(path), "w") as new:
+        stream = new.add_stream_from_template(old.streams.video[0])
+        start = int(0.5 / old.streams.video[0].time_base)
+        for packet in old.demux(video=0):
+            if packet.dts is not None and packet.pts is not None:
+                packet.pts, packet.dts, packet.stream = packet.pts - start, packet.dts - start, stream
+                new.mux(packet)
+    index = index_video(path)
+    assert (index.count, index.first) == (25, 0)
+    positions = [(i + 0.5) / 25 for i in range(25)]
+    assert frame_numbers(decode_clip(path, positions)) == list(range(5, 30))
+    reader = FrameReader(path, index)
+    assert frame_numbers(np.concatenate([reader([3, 4]), reader([9]), reader([24])])) == [8, 9, 14, 29]
 
 
 def test_files_that_are_no_videos(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Which videos names stand for: folders, globs, lists and files, each video once."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,7 @@ def test_a_glob_is_what_it_matches(clips: Path) -> None:
 
 def test_names_keep_their_order_and_every_video_comes_once(clips: Path) -> None:
     given: list[str | Path] = [clips / "b/2.mp4", "none.mp4", clips / "b", f"{clips}/./b/2.mp4"]
+    given += [f"{clips}/b/../b/10.AVI", os.path.relpath(clips / "b/2.mp4")]
     expected = [clips / "b/2.mp4", Path("none.mp4"), clips / "b/10.AVI", clips / "b/deep/er/x.webm"]
     assert find_videos(given) == expected
 

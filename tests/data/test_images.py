@@ -50,6 +50,11 @@ def test_what_is_no_picture_is_named(tmp_path: Path) -> None:
     (tmp_path / "broken.png").write_bytes(b"no picture")
     with pytest.raises(FileError, match=r"cannot read image .*broken\.png"):
         read_images([tmp_path], 4)
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (300, 300, 3), np.uint8)).save(tmp_path / "broken.png")
+    first, second, rest = (tmp_path / "broken.png").read_bytes().split(b"IDAT", 2)
+    (tmp_path / "broken.png").write_bytes(first + b"IDAT" + second + bytes(4) + rest)
+    with pytest.raises(FileError, match=r"cannot read image .*broken\.png: broken PNG file"):
+        read_images([tmp_path], 4)
 
 
 def test_drawn_ones_are_always_the_same_and_all_different() -> None:

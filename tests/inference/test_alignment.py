@@ -208,6 +208,24 @@ def test_the_region_of_a_thing_has_most_of_its_pixels() -> None:
     assert region_of(0 * mask, (2, 3), torch.tensor([1, 2, 3, 1])) is None
 
 
+def test_long_lists_are_sampled_whatever_their_order(
+    trained: TrainedModel, videos: list[Video], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A list whose classes take turns, too; every k-th of it would leave some out."""
+    seen: list[int] = []
+
+    def align(model: object, spec: object, videos: list[Video], *others: object) -> tuple[None, Tensor]:
+        seen.extend(video.label for video in videos)
+        return None, torch.zeros(len(videos), dtype=torch.bool)
+
+    monkeypatch.setattr("alt_fast.inference.alignment._align", align)
+    monkeypatch.setattr("alt_fast.inference.alignment.MOST_VIDEOS", 100)
+    turns = [Video(videos[0].path, number % 10) for number in range(200)]
+    assert probe_alignment(trained.model, trained.spec, turns, torch.eye(10), TESTING) == {"videos": 0}
+    assert len(seen) == 100
+    assert set(seen) == set(range(10))
+
+
 def test_lists_of_other_videos_have_no_truth(trained: TrainedModel, videos: list[Video], tmp_path: Path) -> None:
     (tmp_path / "a.webm").write_bytes(videos[0].path.read_bytes())
     (tmp_path / "b.webm").write_bytes(b"no video")

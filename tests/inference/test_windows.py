@@ -1,5 +1,6 @@
 """What happens when in a long video: windows against clips, what is shared, what is told of what cannot be read."""
 
+import math
 import tracemalloc
 import weakref
 from fractions import Fraction
@@ -138,20 +139,23 @@ def test_windows_lie_where_they_are_asked_for(long: Path) -> None:
     assert placed.steps.tolist() == [0, *(1.25 + 0.5 * k for k in range(8)), 6.0]
     with pytest.raises(ArgumentError, match=r"0.3 s of .*long.mkv have 3 frames, and the model takes 4"):
         place_windows(long, index, 4, window=0.3, every=1)
+    for window, every in ((2.0, 1e-7), (2.0, math.inf), (math.inf, 1.0), (math.nan, 1.0)):
+        with pytest.raises(ArgumentError, match="window and every must be finite, and every 1 ms at least"):
+            place_windows(long, index, 4, window, every)
 
 
 def test_times_are_the_frames_own_where_the_rate_varies() -> None:
-    index = VideoIndex(4, [100, 110, 190, 200], [100], Fraction(1, 100), "h264", "yuv420p", 1, "mkv", 8, 8, 10.0)
+    index = VideoIndex(4, [100, 110, 190, 200], [100], Fraction(1, 100), "h264", "yuv420p", 1, 8, 8, 10.0)
     assert [index.frame_at(Fraction(t, 100)) for t in (0, 9, 10, 89, 90, 99, 100, 5000)] == [0, 0, 1, 1, 2, 2, 3, 3]
     assert [index.time_of(number) for number in range(4)] == [0, Fraction(1, 10), Fraction(9, 10), 1]
     assert index.duration == Fraction(4, 3)
-    untimed = VideoIndex(4, None, [], Fraction(1, 10), "mpeg4", "yuv420p", 1, "avi", 8, 8, 10.0)
+    untimed = VideoIndex(4, None, [], Fraction(1, 10), "mpeg4", "yuv420p", 1, 8, 8, 10.0)
     assert [untimed.frame_at(Fraction(t, 100)) for t in (0, 9, 10, 39, 5000)] == [0, 0, 1, 3, 3]
     assert untimed.duration == Fraction(2, 5)
 
 
 def test_a_video_that_does_not_tell_its_times_is_refused(tmp_path: Path) -> None:
-    index = VideoIndex(4, None, [], None, "mpeg4", "yuv420p", 1, "avi", 8, 8, None)
+    index = VideoIndex(4, None, [], None, "mpeg4", "yuv420p", 1, 8, 8, None)
     with pytest.raises(VideoError, match="neither its frames nor its header tell when they are shown"):
         place_windows(tmp_path / "raw.avi", index, 2, 1, 1)
 

@@ -117,6 +117,7 @@ def test_agreement_is_one_with_itself_and_falls() -> None:
     assert same["cosine"] == pytest.approx(1)
     other = agreement(torch.cat([x[:4], -x[4:]]), x)
     assert other["cosine"] == pytest.approx(1)  # the median
+    assert agreement(torch.cat([x[:1], -x[:1]]), x[:1].repeat(2, 1))["cosine"] == pytest.approx(0, abs=1e-6)
     assert other["cosine_min"] == pytest.approx(-1)
     assert other["same_top1"] == pytest.approx(0.8)
     assert other["max_difference"] == pytest.approx(2 * x[4].abs().max().item())

@@ -223,6 +223,26 @@ def test_query_frame_uses_no_corpus(corpus: Corpus) -> None:
         build(None)
 
 
+@pytest.mark.parametrize("pool", ["attention", "distinct"])
+@pytest.mark.parametrize("query", ["entities", "frame", "learned"])
+def test_every_parameter_that_trains_has_a_gradient(query: str, pool: str, corpus: Corpus) -> None:
+    """DDP waits for those of all."""
+    model = build(corpus if query == "entities" else None, query=query, pool=pool).train()
+    model(video(), classes(model), torch.tensor(0)).logits.square().sum().backward()
+    assert [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
+
+
+@pytest.mark.parametrize("cosine", [True, False])
+def test_scores_keep_their_digits_inside_autocast(cosine: bool, corpus: Corpus) -> None:
+    """By bf16 they would come in steps of an eighth, at a scale of 100."""
+    model = build(corpus, cosine=cosine).eval()
+    z, names = torch.randn(3, 64), classes(model)
+    expected = model.logits(z, names), model.clip_logits(z[:, None], names)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = model.logits(z, names), model.clip_logits(z[:, None], names)
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+
+
 def test_query_learned_does_not_look_at_the_tokens() -> None:
     model = build(None, query="learned")
     first, second = (model.alignment(torch.randn(2, 2, 6, 64), torch.ones(2, 2, 6), None)[0] for _ in range(2))

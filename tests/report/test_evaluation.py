@@ -6,9 +6,15 @@ from urllib.parse import unquote
 import pytest
 import torch
 
+from alt_fast.data.config import Loading
+from alt_fast.distributed import World
 from alt_fast.evaluate import main
 from alt_fast.inference.alignment import use_text
+from alt_fast.inference.assess import AssessmentOptions, TestedList, ladder
+from alt_fast.inference.lists import run_lists
+from alt_fast.inference.scoring import EvalConfig, evaluate
 from alt_fast.inference.statistics import calibration, confusion, per_class
+from alt_fast.inference.trained import load
 from tests.browser import data_of, look, needs_browser
 
 SCORES = torch.tensor([[0.9, 0.1, 0.0], [0.2, 0.8, 0.0], [0.55, 0.45, 0.0], [0.0, 0.95, 0.05]])
@@ -29,6 +35,21 @@ def test_calibration_is_the_expected_error() -> None:
     assert [entry["videos"] for entry in found["bins"]] == [1, 1, 2]
     assert found["error"] == pytest.approx((0.45 + 0.8 + 2 * 0.075) / 4)
     assert calibration(torch.eye(3), torch.arange(3))["error"] == 0
+
+
+def test_costs_are_those_of_who_scores(trained_run: Path) -> None:
+    """CLIP's own head aligns and decodes nothing."""
+    trained = load(trained_run)
+    (_, videos, names), *_ = run_lists(trained_run, trained)
+    classes = trained.embed(names)
+    gflops = {}
+    for head in ("alt", "clip", "both"):
+        testing = EvalConfig(2, loading=Loading(workers=0), head=head)
+        result = evaluate(trained.model, videos[:2], trained.spec, classes, testing)
+        options = AssessmentOptions(testing, (), 0, trained_run, World())
+        (row,) = ladder(TestedList(videos[:2], names, classes, result), trained, options)
+        gflops[head] = row["gflops"]
+    assert gflops["clip"] < gflops["alt"] <= gflops["both"]
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +101,7 @@ def test_the_page_holds_what_was_measured(
         (["--report", str(tmp_path / "a.txt")], "--report must end in .html"),
         (["--report", str(tmp_path / "a.html"), "--report-r", "-1"], "r must be >= 0 in every layer"),
         (["--report", str(tmp_path / "a.html"), "--explain", "-1"], "--explain must be >= 0"),
+        (["--report", str(tmp_path / "a.html"), "--explain", "1", "--head", "both"], "and --head both has another"),
     ]:
         assert main([*bare, *options]) == 2
         assert message in capsys.readouterr().err

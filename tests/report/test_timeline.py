@@ -102,12 +102,14 @@ def test_the_page_shows_what_happens_when(timeline: Timeline, tmp_path: Path) ->
     time.dispatchEvent(new Event("input"));
     seen.gap = text("labels");
     seen.lanes = document.getElementById("lanes").height > 0;
+    seen.times = [4.1, 4.3, 59.96].map(clock);
     seen.failures = failures;
     document.body.textContent = JSON.stringify(seen);
     """
     seen = look(tmp_path / "page.html", script, tmp_path)
     assert seen["failures"] == []
     assert seen["title"] == "<b>holiday.mp4"
+    assert seen["times"] == ["0:00:04.1", "0:00:04.3", "0:01:00.0"]
     assert seen["segments"][0] == ["0:00:00.0", "0:30:00.5", LABELS[0], "75.0 %", "90.0 %"]
     assert [row[2] for row in seen["segments"]] == LABELS[:3]
     assert seen["gaps"] == [["0:30:00.0", "1:00:00.0", "damaged <i>"]]

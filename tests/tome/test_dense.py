@@ -79,6 +79,9 @@ def test_features_only() -> None:
     found = alt_fast.apply_patch(model, r=R)(x)
     assert [tap.shape for tap in found] == [tap.shape for tap in plain]
     assert all(type(tap) is Tensor for tap in found)
+    alt_fast.apply_patch(model, r=R, unmerge=False)
+    with pytest.raises(ArgumentError, match="merged tokens have no grid"):
+        model(x)
     torch.testing.assert_close(alt_fast.remove_patch(model)(x), plain)
 
 
@@ -98,6 +101,37 @@ def test_taps_may_stay_merged() -> None:
     model: Any = alt_fast.apply_patch(timm_vit().eval(), r=R, unmerge=False)
     taps = model.forward_intermediates(images(), output_fmt="NLC", intermediates_only=True)
     assert [tap.shape[1] for tap in taps] == [13, 11, 7]
+
+
+def test_merged_taps_have_no_grid(model: Any) -> None:
+    x = size_of(model)
+    alt_fast.apply_patch(model, r=R, unmerge=False)
+    for ask in (model.forward_intermediates, lambda x: model.forward_intermediates(x, None, False, False, False)):
+        with pytest.raises(ArgumentError, match="merged tokens have no grid.*output_fmt='NLC'"):
+            ask(x)
+    if hasattr(model, "get_intermediate_layers"):
+        with pytest.raises(ArgumentError, match="merged tokens have no grid.*reshape=False"):
+            model.get_intermediate_layers(x, 1, reshape=True)
+        assert model.get_intermediate_layers(x, 1)[0].shape[1] < model.patch_embed.num_patches
+    alt_fast.apply_patch(model, r=0, unmerge=False)
+    assert model.forward_intermediates(x)[1][0].ndim == 4  # nothing has merged
+
+
+@pytest.mark.parametrize("name", ["Dinov2", "Dinov2WithRegisters", "DINOv3ViT", "Pixio"])
+def test_merged_tokens_of_a_backbone_have_no_grid(name: str) -> None:
+    import transformers
+
+    sizes = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "image_size": 32, "patch_size": 8}
+    config = getattr(transformers, f"{name}Config")(**sizes, intermediate_size=64, out_indices=[1, 3])
+    model = getattr(transformers, f"{name}Backbone")(config).eval()
+    plain = model(images()).feature_maps
+    assert [tap.shape for tap in alt_fast.apply_patch(model, r=R)(images()).feature_maps] == [x.shape for x in plain]
+    alt_fast.apply_patch(model, r=R, unmerge=False)
+    with pytest.raises(ArgumentError, match="merged tokens have no grid.*reshape_hidden_states=False"):
+        model(images())
+    model.config.reshape_hidden_states = False
+    first, last = (tap.shape[1] for tap in model(images()).feature_maps)
+    assert first - last == R[1] + R[2]
 
 
 def test_open_clip() -> None:

@@ -44,6 +44,18 @@ def distilled(depth: int = 3) -> nn.Module:
     return timm.models.deit.VisionTransformerDistilled(**options)
 
 
+def eva(depth: int = 3, **options: Any) -> nn.Module:
+    """Rotary positions, SwiGLU and norms where EVA-02, DINOv3 and Perception Encoder have them."""
+    defaults = {"img_size": IMAGE, "patch_size": 8, "embed_dim": 32, "depth": depth, "num_heads": 2, "num_classes": 5}
+    return timm.models.eva.Eva(**{**defaults, "use_rot_pos_emb": True, **options})
+
+
+def naflex(depth: int = 3) -> nn.Module:
+    options = {"embed_dim": 32, "depth": depth, "num_heads": 2, "num_classes": 5, "img_size": IMAGE, "patch_size": 8}
+    model: nn.Module = timm.create_model("naflexvit_base_patch16_gap", **options)
+    return model
+
+
 def open_clip_tower(depth: int = 3, **options: Any) -> nn.Module:
     from open_clip.transformer import VisionTransformer
 
@@ -89,6 +101,14 @@ HOSTS: dict[str, Callable[..., nn.Module]] = {
     "timm-attention-pool": partial(timm_vit, class_token=False, global_pool="map"),
     "timm-dinov2": dinov2_style,
     "timm-distilled": distilled,
+    **{
+        f"timm-{name}": partial(timm_vit, block_fn=getattr(timm.models.vision_transformer, name))
+        for name in ("ResPostBlock", "ParallelScalingBlock", "DiffParallelScalingBlock", "ParallelThingsBlock")
+    },
+    "timm-eva": eva,
+    "timm-eva-mixed": partial(eva, rope_type="mixed"),
+    "timm-eva-post-norm": partial(eva, use_post_norm=True),
+    "timm-naflex": naflex,
     "open_clip": open_clip_tower,
     "open_clip-layerscale-average": partial(open_clip_tower, ls_init_value=0.1, pool_type="avg"),
     "clip": openai_clip,
@@ -97,7 +117,7 @@ HOSTS: dict[str, Callable[..., nn.Module]] = {
         name: partial(hugging_face, name)
         for name in (
             *("ViTModel", "ViTForImageClassification", "DeiTModel", "CLIPVisionModel", "SiglipVisionModel"),
-            *("Dinov2Model", "Dinov2ForImageClassification", "Dinov2WithRegistersModel"),
+            *("Dinov2Model", "Dinov2ForImageClassification", "Dinov2WithRegistersModel", "DINOv3ViTModel"),
         )
     },
 }

@@ -21,7 +21,10 @@ from alt_fast.training.states import SaveEvery, load_state
 
 
 class Toy:
-    """Least squares on batches keyed by their number; stops at batch `stop_at`, is no number at batches `diverging`."""
+    """Least squares on batches keyed by their number; stops at batch `stop_at`.
+
+    The loss is no number at batches `diverging`, and its gradient none at `exploding`.
+    """
 
     def __init__(
         self,
@@ -30,10 +33,12 @@ class Toy:
         tested: nn.Module | None = None,
         diverging: Sequence[int] = (),
         frozen: str | None = None,
+        exploding: Sequence[int] = (),
         **options: Any,
     ) -> None:
         torch.manual_seed(0)
-        self.name, self.tested, self.stop_at, self.diverging = "toy", tested, stop_at, diverging
+        self.name, self.tested, self.stop_at = "toy", tested, stop_at
+        self.diverging, self.exploding = diverging, exploding
         self.module = nn.Sequential(nn.Linear(4, 8), nn.GELU(), nn.Linear(8, 1))
         if frozen is not None:
             self.module.get_parameter(frozen).requires_grad_(False)
@@ -57,6 +62,8 @@ class Toy:
     def loss(self, batch: Tensor, number: int) -> dict[str, Tensor]:
         self.before_loss(number)
         loss = (self.module(batch)[:, 0] - batch.sum(1)).square().mean()
+        if number in self.exploding:
+            loss = loss + (0 * self.module[0].weight.sum()).sqrt()
         return {"loss": loss * float("nan") if number in self.diverging else loss}
 
     def samples(self, step: int) -> list[str]:
@@ -287,6 +294,22 @@ def test_sigterm_ends_after_the_step_with_its_state(tmp_path: Path) -> None:
     resumed = Toy()
     fit(resumed, tmp_path / "a", SaveEvery(100))
     assert all(torch.equal(a, b) for a, b in zip(weights(whole), weights(resumed), strict=True))
+    last = Toy()
+    last.before_loss = lambda number: signal.raise_signal(signal.SIGTERM) if number == 11 else None
+    with pytest.raises(TerminatedError, match="12 of 12 steps"):  # before what follows the stage
+        fit(last, tmp_path / "b", SaveEvery(100))
+
+
+@pytest.mark.parametrize("clip_grad", [None, 1.0])
+def test_steps_without_a_finite_gradient_change_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], clip_grad: float | None
+) -> None:
+    toy = Toy(exploding=[3, 7], max_skipped=2, clip_grad=clip_grad)
+    fit(toy, tmp_path / "a", SaveEvery(4))
+    assert ", its gradient nan at step 3, on video 3: skipped, 1 of at most 2" in capsys.readouterr().err
+    assert all(weight.isfinite().all() for weight in weights(toy))
+    with pytest.raises(DivergedError, match="its gradient nan at step 3"):
+        fit(Toy(exploding=[3], clip_grad=clip_grad), tmp_path / "b", SaveEvery(100))
 
 
 def test_steps_without_a_finite_loss_change_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,10 +14,9 @@ from torch import Tensor, nn
 
 from alt_fast.compat.tome.utils import parse_r
 from alt_fast.errors import ArgumentError
-from alt_fast.tome.block import MergingBlock, Patched, host_of
+from alt_fast.tome.block import MergingBlock, Patched, dense_taps, host_of
 from alt_fast.tome.layout import Tower
 from alt_fast.tome.patch import FindTower, apply_patch, merge_trace
-from alt_fast.tome.tokens import dense_taps
 
 R = int | list[int] | tuple[int, float]
 
