@@ -192,8 +192,8 @@ def _describe(row: Row) -> str:
         line += f"   {row['bytes'] / row['seconds'] * 1e-9:,.0f} GB/s"
     if "macs" in row:
         line += f"   {2 * row['macs'] / row['seconds'] * 1e-12:,.2f} TFLOP/s"
-    if "saved_bytes" in row:
-        line += f"   saves {row['saved_bytes'] / 2**20:,.0f} MiB"
+    if "activation_bytes" in row:
+        line += f"   saves {row['activation_bytes'] / 2**20:,.0f} MiB"
     if row["peak_bytes"] is not None:
         line += f"   {row['peak_bytes'] / 2**20:,.0f} MiB"
     return line

@@ -120,13 +120,14 @@ def _training_runs(rows: Iterable[Row]) -> list[Run]:
 
 
 def _steps(runs: Iterable[Run], folder: str) -> str:
+    """What is kept for backward is `activation_bytes`: runs before 2026-11-30 have most weights in `saved_bytes`."""
     lines = [
         "| | FLOPs | published ToMe | alt-fast | kept for backward: un-merged, published, alt-fast | rounds | |",
         "|---|--:|--:|--:|--:|--:|---|",
     ]
     for case, contestants in runs:
         ours = contestants[OURS]
-        three = (contestants.get(name, {}).get("saved_bytes") for name in (ours["baseline"], PUBLISHED, OURS))
+        three = (contestants.get(name, {}).get("activation_bytes") for name in (ours["baseline"], PUBLISHED, OURS))
         kept = ["-" if size is None else f"{size / 2**20:,.0f}" for size in three]
         cells = [
             case.removesuffix(", float32"),

@@ -72,7 +72,7 @@ def test_model(name: str, mode: str, race: RunRace, cut: Cut, once: Once, device
         PLAIN,
         rounds=30 if gpu else 3,
         flop_ratio={OURS: macs[PLAIN] / macs[OURS]},
-        saved_bytes=saved,
+        activation_bytes=saved,
         **({} if training else {"macs": macs}),
     )
     for model in models.values():
