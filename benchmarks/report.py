@@ -308,7 +308,7 @@ def races(rows: Iterable[Row]) -> dict[tuple[str, str], list[Row]]:
     """Rows of each race, by file and case."""
     found: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
-        if "case" in row:
+        if {"case", "contestant"} <= set(row):  # other measurements have cases, too
             found.setdefault((row["measured"]["file"], row["case"]), []).append(row)
     return found
 

@@ -111,6 +111,15 @@ def test_the_readmes_hold_what_the_result_files_say(readme: str) -> None:
     assert update_tables(text, rows) == text
 
 
+def test_the_page_takes_every_result_file(tmp_path: Path) -> None:
+    """What `make report` gives it: other measurements than races have cases, too."""
+    assert (
+        main([*map(str, sorted((ROOT / "benchmarks/results").glob("*.jsonl"))), "--out", str(tmp_path / "page.html")])
+        == 0
+    )
+    assert "alt_b16" in (tmp_path / "page.html").read_text()
+
+
 def test_every_run_of_a_race_is_shown(tmp_path: Path) -> None:
     """The earliest first, whoever is ahead and however many rounds it has; in the README the last one."""
     contestants = ("un-merged (SDPA)", "published ToMe", "alt_fast")
