@@ -101,7 +101,6 @@ def test_the_page_holds_what_was_measured(
         (["--report", str(tmp_path / "a.txt")], "--report must end in .html"),
         (["--report", str(tmp_path / "a.html"), "--report-r", "-1"], "r must be >= 0 in every layer"),
         (["--report", str(tmp_path / "a.html"), "--explain", "-1"], "--explain must be >= 0"),
-        (["--report", str(tmp_path / "a.html"), "--explain", "1", "--head", "both"], "and --head both has another"),
     ]:
         assert main([*bare, *options]) == 2
         assert message in capsys.readouterr().err
