@@ -38,7 +38,8 @@ HOSTS = {
         "transformers",
         "AIMv2, AltCLIP, BLIP, BLIP-2, Chinese-CLIP, CLIP, CLIPSeg, DeiT, DINOv2, DINOv3, DPT, EoMT, GIT, I-JEPA, "
         "InstructBLIP, InternVL, MetaCLIP 2, MLCD, MSN, OWL-ViT, OWLv2, Pixio, Pixtral, Sapiens 2, SigLIP, SigLIP 2, "
-        "TIPSv2, V-JEPA 2, VideoMAE, ViT, ViT-MAE, ViTPose, ViViT, X-CLIP, and what is composed of them (transformers 5)",
+        "TIPSv2, V-JEPA 2, VideoMAE, ViT, ViT-MAE, ViTPose, ViViT, X-CLIP, and what is composed of them "
+        "(transformers 5)",
     ),
     "torchvision": ("torchvision", "VisionTransformer"),
     "clip": ("openai_clip", "the vision tower of OpenAI's CLIP, alone or in the whole"),
