@@ -199,13 +199,18 @@ def fit_table(rows: Iterable[Row]) -> str:
 
 def towers_table(rows: Iterable[Row]) -> str:
     """Markdown: towers at their real size, merged and dropped: medians and quartiles of rounds."""
-    lines = ["| | tokens | FLOP ratio | merged | dropped, not merged | of that |", "|---|--:|--:|--:|--:|--:|"]
+    lines = [
+        "| | tokens | FLOP ratio | merged | dropped, not merged | of that | rounds |",
+        "|---|--:|--:|--:|--:|--:|--:|",
+    ]
     for row in rows:
         if "tower" in row:
             merged, ceiling = (f"{x[1]:.2f} ({x[0]:.2f} to {x[2]:.2f})" for x in (row["speedup"], row["ceiling"]))
             share = f"{row['share_of_ceiling'][1]:.0%}"
+            rounds = len(row["seconds"]["un-merged"])
             lines.append(
-                f"| {row['tower']} | {row['tokens']:,} | {row['flop_ratio']:.2f} | {merged} | {ceiling} | {share} |"
+                f"| {row['tower']} | {row['tokens']:,} | {row['flop_ratio']:.2f} | {merged} | {ceiling} | {share} | "
+                f"{rounds} |"
             )
     return "\n".join(lines)
 
