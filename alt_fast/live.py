@@ -187,7 +187,7 @@ class Output:
         self._printed = judgement.labels[0][0]
         if self._every is not None:  # in step, though a tick may come late or be passed over
             due = judgement.tick if self._due is None else self._due
-            self._due = due + self._every * (1 + max(0.0, (judgement.tick - due) // self._every))
+            self._due = due + self._every * (1 + max(0.0, (judgement.tick - due + 1e-6) // self._every))
         labels = judgement.labels[: self._top_k]
         if self._json:
             row = {

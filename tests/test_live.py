@@ -165,6 +165,19 @@ def test_intervals_keep_step_with_pictures_that_come_unevenly(
     assert len(capsys.readouterr().out.splitlines()) == shown
 
 
+def test_intervals_keep_step_when_ticks_are_passed_over(capsys: pytest.CaptureFixture[str]) -> None:
+    """Every second tick is due, where it is looked at; else the next one is."""
+    status, clock = SimpleNamespace(latency=None, age=0.0), SimpleNamespace(now=lambda: 0.0)
+    output = Output(SimpleNamespace(every=0.6, json=False, top_k=None), None, status, clock, None)  # type: ignore[arg-type]
+    due, expected = 0, 0
+    for number in sorted({0, *torch.randint(3000, (2000,)).tolist()}):
+        picture: Any = SimpleNamespace(time=0.3 * number)
+        output.show(Judgement([("a star growing", 1.0)], picture, None, 0.0, number * 0.3))  # type: ignore[arg-type]
+        if number >= due:
+            expected, due = expected + 1, due + 2 * (1 + (number - due) // 2)
+    assert len(capsys.readouterr().out.splitlines()) == expected
+
+
 def test_a_network_camera_that_falls_silent_until_it_is_to_end(
     trained_run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -50,7 +50,7 @@ class VideoError(AltFastError, ValueError):
 class VideoIndex:
     """What demuxing alone tells about a video.
 
-    count: frames. times, keyframes: presentation times of all frames and of the keyframes, ascending; None and empty
+    count: frames. times, keyframes: presentation times of all frames, and of keyframes shown or not; None and empty
     where packets carry none. tick: seconds of a unit of these, or of a frame where there are none; None where the
     header has no rate either. codec, pixel_format: FFmpeg's names; colorspace: its number. rate: frames per second,
     None where the header has none.
@@ -427,7 +427,8 @@ class Turn(NamedTuple):
 
 def turn_of(frame: av.VideoFrame) -> Turn:
     """Return how a frame is to be shown by its display matrix, in quarter turns: its rows say where x and y go."""
-    tiny = frame.reformat(width=16, height=16)  # who is asked for side data stays in memory until cycles are collected
+    # Who is asked for side data stays in memory until cycles are collected. Not all formats can be scaled as they are.
+    tiny = frame.reformat(width=16, height=16, format="rgb24")
     matrix: Any = tiny.side_data.get("DISPLAYMATRIX")
     if matrix is None:
         return Turn(False, False, False)

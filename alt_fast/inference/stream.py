@@ -126,7 +126,7 @@ class Judgement:
     """What is said of the last T pictures.
 
     labels: with probabilities, likeliest first. picture, seen: the newest picture, and its features [1, ...]. time:
-    when it came, in seconds since the first one. tick: when one was to be looked at, likewise.
+    when it came, in seconds since the first one. tick: when one was to be looked at, in seconds since looking began.
     """
 
     labels: list[tuple[str, float]]

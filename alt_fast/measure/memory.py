@@ -7,7 +7,7 @@ import torch
 
 
 def saved_bytes(step: Callable[[], Any]) -> int:
-    """Bytes of what one call of `step` keeps for its backward pass, besides parameters, frozen ones too, and leaves."""
+    """Bytes of what one call of `step` keeps for its backward pass, besides parameters, and leaves with a gradient."""
     seen: dict[int, int] = {}
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:

@@ -41,8 +41,8 @@ class Alignment(nn.Module):
         self.mlp = MLP(width)
         if self.source == "learned":
             self.learned = nn.Parameter(torch.randn(config.frames, width) * width**-0.5)
-        if self.pooling == "attention" and self.source == "entities":
-            self.attention = nn.Linear(width, 1)
+        if self.pooling == "attention":
+            self.attention = nn.Linear(width, 1).requires_grad_(self.source == "entities")  # others pool nothing
 
     def forward(
         self, tokens: Tensor, size: Tensor, seed: Tensor | None, tau: float | None = None

@@ -23,7 +23,7 @@ from alt_fast.training.states import SaveEvery, StateFiles, TrainState
 
 
 class DivergedError(AltFastError, RuntimeError):
-    """The loss is no longer a finite number."""
+    """The loss or its gradient is no longer finite."""
 
 
 class TerminatedError(AltFastError, RuntimeError):
@@ -37,8 +37,8 @@ class StageSettings:
     """The numbers of a stage.
 
     batch_size: samples of a step, of all processes. accumulate: batches of a step in each process; a step's gradient is
-    the mean over them. max_skipped: steps whose loss may be no finite number; they change nothing. ema: decay of a
-    moving average of the weights; 0 for none. sharded: whether every process writes its part of a checkpoint.
+    the mean over them. max_skipped: steps whose loss or gradient may not be finite; they change nothing. ema: decay of
+    a moving average of the weights; 0 for none. sharded: whether every process writes its part of a checkpoint.
     """
 
     schedule: Schedule
@@ -102,8 +102,8 @@ def fit(stage: Stage, folder: Path, saving: SaveEvery, log: RunLog | None = None
     A checkpoint holds weights, optimizer and step; all randomness is keyed by the step, so nothing else is needed.
     world: the processes that train together; the main one writes. log: the main one's.
 
-    Raises DivergedError past the allowed number of steps without a finite loss, and TerminatedError after SIGTERM, once
-    the step is done and its state written.
+    Raises DivergedError past the allowed number of steps without a finite loss and gradient, and TerminatedError after
+    SIGTERM, once the step is done and its state written.
     """
     world = world or World()
     trainer = _Trainer(stage, folder, saving, log, world)
@@ -120,10 +120,9 @@ def fit(stage: Stage, folder: Path, saving: SaveEvery, log: RunLog | None = None
             if stop or trainer.checkpoint_is_due:
                 trainer.save()
             if stop:
-                raise TerminatedError(
-                    f"{stage.name}: asked to end; {trainer.state.step} of {stage.settings.schedule.steps} steps are "
-                    f"in {trainer.files.path(trainer.state.step)}"
-                )
+                raise trainer.terminated()
+        if any(world.mean(float(bool(asked)))):  # since the last step began
+            raise trainer.terminated()
     trainer.publish()
     return trainer.seconds
 
@@ -168,6 +167,11 @@ class _Trainer:
     @property
     def finished(self) -> bool:
         return self.state.step == self.settings.schedule.steps
+
+    def terminated(self) -> TerminatedError:
+        """Say where the state is."""
+        steps, path = self.settings.schedule.steps, self.files.path(self.state.step)
+        return TerminatedError(f"{self.stage.name}: asked to end; {self.state.step} of {steps} steps are in {path}")
 
     @property
     def checkpoint_is_due(self) -> bool:

@@ -270,6 +270,21 @@ def test_what_is_to_be_turned_and_mirrored(
         assert is_turned(tmp_path / name) == (matrix != (1, 0, 0, 1))
 
 
+def test_pictures_of_a_palette(tmp_path: Path) -> None:
+    """A format that FFmpeg scales from, and not to."""
+    path, palette = tmp_path / "palette.avi", np.arange(256, dtype=np.uint8)[:, None].repeat(4, 1)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("zmbv", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "pal8"
+        for i in range(4):
+            picture = np.full((48, 64), 40 + 40 * i, np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray((picture, palette), format="pal8")))  # type: ignore[arg-type]
+        container.mux(stream.encode(None))
+    with av.open(str(path)) as container:
+        assert next(container.decode(video=0)).format.name == "pal8"
+    assert decode_clip(path, [0.1, 0.9])[:, 0, 0, 0].tolist() == [40, 160]
+
+
 def test_turns_of_colours() -> None:
     class Frame:
         width, height = 4, 2

@@ -298,6 +298,10 @@ def test_sigterm_ends_after_the_step_with_its_state(tmp_path: Path) -> None:
     last.before_loss = lambda number: signal.raise_signal(signal.SIGTERM) if number == 11 else None
     with pytest.raises(TerminatedError, match="12 of 12 steps"):  # before what follows the stage
         fit(last, tmp_path / "b", SaveEvery(100))
+    ending = Toy()
+    ending.end_epoch = lambda done: signal.raise_signal(signal.SIGTERM) if done == 3 else None  # type: ignore[method-assign]
+    with pytest.raises(TerminatedError, match="12 of 12 steps"):
+        fit(ending, tmp_path / "c", SaveEvery(100))
 
 
 @pytest.mark.parametrize("clip_grad", [None, 1.0])
