@@ -121,7 +121,8 @@ def fit(stage: Stage, folder: Path, saving: SaveEvery, log: RunLog | None = None
                 trainer.save()
             if stop:
                 raise trainer.terminated()
-        if any(world.mean(float(bool(asked)))):  # since the last step began
+        (stop,) = world.mean(float(bool(asked)))  # since the last step began
+        if stop:
             raise trainer.terminated()
     trainer.publish()
     return trainer.seconds

@@ -13,17 +13,10 @@ from torch import Tensor, nn
 
 import alt_fast
 from alt_fast.errors import ArgumentError
-from tests.tome.test_patch import build, images, open_clip_tower, timm_vit
+from tests.tome.test_patch import build, images, naflex, open_clip_tower, timm_vit
 from tests.tome.test_rotary import dinov3
 
 R = [3, 2, 4]
-
-
-def timm_naflex() -> nn.Module:
-    model: nn.Module = timm.create_model(
-        "naflexvit_base_patch16_gap", embed_dim=32, depth=3, num_heads=2, num_classes=5, img_size=64
-    )
-    return model
 
 
 TIMM: dict[str, Callable[[], nn.Module]] = {
@@ -31,7 +24,7 @@ TIMM: dict[str, Callable[[], nn.Module]] = {
     "registers": lambda: timm_vit(reg_tokens=4, no_embed_class=True),
     "parallel": lambda: timm_vit(block_fn=timm.models.vision_transformer.ParallelScalingBlock),
     "Eva": lambda: dinov3(img_size=32, patch_size=8, dynamic_img_size=False),
-    "NaFlexVit": timm_naflex,
+    "NaFlexVit": naflex,
 }
 
 
@@ -41,12 +34,8 @@ def model(request: pytest.FixtureRequest) -> Any:
     return TIMM[request.param]().eval()
 
 
-def size_of(model: nn.Module) -> Tensor:
-    return torch.randn(2, 3, 64, 64) if type(model).__name__ == "NaFlexVit" else images()
-
-
 def test_every_tap_of_timm_is_the_output_of_a_model_that_ends_there(model: Any) -> None:
-    x = size_of(model)
+    x = images()
     plain = model.forward_intermediates(x, intermediates_only=True)
     alt_fast.apply_patch(model, r=0)
     for tap, expected in zip(model.forward_intermediates(x, intermediates_only=True), plain, strict=True):
@@ -86,7 +75,7 @@ def test_features_only() -> None:
 
 
 def test_models_pruned_after_they_were_patched(model: Any) -> None:
-    x = size_of(model)
+    x = images()
     alt_fast.apply_patch(model, r=R)
     expected = model.forward_intermediates(x, indices=[1], intermediates_only=True)
     model.prune_intermediate_layers([1], prune_norm=True, prune_head=True)
@@ -104,7 +93,7 @@ def test_taps_may_stay_merged() -> None:
 
 
 def test_merged_taps_have_no_grid(model: Any) -> None:
-    x = size_of(model)
+    x = images()
     alt_fast.apply_patch(model, r=R, unmerge=False)
     for ask in (model.forward_intermediates, lambda x: model.forward_intermediates(x, None, False, False, False)):
         with pytest.raises(ArgumentError, match="merged tokens have no grid.*output_fmt='NLC'"):
