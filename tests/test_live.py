@@ -146,7 +146,7 @@ def test_every_so_often_the_likeliest_ones(
     lines = capsys.readouterr().out.splitlines()
     times = [float(line.split(" s ")[0]) for line in lines]
     assert 3 <= len(lines) <= 4
-    gaps = [round(later - sooner, 1) for sooner, later in pairwise(times)]  # of pictures: a frame more or less than ticks'
+    gaps = [round(later - sooner, 1) for sooner, later in pairwise(times)]  # of pictures: a frame off
     assert set(gaps) <= {0.4, 0.5, 0.6}
     assert all(line.count("%  ") == 2 for line in lines)
 
