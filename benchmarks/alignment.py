@@ -1,17 +1,20 @@
-"""Is aligning first worth it? Every row of the question on Motion Shapes, level 2, over many seeds, with its controls.
+"""Is aligning first worth it? The question's rows on levels 2 and 3 of Motion Shapes, over many seeds, and controls.
 
 python -m benchmarks.alignment --out FILE.jsonl
 python -m benchmarks.alignment --out FILE.jsonl --seeds 20 --rows frame learned entities permuted
 python -m benchmarks.alignment --out FILE.jsonl --seeds 5 --shots 1 8 -- --model.tuning=finetune
+python -m benchmarks.alignment --out FILE.jsonl --shots --beside LEVEL_2.jsonl -- --data.shapes.level=3 \
+    --data.shapes.train_per_class=6
 
-The tower is frozen and every clip's tokens are computed once, so that a run, alignment and decoder trained on the 40
-classes, takes seconds. Seeds draw first weights, order and noise; videos and tower stay. Each run is tested on the
+The tower is frozen and every clip's tokens are computed once, so that a run, alignment and decoder trained on
+trained classes, takes seconds. Seeds draw first weights, order and noise; videos and tower stay. Each run is tested on
 trained classes and, zero-shot, on the 40 unseen ones, as it is and with the queries of other videos, and after training
 on 1, 2, 4 and 8 videos of each unseen class. Beside top-1 stands how often the tool is right, whatever its motion, and
 how often it would be by what queries are made of alone, untrained: by cosines with class names, and by the weights that
 make it of the corpus's entities ("linear"). Actor and motion alone leave few classes: so "tool alone" asks for the tool
 among labels that differ in nothing else. With `--model.tuning=finetune` the tower trains along, a tenth as fast, on
-the same draws of the clips, and a run takes minutes. Stop it, and the same command goes on where it was.
+the same draws of the clips, and a run takes minutes. Stop it, and the same command goes on where it was. `--beside`
+compares with rows of another file, of other options, as level 2 has them.
 """
 
 import argparse
@@ -31,9 +34,8 @@ from alt_fast.data.annotations import Video, read_list
 from alt_fast.data.augment import ClipRecord
 from alt_fast.data.dataset import EvalClips, TrainClips, batched
 from alt_fast.data.loader import Loader, open_backend
-from alt_fast.data.motion_shapes import list_files
+from alt_fast.data.motion_shapes import LEVELS, level2, list_files
 from alt_fast.data.motion_shapes.generate import generate
-from alt_fast.data.motion_shapes.level2 import TRAINED, UNSEEN, label_of
 from alt_fast.data.motion_shapes.truth import clip_of, read_dataset, things_in
 from alt_fast.data.rng import Stream, integer
 from alt_fast.errors import AltFastError, ArgumentError
@@ -72,6 +74,9 @@ class Experiment:
     def __init__(self, config: TrainConfig, shots: Sequence[int]) -> None:
         """shots: of each unseen class, what rows are trained on once more; each at most the most of SHOTS."""
         self.config, self.shots = config, shots
+        self.level = LEVELS[config.data.shapes.level]
+        if self.level.CORPUS != level2.CORPUS:
+            raise ArgumentError(f"level {config.data.shapes.level} has no tools: take level 2 or 3")
         self.frozen = config.model.tuning == "frozen"
         assert config.data.root is not None
         shapes = replace(config.data.shapes, few_shot_per_class=max(SHOTS))
@@ -94,13 +99,14 @@ class Experiment:
         if key not in self.seen:
             model = self.build({"r": r}).eval()
             files = list_files(self.root)
-            names, unseen = ([label_of(triple) for triple in triples] for triples in (TRAINED, UNSEEN))
+            triples = (self.level.TRAINED, self.level.UNSEEN)
+            names, unseen = ([self.level.label_of(triple) for triple in own] for own in triples)
             trained = TrainedModel(model, names, list(PROMPTS[self.config.templates]), self.config.augment)
             lists = [(files["train"], names), (files["test"], names), (files["unseen"], unseen)]
             lists.append((str(self.root / "few_shot.txt"), unseen))
             videos = [read_list(path, own, None, "test")[0] for path, own in lists]
             train, test, zero, few = (self.encode(trained, part, training=not n) for n, part in enumerate(videos))
-            texts = (Texts.of(triples, trained.embed) for triples in (TRAINED, UNSEEN))
+            texts = (Texts.of(own, trained.embed) for own in triples)
             self.seen[key] = Seen(train, test, zero, few, *texts)
         return self.seen[key]
 
@@ -158,8 +164,10 @@ class Experiment:
         torch.manual_seed(seed)
         model = self.build(case.changes)
         order = torch.randperm(len(model.corpus or ()))  # whose names entities have under "permuted"
-        kept = 2 * case.tools  # classes: a tool's two are neighbours
-        part = seen.train.take(seen.train.label < kept)
+        each = self.config.data.shapes.train_per_class
+        video = torch.arange(len(seen.train.label)) % each  # of its class: they are neighbours
+        kept = int((seen.trained_texts.tool < case.tools).sum())  # classes: those of a tool are neighbours
+        part = seen.train.take((seen.train.label < kept) & (video < case.share * each))
         epochs = self.config.optim.epochs / DRAWS * len(seen.train.label) / len(part.label)
         self.train(model, case, order, part, seen.trained_texts.classes[:kept], epochs, seed)
         found: Row = {}
@@ -250,12 +258,12 @@ class Experiment:
             return (scores.argmax(1) == part.label).float().mean().item()
 
         def tool(scores: Tensor) -> float:
-            return (scores.argmax(1) // 2 == part.label // 2).float().mean().item()  # its two classes are neighbours
+            return (texts.tool[scores.argmax(1)] == texts.tool[part.label]).float().mean().item()
 
         def tool_alone(z: Tensor) -> float:
             scores = model.logits(z, texts.by_tool.flatten(0, 1)).unflatten(1, texts.by_tool.shape[:2])
             own = scores[torch.arange(len(z)), part.label]
-            return (own.argmax(1) == part.label // 2).float().mean().item()
+            return (own.argmax(1) == texts.tool[part.label]).float().mean().item()
 
         found = {
             "": top1(alt),
@@ -321,6 +329,27 @@ def hypotheses(rows: Sequence[Row], seeds: Sequence[int]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+COMPARED = ("test, tool alone", "unseen", "unseen, tool", "unseen, tool alone")
+"""Of level 3 beside level 2, written down before any row of level 3 had been seen: if training loses tools because the
+labels of level 2 hardly ask for them, then "unseen, tool alone" gains by frame tokens, by entities as shipped
+("annealed") and by the oracle, each at p < 0.05. If it gains by none, another step is to blame."""
+
+
+def compared(rows: Sequence[Row], beside: Sequence[Row], cases: Sequence[str], seeds: Sequence[int]) -> str:
+    """Markdown: what rows gain on those of other options, by paired t-tests over the seeds that both have."""
+    lines = [["queries", "on", "beside", "here", "gain", "seeds", "p, two-sided"]]
+    lines.append(["---", "---", *5 * ["--:"]])
+    here, there = ({(row["case"], row["seed"]): row for row in part} for part in (rows, beside))
+    for case in cases:
+        shared = [(case, seed) for seed in seeds if (case, seed) in here and (case, seed) in there]
+        for column in COMPARED if len(shared) > 1 else ():
+            b, a = ([100 * part[key][column] for key in shared] for part in (there, here))
+            gain = sum(x - y for x, y in zip(a, b, strict=True)) / len(shared)
+            told = [CASES[case].name, column, spread_text(b), spread_text(a), f"{gain:+.1f}", str(len(shared))]
+            lines.append([*told, f"{ttest_rel(a, b).pvalue:.2g}"])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
 def rows_of(asked: Sequence[str] | None, config: TrainConfig) -> list[str]:
     """Return the rows that were asked for, or all that a job can have. Raises ArgumentError for others.
 
@@ -351,6 +380,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--out", type=Path, required=True, metavar="FILE", help="JSON lines; what it has is not repeated"
     )
+    parser.add_argument("--beside", type=Path, metavar="FILE", help="rows of other options, to compare with")
     parser.add_argument(
         "options", nargs="*", metavar="OPTION", help="after --: changes motion_shapes_2, as in -- --optim.epochs=4"
     )
@@ -359,6 +389,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         config = parse([*LEVEL_2, *given.options])
         cases, columns = rows_of(given.rows, config), set(few_shot(given.shots))
+        beside = [] if given.beside is None else read_rows(given.beside)
+        if given.beside is not None and not beside:
+            raise ArgumentError(f"{given.beside} holds no rows to compare with")
         known = [row for row in read_rows(given.out) if row.get("options") == given.options]
         mine = {(row["case"], row["seed"]): row for row in sorted(known, key=lambda row: columns <= set(row))}
         asked = [(case, seed) for seed in seeds for case in cases]
@@ -374,6 +407,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return e.status
     rows = list(mine.values())
     print(f"{table(rows, cases, seeds, given.shots)}\n\n{hypotheses(rows, seeds)}")
+    if given.beside is not None:
+        print(f"\n{compared(rows, beside, cases, seeds)}")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Clips of Motion Shapes, level 2, as `benchmarks.alignment` trains and tests on them, with the truth about them."""
+"""Clips of Motion Shapes, levels 2 and 3, as `benchmarks.alignment` trains and tests on them, and the truth of them."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
@@ -61,12 +61,14 @@ Clips = Tokens | Videos
 
 @dataclass(frozen=True)
 class Texts:
-    """Embeddings of a list's classes, two neighbours to a tool.
+    """Embeddings of a list's classes, those of a tool beside each other.
 
-    classes: [I, d], of their labels. by_tool: [I, I / 2, d], of each class's label with every tool of the list in turn.
+    classes: [I, d], of their labels. tool: [I], numbers of their tools. by_tool: [I, tools, d], of each class's label
+    with every tool of the list in turn.
     """
 
     classes: Tensor
+    tool: Tensor
     by_tool: Tensor
 
     @classmethod
@@ -77,7 +79,8 @@ class Texts:
         labels = [label_of((actor, motion, tool)) for actor, motion in carried for tool in tools]
         by_tool = embed(labels).view(len(carried), len(tools), -1)
         number = [carried.index(triple[:2]) for triple in triples]
-        return cls(embed([label_of(triple) for triple in triples]), by_tool[number])
+        tool = torch.tensor([tools.index(triple[2]) for triple in triples])
+        return cls(embed([label_of(triple) for triple in triples]), tool, by_tool[number])
 
 
 @dataclass(frozen=True)

@@ -25,13 +25,15 @@ KNOWN: Mapping[Control | None, slice] = {"oracle": slice(3), "no tool": slice(1,
 class Case:
     """A row of the tables. changes: settings of the model, beside the configuration's. control: of its entities.
 
-    tools: how many of the trained classes' tools it is trained on, in as many steps.
+    tools, share: how many of the trained classes' tools it is trained on, and what share of the videos of each class;
+    in as many steps.
     """
 
     name: str
     changes: Mapping[str, Any] = field(default_factory=dict)
     control: Control | None = None
     tools: int = 20
+    share: float = 1.0
 
 
 SCALED = {"pool": "mean", "query_norm": False, "unit_entities": False, "shortcut": False, "tau": 1.0, "noise": True}
@@ -80,6 +82,9 @@ CASES = {
     "entities-5": Case("entities of regions, trained on 5 tools", tools=5),
     "oracle-10": Case("oracle, trained on 10 tools", {}, "oracle", tools=10),
     "oracle-5": Case("oracle, trained on 5 tools", {}, "oracle", tools=5),
+    "frame-few": Case("frame tokens, trained on a quarter of the videos", {"query": "frame"}, share=0.25),
+    "entities-few": Case("entities of regions, trained on a quarter of the videos", share=0.25),
+    "oracle-few": Case("oracle, trained on a quarter of the videos", {}, "oracle", share=0.25),
     "soft": Case("soft choice", {"hard": False}),
     "no-noise": Case("no noise", {"noise": False}),
 }

@@ -74,7 +74,8 @@ class MotionShapesConfig:
     """Size of the dataset.
 
     Args:
-        level: 1, an object that moves (36 trained classes, 12 unseen); 2, an actor with a tool (40 and 40).
+        level: 1, an object that moves (36 trained classes, 12 unseen); 2, an actor with a tool (40 and 40); 3, the
+            same with several tools for each actor's motion (160 and 40).
         seed: draws every video.
         train_per_class: training videos for each of the trained classes.
         test_per_class: test videos for each trained class, and for each of the unseen ones.
@@ -92,6 +93,6 @@ class MotionShapesConfig:
     size: int = 56
 
     def __post_init__(self) -> None:
-        if self.level not in (1, 2):
-            raise ArgumentError(f"level must be 1 or 2, got {self.level}")
+        if self.level not in (1, 2, 3):
+            raise ArgumentError(f"level must be 1, 2 or 3, got {self.level}")
         check_at_least(self, seed=0, train_per_class=1, test_per_class=1, few_shot_per_class=0, frames=2, size=32)

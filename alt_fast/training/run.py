@@ -119,7 +119,7 @@ def load_corpus(config: TrainConfig) -> Corpus | None:
         return None
     level = config.data.shapes.level
     if config.data.generate is not None and name in PACKAGED and name != LEVELS[level].CORPUS:
-        raise RunError(f"corpus {name} is not that of level {level}: take --config motion_shapes_2 for level 2")
+        raise RunError(f"corpus {name} is not that of level {level}: take --config motion_shapes_2 for levels 2 and 3")
     if name is None and config.start_from is not None:
         return load(config.start_from).model.corpus
     if name is None:

@@ -15,7 +15,7 @@ from alt_fast.model.clip_weights import build_clip
 from alt_fast.model.config import TINY, ModelConfig
 from alt_fast.training.config import parse
 from benchmarks import alignment
-from benchmarks.alignment import ZERO_SHOT, Experiment, hypotheses, main, rows_of, table
+from benchmarks.alignment import COMPARED, ZERO_SHOT, Experiment, compared, hypotheses, main, rows_of, table
 from benchmarks.alignment_clips import Tokens, Videos, pool_things
 from benchmarks.alignment_rows import CASES, LEVEL_2, LITERAL, Case
 
@@ -71,20 +71,22 @@ def test_it_runs_every_row_once(small: list[str], tmp_path: Path, capsys: pytest
     assert len(out.read_text().splitlines()) == len(rows) + 1  # and the broken one
 
 
-def test_a_row_may_be_trained_on_fewer_tools(small: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """In as many steps; it is tested on all classes."""
-    experiment = Experiment(parse([*LEVEL_2, *small]), [1])
+def test_a_row_may_be_trained_on_fewer_tools(small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or on fewer videos of each, in as many steps; it is tested on all classes."""
+    options = ["--data.shapes.level=3", "--data.shapes.train_per_class=4", f"--data.root={tmp_path / 'data'}"]
+    experiment = Experiment(parse([*LEVEL_2, *small, *options]), [1])
     trained = []
 
     def train(model: object, case: Case, order: object, part: Tokens, classes: torch.Tensor, *more: float) -> None:
-        trained.append((sorted(set(part.label.tolist())), len(classes), more[0] * len(part.label)))
+        trained.append((part.label.unique(return_counts=True), len(classes), more[0] * len(part.label)))
 
     monkeypatch.setattr(experiment, "train", train)
-    for case in ("entities", "entities-5"):
+    for case in ("entities", "entities-5", "entities-few"):
         experiment.run(CASES[case], 0)
-    (whole, _, few, _) = trained  # each before one shot of the unseen classes
-    assert whole == (list(range(40)), 40, 40)
-    assert few == (list(range(10)), 10, 40)
+    for (labels, each), count, clips in trained[1::2]:  # one shot of the unseen classes
+        assert (labels.tolist(), set(each.tolist()), count, clips) == (list(range(40)), {1}, 40, 40)
+    for ((labels, each), count, clips), classes, videos in zip(trained[::2], (160, 40, 160), (4, 4, 1), strict=True):
+        assert (labels.tolist(), set(each.tolist()), count, clips) == (list(range(classes)), {videos}, classes, 640)
 
 
 def test_controls_change_the_entities_and_nothing_else(small: list[str]) -> None:
@@ -129,7 +131,7 @@ def test_the_tool_alone_is_told_among_labels_of_the_same_actor_and_motion(
     assert texts.by_tool.shape == (40, 20, 64)
     model, label = experiment.build({}).eval(), torch.arange(40)
     assert torch.equal(seen.unseen.label, label)
-    assert torch.equal(texts.by_tool[label, label // 2], texts.classes)
+    torch.testing.assert_close(texts.by_tool[label, label // 2], texts.classes)
     monkeypatch.setattr(model, "answer", lambda pooled, frames: pooled.mean(1))
 
     def told(answers: torch.Tensor) -> list[float]:
@@ -145,6 +147,32 @@ def test_actor_and_motion_nearly_name_a_class() -> None:
     """What docs/motion_shapes.md says: whoever knows them and no tool can be right about 80 % of the classes."""
     for triples in (level2.TRAINED, level2.UNSEEN):
         assert len({triple[:2] for triple in triples}) == 0.8 * len(triples)
+
+
+def test_level_3_is_compared_with_level_2(small: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = tmp_path / "level_2.jsonl"
+    there = ({"case": "frame", "seed": seed, **dict.fromkeys(COMPARED, 0.4 + 0.2 * seed)} for seed in (0, 1))
+    other.write_text("".join(f"{json.dumps(row)}\n" for row in there))
+    level = ["--data.shapes.level=3", f"--data.root={tmp_path / 'data'}"]
+    out = ["--seeds", "2", "--rows", "frame", "--shots", "--out", str(tmp_path / "rows.jsonl"), "--beside"]
+    assert main([*out, str(other), "--", *small, *level]) == 0
+    told = capsys.readouterr().out.splitlines()[-len(COMPARED) :]
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    for line, column in zip(told, COMPARED, strict=True):
+        gain = 50 * sum(row[column] for row in rows) - 50
+        assert line.startswith(f"| frame tokens | {column} | 50.0 ± 14.1 |")
+        assert f" | {gain:+.1f} | 2 | " in line
+    assert main([*out, str(tmp_path / "nothing"), "--", *small, *level]) == 2
+    assert "nothing holds no rows" in capsys.readouterr().err
+    assert main([*out, str(other), "--", *small, "--data.shapes.level=1", f"--data.root={tmp_path / 'one'}"]) == 2
+    assert "level 1 has no tools" in capsys.readouterr().err
+
+
+def test_gains_are_paired_by_seed() -> None:
+    here = [{"case": "frame", "seed": seed, **dict.fromkeys(COMPARED, x)} for seed, x in enumerate((0.5, 0.6, 0.9))]
+    beside = [{"case": "frame", "seed": seed, **dict.fromkeys(COMPARED, x)} for seed, x in ((2, 0.8), (1, 0.4))]
+    line = compared(here, beside, ["frame", "oracle"], range(3)).splitlines()[-1]
+    assert line == "| frame tokens | unseen, tool alone | 60.0 ± 28.3 | 75.0 ± 21.2 | +15.0 | 2 | 0.2 |"
 
 
 def test_a_tower_that_trains_along_starts_as_the_frozen_one_and_moves(

@@ -1,7 +1,8 @@
 """Motion Shapes: a generated video dataset of things that move, real files that decode everywhere (VP9 in WebM).
 
 Level 1 (`level1`): an object does something, "a star circling clockwise". Level 2 (`level2`): an actor does something
-with a tool, "a robot moving left with a kettle", and what zero-shot classes show was never trained on. Every motion is
+with a tool, "a robot moving left with a kettle", and what zero-shot classes show was never trained on. Level 3
+(`level3`): likewise, and the tool alone tells the trained classes of an actor's motion apart. Every motion is
 directional: played backwards, a clip shows the opposite motion, so that a single frame cannot give the class away.
 Train, test, unseen and pretraining draw from separate random streams and never share a seed or a background.
 
@@ -14,7 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from alt_fast.data.motion_shapes import level1, level2
+from alt_fast.data.motion_shapes import level1, level2, level3
 from alt_fast.data.motion_shapes.drawing import Captioned, Image8, Thing
 
 DEFAULT_ROOT = "data/motion_shapes"
@@ -54,7 +55,7 @@ class Level(Protocol):
         """Labels, none of an unseen class, and the same sentences in other words."""
 
 
-LEVELS: dict[int, Level] = {1: level1, 2: level2}
+LEVELS: dict[int, Level] = {1: level1, 2: level2, 3: level3}
 
 
 def list_files(root: str | Path) -> dict[str, str]:
