@@ -16,6 +16,7 @@ from alt_fast.tome.rotary import Turns, begin, merge_turns, rotation
 from alt_fast.tome.rules import RotaryRule
 from alt_fast.tome.tokens import Attended, Step, Tokens, as_dense, merge_step
 from alt_fast_kernels import Rotary
+from alt_fast_kernels.lane import lane
 
 
 @dataclass(frozen=True)
@@ -177,28 +178,29 @@ class MergingBlock(Patched):
         attention = part(self, layout.attention)
         if not (torch.compiler.is_compiling() or torch.jit.is_tracing()):  # type: ignore[attr-defined]
             _refuse_bypassed(attention)
-        branch, key = layout.attend(attention, normed, size, rotary)
-        branch = apply_parts(self, layout.after_attention, branch)
-        if "spatial" in at:
-            branch = branch + at["spatial"](branch)
         norm = None if layout.norm2 is None else part(self, layout.norm2)
-        attended = Attended(
-            tokens,
-            branch,
-            key,
-            r,
-            tome.protected,
-            layer=tome.layer,
-            num_layers=tome.num_layers,
-            norm=norm,
-            rule=tome.rotary,
-            destinations=tome.destinations,
-            attention=attention,
-            normed=normed,
-            rotary=rotary,
-            class_token=tome.class_token,
-        )
-        tokens, normed = tome.step(attended)
+        with lane(tokens.x):  # matching may go on beside attention
+            branch, key = layout.attend(attention, normed, size, rotary)
+            branch = apply_parts(self, layout.after_attention, branch)
+            if "spatial" in at:
+                branch = branch + at["spatial"](branch)
+            attended = Attended(
+                tokens,
+                branch,
+                key,
+                r,
+                tome.protected,
+                layer=tome.layer,
+                num_layers=tome.num_layers,
+                norm=norm,
+                rule=tome.rotary,
+                destinations=tome.destinations,
+                attention=attention,
+                normed=normed,
+                rotary=rotary,
+                class_token=tome.class_token,
+            )
+            tokens, normed = tome.step(attended)
         if callable(layout.mlp):
             x = tokens.x + layout.mlp(self, normed)
         elif layout.mlp:

@@ -14,6 +14,7 @@ from alt_fast.tome.destinations import Destinations, OnePerCell
 from alt_fast.tome.rotary import Turns, merge_turns, with_empty
 from alt_fast.tome.rules import RotaryRule
 from alt_fast_kernels import MergePlan, Rotary, compose, match, max_r, merge, unmerge
+from alt_fast_kernels.lane import aside
 
 
 @dataclass(frozen=True, eq=False)
@@ -218,7 +219,7 @@ def merge_step(at: Attended) -> tuple[Tokens, Tensor]:
     receiving = 2 if at.reduction <= 0 else _receiving(at.destinations, at.tokens, at.protected)
     if min(at.reduction, max_r(at.tokens.x.shape[1], at.protected, receiving)) <= 0:
         return at.keep()
-    return at.merge(match(at.key, at.reduction, at.protected, receiving))
+    return at.merge(aside(lambda: match(at.key, at.reduction, at.protected, receiving)))
 
 
 def _receiving(destinations: Destinations, tokens: Tokens, protected: int) -> int | Tensor:

@@ -423,6 +423,13 @@ def test_a_block_is_the_sum_of_its_parts() -> None:
     assert block.time == pytest.approx(7e-6 + block.rest)
     assert block.overhead == pytest.approx(2e-6 / block.time)  # merging takes less than what it stands for
     assert HandMade(MACHINE).block(SMALL, 2, 5, 2, "halves").attention == 9e-6
+    projection = 2 * 5 * 128**2 * 2 / 1e12 + 1e-6
+    aside = replace(block, matching=2e-6 - 1e-6 - projection)
+    assert aside.matching < 0  # beside attention and its projection, which take longer
+    assert HandMade(MACHINE).block(SMALL, 2, 5, 2, aside=True) == replace(aside, matching=0)
+    fast = HandMade(replace(MACHINE, gemm=1e30, launch=0.25e-6)).block(SMALL, 2, 5, 2, aside=True)
+    assert fast.matching == pytest.approx(0.75e-6)  # what is left of it
+    assert HandMade(MACHINE).block(SMALL, 17, 5, 2, aside=True).matching == 2e-6  # of many images all
     plain = HandMade(MACHINE).block(SMALL, 2, 5, 0)
     assert (plain.matching, plain.merging) == (0, plain.add_norm)
 
@@ -438,6 +445,7 @@ def test_a_tower_s_speed_up_is_the_ratio_of_its_layers_times() -> None:
     ours = HandMade(MACHINE, 1e-6).unmerged_block(SMALL, 2, 5)  # whichever is faster
     assert ours == pytest.approx(plain - attention + 1e-6)
     assert predictor.speedup(SMALL, 2, 2) == pytest.approx(3 * plain / sum(merged))
+    assert predictor.speedup(SMALL, 2, 2, True) == pytest.approx(3 * plain / (sum(merged) - 2 * 2e-6))
 
 
 def test_blocks_and_towers_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
@@ -453,7 +461,8 @@ def test_blocks_and_towers_are_printed(capsys: pytest.CaptureFixture[str]) -> No
     for row, (tower, r, batch) in zip(
         rows, [(t, r, b) for t, r in ((B16, 8), (B16, 13), (L14, 8)) for b in (256, 8, 1)], strict=True
     ):
-        assert row == f"| {tower.name} | {batch} | {r} | {predictor.speedup(tower, batch, r):.2f} |"
+        graph = predictor.speedup(tower, batch, r, aside=True)
+        assert row == f"| {tower.name} | {batch} | {r} | {predictor.speedup(tower, batch, r):.2f} | {graph:.2f} |"
 
 
 class FakeGPU:

@@ -11,6 +11,7 @@ from alt_fast_kernels.attention.op import attention_packed
 from alt_fast_kernels.attention.rotary import NOT_TURNED, Rotary, check_rotary, rotate
 from alt_fast_kernels.checks import check_device, check_size, may_read_values
 from alt_fast_kernels.dispatch import attention_backend, takes_kernel, to_autocast_dtype
+from alt_fast_kernels.lane import open_lane
 
 __all__ = ["Rotary", "proportional_attention", "proportional_attention_qkvpacked", "rotate"]
 
@@ -57,6 +58,7 @@ def proportional_attention(
         )
     check_device("k", k, q)
     check_device("v", v, q)
+    open_lane()
     q, k, v = to_autocast_dtype(q, k, v)
     if not q.dtype == k.dtype == v.dtype:
         raise ValueError(f"q, k, v must have one dtype, got {q.dtype}, {k.dtype}, {v.dtype}")
@@ -86,6 +88,7 @@ def proportional_attention_qkvpacked(
         raise ValueError(f"qkv must be [B, N, 3, H, D], got shape {tuple(qkv.shape)}")
     scale = qkv.shape[-1] ** -0.5 if scale is None else scale
     if _takes_ours(qkv, scale, dropout_p) and (rotary is None or not rotary.wants_gradient):
+        open_lane()
         (qkv,) = to_autocast_dtype(qkv)
         _check_size(size, qkv)
         if rotary is not None:

@@ -162,8 +162,10 @@ def _backward(ctx: Any, grad_out: Tensor | None, *grads: Tensor | None) -> tuple
         if to_x:
             grad_x = shared.to(x_dtype) if needs_x else None
             grad_residual = shared.to(residual_dtype) if needs_residual else None
-        grad_weight = of_norm[0, 0].to(weight_dtype) if needs_weight else None
-        grad_bias = of_norm[0, 1].to(bias_dtype) if needs_bias else None
+        if to_norm:  # one launch for both, unless their dtypes differ
+            of_weight, of_bias = of_norm[0].to(torch.promote_types(weight_dtype, bias_dtype)).unbind(0)
+            grad_weight = of_weight.to(weight_dtype) if needs_weight else None
+            grad_bias = of_bias.to(bias_dtype) if needs_bias else None
     return grad_x, grad_residual, None, None, None, None, grad_weight, grad_bias, None, None
 
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from alt_fast_kernels.lane import FEW
 from alt_fast_kernels.launch import Launch, cdiv
 from alt_fast_kernels.prediction.around import TorchCall
 from alt_fast_kernels.prediction.cases import Case, Layout, attention_case, match_case, merge_case
@@ -45,14 +46,20 @@ class Predictor:
         around = tuple((call, predict_torch(call, self.machine)) for call in calls)
         return Prediction(case, tuple(kernels), around, floor)
 
-    def block(self, tower: "Tower", batch: int, num_tokens: int, r: int, layout: Layout | None = None) -> "Block":
+    def block(
+        self, tower: "Tower", batch: int, num_tokens: int, r: int, layout: Layout | None = None, aside: bool = False
+    ) -> "Block":
         """One transformer block in bf16, compiled around our kernels, which merges r tokens between its branches.
 
-        layout: of its rotary positions, if it has any.
+        layout: of its rotary positions, if it has any. aside: as a CUDA graph has it, where images are few (`lane`):
+        matching runs beside attention and its projection, and takes what they leave of it.
         """
         c, num_slots = tower.width, num_tokens - r
         attention = self.op(attention_case(batch, num_tokens, tower.heads, c // tower.heads, layout=layout)).time
         matching = self.op(match_case(batch, num_tokens, tower.heads, c // tower.heads, r)).time if r else 0.0
+        if aside and batch <= FEW:
+            projection = batch * num_tokens * c * c / self.machine.gemm * 2 + self.machine.launch
+            matching = max(0.0, matching - attention - projection)
         merging = self.op(merge_case(batch, num_tokens, r, c)).time if r else self._pass(batch, num_tokens, c)
         gemms = self._gemms(batch * num_tokens * 4 * c * c) + self._gemms(batch * num_slots * 8 * c * c)
         rest = gemms + self._pass(batch, num_slots, c)
@@ -68,12 +75,12 @@ class Predictor:
         gemms = self._gemms(batch * num_tokens * 4 * c * c) + self._gemms(batch * num_tokens * 8 * c * c)
         return attention + gemms + 2 * self._pass(batch, num_tokens, c)
 
-    def speedup(self, tower: "Tower", batch: int, r: int) -> float:
-        """A whole tower that merges r tokens in every layer, over the same without."""
+    def speedup(self, tower: "Tower", batch: int, r: int, aside: bool = False) -> float:
+        """A whole tower that merges r tokens in every layer, over the same without. aside: see `block`."""
         merged, tokens = 0.0, tower.tokens
         for _ in range(tower.depth):
             gone = min(r, (tokens - 1) // 2)
-            merged += self.block(tower, batch, tokens, gone).time
+            merged += self.block(tower, batch, tokens, gone, aside=aside).time
             tokens -= gone
         return tower.depth * self.unmerged_block(tower, batch, tower.tokens) / merged
 

@@ -1,0 +1,147 @@
+"""Matching beside attention: which stream it is launched on, when, and that nothing else changes."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor
+
+import alt_fast
+from alt_fast.tome import block, tokens
+from alt_fast_kernels import MergePlan, attention, proportional_attention
+from alt_fast_kernels import lane as lanes
+from alt_fast_kernels.lane import FEW, Lane, aside, lane
+
+
+@dataclass
+class Streams:
+    """Stands in for torch.cuda: what was asked of two streams, in order."""
+
+    told: list[str] = field(default_factory=list)
+    on: str = "main"
+
+    def __post_init__(self) -> None:
+        self.main, self.side = self._stream("main"), self._stream("side")
+
+    def _stream(self, name: str) -> SimpleNamespace:
+        return SimpleNamespace(
+            name=name, device="cuda:0", wait_stream=lambda other: self.told.append(f"{name} waits for {other.name}")
+        )
+
+    def current_stream(self, device: object) -> SimpleNamespace:
+        return self.main
+
+    @contextmanager
+    def stream(self, stream: SimpleNamespace) -> Iterator[None]:
+        before, self.on = self.on, stream.name
+        yield
+        self.on = before
+
+
+@pytest.fixture
+def streams(monkeypatch: pytest.MonkeyPatch) -> Streams:
+    found = Streams()
+    monkeypatch.setattr(torch.cuda, "current_stream", found.current_stream)
+    monkeypatch.setattr(torch.cuda, "stream", found.stream)
+    monkeypatch.setattr(Tensor, "record_stream", lambda x, stream: found.told.append(f"read on {stream.name}"))
+    return found
+
+
+def laid(streams: Streams) -> AbstractContextManager[None]:
+    return lanes._laid(Lane(streams.side))  # type: ignore[arg-type]
+
+
+def test_a_block_matches_beside_attention(streams: Streams, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The lane opens with the keys, right before attention, and is waited for before the merge; so in every block."""
+    import timm
+
+    def spied(owner: object, name: str, what: str) -> None:
+        function = getattr(owner, name)
+
+        def spy(*args: object, **options: object) -> object:
+            streams.told.append(f"{what} on {streams.on}")
+            return function(*args, **options)
+
+        monkeypatch.setattr(owner, name, spy)
+
+    spied(tokens, "match", "match")
+    spied(tokens, "merge", "merge")
+    spied(torch.nn.functional, "scaled_dot_product_attention", "attention")
+    spied(attention, "attention_packed", "attention")
+    monkeypatch.setattr(block, "lane", lambda x: laid(streams))
+    vit = timm.create_model("vit_tiny_patch16_224", depth=3, img_size=32, embed_dim=32, num_heads=2).eval()
+    image = torch.randn(2, 3, 32, 32)
+    alt_fast.apply_patch(vit, r=[1, 0, 1])
+    with torch.no_grad():
+        found = vit(image)
+    opened = ["side waits for main", "attention on main"]
+    merging = [*opened, "match on side", "main waits for side", *3 * ["read on main"], "merge on main"]
+    nothing_to_match = [*opened, "main waits for side"]
+    assert streams.told == [*merging, *nothing_to_match, *merging]
+    monkeypatch.setattr(block, "lane", lane)
+    streams.told.clear()
+    torch.testing.assert_close(vit(image), found, rtol=0, atol=0)
+    assert not [line for line in streams.told if "side" in line]
+
+
+def test_only_few_captured_images_have_a_lane(streams: Streams, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Captured(list[int]):
+        is_cuda, device = True, "cuda:0"
+
+    monkeypatch.setattr(lanes, "_stream", lambda device: streams.side)
+    q = torch.randn(1, 3, 1, 4)
+    for count, capturing, waits in ((FEW, True, 2), (FEW + 1, True, 0), (1, False, 0)):
+        streams.told.clear()
+        monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda is_so=capturing: is_so)
+        with lane(Captured(range(count))):  # type: ignore[arg-type]
+            proportional_attention(q, q, q)
+        assert len(streams.told) == waits
+    assert not torch.empty(1).is_cuda
+    with lane(torch.empty(1)):
+        proportional_attention(q, q, q)
+    assert not streams.told
+
+
+def test_another_thread_s_attention_leaves_the_lane_alone(streams: Streams) -> None:
+    plan = MergePlan(torch.zeros(1, 2), torch.zeros(1, 2), torch.zeros(1, 2), 2)
+    q = torch.randn(1, 3, 1, 4)
+    with laid(streams):
+        worker = threading.Thread(target=lambda: (proportional_attention(q, q, q), aside(lambda: plan)))
+        worker.start()
+        worker.join()
+        assert not streams.told
+        assert aside(lambda: plan) is plan  # nothing has opened it
+        assert not streams.told
+
+
+@pytest.mark.gpu
+@pytest.mark.kernel_only
+def test_a_captured_tower_is_the_tower(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bit for bit, on fresh images, replay after replay."""
+    import timm
+
+    torch.use_deterministic_algorithms(False)  # filling memory is no part of the graph
+    vit = timm.create_model("vit_tiny_patch16_224", depth=4).cuda().half().eval().requires_grad_(False)
+    alt_fast.apply_patch(vit, r=16)
+    opened: list[Lane] = []
+    open_lane = Lane.open
+
+    def counted(lane: Lane) -> None:
+        opened.append(lane)
+        open_lane(lane)
+
+    def tower(image: Tensor) -> Tensor:
+        found: Tensor = vit(image)
+        return found
+
+    monkeypatch.setattr(Lane, "open", counted)
+    image = torch.randn(8, 3, 224, 224, device="cuda", dtype=torch.float16)
+    captured = torch.cuda.make_graphed_callables(tower, (image,))
+    assert len(opened) == 4
+    for _ in range(20):
+        fresh = torch.randn_like(image)
+        torch.testing.assert_close(captured(fresh), tower(fresh), rtol=0, atol=0)
