@@ -178,6 +178,18 @@ def test_lengths_do_not_count_and_a_zero_token_follows_the_noise() -> None:
     assert align(tokens, entities, 1.0, seed)[0][2] == noise.argmax()
 
 
+@pytest.mark.parametrize("num_entities", [3, 300])  # in one part, and in several
+@pytest.mark.parametrize("noisy", [False, True])
+def test_a_token_that_is_no_number_chooses_some_entity_and_spoils_no_other(num_entities: int, noisy: bool) -> None:
+    tokens, entities = torch.randn(5, 16), torch.randn(num_entities, 16)
+    seed = torch.tensor(2) if noisy else None
+    expected, _ = align(tokens, entities, 1.0, seed)
+    tokens[1, 3], tokens[3] = float("nan"), float("inf")
+    index, aligned = align(tokens, entities, 1.0, seed)
+    assert torch.equal(aligned, entities[index])  # so it is one of them
+    assert torch.equal(index[::2], expected[::2])
+
+
 def test_empty_batch() -> None:
     leaf = torch.empty(0, 3, 8, requires_grad=True)
     index, aligned = align(leaf, torch.randn(4, 8))

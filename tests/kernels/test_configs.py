@@ -33,6 +33,7 @@ WIDTHS = {
     "attention_fwd_rotary": HEADS,
     "attention_bwd_q_rotary": HEADS,
     "attention_bwd_kv_rotary": HEADS,
+    "align_rows": (ANY_WIDTH,),
     "align_fwd": (ANY_WIDTH,),
     "align_fwd_noisy": (ANY_WIDTH,),
     "align_fwd_online": (ANY_WIDTH,),

@@ -12,8 +12,6 @@ from alt_fast_kernels.library import differentiable, fold_vmap, once, operator, 
 if TYPE_CHECKING:
     from alt_fast_kernels.align.triton import Inputs
 
-_TINY = 1e-12  # the least norm; a token of zeros has cosine 0 with everything
-
 
 def _empty(
     tokens: Tensor, entities: Tensor, tau: float, seed: Tensor | None, period: int
@@ -33,6 +31,7 @@ def align_op(
     Entities have the tokens' dtype. period: a token's row in the noise is its index modulo that. stats: log of the sum
     of exponentials of each token's logits, in base 2, and softmax's weight of the entity chosen.
     """
+    from alt_fast_kernels.align.rows import pick_launch
     from alt_fast_kernels.align.triton import align_fwd_launch, num_splits
 
     inputs = _prepare(tokens, entities, tau, seed, period)
@@ -40,12 +39,9 @@ def align_op(
     best, lse = inputs.factor.new_empty(2, num_splits(inputs, bound), len(tokens))
     index = torch.empty_like(best, dtype=torch.int32)
     align_fwd_launch(inputs, bound, best, index, lse).run()
-    best, part = best.max(0, keepdim=True)  # parts in order: the lower index wins a tie
-    chosen = index.gather(0, part)[0].long()
-    top = lse.max(0).values
-    lse = top + (lse - top).exp2().sum(0).log2()
-    stats = torch.stack([lse, (best[0] - lse).exp2()], 1)
-    return entities.index_select(0, chosen), chosen, stats
+    aligned, chosen, stats = _empty(tokens, entities, tau, seed, period)
+    pick_launch(inputs.entities, (best, index, lse), aligned, chosen, stats).run()
+    return aligned, chosen, stats
 
 
 def _empty_grad(
@@ -82,16 +78,15 @@ def align_backward_op(
     sum(w (g - delta) e) with delta = sum(w g). One pass over the corpus sums w (g - pivot) e and w e, and delta - pivot
     on the side. Any pivot is right; a guess of delta, from the entity chosen and the mean of all, loses no precision.
     """
+    from alt_fast_kernels.align.rows import finish_launch, pivot_launch
     from alt_fast_kernels.align.triton import CHUNK, Saved, align_bwd_launch, sum_tiles
 
     inputs = _prepare(tokens, entities, tau, seed, period)
     num_tokens, width = tokens.shape
-    grad_aligned = grad_aligned.contiguous()
-    lse, sure = stats.unbind(1)
-    of_chosen = (grad_aligned * entities.index_select(0, index)).sum(-1, dtype=torch.float32)
-    of_mean = (grad_aligned * entities.mean(0, dtype=torch.float32)).sum(-1, dtype=torch.float32)
-    pivot = torch.lerp(of_mean, of_chosen, sure)
-    saved = Saved(lse.contiguous(), grad_aligned, pivot)
+    pivot = inputs.factor.new_empty(num_tokens)
+    saved = Saved(stats[:, 0].contiguous(), grad_aligned.contiguous(), pivot)
+    mean = entities.mean(0, dtype=torch.float32)
+    pivot_launch(saved.grad_out, inputs.entities, mean, index, stats, pivot).run()
     sums = inputs.factor.new_zeros(2, num_tokens, width)
     totals = pivot.new_zeros(2, num_tokens)
     with without_autocast(tokens):  # backward may run inside the caller's
@@ -104,25 +99,20 @@ def align_backward_op(
             align_bwd_launch(inputs, saved, first, weights, parts).run()
             sums += (weights.flatten(0, 1)[:, : len(unit)] @ unit).view(sums.shape)
             totals += parts.sum(1)
-    # The weights add up to 1 but for the rounding of lse, which is divided out.
-    delta, total = totals[0] / totals[1], totals[1]
-    direction = (sums[0] - delta[:, None] * sums[1]) / total[:, None]
-    # Through the normalisation: the part along the token does not change its cosine.
-    inverse = 1.0 / _norm(tokens)[:, None]
-    unit = tokens * inverse
-    along = (direction * unit).sum(-1, keepdim=True)
-    return ((direction - unit * along) * (inverse / tau)).to(tokens.dtype)
-
-
-def _norm(x: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(x, dim=-1, dtype=torch.float32).clamp_min(_TINY)
+    grad = tokens.new_empty(tokens.shape)
+    finish_launch(inputs.tokens, inputs.factor, sums, totals, tau, grad).run()
+    return grad
 
 
 def _prepare(tokens: Tensor, entities: Tensor, tau: float, seed: Tensor | None, period: int) -> "Inputs":
+    from alt_fast_kernels.align.rows import norm_launch
     from alt_fast_kernels.align.triton import Inputs
 
-    factor = (math.log2(math.e) / tau) / _norm(tokens)
-    return Inputs(tokens.contiguous(), entities.contiguous(), factor, 1.0 / _norm(entities), seed, period)
+    tokens, entities = tokens.contiguous(), entities.contiguous()
+    factor, inverse = (x.new_empty(len(x), dtype=torch.float32) for x in (tokens, entities))
+    norm_launch(tokens, math.log2(math.e) / tau, factor).run()
+    norm_launch(entities, 1.0, inverse).run()
+    return Inputs(tokens, entities, factor, inverse, seed, period)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:

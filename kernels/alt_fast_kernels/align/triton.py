@@ -26,7 +26,7 @@ from alt_fast_kernels.configs import Arch, arch_of, config_of
 from alt_fast_kernels.launch import Launch
 
 SPLITS = 8  # parts of the corpus walked side by side: enough programs for a whole GPU even when tokens are few
-CHUNK = 1024  # entities whose weights are in memory at a time, in backward
+CHUNK = 2048  # entities whose weights are in memory at a time, in backward
 MAX_BOUND = 57.0  # of |logit| in base 2, below which exp2 of logit - bound is a normal number, with noise too
 
 

@@ -70,6 +70,11 @@ def _chunks(a: dict[str, Any]) -> tuple[Trips, ...]:
     return (Trips(a["WIDTH"] // a["BLOCK_C"]),) if a["WIDTH"] > a["BLOCK_C"] else ()
 
 
+def _by_channels(a: dict[str, Any]) -> tuple[Trips, ...]:
+    """Of what alignment does token by token."""
+    return (Trips(a["width"] // a["BLOCK_C"]),)
+
+
 def _joined(a: dict[str, Any]) -> Trips:
     """Tokens that join a tile of slots."""
     return Trips(min(1.0, (a["num_tokens"] - a["num_slots"]) / cdiv(a["num_slots"], a["ROWS"])))
@@ -104,6 +109,10 @@ TRIPS: dict[str, Callable[[dict[str, Any]], tuple[Trips, ...]]] = {
     "match_place": _place,
     "align_fwd": lambda a: (Trips(cdiv(a["per_split"], a["BLOCK_N"]), (Trips(cdiv(a["width"], a["BLOCK_C"])),)),),
     "align_bwd": lambda a: 2 * (Trips(cdiv(a["width"], a["BLOCK_C"])),),
+    "align_norm": _by_channels,
+    "align_pick": _by_channels,
+    "align_pivot": _by_channels,
+    "align_finish": lambda a: 2 * _by_channels(a),
     "merge_fwd": lambda a: (_joined(a),),
     "merge_bwd": lambda a: (Trips(a["num_tiles"] / a["programs"], (_joined(a),) if a["NEEDS_X"] else ()),),
 }

@@ -502,6 +502,10 @@ def _small(launch: Launch, left: int) -> Launch:
         if launch.name == "attention_bwd_kv":
             changes |= {"num_q": 3 * owned + left, "num_k": streamed + 5}
         grid = 2 * 2 * 2  # images, heads, tiles
+    elif launch.name.startswith("align") and "ROWS" in numbers:
+        rows = "num_rows" if "num_rows" in numbers else "num_tokens"
+        changes = {rows: numbers["ROWS"] + 5, "width": 2 * numbers["BLOCK_C"]}
+        grid = 2
     elif launch.name.startswith("align"):
         rows, entities = numbers["BLOCK_M"] + 5, numbers["BLOCK_N"]
         changes = {
