@@ -73,7 +73,7 @@ def test_no_recorded_kernel_is_at_fault() -> None:
 WIDE = {
     "match_metric": 1.0, "match_once": 0.93, "match_best": 0.8, "match_pair": 0.64, "merge_fwd": 0.47,
     "merge_bwd": 0.33, "attention_fwd": 0.75, "attention_bwd_q": 0.7, "attention_bwd_kv": 0.45, "align_fwd": 0.57,
-    "align_bwd": 0.72, "align_norm": 1.0, "align_pick": 0.87, "align_pivot": 0.84, "align_finish": 0.93,
+    "align_bwd": 0.72, "align_norm": 1.0, "align_pick": 0.87, "align_pivot": 0.84, "align_finish": 0.88,
 }  # fmt: skip
 """The least share of the bytes that a kernel loads 16 at a time: tokens. The rest are sizes, sums and indices."""
 
