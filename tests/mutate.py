@@ -250,6 +250,30 @@ MUTATIONS = [
         f"{_ALIGN}::test_ties_across_the_whole_corpus_go_to_the_lower_index",
     ),
     Mutation(
+        "kernels/alt_fast_kernels/align/rows.py",
+        "first = tl.min(tl.where(logit == logit_of_best[:, None], part[None, :], SPLITS), 1)",
+        "first = tl.max(tl.where(logit == logit_of_best[:, None], part[None, :], 0), 1)",
+        f"{_ALIGN}::test_ties_across_the_whole_corpus_go_to_the_lower_index",
+    ),
+    Mutation(
+        "kernels/alt_fast_kernels/align/rows.py",
+        "share = tl.sum(along, 1) * length * length",
+        "share = tl.sum(along, 1) * length",
+        f"{_ALIGN}::test_kernel_is_as_accurate_as_pytorch",
+    ),
+    Mutation(
+        "kernels/alt_fast_kernels/lane.py",
+        "    found.close()\n    for x in plan:",
+        "    for x in plan:",
+        "tests/kernels/test_lane.py::test_a_block_matches_beside_attention",
+    ),
+    Mutation(
+        "alt_fast/data/motion_shapes/level3.py",
+        "MOTIONS[2 * ((i + j) % 4)]",
+        "MOTIONS[2 * (j % 4)]",
+        "tests/data/test_motion_shapes.py::test_level_3_only_the_tool_tells_the_classes_of_an_actors_motion_apart",
+    ),
+    Mutation(
         "kernels/alt_fast_kernels/attention/op.py",
         "if needs_kv:\n        of_kv.run()",
         "of_kv.run()",
