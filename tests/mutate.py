@@ -263,6 +263,12 @@ MUTATIONS = [
     ),
     Mutation(
         "kernels/alt_fast_kernels/lane.py",
+        "found.keys != _place(key)",
+        "found.keys is None",
+        "tests/kernels/test_lane.py::test_nothing_is_read_beside_attention_that_was_made_after_it_began",
+    ),
+    Mutation(
+        "kernels/alt_fast_kernels/lane.py",
         "    found.close()\n    for x in plan:",
         "    for x in plan:",
         "tests/kernels/test_lane.py::test_a_block_matches_beside_attention",

@@ -219,7 +219,11 @@ def merge_step(at: Attended) -> tuple[Tokens, Tensor]:
     receiving = 2 if at.reduction <= 0 else _receiving(at.destinations, at.tokens, at.protected)
     if min(at.reduction, max_r(at.tokens.x.shape[1], at.protected, receiving)) <= 0:
         return at.keep()
-    return at.merge(aside(lambda: match(at.key, at.reduction, at.protected, receiving)))
+
+    def plan() -> MergePlan:
+        return match(at.key, at.reduction, at.protected, receiving)
+
+    return at.merge(plan() if isinstance(receiving, Tensor) else aside(at.key, plan))  # a grid's tokens were made here
 
 
 def _receiving(destinations: Destinations, tokens: Tokens, protected: int) -> int | Tensor:

@@ -1,11 +1,11 @@
 """A second lane beside attention: matching needs the keys alone, and few images leave room on a GPU for both.
 
     with lane(x):
-        branch, key = ...                    # through proportional_attention, which opens the lane: its keys are ready
-        plan = aside(lambda: match(key, r))  # on a stream of its own, beside attention and whatever followed it
+        branch, key = ...                         # through proportional_attention, which opens the lane with its keys
+        plan = aside(key, lambda: match(key, r))  # on a stream of its own, beside attention and whatever followed it
 
-Only where a CUDA graph is captured: call by call the host's own time hides all that could be saved. What runs aside
-must be done with its inputs, and its result is ready, when `aside` returns.
+Only where a CUDA graph is captured: call by call the host's own time hides all that could be saved. What runs aside may
+read nothing that was made after attention began; so it does not, unless its key is what attention was given.
 """
 
 import threading
@@ -26,22 +26,28 @@ class Lane:
     """A stream beside the current one, of one thread, on which work goes on from where it was last opened."""
 
     def __init__(self, stream: torch.cuda.Stream) -> None:
-        self.stream, self.thread, self.is_open = stream, threading.get_ident(), False
+        self.stream, self.thread = stream, threading.get_ident()
+        self.keys: int | None = None  # where those lie that were ready when it was opened
 
     @property
     def current(self) -> torch.cuda.Stream:
         return torch.cuda.current_stream(self.stream.device)
 
-    def open(self) -> None:
-        """Let the stream go on from here."""
+    def open(self, keys: Tensor) -> None:
+        """Let the stream go on from here, where these keys are ready."""
         self.stream.wait_stream(self.current)
-        self.is_open = True
+        self.keys = _place(keys)
 
     def close(self) -> None:
         """Wait for the stream: what was opened must be, or a graph cannot be captured."""
-        if self.is_open:
+        if self.keys is not None:
             self.current.wait_stream(self.stream)
-            self.is_open = False
+            self.keys = None
+
+
+def _place(x: Tensor) -> int:
+    """Where the memory of x begins: a view's is that of what it is of."""
+    return x.untyped_storage().data_ptr()
 
 
 _lane: Lane | None = None
@@ -70,16 +76,16 @@ def _laid(found: Lane) -> Iterator[None]:
         _lane = before
 
 
-def open_lane() -> None:
-    """Open the lane that there is."""
+def open_lane(keys: Tensor) -> None:
+    """Open the lane that there is, with keys that are ready, or what they are a view of."""
     if _lane is not None and _lane.thread == threading.get_ident():
-        _lane.open()
+        _lane.open(keys)
 
 
-def aside(call: Callable[[], MergePlan]) -> MergePlan:
-    """Return a plan, made on the open lane if there is one."""
+def aside(key: Tensor, call: Callable[[], MergePlan]) -> MergePlan:
+    """Return a plan of nothing but keys, made on the lane if it was opened with them."""
     found = _lane
-    if found is None or found.thread != threading.get_ident() or not found.is_open:
+    if found is None or found.thread != threading.get_ident() or found.keys != _place(key):
         return call()
     with torch.cuda.stream(found.stream):
         plan = call()

@@ -5,10 +5,15 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import timm
 import torch
+from timm.models.vision_transformer import ParallelThingsBlock, VisionTransformer
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import alt_fast
 from alt_fast.tome import block, tokens
@@ -57,7 +62,6 @@ def laid(streams: Streams) -> AbstractContextManager[None]:
 
 def test_a_block_matches_beside_attention(streams: Streams, monkeypatch: pytest.MonkeyPatch) -> None:
     """The lane opens with the keys, right before attention, and is waited for before the merge; so in every block."""
-    import timm
 
     def spied(owner: object, name: str, what: str) -> None:
         function = getattr(owner, name)
@@ -88,6 +92,60 @@ def test_a_block_matches_beside_attention(streams: Streams, monkeypatch: pytest.
     assert not [line for line in streams.told if "side" in line]
 
 
+@dataclass
+class Made(TorchDispatchMode):
+    """Notes what is read on the second stream that was made on the first one after the fork."""
+
+    streams: Streams
+    made: dict[int, int] = field(default_factory=dict)  # how many lines had been told when memory was filled
+    kept: list[object] = field(default_factory=list)  # so that no memory is used twice
+    late: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        super().__init__()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        places = [x.untyped_storage().data_ptr() for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+        found = function(*args, **(kwargs or {}))
+        self.kept.append(found)
+        if self.streams.on == "side":
+            fork = len(self.streams.told)
+            self.late += [str(function) for place in places if self.made.get(place, 0) >= fork]
+        else:
+            filled = [x.untyped_storage().data_ptr() for x in tree_leaves(found) if isinstance(x, Tensor)]
+            self.made |= {place: len(self.streams.told) for place in filled if place not in self.made}
+        return found
+
+
+GRID = alt_fast.OnePerCell((4, 4), (2, 2))
+
+
+@pytest.mark.parametrize(
+    ("options", "patch", "layers"),
+    [
+        ({}, {"r": 3}, 3),
+        ({}, {"r": 3, "destinations": 4}, 3),
+        ({}, {"r": [3, 2, 0], "destinations": GRID}, 1),  # the first layer's list of tokens is made too late
+        ({"block_fn": ParallelThingsBlock}, {"r": 3}, 0),  # and so are keys of several attentions
+        ({"qk_norm": True}, {"r": 3}, 3),
+    ],
+    ids=["plain", "one in four", "of a grid", "several attentions", "normed keys"],
+)
+def test_nothing_is_read_beside_attention_that_was_made_after_it_began(
+    streams: Streams, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], patch: dict[str, Any], layers: int
+) -> None:
+    shape = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 2, "num_classes": 5}
+    vit = alt_fast.apply_patch(VisionTransformer(**shape, **options).eval(), **patch)
+    image = torch.randn(2, 3, 32, 32)
+    expected = vit(image)
+    monkeypatch.setattr(block, "lane", lambda x: laid(streams))
+    with torch.no_grad(), Made(streams) as made:
+        found = vit(image)
+    assert made.late == []
+    torch.testing.assert_close(found, expected)
+    assert streams.told.count("read on main") == 3 * layers
+
+
 def test_only_few_captured_images_have_a_lane(streams: Streams, monkeypatch: pytest.MonkeyPatch) -> None:
     class Captured(list[int]):
         is_cuda, device = True, "cuda:0"
@@ -110,11 +168,11 @@ def test_another_thread_s_attention_leaves_the_lane_alone(streams: Streams) -> N
     plan = MergePlan(torch.zeros(1, 2), torch.zeros(1, 2), torch.zeros(1, 2), 2)
     q = torch.randn(1, 3, 1, 4)
     with laid(streams):
-        worker = threading.Thread(target=lambda: (proportional_attention(q, q, q), aside(lambda: plan)))
+        worker = threading.Thread(target=lambda: (proportional_attention(q, q, q), aside(q, lambda: plan)))
         worker.start()
         worker.join()
         assert not streams.told
-        assert aside(lambda: plan) is plan  # nothing has opened it
+        assert aside(q, lambda: plan) is plan  # nothing has opened it
         assert not streams.told
 
 
@@ -122,17 +180,15 @@ def test_another_thread_s_attention_leaves_the_lane_alone(streams: Streams) -> N
 @pytest.mark.kernel_only
 def test_a_captured_tower_is_the_tower(monkeypatch: pytest.MonkeyPatch) -> None:
     """Bit for bit, on fresh images, replay after replay."""
-    import timm
-
     torch.use_deterministic_algorithms(False)  # filling memory is no part of the graph
     vit = timm.create_model("vit_tiny_patch16_224", depth=4).cuda().half().eval().requires_grad_(False)
     alt_fast.apply_patch(vit, r=16)
     opened: list[Lane] = []
     open_lane = Lane.open
 
-    def counted(lane: Lane) -> None:
+    def counted(lane: Lane, keys: Tensor) -> None:
         opened.append(lane)
-        open_lane(lane)
+        open_lane(lane, keys)
 
     def tower(image: Tensor) -> Tensor:
         found: Tensor = vit(image)

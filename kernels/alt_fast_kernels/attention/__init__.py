@@ -58,7 +58,7 @@ def proportional_attention(
         )
     check_device("k", k, q)
     check_device("v", v, q)
-    open_lane()
+    open_lane(k)
     q, k, v = to_autocast_dtype(q, k, v)
     if not q.dtype == k.dtype == v.dtype:
         raise ValueError(f"q, k, v must have one dtype, got {q.dtype}, {k.dtype}, {v.dtype}")
@@ -88,7 +88,7 @@ def proportional_attention_qkvpacked(
         raise ValueError(f"qkv must be [B, N, 3, H, D], got shape {tuple(qkv.shape)}")
     scale = qkv.shape[-1] ** -0.5 if scale is None else scale
     if _takes_ours(qkv, scale, dropout_p) and (rotary is None or not rotary.wants_gradient):
-        open_lane()
+        open_lane(qkv)
         (qkv,) = to_autocast_dtype(qkv)
         _check_size(size, qkv)
         if rotary is not None:
