@@ -40,9 +40,10 @@ UNCOUNTED = {
         _log_softmax_backward_data _safe_softmax""",
     "means, sums and unit lengths": """mean linalg_vector_norm sum norm var var_mean native_layer_norm
         native_layer_norm_backward native_group_norm native_batch_norm _native_batch_norm_legit_no_training
-        avg_pool2d avg_pool2d_backward _adaptive_avg_pool2d adaptive_avg_pool2d prod logsumexp
+        _native_batch_norm_legit avg_pool2d avg_pool2d_backward _adaptive_avg_pool2d adaptive_avg_pool2d prod logsumexp
         max_pool2d_with_indices""",
-    "resizing pictures and positions": "upsample_bilinear2d upsample_bicubic2d _upsample_bicubic2d_aa",
+    "resizing pictures and positions": """upsample_bilinear2d upsample_bicubic2d _upsample_bicubic2d_aa
+        _upsample_bilinear2d_aa""",
 }
 """aten ops that no counter counts, by the reason, as fvcore and the dispatcher name them."""
 
@@ -64,7 +65,7 @@ class _Seen(TorchDispatchMode):
         packet = func._overloadpacket
         name = packet._qualified_op_name
         free = func.is_view or torch.Tag.pointwise in func.tags or name in _FREE
-        if packet not in self.counted and not free and not name.startswith("prim::"):
+        if packet not in self.counted and not free and not name.startswith(("prim::", "profiler::")):
             self.unknown.add(name)
         return func(*args, **(kwargs or {}))
 
@@ -78,8 +79,13 @@ def counting() -> Iterator[Callable[[], int]]:
     op that has no formula and is not in `UNCOUNTED` either.
     """
     counter = FlopCounterMode(display=False, custom_mapping=flop_formulas())
-    with _Seen(set(counter.flop_registry)) as seen, counter, sdpa_kernel(SDPBackend.MATH):
-        yield lambda: counter.get_total_flops() // 2
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # nn.MultiheadAttention as a single op would have no formula
+    try:
+        with _Seen(set(counter.flop_registry)) as seen, counter, sdpa_kernel(SDPBackend.MATH):
+            yield lambda: counter.get_total_flops() // 2
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
     if seen.unknown:
         raise UncountedError(f"neither counted nor known to need no count: {', '.join(sorted(seen.unknown))}")
 

@@ -1,6 +1,5 @@
 """The audit of a way of removing tokens: what it saves, what arrives on the clock, what it costs, what is wrong."""
 
-import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
@@ -267,10 +266,16 @@ def _gradients(model: nn.Module, method: nn.Module, images: Tensor) -> str:
 
 
 def _trained(model: nn.Module, images: Tensor) -> set[str]:
-    model = copy.deepcopy(model).requires_grad_(True)
+    """The names of parameters that get a gradient. No copy's: what patched a model may know its own blocks only."""
     names, parameters = zip(*model.named_parameters(), strict=True)
-    loss = as_tensor(model(images[:2])).float().square().mean()
-    grads = torch.autograd.grad(loss, parameters, allow_unused=True)
+    before = [parameter.requires_grad for parameter in parameters]
+    model.requires_grad_(True)
+    try:
+        loss = as_tensor(model(images[:2])).float().square().mean()
+        grads = torch.autograd.grad(loss, parameters, allow_unused=True)
+    finally:
+        for parameter, needed in zip(parameters, before, strict=True):
+            parameter.requires_grad_(needed)
     return {n for n, g in zip(names, grads, strict=True) if g is not None and bool(g.isfinite().all())}
 
 

@@ -365,12 +365,15 @@ def other_norms() -> dict[str, nn.Module]:
     before.register_forward_pre_hook(lambda _, inputs: (inputs[0] * 2,))
     behind.register_forward_hook(lambda _, inputs, output: output * 3)
     backward.register_full_backward_hook(five_times)
+    replaced = random_norm(16)
+    replaced.forward = lambda x: nn.LayerNorm.forward(replaced, x) + 1  # type: ignore[assignment, method-assign]
     return {
         "own": OwnNorm(16),
         "rms": nn.RMSNorm(16),
         "in front": before,
         "behind": behind,
         "backward": backward,
+        "replaced": replaced,
         "many": nn.Sequential(random_norm(16), nn.Tanh()),
     }
 

@@ -3,6 +3,7 @@
 import copy
 import math
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -100,6 +101,26 @@ def test_macs_of_a_layer_are_what_they_must_be() -> None:
 def test_an_op_that_nobody_counts_is_an_error() -> None:
     with pytest.raises(UncountedError, match="aten::linalg_lu_factor_ex"):
         count_macs(lambda: torch.linalg.lu_factor(torch.eye(3)))
+
+
+@torch.no_grad()
+def test_attention_that_would_be_a_single_op_is_counted() -> None:
+    """As open_clip's and torchvision's towers have it in inference; and what profilers write is no op."""
+    attention, x = nn.MultiheadAttention(8, 2, batch_first=True).eval(), torch.randn(2, 5, 8)
+
+    def attend() -> None:
+        with torch.profiler.record_function("attend"):
+            attention(x, x, x, need_weights=False)
+
+    assert torch.backends.mha.get_fastpath_enabled()
+    assert count_macs(attend) == 2 * (5 * 8 * 24 + 2 * 5 * 5 * 8 + 5 * 8 * 8)
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_r_s16_p8_224", "naflexvit_base_patch16_siglip"])
+def test_towers_with_other_parts_are_counted(name: str) -> None:
+    model = timm.create_model(name, depth=1, embed_dim=48, num_heads=2, num_classes=2).eval()
+    assert inference_macs(model, torch.randn(1, 3, 224, 224)) > 0
 
 
 def test_a_model_and_its_ops_are_counted_alike() -> None:
@@ -268,6 +289,23 @@ def test_gradients_that_cannot_be_had_are_told_with_the_error() -> None:
 
     found = judge("x", tower(depth=1), no_gradient, 4, IMAGES, Settings((), (1,), 2))
     assert found.properties["gradients"].startswith("RuntimeError: ")
+
+
+def test_a_method_that_replaces_forwards_is_asked_for_its_own_gradients() -> None:
+    """A copy of such a model would run the blocks of the one that it is of."""
+
+    def drop(model: nn.Module, r: int) -> None:
+        def forward(block: Any, x: Tensor, **options: Any) -> Tensor:
+            x = (x + block.attn(block.norm1(x)))[:, :-r]
+            return x + block.mlp(block.norm2(x))
+
+        for block in model.blocks:
+            block.forward = partial(forward, block)
+
+    frozen = tower(depth=2).requires_grad_(False)
+    found = judge("x", frozen, drop, 4, IMAGES, Settings((), (1,), 2))
+    assert found.properties["gradients"] == "yes"
+    assert not any(parameter.requires_grad for parameter in frozen.parameters())
 
 
 def test_the_ceiling_has_the_tokens_of_the_batch_that_is_raced(monkeypatch: pytest.MonkeyPatch) -> None:

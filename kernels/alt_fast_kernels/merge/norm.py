@@ -10,8 +10,13 @@ LIBRARIES = ("torch", "timm", "open_clip", "clip")
 
 
 def is_fusable(norm: nn.Module | None) -> TypeGuard[nn.LayerNorm]:
-    """Return whether a kernel may stand in for this module: a LayerNorm of a known library, without hooks."""
+    """Return whether a kernel may stand in for this module: a LayerNorm of a known library, without hooks.
+
+    Nor may it have a forward of its own, as offloading gives it.
+    """
     if not isinstance(norm, nn.LayerNorm) or type(norm).__module__.partition(".")[0] not in LIBRARIES:
+        return False
+    if "forward" in vars(norm):
         return False
     return not (norm._forward_hooks or norm._forward_pre_hooks or norm._backward_hooks or norm._backward_pre_hooks)
 
