@@ -72,6 +72,8 @@ def test_a_grid_is_that_of_the_tokens(image: Image.Image) -> None:
     patched = alt_fast.apply_patch(model, r=3, trace_source=True)
     assert regions(image, patched, [0.5] * 3, [0.5] * 3).size == (480, 320)
     assert _grid(torch.nn.Identity(), 17, 2, 48, 80) == (3, 5)
+    assert _grid(vit(), 1 + 6 * 8, 1, 45, 61) == (6, 8)  # what is padded has a patch more than what is cut off
+    assert _grid(vit(), 1 + 5 * 7, 1, 45, 61) == (5, 7)
     for tokens in (18, 13):  # of 17 and of 12 patches, which would be 3 x 4
         with pytest.raises(ArgumentError, match=r"Identity: 1[27] patches of 32 x 32 pixels make no grid of squares"):
             _grid(torch.nn.Identity(), tokens, 1, 32, 32)

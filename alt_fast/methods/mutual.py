@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from alt_fast.errors import ArgumentError
-from alt_fast.methods.plans import cosines, padded_plan
+from alt_fast.methods.plans import check_padding, cosines, padded_plan
 from alt_fast.tome.patch import Model, apply_patch
 from alt_fast.tome.tokens import Attended, Tokens
 
@@ -39,6 +39,7 @@ class MutualPairs:
         """Merge the pairs, if this is one of the layers."""
         num_tokens, layers = at.tokens.x.shape[1], min(self.layers, at.num_layers)
         chosen = [(2 * i + 1) * at.num_layers // (2 * layers) for i in range(layers)]
+        check_padding(at)
         if at.layer not in chosen or num_tokens - at.protected < 2:
             return at.keep()
         size = at.tokens.sizes()

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from alt_fast.errors import ArgumentError
 from alt_fast.tome.schedule import Reduction, merge_schedule
 from alt_fast.tome.tokens import Attended, Tokens
 from alt_fast_kernels import MergePlan, max_r
@@ -50,6 +51,12 @@ def plan_for_all(keeper: Tensor, num_slots: int, batch: int) -> MergePlan:
     return MergePlan(slot.expand(batch, -1), order.expand(batch, -1), start.expand(batch, -1), num_slots)
 
 
+def check_padding(at: Attended) -> None:
+    """Raise ArgumentError where `padded_plan` would be read as more than padding: tokens of size 0 as real ones."""
+    if not (at.prop_attn and at.tokens.unmerges):
+        raise ArgumentError("a method whose images keep different numbers of tokens needs prop_attn and unmerge")
+
+
 def padded_plan(keeper: Tensor, size: Tensor) -> MergePlan:
     """A plan for images that keep different numbers of tokens, each padded to the longest by empty ones behind it.
 
@@ -61,7 +68,7 @@ def padded_plan(keeper: Tensor, size: Tensor) -> MergePlan:
     token = torch.arange(num_tokens, device=keeper.device)
     kept = (keeper == token) & (size > 0)
     count = kept.sum(1)
-    longest, shortest = torch.stack((count.max(), count.min())).tolist()
+    longest, shortest = torch.stack((count.max(), count.min())).tolist() if len(count) else (num_tokens, num_tokens)
     somewhere = kept.int().argmax(1, keepdim=True)  # for what has no size, and so moves nothing
     spare = torch.arange(longest - shortest, device=keeper.device)
     fills = spare < longest - count[:, None]

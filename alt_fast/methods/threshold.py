@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from alt_fast.errors import ArgumentError
-from alt_fast.methods.plans import cosines, padded_plan
+from alt_fast.methods.plans import check_padding, cosines, padded_plan
 from alt_fast.tome.patch import Model, apply_patch
 from alt_fast.tome.tokens import Attended, Tokens
 
@@ -31,6 +31,7 @@ class Threshold:
 
     def __call__(self, at: Attended) -> tuple[Tokens, Tensor]:
         """Merge what is more alike."""
+        check_padding(at)
         if at.tokens.x.shape[1] - at.protected < 2:
             return at.keep()
         size = at.tokens.sizes()

@@ -141,6 +141,8 @@ class MergingBlock(Patched):
         if self.arguments[0] not in options:
             raise ArgumentError(f"a merging block takes tokens, as {self.arguments[0]}, and got none")
         hidden = options.pop(self.arguments[0])
+        if self._backward_hooks or self._backward_pre_hooks:
+            raise ArgumentError("a merging block cannot call full backward hooks: hook a norm1 instead")
         refuse_options(options, self.layout.options)
         x = hidden.x if isinstance(hidden, Tokens) else hidden
         if x.requires_grad and not torch.is_grad_enabled():
@@ -199,6 +201,7 @@ class MergingBlock(Patched):
                 normed=normed,
                 rotary=rotary,
                 class_token=tome.class_token,
+                prop_attn=tome.prop_attn,
             )
             tokens, normed = tome.step(attended)
         if callable(layout.mlp):
@@ -315,6 +318,10 @@ def refuse_options(options: Mapping[str, Any], known: tuple[str, ...]) -> None:
                 continue
             if bool(keeps_all):
                 continue
+        if type(value).__name__ == "BlockMask":
+            raise ArgumentError(
+                f"a merging block cannot read {name}, a mask of flex attention: call set_attn_implementation('sdpa')"
+            )
         raise ArgumentError(f"a merging block cannot honour {name}: it may depend on which token is which")
 
 

@@ -86,6 +86,8 @@ def packed_projection(attention: nn.Module, name: str, x: Tensor) -> Tensor:
     if q_bias is None:
         return projection(x)
     bias = torch.cat((q_bias, part(attention, "k_bias"), part(attention, "v_bias")))
+    if part(attention, "qkv_bias_separate"):  # timm's Eva, for layers that are more than their weight
+        return projection(x) + bias
     return F.linear(x, projection.weight, bias)
 
 

@@ -33,7 +33,7 @@ def image_regions(
     no grid of patches.
     """
     known = _preprocessing(model)
-    mean, std = mean or known.get("mean"), std or known.get("std")
+    mean, std = known.get("mean") if mean is None else mean, known.get("std") if std is None else std
     if mean is None or std is None:
         raise ArgumentError(f"{host_of(model).__name__} does not say how its input is normalised: give mean and std")
     height, width = (size, size) if isinstance(size, int) else size or _input_size(model, known)
@@ -78,12 +78,13 @@ def _input_size(model: nn.Module, known: Mapping[str, Any]) -> tuple[int, int]:
 
 def _grid(model: nn.Module, num_tokens: int, protected: int, height: int, width: int) -> tuple[int, int]:
     """Return rows and columns of an image's patches: by the convolution that makes them, or as if they were square."""
+    count = num_tokens - protected
     for module in model.modules():
         if isinstance(module, nn.Conv2d) and module.kernel_size == module.stride != (1, 1):
-            grid = height // module.kernel_size[0], width // module.kernel_size[1]
-            if 0 < math.prod(grid) <= num_tokens:  # a stem's is finer
-                return grid
-    count = num_tokens - protected
+            down, right = height / module.kernel_size[0], width / module.kernel_size[1]
+            for grid in ((int(down), int(right)), (math.ceil(down), math.ceil(right))):  # cut off, or padded
+                if math.prod(grid) == count:  # a stem's is finer
+                    return grid
     rows = max(1, round(math.sqrt(count * height / width)))
     columns = count // rows
     if rows * columns != count or rows * width != columns * height:

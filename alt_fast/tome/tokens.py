@@ -16,6 +16,9 @@ from alt_fast.tome.rules import RotaryRule
 from alt_fast_kernels import MergePlan, Rotary, compose, match, max_r, merge, unmerge
 from alt_fast_kernels.lane import aside
 
+HOOKS = ("register_hook", "register_post_accumulate_grad_hook", "retain_grad")
+"""A tensor's, that ask for its gradient."""
+
 
 @dataclass(frozen=True, eq=False)
 class Tokens:
@@ -72,6 +75,10 @@ class Tokens:
             raise AttributeError(name)
         if _is_in_place(name):
             _refuse_in_place(name)
+        if name in HOOKS:
+            raise ArgumentError(
+                f"merged tokens have no {name}, which would be a copy's that nothing reads: hook a norm1 instead"
+            )
         return getattr(self.dense(), name)
 
     def __getitem__(self, index: Any) -> Tensor:
@@ -108,7 +115,7 @@ def _as_dense(name: str) -> Callable[..., Tensor]:
 
 for _name in (
     *("add", "radd", "sub", "rsub", "mul", "rmul", "truediv", "rtruediv", "pow", "rpow", "matmul", "rmatmul"),
-    *("neg", "abs", "lt", "le", "gt", "ge"),
+    *("neg", "abs", "lt", "le", "gt", "ge", "eq", "ne"),
 ):
     setattr(Tokens, f"__{_name}__", _as_dense(f"__{_name}__"))
 for _name in ("iadd", "isub", "imul", "itruediv", "ipow", "imatmul"):
@@ -157,7 +164,8 @@ class Attended:
     merge. layer, num_layers: which block of its tower, from 0. norm: the MLP's, or None. rule: what becomes of rotary
     positions. destinations: which tokens others merge into, `apply_patch`'s. attention, normed, rotary: the host's
     module, what it was given [B, N, C], and what turned its queries and keys, for steps that need more than keys.
-    class_token: whether the first of the protected, if there is one, is a class token.
+    class_token: whether the first of the protected, if there is one, is a class token. prop_attn: whether attention
+    counts patches.
     """
 
     tokens: Tokens
@@ -174,6 +182,7 @@ class Attended:
     normed: Tensor | None = None
     rotary: Rotary | None = None
     class_token: bool = True
+    prop_attn: bool = True
 
     @property
     def reduction(self) -> int:

@@ -23,7 +23,7 @@ from alt_fast.methods.mutual import MutualPairs
 from alt_fast.methods.pool import Pool, pool_layer
 from alt_fast.methods.threshold import Threshold
 from alt_fast.tome.patch import apply_patch
-from alt_fast.tome.tokens import Attended, Tokens
+from alt_fast.tome.tokens import Attended, Step, Tokens
 from tests.methods.test_rules import R, blocks_of, watch
 from tests.tome.test_patch import build, images, run, timm_vit
 from tests.tome.test_rotary import dinov3
@@ -205,6 +205,16 @@ def test_images_are_padded_to_the_longest(name: str) -> None:
     assert (tokens.sizes().sum(1) == 17).all()
     alone = torch.cat([run(model, x) for x in (plain, rich, plain)])
     torch.testing.assert_close(run(model, both), alone, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("step", [MutualPairs(2), Threshold(0.5)])
+def test_padding_is_refused_where_it_would_be_read(step: Step) -> None:
+    for prop_attn, unmerge in ((False, True), (True, False)):
+        model = alt_fast.apply_patch(fresh(depth=2), 0, step=step, prop_attn=prop_attn, unmerge=unmerge)
+        with pytest.raises(ArgumentError, match="needs prop_attn and unmerge"):
+            run(model)
+    model = alt_fast.apply_patch(fresh(depth=2), 0, step=step)
+    assert len(run(model, images(1)[:0])) == 0
 
 
 def test_random_pairs_are_the_same_for_all_images_and_others_in_every_layer() -> None:

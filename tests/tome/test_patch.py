@@ -540,6 +540,68 @@ def test_a_block_with_a_forward_of_its_own_is_refused() -> None:
     assert type(model.blocks[0]) is timm.models.vision_transformer.Block
 
 
+def test_a_forward_that_was_put_on_since_is_not_left_behind() -> None:
+    """It would go on calling the merging block's."""
+    model = alt_fast.apply_patch(timm_vit(), r=3)
+    block = model.blocks[1]
+    block.forward = partial(block.forward)
+    expected = run(model)
+    with pytest.raises(ArgumentError, match="a patched Block has a forward of its own"):
+        alt_fast.remove_patch(model)
+    assert torch.equal(run(model), expected)
+    del block.forward
+    assert type(alt_fast.remove_patch(model).blocks[1]) is timm.models.vision_transformer.Block
+
+
+def test_hooks_that_would_be_called_for_nothing_are_refused() -> None:
+    """Merged tokens are no tensor that has a gradient; comparisons are of their elements all the same."""
+    model = alt_fast.apply_patch(timm_vit(), r=3)
+    asked: list[Any] = []
+
+    def hook(module: nn.Module, args: Any, output: Any) -> None:
+        assert torch.equal(output == output.dense(), torch.ones_like(output.dense(), dtype=torch.bool))
+        assert not (output != output).any()
+        for name in ("retain_grad", "register_hook"):
+            with pytest.raises(ArgumentError, match=f"no {name}.*: hook a norm1 instead"):
+                getattr(output, name)
+            asked.append(name)
+
+    handle = model.blocks[0].register_forward_hook(hook)
+    run(model)
+    assert len(asked) == 2
+    handle.remove()
+    for register in ("register_full_backward_hook", "register_full_backward_pre_hook"):
+        handle = getattr(model.blocks[0], register)(lambda *_: None)
+        with pytest.raises(ArgumentError, match="cannot call full backward hooks: hook a norm1"):
+            model(images().requires_grad_())
+        handle.remove()
+    run(model)
+
+
+def test_an_eva_whose_bias_is_added_apart_calls_its_projection() -> None:
+    """As timm does, so that layers which are more than their weight are what they are."""
+    model = timm.models.eva.Eva(img_size=32, patch_size=8, embed_dim=32, depth=2, num_heads=2, num_classes=5).eval()
+    for block in model.blocks:
+        block.attn.qkv_bias_separate = True
+        nn.init.normal_(block.attn.q_bias)
+        block.attn.qkv.register_forward_hook(lambda module, args, output: 2 * output)
+    expected = run(model)
+    torch.testing.assert_close(run(alt_fast.apply_patch(model, r=0)), expected)
+
+
+def test_masks_of_flex_attention_are_named() -> None:
+    import transformers
+
+    config = transformers.ViTConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64)
+    model = transformers.ViTModel(config).eval()
+    model.set_attn_implementation("flex_attention")
+    alt_fast.apply_patch(model, r=0)
+    with pytest.raises(ArgumentError, match=r"a mask of flex attention: call set_attn_implementation\('sdpa'\)"):
+        model(torch.randn(1, 3, 224, 224))
+    model.set_attn_implementation("sdpa")
+    model(torch.randn(1, 3, 224, 224))
+
+
 def test_a_block_that_stands_twice_is_refused() -> None:
     model = timm_vit()
     model.blocks = nn.Sequential(*[model.blocks[0]] * 3)
