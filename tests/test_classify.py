@@ -358,6 +358,17 @@ def test_segments_of_a_long_video_in_every_form(
     assert (answer["duration"], answer["gaps"]) == (4.0, [])
 
 
+def test_segments_are_told_of_the_end_too(
+    trained_run: Path, write_noise: NoiseWriter, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of 4 s, by windows of 1 s every 2 s: one more ends with the video."""
+    page, video = tmp_path / "page.html", str(write_noise("long.mkv", "libx264", frames=40))
+    asked = [video, "--checkpoint", str(trained_run), "--every", "2s", "--window", "1s", "--out", str(page)]
+    assert main(asked) == 0
+    assert "segments of 3 windows; 6 frames encoded, for 6 in windows" in capsys.readouterr().err
+    assert [step["time"] for step in data_of(page)["steps"]] == [0.0, 1.5, 3.0]
+
+
 def test_where_segments_go_is_looked_at_before_the_work(
     trained_run: Path, video: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
