@@ -1,6 +1,8 @@
 """Labels to entities, on a small WordNet."""
 
+import errno
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -186,6 +188,45 @@ def test_wordnet_is_copied_once(wordnet: Any, no_wordnet: Path) -> None:
     open_wordnet()
     assert (copy / "data.noun").stat().st_mtime_ns == before
     assert [path.name for path in copy.parent.iterdir()] == ["wordnet"]
+
+
+def test_an_incomplete_wordnet_is_none(
+    wordnet_folder: Path, no_wordnet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever it is: it is named, never kept, and made good once a whole one is there."""
+    source, copy = tmp_path / "dict", no_wordnet / "alt_fast/nltk_data/corpora/wordnet"
+    shutil.copytree(wordnet_folder, source)
+    (source / "index.sense").unlink()
+    shutil.copytree(source, tmp_path / "nltk/corpora/wordnet")
+    (tmp_path / "zipped/corpora").mkdir(parents=True)
+    (tmp_path / "zipped/corpora/wordnet.zip").write_text("cut off")
+    monkeypatch.setenv("WNSEARCHDIR", str(source))
+    for folder in ("zipped", "nltk"):
+        monkeypatch.setattr("nltk.data.path", [str(tmp_path / folder)])
+        with pytest.raises(CorpusError, match=r"apt-get install .*; .*dict lacks index.sense$"):
+            open_wordnet()
+    assert not copy.exists()
+    shutil.copytree(source, copy)
+    shutil.copy(wordnet_folder / "index.sense", source)
+    assert open_wordnet().lemma_from_key("eat%2:34:01::").name() == "eat"
+    (copy / "lexnames").unlink()
+    assert open_wordnet().synset("eat.v.01").lexname() == "verb.consumption"
+
+
+def test_a_wordnet_that_cannot_be_kept(wordnet_folder: Path, no_wordnet: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WNSEARCHDIR", str(wordnet_folder))
+    no_wordnet.write_text("no folder")
+    with pytest.raises(CorpusError, match=r"cannot store WordNet: .*cache.*XDG_CACHE_HOME names another place"):
+        open_wordnet()
+    no_wordnet.unlink()
+    monkeypatch.setattr("shutil.copyfile", full_disk)
+    with pytest.raises(CorpusError, match="cannot store WordNet: .*No space left"):
+        open_wordnet()
+    assert list((no_wordnet / "alt_fast/nltk_data/corpora").iterdir()) == []
+
+
+def full_disk(*_: Any) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def test_command_line(wordnet: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
