@@ -278,6 +278,30 @@ def test_command_line(wordnet: Any, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert [line.split(":")[0].split()[1] for line in capsys.readouterr().out.splitlines()[::2]] == ["jump", "pool"]
 
 
+def test_where_a_corpus_goes_is_looked_at_before_the_work(
+    wordnet: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labels, made = tmp_path / "a.csv", tmp_path / "new/folder/corpus.json"
+    labels.write_text("id,name\n0,playing guitar\n")
+    build_it, extend_it = ["build", "--labels", str(labels)], ["extend", str(made), "--labels", str(labels)]
+    assert main([*build_it, "--out", str(made)]) == 0
+    before = made.read_bytes()
+    assert main([*build_it, "--out", str(made)]) == 0  # the same again
+    monkeypatch.setattr("alt_fast.corpus.builder.wordnet.open_wordnet", None)
+    for command, out in (
+        (build_it, labels),
+        (extend_it, labels),
+        (extend_it, tmp_path / "new/../new/folder" / made.name),
+    ):
+        assert main([*command, "--out", str(out)]) == 2
+        assert "is what the command reads: choose another file" in capsys.readouterr().err
+    for command in (build_it, extend_it):
+        assert main([*command, "--out", str(labels / "corpus.json")]) == 1
+        assert "cannot make folder" in capsys.readouterr().err
+    assert labels.read_text() == "id,name\n0,playing guitar\n"
+    assert made.read_bytes() == before
+
+
 def test_the_paper_s_steps_alone(wordnet: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """What labels name, and body parts: nothing related, nothing from glosses."""
     command = ["build", "--labels", "playing guitar", "--out", str(tmp_path / "c.json"), "--paper"]
