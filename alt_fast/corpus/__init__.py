@@ -93,6 +93,9 @@ class Corpus:
         for key, what, kind in (("labels", "strings", str), ("choices", "objects", dict)):
             if key in content and not _is_list_of(content[key], kind):
                 raise CorpusError(f"corpus {path}: {key!r} must be a list of {what}")
+        made_with = content.get("made_with", {})
+        if not isinstance(made_with, dict) or not isinstance(made_with.get("reach", 1), int):
+            raise CorpusError(f"corpus {path}: 'made_with' must be an object, and its 'reach' a whole number")
         parsed = tuple(_parse(entry, f"{path}, entity {number}") for number, entry in enumerate(entries, start=1))
         return Corpus(parsed, {key: value for key, value in content.items() if key not in ("version", "entities")})
 

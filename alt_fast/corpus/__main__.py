@@ -64,11 +64,26 @@ def print_stats(corpus: Corpus, by_label: bool) -> None:
 
 
 def show(corpus: Corpus, unit: str | None, label: str | None, category: str | None) -> None:
-    """Entities with their sources."""
-    for entity in corpus.entities:
-        wanted = unit in (None, entity.unit) and category in (None, entity.category)
-        if wanted and (label is None or f"label {label}" in entity.sources):
-            print(f"{entity.category:7} {entity.text}\n        {'; '.join(entity.sources)}")
+    """Entities with their sources. label: as `build` was given it, or as it is in the corpus.
+
+    Raises CorpusError when there are none.
+    """
+    from alt_fast.corpus.builder.labels import normalize_label
+
+    sources = set() if label is None else {f"label {label}", f"label {normalize_label(label)}"}
+    found = [
+        entity
+        for entity in corpus.entities
+        if unit in (None, entity.unit)
+        and category in (None, entity.category)
+        and (label is None or not sources.isdisjoint(entity.sources))
+    ]
+    if not found:
+        asked = {"unit": unit, "label": label, "category": category}
+        wanted = " and ".join(f"{name} {value!r}" for name, value in asked.items() if value is not None)
+        raise CorpusError(f"the corpus has no entity of {wanted}")
+    for entity in found:
+        print(f"{entity.category:7} {entity.text}\n        {'; '.join(entity.sources)}")
 
 
 def add_describers(command: argparse.ArgumentParser) -> None:

@@ -61,6 +61,11 @@ ENTRY = {"unit": "a", "description": "x", "category": "body"}
         (json.dumps({"version": 1, "labels": 7, "entities": [ENTRY]}), "'labels' must be a list of strings"),
         (json.dumps({"version": 1, "labels": [7], "entities": [ENTRY]}), "'labels' must be a list of strings"),
         (json.dumps({"version": 1, "choices": None, "entities": [ENTRY]}), "'choices' must be a list of objects"),
+        (json.dumps({"version": 1, "made_with": [], "entities": [ENTRY]}), "'made_with' must be an object"),
+        (
+            json.dumps({"version": 1, "made_with": {"reach": "1"}, "entities": [ENTRY]}),
+            "and its 'reach' a whole number",
+        ),
     ],
 )
 def test_bad_files(tmp_path: Path, content: str, message: str) -> None:

@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 
-from alt_fast.corpus import Corpus, CorpusError
+from alt_fast.corpus import Corpus, CorpusError, Entity
 from alt_fast.corpus.__main__ import main
 from alt_fast.corpus.builder.build import BODY_PARTS, BuildConfig, build
+from alt_fast.corpus.builder.labels import normalize_label
 from alt_fast.corpus.builder.rankers import open_chooser
 from alt_fast.corpus.builder.senses import Candidate, Question, _near, choose, choose_senses
 from alt_fast.corpus.builder.stats import entities_by_label
-from alt_fast.corpus.builder.units import Unit, normalize_label, nouns_of, units_of
+from alt_fast.corpus.builder.units import Unit, nouns_of, units_of
 from alt_fast.corpus.builder.units import noun as whole_noun
 from alt_fast.corpus.builder.wordnet import category_of, open_wordnet
 from alt_fast.data.annotations import read_names
@@ -166,6 +167,17 @@ def test_reach_and_size(wordnet: Any) -> None:
     assert related(reach=1, related=1) == {"bass guitar", "player", "finger"}  # the most frequent ones
 
 
+def test_entities_of_every_step_count_for_their_label(wordnet: Any) -> None:
+    """Their sources name the step before. What another label's step brought does not."""
+    for reach in (0, 1, 2, 3):
+        corpus, _ = build(["playing guitar"], wordnet, BuildConfig(body_parts=False, reach=reach))
+        assert entities_by_label(corpus) == {"playing guitar": len(corpus)}
+    corpus, _ = build(["guitar", "acoustic guitar"], wordnet, BuildConfig(body_parts=False, reach=1, glosses=False))
+    assert entities_by_label(corpus) == {"guitar": 4, "acoustic guitar": 2}  # it has a soundhole
+    corpus, _ = build(["guitar", "acoustic guitar"], wordnet, BuildConfig(body_parts=False, reach=2, glosses=False))
+    assert entities_by_label(corpus) == {"guitar": 5, "acoustic guitar": 2}
+
+
 def test_bad_requests(wordnet: Any) -> None:
     with pytest.raises(CorpusError, match="no label has a word in it"):
         build(["", "???"], wordnet, BuildConfig())
@@ -275,7 +287,18 @@ def test_command_line(wordnet: Any, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "label playing guitar" in shown
     assert "pool" not in shown
     assert main(["show", more, "--label", "jumping into pool"]) == 0
-    assert [line.split(":")[0].split()[1] for line in capsys.readouterr().out.splitlines()[::2]] == ["jump", "pool"]
+    shown = capsys.readouterr().out
+    assert [line.split(":")[0].split()[1] for line in shown.splitlines()[::2]] == ["jump", "pool"]
+    for label in ("JumpingIntoPool", "Jumping into pool", "jumping_into_pool"):  # as `build` takes them
+        assert main(["show", more, "--label", label]) == 0
+        assert capsys.readouterr().out == shown
+    Corpus((Entity("kite", "it flies", "object", ["label FlyingKite"]),)).save(tmp_path / "mine.json")
+    assert main(["show", str(tmp_path / "mine.json"), "--label", "FlyingKite"]) == 0
+    assert capsys.readouterr().out == "object  kite: it flies\n        label FlyingKite\n"
+    assert main(["show", more, "--label", "Krumping", "--category", "body"]) == 1
+    assert "the corpus has no entity of label 'Krumping' and category 'body'" in capsys.readouterr().err
+    assert main(["show", more, "--unit", "gitar"]) == 1
+    assert "the corpus has no entity of unit 'gitar'" in capsys.readouterr().err
 
 
 def test_where_a_corpus_goes_is_looked_at_before_the_work(
