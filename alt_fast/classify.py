@@ -40,8 +40,8 @@ def make_parser() -> argparse.ArgumentParser:
         "videos",
         nargs="+",
         metavar="VIDEO",
-        help="video file, folder of videos, glob in quotes, or list (.txt, .csv, .json), as training takes it or with "
-        "a path a line",
+        help="video file, folder of videos (with the folders in it, those behind links not), glob in quotes, or list "
+        "(.txt, .csv, .json), as training takes it or with a path a line",
     )
     parser.add_argument("--root", metavar="DIR", help="folder that a list's paths start from; default: the list's")
     cli.add_checkpoint(parser, required=False)
@@ -144,6 +144,7 @@ def run(arguments: argparse.Namespace) -> int:
     from alt_fast.inference.results import check_path
     from alt_fast.inference.scoring import EvalConfig
     from alt_fast.inference.speed import compiled_for, computing
+    from alt_fast.progress import print_aside, say_nothing
 
     labels = read_labels(arguments.labels) if arguments.labels else None
     loading = Loading(arguments.loader, arguments.workers, arguments.timeout)
@@ -160,7 +161,8 @@ def run(arguments: argparse.Namespace) -> int:
     with join_world(arguments.device) as world:
         if world.size > 1 and arguments.out is None:
             raise ArgumentError("several processes share the work on a file: name it with --out")
-        videos = world.gather(find_videos(arguments.videos, arguments.root))[0]  # a folder may be growing
+        tell = print_aside if world.main else say_nothing
+        videos = world.gather(find_videos(arguments.videos, arguments.root, tell))[0]  # a folder may be growing
         trained = cli.open_model(arguments)
         trained.use_texts(arguments.texts, labels)
         clips = min(arguments.batch_size, len(videos))

@@ -113,7 +113,7 @@ def run(arguments: argparse.Namespace) -> int:
     from alt_fast.distributed import join_world
     from alt_fast.inference.assess import assess
     from alt_fast.inference.lists import run_lists, trained_classes
-    from alt_fast.progress import print_aside
+    from alt_fast.progress import print_aside, say_nothing
     from alt_fast.tome.schedule import merge_schedule
 
     check_report(arguments)
@@ -122,7 +122,7 @@ def run(arguments: argparse.Namespace) -> int:
             merge_schedule(r, len(trained.model.encoder.schedule))
         if arguments.list:
             classes = arguments.classes or trained_classes(Path(arguments.checkpoint), trained)
-            tell = print_aside if world.main else _say_nothing
+            tell = print_aside if world.main else say_nothing
             lists = [(arguments.list, *read_list(arguments.list, classes, arguments.root, "test", tell=tell))]
         else:
             lists = run_lists(Path(arguments.checkpoint), trained)
@@ -158,10 +158,6 @@ def run(arguments: argparse.Namespace) -> int:
     if len(failures) > cli.SHOWN:
         print(f"unreadable, counted as wrong: {len(failures) - cli.SHOWN} more, which --json lists", file=sys.stderr)
     return 1 if failures else 0
-
-
-def _say_nothing(message: str) -> None:
-    """What processes other than the main one print."""
 
 
 def score(

@@ -80,3 +80,7 @@ def print_line(message: str) -> None:
 def print_aside(message: str) -> None:
     """Print a line for the person who watches that is no part of a command's output, on standard error."""
     print(message, file=sys.stderr, flush=True)
+
+
+def say_nothing(message: str) -> None:
+    """What processes other than the main one print."""

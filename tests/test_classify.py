@@ -202,8 +202,11 @@ def test_a_folder_becomes_a_table(
 ) -> None:
     """In order, with the model's own answers, and the cause of what cannot be read."""
     out = tmp_path / "results.csv"
+    (tmp_path / "clips" / "notes.md").touch()
     assert main([*many, "--out", str(out), "--top-k", "2"]) == 1
-    assert f"7 videos in {out}, 1 of them with an error\n" in capsys.readouterr().out
+    printed = capsys.readouterr()
+    assert f"7 videos in {out}, 1 of them with an error\n" in printed.out
+    assert f"{tmp_path / 'clips'}: 7 videos; 1 passed over: 1 hidden or no videos\n" in printed.err
     with out.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     names = sorted([*(f"{number}, 视频.webm" for number in range(6)), "3, broken.mp4"])
@@ -261,6 +264,7 @@ def test_killed_it_goes_on_with_more_processes(
 ) -> None:
     """To the bytes of one go, and nobody else writes the file meanwhile."""
     command = [many[0], str(trained_run.parent / "data" / "test"), *many[1:], "--device", "cpu", "--batch-size", "1"]
+    (tmp_path / "clips" / "notes.md").touch()
     with one_thread():
         assert main([*command, "--out", str(tmp_path / "one.jsonl")]) == 1
     out, part = tmp_path / "more.jsonl", tmp_path / "more.jsonl.partial" / "00000.jsonl"
@@ -277,6 +281,7 @@ def test_killed_it_goes_on_with_more_processes(
     with start_torchrun("alt_fast.classify", *command, "--out", str(out)) as both:
         assert both.wait() == 1
         assert both.output.count("43 videos in ") == 1
+        assert both.errors.count("7 videos; 1 passed over") == 1
     assert out.read_bytes() == (tmp_path / "one.jsonl").read_bytes()
 
 
@@ -356,6 +361,17 @@ def test_segments_of_a_long_video_in_every_form(
     answer = json.loads(capsys.readouterr().out)
     assert {segment["label"] for segment in answer["segments"]} == {"surfing", "eating"}
     assert (answer["duration"], answer["gaps"]) == (4.0, [])
+
+
+def test_segments_are_told_of_the_end_too(
+    trained_run: Path, write_noise: NoiseWriter, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of 4 s, by windows of 1 s every 2 s: one more ends with the video."""
+    page, video = tmp_path / "page.html", str(write_noise("long.mkv", "libx264", frames=40))
+    asked = [video, "--checkpoint", str(trained_run), "--every", "2s", "--window", "1s", "--out", str(page)]
+    assert main(asked) == 0
+    assert "segments of 3 windows; 6 frames encoded, for 6 in windows" in capsys.readouterr().err
+    assert [step["time"] for step in data_of(page)["steps"]] == [0.0, 1.5, 3.0]
 
 
 def test_where_segments_go_is_looked_at_before_the_work(

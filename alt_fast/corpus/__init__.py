@@ -90,6 +90,12 @@ class Corpus:
         entries = content.get("entities")
         if not isinstance(entries, list) or not entries:
             raise CorpusError(f"corpus {path} has no entities")
+        for key, what, kind in (("labels", "strings", str), ("choices", "objects", dict)):
+            if key in content and not _is_list_of(content[key], kind):
+                raise CorpusError(f"corpus {path}: {key!r} must be a list of {what}")
+        made_with = content.get("made_with", {})
+        if not isinstance(made_with, dict) or not isinstance(made_with.get("reach", 1), int):
+            raise CorpusError(f"corpus {path}: 'made_with' must be an object, and its 'reach' a whole number")
         parsed = tuple(_parse(entry, f"{path}, entity {number}") for number, entry in enumerate(entries, start=1))
         return Corpus(parsed, {key: value for key, value in content.items() if key not in ("version", "entities")})
 
@@ -109,6 +115,11 @@ def _parse(entry: Any, where: str) -> Entity:
             raise CorpusError(f"{where}: {key!r} must be a non-empty string")
     if entry["category"] not in CATEGORIES:
         raise CorpusError(f"{where}: category {entry['category']!r} is none of {', '.join(CATEGORIES)}")
-    return Entity(
-        entry["unit"], entry["description"], entry["category"], [str(source) for source in entry.get("sources") or []]
-    )
+    sources = [] if entry.get("sources") is None else entry["sources"]
+    if not _is_list_of(sources, str):
+        raise CorpusError(f"{where}: 'sources' must be a list of strings")
+    return Entity(entry["unit"], entry["description"], entry["category"], sources)
+
+
+def _is_list_of(value: Any, kind: type) -> bool:
+    return isinstance(value, list) and all(isinstance(item, kind) for item in value)

@@ -7,13 +7,15 @@ alt-fast corpus rephrase --labels classes.csv --out texts.csv
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from alt_fast import cli
 from alt_fast.corpus import CATEGORIES, Corpus, CorpusError
-from alt_fast.errors import ArgumentError
+from alt_fast.errors import ArgumentError, RunError
 
 if TYPE_CHECKING:
     from alt_fast.corpus.builder.build import Report
@@ -62,11 +64,26 @@ def print_stats(corpus: Corpus, by_label: bool) -> None:
 
 
 def show(corpus: Corpus, unit: str | None, label: str | None, category: str | None) -> None:
-    """Entities with their sources."""
-    for entity in corpus.entities:
-        wanted = unit in (None, entity.unit) and category in (None, entity.category)
-        if wanted and (label is None or f"label {label}" in entity.sources):
-            print(f"{entity.category:7} {entity.text}\n        {'; '.join(entity.sources)}")
+    """Entities with their sources. label: as `build` was given it, or as it is in the corpus.
+
+    Raises CorpusError when there are none.
+    """
+    from alt_fast.corpus.builder.labels import normalize_label
+
+    sources = set() if label is None else {f"label {label}", f"label {normalize_label(label)}"}
+    found = [
+        entity
+        for entity in corpus.entities
+        if unit in (None, entity.unit)
+        and category in (None, entity.category)
+        and (label is None or not sources.isdisjoint(entity.sources))
+    ]
+    if not found:
+        asked = {"unit": unit, "label": label, "category": category}
+        wanted = " and ".join(f"{name} {value!r}" for name, value in asked.items() if value is not None)
+        raise CorpusError(f"the corpus has no entity of {wanted}")
+    for entity in found:
+        print(f"{entity.category:7} {entity.text}\n        {'; '.join(entity.sources)}")
 
 
 def add_describers(command: argparse.ArgumentParser) -> None:
@@ -133,7 +150,7 @@ def make_parser() -> argparse.ArgumentParser:
         "actions look like.",
     )
     cli.add_labels(rephrased, required=True)
-    cli.add_out(rephrased, "FILE", "CSV to write, with columns name,text")
+    cli.add_out(rephrased, "FILE", "CSV to write, with columns name,text; one that is there already is refused")
     add_describers(rephrased)
     shown = commands.add_parser("show", help="print entities", description="Print entities.")
     shown.add_argument("corpus")
@@ -149,6 +166,18 @@ def make_parser() -> argparse.ArgumentParser:
     compared.add_argument("before")
     compared.add_argument("after")
     return top
+
+
+def check_out(out: Path, read: Sequence[str]) -> None:
+    """See before the work that --out takes a file. read: what the command reads.
+
+    Raises ArgumentError for an --out that is read, and FileError.
+    """
+    from alt_fast.files import check_place
+
+    if os.path.realpath(out) in map(os.path.realpath, read):
+        raise ArgumentError(f"--out {out} is what the command reads: choose another file")
+    check_place(out)
 
 
 def build_from(arguments: argparse.Namespace) -> None:
@@ -173,6 +202,7 @@ def build_from(arguments: argparse.Namespace) -> None:
         things_as_actions=arguments.paper,
     )
     model = open_language_model(arguments)
+    check_out(arguments.out, arguments.labels if before is None else [arguments.corpus, *arguments.labels])
     corpus, report = build(labels, open_wordnet(), config, model)
     whole = corpus if before is None else extend(before, corpus)
     if not len(whole):
@@ -190,10 +220,13 @@ def rephrase_labels(arguments: argparse.Namespace) -> None:
     from alt_fast.data.texts import write_texts
 
     model, labels = open_language_model(arguments), read_labels(arguments.labels)
+    if model is not None and arguments.senses:
+        raise ArgumentError("--senses has no effect on rephrase --llm openai, which takes what the model says first")
+    check_out(arguments.out, arguments.labels)
+    if arguments.out.exists():  # it may have been edited
+        raise RunError(f"{arguments.out} is there already: remove it, or choose another --out")
     if model is None:
         done = rephrase(labels, open_wordnet(), arguments.senses or DEFAULT_SENSES)
-    elif arguments.senses:
-        raise ArgumentError("--senses has no effect on rephrase --llm openai, which takes what the model says first")
     else:
         done = rephrase_by_model(labels, model)
     write_texts(arguments.out, done.texts)

@@ -2,17 +2,23 @@
 
 import glob
 import os
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from alt_fast.data.annotations import read_paths
 from alt_fast.data.tables import is_video
 from alt_fast.errors import ArgumentError, FileError
+from alt_fast.progress import print_aside
 
 LIST_SUFFIXES = frozenset((".txt", ".csv", ".json"))
+HIDDEN, LINKED = "hidden or no videos", "folders behind links"
+"""Causes to pass over what is in a folder."""
 
 
-def find_videos(names: Sequence[str | Path], root: str | Path | None = None) -> list[Path]:
+def find_videos(
+    names: Sequence[str | Path], root: str | Path | None = None, tell: Callable[[str], object] = print_aside
+) -> list[Path]:
     """Return the videos that these names stand for, each once, in the order of the names.
 
     | name | stands for |
@@ -22,6 +28,9 @@ def find_videos(names: Sequence[str | Path], root: str | Path | None = None) -> 
     | what has `*`, `?` or `[` in it and is no file | the files that it matches, sorted; `**` is any number of folders |
     | any other | a video; whether it is there shows when it is opened |
 
+    tell: takes a line for each folder in which something was passed over, that says how much and why; what hidden
+    folders hold does not count.
+
     Raises ArgumentError for a name that stands for no video, no names, and `root` without a list; AnnotationError for a
     list and FileError for a folder that cannot be read.
     """
@@ -29,7 +38,7 @@ def find_videos(names: Sequence[str | Path], root: str | Path | None = None) -> 
         raise ArgumentError("videos must not be empty: name files, folders, globs or lists")
     if root is not None and not any(map(_is_list, names)):
         raise ArgumentError(f"root {root} has no effect without a list (.txt, .csv or .json)")
-    found = (path for name in names for path in _find(str(name), root))
+    found = (path for name in names for path in _find(str(name), root, tell))
     once: dict[str, Path] = {}
     for path in found:
         once.setdefault(os.path.abspath(path), path)  # a file may be spelled in two ways
@@ -40,9 +49,14 @@ def _is_list(name: str | Path) -> bool:
     return Path(name).suffix in LIST_SUFFIXES and not os.path.isdir(name)
 
 
-def _find(name: str, root: str | Path | None) -> Sequence[Path]:
+def _find(name: str, root: str | Path | None, tell: Callable[[str], object]) -> Sequence[Path]:
     if os.path.isdir(name):
-        return _found(sorted(_walk(name)), f"the folder {name} holds no videos (.mp4, .avi, .mkv and the like)")
+        videos, passed_over = _walk(name)
+        causes = ", ".join(f"{count} {cause}" for cause, count in passed_over.items())
+        if videos and causes:
+            tell(f"{name}: {len(videos)} videos; {passed_over.total()} passed over: {causes}")
+        kinds = "(.mp4, .avi, .mkv and the like)" + f"; passed over: {causes}" * bool(causes)
+        return _found(sorted(videos), f"the folder {name} holds no videos {kinds}")
     if _is_list(name):
         return read_paths(name, root)
     if glob.has_magic(name) and not os.path.exists(name):
@@ -51,13 +65,21 @@ def _find(name: str, root: str | Path | None) -> Sequence[Path]:
     return [Path(name)]
 
 
-def _walk(folder: str) -> Iterator[Path]:
+def _walk(folder: str) -> tuple[list[Path], Counter[str]]:
+    """The videos below a folder, and how much was passed over, by cause."""
+
     def refuse(error: OSError) -> None:
         raise FileError(f"cannot read folder {error.filename}: {error.strerror}") from error
 
+    videos: list[Path] = []
+    passed_over: Counter[str] = Counter()
     for place, folders, files in os.walk(folder, onerror=refuse):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        yield from (Path(place, name) for name in files if is_video(name) and not name.startswith("."))
+        shown = [Path(place, name) for name in files if is_video(name) and not name.startswith(".")]
+        videos += shown
+        passed_over[HIDDEN] += len(files) - len(shown)
+        passed_over[LINKED] += sum(os.path.islink(os.path.join(place, name)) for name in folders)  # not walked into
+    return videos, +passed_over
 
 
 def _found(videos: Sequence[Path], complaint: str) -> Sequence[Path]:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
+from itertools import pairwise
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,8 @@ class Windows:
 def place_windows(path: str | Path, index: VideoIndex, num_frames: int, window: float, every: float) -> Windows:
     """Lay windows of `window` seconds over a video, one every `every` seconds; a shorter video is one window.
 
+    The last one ends with the video, so that it may begin sooner than `every` seconds after the one before.
+
     Raises ArgumentError for a window of fewer frames than a clip has, and for more than one a millisecond; VideoError
     where nothing tells when a video's frames are shown.
     """
@@ -66,10 +69,11 @@ def place_windows(path: str | Path, index: VideoIndex, num_frames: int, window: 
             f"{num_frames}: ask for a longer window"
         )
     span = min(span, length)
-    starts = [number * step for number in range((length - span) // step + 1)]
+    last = length - span
+    starts = [*(number * step for number in range(ceil(last / step))), last]
     offsets = [(place + Fraction(1, 2)) * span / num_frames for place in range(num_frames)]
     numbers = [[index.frame_at(start + offset) for offset in offsets] for start in starts]
-    middles = [float(start + (span + step) / 2) for start in starts[:-1]]
+    middles = [float((start + following + span) / 2) for start, following in pairwise(starts)]
     return Windows(np.array(numbers), np.array([0.0, *middles, float(length)]))
 
 

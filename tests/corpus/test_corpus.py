@@ -39,6 +39,9 @@ def test_packaged_corpus_has_every_category() -> None:
     assert len({entity.text for entity in corpus.entities}) == len(corpus)
 
 
+ENTRY = {"unit": "a", "description": "x", "category": "body"}
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -49,6 +52,20 @@ def test_packaged_corpus_has_every_category() -> None:
         (json.dumps({"version": 1, "entities": [3]}), "entity 1: expected an object"),
         (json.dumps({"version": 1, "entities": [{"unit": "", "description": "x", "category": "body"}]}), "'unit'"),
         (json.dumps({"version": 1, "entities": [{"unit": "a", "description": "x", "category": "y"}]}), "category 'y'"),
+        (
+            json.dumps({"version": 1, "entities": [ENTRY, ENTRY | {"sources": "me"}]}),
+            "entity 2: 'sources' must be a list",
+        ),
+        (json.dumps({"version": 1, "entities": [ENTRY | {"sources": 5}]}), "entity 1: 'sources' must be a list of str"),
+        (json.dumps({"version": 1, "entities": [ENTRY | {"sources": [5]}]}), "entity 1: 'sources' must be a list of"),
+        (json.dumps({"version": 1, "labels": 7, "entities": [ENTRY]}), "'labels' must be a list of strings"),
+        (json.dumps({"version": 1, "labels": [7], "entities": [ENTRY]}), "'labels' must be a list of strings"),
+        (json.dumps({"version": 1, "choices": None, "entities": [ENTRY]}), "'choices' must be a list of objects"),
+        (json.dumps({"version": 1, "made_with": [], "entities": [ENTRY]}), "'made_with' must be an object"),
+        (
+            json.dumps({"version": 1, "made_with": {"reach": "1"}, "entities": [ENTRY]}),
+            "and its 'reach' a whole number",
+        ),
     ],
 )
 def test_bad_files(tmp_path: Path, content: str, message: str) -> None:
@@ -56,6 +73,12 @@ def test_bad_files(tmp_path: Path, content: str, message: str) -> None:
     with pytest.raises(CorpusError, match=message) as caught:
         Corpus.load(tmp_path / "bad.json")
     assert "bad.json" in str(caught.value)
+
+
+def test_sources_may_be_missing(tmp_path: Path) -> None:
+    entries = [ENTRY, ENTRY | {"sources": None}, ENTRY | {"sources": ["me"]}]
+    (tmp_path / "mine.json").write_text(json.dumps({"version": 1, "entities": entries}))
+    assert [entity.sources for entity in Corpus.load(tmp_path / "mine.json").entities] == [[], [], ["me"]]
 
 
 def test_names_tell_the_senses_of_a_unit_apart() -> None:

@@ -29,6 +29,25 @@ def test_a_folder_is_all_its_videos(clips: Path) -> None:
     assert find_videos([clips]) == find_videos([f"{clips}/"]) == [clips / name for name in expected]
 
 
+def test_what_a_folder_holds_beside_is_counted(clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Folders behind links are not followed, unless one is named; links to videos are."""
+    (tmp_path / "linked").symlink_to(clips / "b")
+    (clips / "b/linked").symlink_to(clips)
+    (clips / "b/z.mp4").symlink_to(clips / "a.mkv")
+    expected = [tmp_path / "linked" / name for name in ("10.AVI", "2.mp4", "deep/er/x.webm", "z.mp4")]
+    assert find_videos([tmp_path / "linked", clips / "b/deep"]) == [*expected, clips / "b/deep/er/x.webm"]
+    said = capsys.readouterr()
+    causes = "1 hidden or no videos, 1 folders behind links"
+    assert (said.out, said.err) == ("", f"{tmp_path}/linked: 4 videos; 2 passed over: {causes}\n")
+    told: list[str] = []
+    find_videos([clips], tell=told.append)
+    assert told == [f"{clips}: 7 videos; 4 passed over: 3 hidden or no videos, 1 folders behind links"]
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links/clips").symlink_to(clips)
+    with pytest.raises(ArgumentError, match=r"links holds no videos \(.*\); passed over: 1 folders behind links$"):
+        find_videos([tmp_path / "links"])
+
+
 def test_a_glob_is_what_it_matches(clips: Path) -> None:
     assert find_videos([f"{clips}/b/*"]) == [clips / "b/10.AVI", clips / "b/2.mp4", clips / "b/labels.srt"]
     assert find_videos([f"{clips}/**/*.webm"]) == [clips / "b/deep/er/x.webm"]
@@ -79,7 +98,7 @@ def test_names_that_stand_for_nothing(clips: Path, tmp_path: Path) -> None:
     (tmp_path / "empty.txt").touch()
     for names, error, message in (
         ([], ArgumentError, "videos must not be empty"),
-        (["empty"], ArgumentError, "folder .*empty holds no videos"),
+        (["empty"], ArgumentError, r"folder .*empty holds no videos \(.mp4, .avi, .mkv and the like\)$"),
         (["clips", "clips/*.mov"], ArgumentError, r"no file matches .*\*\.mov"),
         (["none.csv"], AnnotationError, "cannot read .*none.csv"),
         (["empty.txt"], AnnotationError, "empty.txt: the list names no videos"),

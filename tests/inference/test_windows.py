@@ -4,6 +4,7 @@ import math
 import tracemalloc
 import weakref
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,7 @@ def test_frames_are_encoded_once_for_all_windows_they_are_in(
     monkeypatch.setattr(ALT, "see", count)
     found = model.find_segments(long, LABELS, every=1, window=2, loading=HERE)
     assert sum(seen) == found.encoded == 6  # of 10 places in 5 windows
-    assert model.find_segments(long, LABELS, every=0.7, window=2, loading=HERE).encoded == 12  # none coincide
+    assert model.find_segments(long, LABELS, every=0.7, window=2, loading=HERE).encoded == 14  # none coincide
 
 
 def test_memory_does_not_grow_with_length(
@@ -137,6 +138,11 @@ def test_windows_lie_where_they_are_asked_for(long: Path) -> None:
     assert placed.numbers[0].tolist() == [2, 7, 12, 17]  # 0.25 s and on, by half a second
     assert placed.numbers[-1].tolist() == [42, 47, 52, 57]
     assert placed.steps.tolist() == [0, *(1.25 + 0.5 * k for k in range(8)), 6.0]
+    for every, starts in ((1.5, [0, 15, 30, 40]), (4.0, [0, 40]), (4.5, [0, 40]), (4.0001, [0, 40])):
+        placed = place_windows(long, index, 4, window=2.0, every=every)
+        assert (placed.numbers[:, 0] - 2).tolist() == starts  # the last window ends with the video
+        halfway = [(a + b) / 20 + 1 for a, b in pairwise(starts)]
+        assert placed.steps.tolist() == [0, *halfway, 6.0]
     with pytest.raises(ArgumentError, match=r"0.3 s of .*long.mkv have 3 frames, and the model takes 4"):
         place_windows(long, index, 4, window=0.3, every=1)
     for window, every in ((2.0, 1e-7), (2.0, math.inf), (math.inf, 1.0), (math.nan, 1.0)):

@@ -6,10 +6,11 @@ from typing import Any
 
 from alt_fast.corpus import Corpus, CorpusError, Entity
 from alt_fast.corpus.builder.implied import KINDS, Implied
+from alt_fast.corpus.builder.labels import normalize_label
 from alt_fast.corpus.builder.language_model import LanguageModel
 from alt_fast.corpus.builder.rankers import open_chooser
 from alt_fast.corpus.builder.senses import Candidate, Choice, Chooser, Question, choose, choose_senses, senses_of
-from alt_fast.corpus.builder.units import Unit, normalize_label, noun, nouns_of, units_of
+from alt_fast.corpus.builder.units import Unit, noun, nouns_of, units_of
 from alt_fast.corpus.builder.wordnet import category_of
 from alt_fast.errors import check_at_least
 from alt_fast.progress import Progress

@@ -152,8 +152,12 @@ _BULLET = re.compile(r"^\s*(?:[-*]|\(?\d{1,2}[.)]|[a-z][.)])\s+")
 _REFUSAL = re.compile(
     r"\b(as an ai|i'?m sorry|i apologi[sz]e|i can(?:no|')t|i am (?:not able|unable))\b", re.IGNORECASE
 )
-_UNIT = re.compile(r"[a-z][a-z' -]*[a-z]")
-_PUNCTUATION = str.maketrans("\u2018\u2019\u201c\u201d\u2013\u2014\u2022", "''\"\"---")
+_LETTER = r"[^\W\d_]"  # a Latin one, in what `_lines` leaves
+_UNIT = re.compile(rf"{_LETTER}(?:{_LETTER}|[' -])*{_LETTER}")
+_PUNCTUATION = str.maketrans("\u2018\u2019\u02bb\u02bc\u201c\u201d\u2013\u2014\u2022\u2044", "''''\"\"---/")
+_REASONING = re.compile(r"<(think|thinking|thought|reasoning)>.*?(?:</\1>|\Z)", re.DOTALL | re.IGNORECASE)
+_REASONING_BEFORE = re.compile(r"\A.*</(?:think|thinking|thought|reasoning)>", re.DOTALL | re.IGNORECASE)
+"""What a model says to itself. Its end may be cut off, and its beginning in the prompt that a server made."""
 
 
 def parse_units(answer: str) -> list[str]:
@@ -176,21 +180,27 @@ def parse_descriptions(answer: str) -> list[str]:
     for line in _lines(answer):
         first = re.split(r"(?<=[.!?])\s+(?=[A-Z])", _BULLET.sub("", line))[0]
         sentence = textwrap.shorten(first, MAX_DESCRIPTION, placeholder="").strip(" .")
-        if not sentence.endswith(":") and len(re.findall("[A-Za-z]{2,}", sentence)) > 1:
+        if not sentence.endswith(":") and len(re.findall(f"{_LETTER}{{2,}}", sentence)) > 1:
             found.append(sentence)
     return list(dict.fromkeys(found))
 
 
 def _lines(answer: str) -> list[str]:
-    """An answer's lines as plain English text: no refusals, mark-up, links or control characters, no other scripts."""
-    text = unicodedata.normalize("NFKC", answer).translate(_PUNCTUATION)
+    """An answer's lines as plain English text: no reasoning, refusals, mark-up, links or symbols, no other scripts.
+
+    Letters lose their accents, as in WordNet ("jalapeno").
+    """
+    decomposed = unicodedata.normalize("NFKD", answer).translate(_PUNCTUATION)
+    text = "".join(sign for sign in decomposed if not unicodedata.combining(sign))
+    text = _REASONING_BEFORE.sub(" ", _REASONING.sub(" ", text))
     text = re.sub(r"```.*?(?:```|$)|<[^>]*>|https?://\S+", " ", text, flags=re.DOTALL)
     if _REFUSAL.search(text):
         return []
     lines = []
     for line in text.splitlines():
-        printable = "".join(letter if letter.isprintable() else " " for letter in line)
-        plain = " ".join(re.sub(r"\*\*|[_`#]", "", printable).split())
-        if plain and plain.isascii():
+        if not all(unicodedata.name(sign, "").startswith("LATIN") for sign in line if sign.isalpha()):
+            continue
+        readable = "".join(sign if sign.isalpha() or "!" <= sign <= "~" else " " for sign in line)
+        if plain := " ".join(re.sub(r"\*\*|[_`#]", "", readable).split()):
             lines.append(plain)
     return lines

@@ -6,10 +6,11 @@ from typing import Any
 
 from alt_fast.corpus import ENTITY_TEMPLATE
 from alt_fast.corpus.builder.implied import Implied
+from alt_fast.corpus.builder.labels import normalize_label
 from alt_fast.corpus.builder.language_model import LanguageModel
 from alt_fast.corpus.builder.rankers import open_chooser
 from alt_fast.corpus.builder.senses import choose_senses
-from alt_fast.corpus.builder.units import normalize_label, units_of
+from alt_fast.corpus.builder.units import units_of
 from alt_fast.data.annotations import name_key, spoken
 from alt_fast.progress import Progress
 

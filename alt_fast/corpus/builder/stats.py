@@ -44,7 +44,10 @@ def stats(corpus: Corpus) -> Stats:
 
 
 def entities_by_label(corpus: Corpus) -> dict[str, int]:
-    """How many entities each label brought: its own, and those that come from these through WordNet."""
+    """How many entities each label brought: its own, and those that come from these in steps through WordNet.
+
+    A corpus is followed as many steps as it was built with (`reach`).
+    """
     own: dict[str, set[int]] = {label: set() for label in corpus.notes.get("labels", ())}
     derived: dict[str, set[int]] = {}
     senses: dict[int, list[str]] = {}
@@ -56,10 +59,14 @@ def entities_by_label(corpus: Corpus) -> dict[str, int]:
                 senses.setdefault(number, []).append(source.removeprefix("sense "))
             elif relation := _RELATION.fullmatch(source):
                 derived.setdefault(relation[1], set()).add(number)
-    return {
-        label: len(numbers.union(*(derived.get(sense, ()) for number in numbers for sense in senses.get(number, ()))))
-        for label, numbers in own.items()
+    related = {
+        number: set().union(*(derived.get(sense, ()) for sense in senses.get(number, ())))
+        for number in range(len(corpus))
     }
+    found = own
+    for _ in range(max(corpus.notes.get("made_with", {}).get("reach", 1), 1)):  # glosses are one step of their own
+        found = {label: numbers.union(*(related[number] for number in numbers)) for label, numbers in found.items()}
+    return {label: len(numbers) for label, numbers in found.items()}
 
 
 def diff(before: Corpus, after: Corpus) -> list[str]:

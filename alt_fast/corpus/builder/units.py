@@ -1,14 +1,11 @@
 """Action labels to the words and phrases that they are made of (paper, appendix A, step 1)."""
 
 import re
-import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from nltk.tokenize import TreebankWordTokenizer
-
-from alt_fast.data.annotations import spoken
 
 PartOfSpeech = Literal["n", "v"]
 
@@ -35,17 +32,6 @@ class Unit:
     @property
     def text(self) -> str:
         return self.forms[0]
-
-
-def normalize_label(label: str) -> str:
-    """A label as text in lower case: "BaseballPitch" and "baseball_pitch" become "baseball pitch".
-
-    What it says not to be, as in "petting animal (not cat)", is left out; other words in brackets stay.
-    """
-    text = spoken(unicodedata.normalize("NFKC", label)).lower()
-    text = re.sub(r"\(\s*not\b[^)]*\)", " ", text)
-    text = re.sub(r"[^\w\s'-]|_", " ", text)
-    return " ".join(text.split())
 
 
 def units_of(label: str, wordnet: Any) -> tuple[list[Unit], list[str]]:

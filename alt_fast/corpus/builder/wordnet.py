@@ -4,8 +4,11 @@ import os
 import shutil
 import tempfile
 import warnings
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import nltk
 from nltk.corpus.reader.wordnet import WordNetCorpusReader
@@ -32,6 +35,12 @@ LEXNAMES = (
     *("verb.social", "verb.stative", "verb.weather", "adj.ppl"),
 )
 _PARTS_OF_SPEECH = {"noun": 1, "verb": 2, "adj": 3, "adv": 4}
+FILES = (
+    *("cntlist.rev", "index.sense"),
+    *(name for part in _PARTS_OF_SPEECH for name in (f"data.{part}", f"index.{part}", f"{part}.exc")),
+)
+"""What NLTK reads of a WordNet, beside the names of lexicographer files."""
+LEXNAMES_FILE = "lexnames"
 
 HOW_TO_GET_IT = (
     "WordNet was not found. Any one of these gives it: apt-get install wordnet-base wordnet-sense-index; "
@@ -40,51 +49,77 @@ HOW_TO_GET_IT = (
 
 
 def open_wordnet() -> WordNetCorpusReader:
-    """WordNet from NLTK's data path, the system's files, or fetched. Raises CorpusError saying how to get it."""
-    found = _in_nltk_path() or _from_system() or _downloaded()
+    """WordNet from NLTK's data path, the system's files, or fetched.
+
+    Raises CorpusError saying how to get it, or that no copy of it can be stored.
+    """
+    try:
+        found = _in_nltk_path() or _from_system() or _downloaded()
+    except OSError as e:
+        raise CorpusError(f"cannot store WordNet: {e}; the variable XDG_CACHE_HOME names another place for it") from e
     if found is None:
-        raise CorpusError(HOW_TO_GET_IT)
+        passed_over = [f"; {folder} lacks {', '.join(lacking)}" for folder, lacking in _system_folders() if lacking]
+        raise CorpusError(HOW_TO_GET_IT + "".join(passed_over))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that other languages are missing
         return WordNetCorpusReader(found, None)
 
 
 def _in_nltk_path() -> Any:
+    """What NLTK itself would take, unless it is incomplete."""
     for name in ("corpora/wordnet", "corpora/wordnet.zip/wordnet/"):
         try:
-            return nltk.data.find(name)
+            found = nltk.data.find(name)
         except LookupError:
             continue
+        except BadZipFile:
+            return None
+        with suppress(OSError):
+            for file in (*FILES, LEXNAMES_FILE):
+                found.join(file)
+            return found
+        return None
     return None
 
 
 def _from_system() -> Any:
-    folders = [os.environ.get("WNSEARCHDIR", ""), *SYSTEM_FOLDERS]
-    for folder in map(Path, filter(None, folders)):
-        if (folder / "data.noun").is_file():
+    for folder, lacking in _system_folders():
+        if not lacking:
             root = cache_folder("nltk_data")
             _copy(folder, root / "corpora" / "wordnet")
-            nltk.data.path.append(str(root))
+            nltk.data.path.insert(0, str(root))  # before an incomplete one, which the reader would take
             return _in_nltk_path()
     return None
 
 
+def _system_folders() -> list[tuple[Path, list[str]]]:
+    """The folders that hold WordNet, with the files that each lacks."""
+    folders = map(Path, filter(None, [os.environ.get("WNSEARCHDIR", ""), *SYSTEM_FOLDERS]))
+    return [(folder, _lacking(folder, FILES)) for folder in folders if (folder / "data.noun").is_file()]
+
+
+def _lacking(folder: Path, files: Sequence[str]) -> list[str]:
+    return [name for name in files if not (folder / name).is_file()]
+
+
 def _copy(source: Path, target: Path) -> None:
     """Copy a folder as NLTK wants it: with `lexnames`, which not every package has, and safe permissions."""
-    if target.is_dir():
+    if not _lacking(target, (*FILES, LEXNAMES_FILE)):
         return
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(dir=target.parent))
-    for file in source.iterdir():
-        if file.is_file():
-            shutil.copyfile(file, partial / file.name)
-    numbered = ((i, name, _PARTS_OF_SPEECH[name.split(".")[0]]) for i, name in enumerate(LEXNAMES))
-    (partial / "lexnames").write_text("".join(f"{i:02}\t{name}\t{part}\n" for i, name, part in numbered))
-    partial.chmod(0o755)
     try:
-        partial.rename(target)
-    except OSError:  # another process was faster
-        shutil.rmtree(partial)
+        for file in source.iterdir():
+            if file.is_file():
+                shutil.copyfile(file, partial / file.name)
+        numbered = ((i, name, _PARTS_OF_SPEECH[name.split(".")[0]]) for i, name in enumerate(LEXNAMES))
+        (partial / LEXNAMES_FILE).write_text("".join(f"{i:02}\t{name}\t{part}\n" for i, name, part in numbered))
+        partial.chmod(0o755)
+        shutil.rmtree(target, ignore_errors=True)  # an incomplete one
+        with suppress(OSError):  # another process was faster
+            partial.rename(target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _downloaded() -> Any:

@@ -1,18 +1,21 @@
 """Labels to entities, on a small WordNet."""
 
+import errno
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from alt_fast.corpus import Corpus, CorpusError
+from alt_fast.corpus import Corpus, CorpusError, Entity
 from alt_fast.corpus.__main__ import main
 from alt_fast.corpus.builder.build import BODY_PARTS, BuildConfig, build
+from alt_fast.corpus.builder.labels import normalize_label
 from alt_fast.corpus.builder.rankers import open_chooser
 from alt_fast.corpus.builder.senses import Candidate, Question, _near, choose, choose_senses
 from alt_fast.corpus.builder.stats import entities_by_label
-from alt_fast.corpus.builder.units import Unit, normalize_label, nouns_of, units_of
+from alt_fast.corpus.builder.units import Unit, nouns_of, units_of
 from alt_fast.corpus.builder.units import noun as whole_noun
 from alt_fast.corpus.builder.wordnet import category_of, open_wordnet
 from alt_fast.data.annotations import read_names
@@ -164,6 +167,17 @@ def test_reach_and_size(wordnet: Any) -> None:
     assert related(reach=1, related=1) == {"bass guitar", "player", "finger"}  # the most frequent ones
 
 
+def test_entities_of_every_step_count_for_their_label(wordnet: Any) -> None:
+    """Their sources name the step before. What another label's step brought does not."""
+    for reach in (0, 1, 2, 3):
+        corpus, _ = build(["playing guitar"], wordnet, BuildConfig(body_parts=False, reach=reach))
+        assert entities_by_label(corpus) == {"playing guitar": len(corpus)}
+    corpus, _ = build(["guitar", "acoustic guitar"], wordnet, BuildConfig(body_parts=False, reach=1, glosses=False))
+    assert entities_by_label(corpus) == {"guitar": 4, "acoustic guitar": 2}  # it has a soundhole
+    corpus, _ = build(["guitar", "acoustic guitar"], wordnet, BuildConfig(body_parts=False, reach=2, glosses=False))
+    assert entities_by_label(corpus) == {"guitar": 5, "acoustic guitar": 2}
+
+
 def test_bad_requests(wordnet: Any) -> None:
     with pytest.raises(CorpusError, match="no label has a word in it"):
         build(["", "???"], wordnet, BuildConfig())
@@ -186,6 +200,45 @@ def test_wordnet_is_copied_once(wordnet: Any, no_wordnet: Path) -> None:
     open_wordnet()
     assert (copy / "data.noun").stat().st_mtime_ns == before
     assert [path.name for path in copy.parent.iterdir()] == ["wordnet"]
+
+
+def test_an_incomplete_wordnet_is_none(
+    wordnet_folder: Path, no_wordnet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever it is: it is named, never kept, and made good once a whole one is there."""
+    source, copy = tmp_path / "dict", no_wordnet / "alt_fast/nltk_data/corpora/wordnet"
+    shutil.copytree(wordnet_folder, source)
+    (source / "index.sense").unlink()
+    shutil.copytree(source, tmp_path / "nltk/corpora/wordnet")
+    (tmp_path / "zipped/corpora").mkdir(parents=True)
+    (tmp_path / "zipped/corpora/wordnet.zip").write_text("cut off")
+    monkeypatch.setenv("WNSEARCHDIR", str(source))
+    for folder in ("zipped", "nltk"):
+        monkeypatch.setattr("nltk.data.path", [str(tmp_path / folder)])
+        with pytest.raises(CorpusError, match=r"apt-get install .*; .*dict lacks index.sense$"):
+            open_wordnet()
+    assert not copy.exists()
+    shutil.copytree(source, copy)
+    shutil.copy(wordnet_folder / "index.sense", source)
+    assert open_wordnet().lemma_from_key("eat%2:34:01::").name() == "eat"
+    (copy / "lexnames").unlink()
+    assert open_wordnet().synset("eat.v.01").lexname() == "verb.consumption"
+
+
+def test_a_wordnet_that_cannot_be_kept(wordnet_folder: Path, no_wordnet: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WNSEARCHDIR", str(wordnet_folder))
+    no_wordnet.write_text("no folder")
+    with pytest.raises(CorpusError, match=r"cannot store WordNet: .*cache.*XDG_CACHE_HOME names another place"):
+        open_wordnet()
+    no_wordnet.unlink()
+    monkeypatch.setattr("shutil.copyfile", full_disk)
+    with pytest.raises(CorpusError, match="cannot store WordNet: .*No space left"):
+        open_wordnet()
+    assert list((no_wordnet / "alt_fast/nltk_data/corpora").iterdir()) == []
+
+
+def full_disk(*_: Any) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def test_command_line(wordnet: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -234,7 +287,42 @@ def test_command_line(wordnet: Any, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "label playing guitar" in shown
     assert "pool" not in shown
     assert main(["show", more, "--label", "jumping into pool"]) == 0
-    assert [line.split(":")[0].split()[1] for line in capsys.readouterr().out.splitlines()[::2]] == ["jump", "pool"]
+    shown = capsys.readouterr().out
+    assert [line.split(":")[0].split()[1] for line in shown.splitlines()[::2]] == ["jump", "pool"]
+    for label in ("JumpingIntoPool", "Jumping into pool", "jumping_into_pool"):  # as `build` takes them
+        assert main(["show", more, "--label", label]) == 0
+        assert capsys.readouterr().out == shown
+    Corpus((Entity("kite", "it flies", "object", ["label FlyingKite"]),)).save(tmp_path / "mine.json")
+    assert main(["show", str(tmp_path / "mine.json"), "--label", "FlyingKite"]) == 0
+    assert capsys.readouterr().out == "object  kite: it flies\n        label FlyingKite\n"
+    assert main(["show", more, "--label", "Krumping", "--category", "body"]) == 1
+    assert "the corpus has no entity of label 'Krumping' and category 'body'" in capsys.readouterr().err
+    assert main(["show", more, "--unit", "gitar"]) == 1
+    assert "the corpus has no entity of unit 'gitar'" in capsys.readouterr().err
+
+
+def test_where_a_corpus_goes_is_looked_at_before_the_work(
+    wordnet: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labels, made = tmp_path / "a.csv", tmp_path / "new/folder/corpus.json"
+    labels.write_text("id,name\n0,playing guitar\n")
+    build_it, extend_it = ["build", "--labels", str(labels)], ["extend", str(made), "--labels", str(labels)]
+    assert main([*build_it, "--out", str(made)]) == 0
+    before = made.read_bytes()
+    assert main([*build_it, "--out", str(made)]) == 0  # the same again
+    monkeypatch.setattr("alt_fast.corpus.builder.wordnet.open_wordnet", None)
+    for command, out in (
+        (build_it, labels),
+        (extend_it, labels),
+        (extend_it, tmp_path / "new/../new/folder" / made.name),
+    ):
+        assert main([*command, "--out", str(out)]) == 2
+        assert "is what the command reads: choose another file" in capsys.readouterr().err
+    for command in (build_it, extend_it):
+        assert main([*command, "--out", str(labels / "corpus.json")]) == 1
+        assert "cannot make folder" in capsys.readouterr().err
+    assert labels.read_text() == "id,name\n0,playing guitar\n"
+    assert made.read_bytes() == before
 
 
 def test_the_paper_s_steps_alone(wordnet: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

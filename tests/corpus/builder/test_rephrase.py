@@ -36,10 +36,29 @@ def test_the_command_writes_a_row_a_class(wordnet: Any, tmp_path: Path, capsys: 
     assert "left out: label 'playing guitar' repeats another label\n" in printed
     assert "not described, so that the name stays: krumping\n" in printed
     assert dict(read_texts(tmp_path / "texts.csv")) == rephrase(LABELS, wordnet).texts
-    assert main([*command, str(tmp_path / "again.csv")]) == 0
-    assert (tmp_path / "again.csv").read_bytes() == (tmp_path / "texts.csv").read_bytes()
+    assert main([*command, str(tmp_path / "new/again.csv")]) == 0
+    assert (tmp_path / "new/again.csv").read_bytes() == (tmp_path / "texts.csv").read_bytes()
     assert main([*command, str(tmp_path / "other.csv"), "--senses", "magic"]) == 1
     assert "senses must be" in capsys.readouterr().err
+
+
+def test_texts_replace_no_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither the labels, nor texts that may have been edited."""
+    monkeypatch.setattr("alt_fast.corpus.builder.wordnet.open_wordnet", None)
+    (tmp_path / "texts.csv").write_text("name,text\nsurfing,my own words\n")
+    (tmp_path / "classes.csv").write_text("id,name\n0,surfing\n")
+    command = ["rephrase", "--labels", str(tmp_path / "classes.csv"), "--out"]
+    for name, status, message in (
+        ("classes.csv", 2, "classes.csv is what the command reads: choose another file"),
+        ("texts.csv", 1, "texts.csv is there already: remove it, or choose another --out"),
+        ("texts.csv/texts.csv", 1, "cannot make folder"),
+    ):
+        assert main([*command, str(tmp_path / name)]) == status
+        assert message in capsys.readouterr().err
+    assert (tmp_path / "texts.csv").read_text() == "name,text\nsurfing,my own words\n"
+    assert (tmp_path / "classes.csv").read_text() == "id,name\n0,surfing\n"
 
 
 def look(prompt: str) -> str:
