@@ -2,6 +2,7 @@
 
 import csv
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -26,6 +27,38 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
     assert path.read_text() == "old"
     write_atomically(path, lambda partial: partial.write_text("new"))
     assert [file.name for file in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_link_stays_and_its_file_is_written(tmp_path: Path) -> None:
+    (tmp_path / "below").mkdir()
+    link, file = tmp_path / "link.txt", tmp_path / "below" / "file.txt"
+    link.symlink_to("below/file.txt")
+    for text in ("new", "newer"):
+        check_place(link)
+        write_atomically(link, lambda partial, text=text: partial.write_text(text))  # type: ignore[misc]
+        assert link.is_symlink()
+        assert file.read_text() == text
+    assert [path.name for path in (tmp_path / "below").iterdir()] == ["file.txt"]
+
+
+def test_a_pipe_is_written_into_and_stays(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe.txt"
+    os.mkfifo(pipe)
+    check_place(pipe)
+    with open(os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)) as reader:
+        write_atomically(pipe, lambda partial: partial.write_text("new"))
+        assert reader.read() == "new"
+    assert [path.is_fifo() for path in tmp_path.iterdir()] == [True]
+
+
+def test_what_is_neither_a_file_nor_a_pipe_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind("socket")  # its name may not be long
+        for write in (check_place, lambda path: write_atomically(path, Path.touch)):
+            for path, what in ((tmp_path, "a folder"), (Path("socket"), "no file")):
+                with pytest.raises(FileError, match=f"cannot write {path}: it is {what}"):
+                    write(path)
 
 
 def test_what_is_no_fault_of_the_disk_is_raised_as_it_is(tmp_path: Path) -> None:
