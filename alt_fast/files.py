@@ -169,19 +169,40 @@ def make_folder(path: Path) -> None:
 def whole_folder(path: Path) -> Iterator[Path]:
     """Give a folder to fill, beside `path`, whose name it takes when it is full; where filling it fails it goes.
 
-    path: no folder yet, or an empty one. Raises FileError.
+    path: no folder yet, or an empty one, which may be a mount point or all that can be written to: the folder to fill
+    lies inside then, and what it holds moves up. Raises FileError.
     """
     path = path.resolve()
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    there = path.is_dir()
+    partial = (path if there else path.parent) / f".{path.name}.{os.getpid()}.partial"
     make_folder(partial)
     try:
         yield partial
         try:
-            os.replace(partial, path)
+            if there:
+                _move_up(partial)
+            else:
+                os.replace(partial, path)
         except OSError as e:
             raise FileError(f"cannot make folder {path}: {e.strerror or e}") from e
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _move_up(folder: Path) -> None:
+    """Move what a folder holds to the one above, which holds nothing else, all or nothing. Raises OSError."""
+    if any(path != folder for path in folder.parent.iterdir()):
+        raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY))
+    moved = []
+    try:
+        for path in sorted(folder.iterdir()):
+            moved.append(path)
+            os.replace(path, folder.parent / path.name)
+    except BaseException:
+        for path in moved:
+            if not path.exists():
+                os.replace(folder.parent / path.name, path)
+        raise
 
 
 def check_place(path: Path) -> None:

@@ -1,6 +1,7 @@
 """Files that appear whole or not at all, and who may write where."""
 
 import csv
+import errno
 import os
 import socket
 import subprocess
@@ -11,7 +12,7 @@ import pytest
 
 from alt_fast.data.annotations import read_classes, read_list
 from alt_fast.errors import FileError, RunError
-from alt_fast.files import check_place, make_folder, sole_writer, write_atomically, write_csv
+from alt_fast.files import check_place, make_folder, sole_writer, whole_folder, write_atomically, write_csv
 
 
 def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
@@ -75,6 +76,40 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(FileError, match=r"cannot make folder .*file/below: "):
         make_folder(tmp_path / "file" / "below")
+
+
+def fill(folder: Path) -> None:
+    for name in "abc":
+        (folder / name).touch()
+
+
+def test_an_empty_folder_is_filled_where_it_is(tmp_path: Path) -> None:
+    """A mount point cannot be replaced, and the folder that it is in may take nothing."""
+    folder = tmp_path / "mounted"
+    folder.mkdir()
+    before = folder.stat().st_ino
+    with whole_folder(folder) as partial:
+        fill(partial)
+        assert [path.name for path in tmp_path.iterdir()] == ["mounted"]
+    assert folder.stat().st_ino == before
+    assert sorted(path.name for path in folder.iterdir()) == ["a", "b", "c"]
+
+
+def test_a_folder_that_cannot_be_filled_stays_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    replace = os.replace
+
+    def refuse(source: Path, destination: Path) -> None:
+        if destination == tmp_path / "b":
+            raise OSError(errno.ENOSPC, "disk full")
+        replace(source, destination)
+
+    monkeypatch.setattr(os, "replace", refuse)
+    with pytest.raises(FileError, match=f"cannot make folder {tmp_path}: disk full"), whole_folder(tmp_path) as partial:
+        fill(partial)
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(FileError, match="not empty"), whole_folder(tmp_path):
+        (tmp_path / "another's").touch()
+    assert [path.name for path in tmp_path.iterdir()] == ["another's"]
 
 
 def test_a_place_is_looked_at_before_the_work(tmp_path: Path) -> None:
