@@ -197,6 +197,17 @@ def add_out(parser: Any, kind: str, what: str, required: bool = True) -> None:
     parser.add_argument("--out", type=Path, required=required, metavar=kind, help=what)
 
 
+def check_out(arguments: argparse.Namespace, name: str = "out") -> None:
+    """Raise ArgumentError where the file to write, the argument `name`, is one that another argument says to read."""
+    out = getattr(arguments, name)
+    if out is None or not os.path.isfile(out):
+        return
+    for other, value in vars(arguments).items():
+        for given in value if isinstance(value, list) else [value]:
+            if other != name and isinstance(given, str | Path) and os.path.exists(given) and out.samefile(given):
+                raise ArgumentError(f"--{name} {out} would replace {given}, which is to be read: choose another")
+
+
 def add_loader(parser: Any) -> None:
     """Add --loader."""
     parser.add_argument(

@@ -56,6 +56,7 @@ def check_report(arguments: argparse.Namespace) -> None:
     elif arguments.report.suffix != ".html":
         raise ArgumentError(f"--report must end in .html, got {arguments.report}")
     else:
+        cli.check_out(arguments, "report")
         check_place(arguments.report)
     if arguments.explain < 0:
         raise ArgumentError(f"--explain must be >= 0, got {arguments.explain}")

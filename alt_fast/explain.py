@@ -35,6 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
     from alt_fast.data.annotations import read_labels
     from alt_fast.report.explanation import check_suffix
 
+    cli.check_out(arguments)
     also_r = arguments.also_r
     if check_suffix(arguments.out) != ".html":
         if also_r is not None:

@@ -29,11 +29,37 @@ QUARANTINE = "quarantine.jsonl"
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Call `write` on a temporary name beside `path`, flush to disk, then rename.
 
-    Readers, and other writers of the same file, see it whole. Raises FileError when the disk is full or the like; what
-    was at `path` before is there still.
+    Readers, and other writers of the same file, see it whole. What a link points to is written; pipes and character
+    devices are written into. Raises FileError when the disk is full or the like; what was at `path` before is there
+    still.
     """
     if not path.name:
         raise FileError(f"cannot write {path}: it is a folder")
+    try:
+        if _takes_bytes(path):
+            with tempfile.TemporaryDirectory() as folder:
+                whole = Path(folder) / path.name
+                write(whole)
+                with whole.open("rb") as file, path.open("wb") as stream:
+                    shutil.copyfileobj(file, stream)
+        else:
+            _replace(Path(os.path.realpath(path)), write)
+    except BaseException as e:
+        if isinstance(e, OSError | SafetensorError) or "PytorchStreamWriter" in str(e):  # torch.save on a full disk
+            raise FileError(f"cannot write {path}: {e}") from e
+        raise  # a bug of `write`, or Ctrl-C
+
+
+def _takes_bytes(path: Path) -> bool:
+    """Whether a pipe or a character device is there. Raises FileError for folders, sockets and the like."""
+    if not path.exists() or path.is_file():
+        return False
+    if path.is_fifo() or path.is_char_device():
+        return True
+    raise FileError(f"cannot write {path}: it is {'a folder' if path.is_dir() else 'no file'}")
+
+
+def _replace(path: Path, write: Callable[[Path], object]) -> None:
     partial = path.with_name(f".{path.stem}.{os.getpid()}-{threading.get_ident()}.partial{path.suffix}")
     try:
         partial.touch()
@@ -43,11 +69,9 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         with open(partial, "rb") as file:
             os.fsync(file.fileno())
         os.replace(partial, path)
-    except BaseException as e:
+    except BaseException:
         partial.unlink(missing_ok=True)
-        if isinstance(e, OSError | SafetensorError) or "PytorchStreamWriter" in str(e):  # torch.save on a full disk
-            raise FileError(f"cannot write {path}: {e}") from e
-        raise  # a bug of `write`, or Ctrl-C
+        raise
 
 
 def write_text(path: Path, text: str) -> None:
@@ -145,31 +169,51 @@ def make_folder(path: Path) -> None:
 def whole_folder(path: Path) -> Iterator[Path]:
     """Give a folder to fill, beside `path`, whose name it takes when it is full; where filling it fails it goes.
 
-    path: no folder yet, or an empty one. Raises FileError.
+    path: no folder yet, or an empty one, which may be a mount point or all that can be written to: the folder to fill
+    lies inside then, and what it holds moves up. Raises FileError.
     """
     path = path.resolve()
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    there = path.is_dir()
+    partial = (path if there else path.parent) / f".{path.name}.{os.getpid()}.partial"
     make_folder(partial)
     try:
         yield partial
         try:
-            os.replace(partial, path)
+            if there:
+                _move_up(partial)
+            else:
+                os.replace(partial, path)
         except OSError as e:
             raise FileError(f"cannot make folder {path}: {e.strerror or e}") from e
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def _move_up(folder: Path) -> None:
+    """Move what a folder holds to the one above, which holds nothing else, all or nothing. Raises OSError."""
+    if any(path != folder for path in folder.parent.iterdir()):
+        raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY))
+    moved = []
+    try:
+        for path in sorted(folder.iterdir()):
+            moved.append(path)
+            os.replace(path, folder.parent / path.name)
+    except BaseException:
+        for path in moved:
+            if not path.exists():
+                os.replace(folder.parent / path.name, path)
+        raise
+
+
 def check_place(path: Path) -> None:
     """Make the folder of a file that is to be written after long work, and see that it takes one. Raises FileError."""
     make_folder(path.parent)
     try:
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
+        if not _takes_bytes(path):
+            with tempfile.TemporaryFile(dir=os.path.dirname(os.path.realpath(path))):
+                pass
     except OSError as e:
         raise FileError(f"cannot write {path}: {e.strerror or e}") from e
-    if path.is_dir():
-        raise FileError(f"cannot write {path}: it is a folder")
 
 
 def cache_folder(name: str) -> Path:

@@ -133,8 +133,9 @@ def load_case(arguments: argparse.Namespace) -> Case:
 
     if arguments.count < 2:
         raise ArgumentError(f"--count must be >= 2, got {arguments.count}")
-    for path in (arguments.out, arguments.page):
+    for name, path in (("out", arguments.out), ("page", arguments.page)):
         if path is not None:
+            cli.check_out(arguments, name)
             check_place(path)
     device = pick_device(arguments.device)
     loaded = load_image_model(arguments.model, arguments.weights, arguments.image_size, head=True)

@@ -67,6 +67,7 @@ def run(arguments: argparse.Namespace) -> int:
     from alt_fast.model.image_models import load_image_model
     from alt_fast.tome.patch import apply_patch
 
+    cli.check_out(arguments)
     check_place(arguments.out)
     suffix = Path(arguments.out).suffix
     if Image.registered_extensions().get(suffix.lower()) not in Image.SAVE:

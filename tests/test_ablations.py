@@ -191,7 +191,7 @@ def test_few_shot_runs_on_motion_shapes_are_of_the_kind_they_start_from(
 ) -> None:
     options = ["--config", "motion_shapes_clip", "--model.shortcut", "true", "--model.r", "6"]
     commands, sweep = fake(tmp_path, monkeypatch, *options)
-    monkeypatch.setattr("alt_fast.paper.ablations.write_shots", lambda *_: None)
+    monkeypatch.setattr("alt_fast.paper.ablations.write_shots", lambda *_, **__: None)
     run_all(replace(sweep, few_shot=SHAPES_FEW_SHOT.split()), ["C4"], [0], jobs=1)
     models = [parse(command[3:]).model for command in commands if "few_shot_motion_shapes" in command]
     assert len(models) == len(TABLES["C4"])

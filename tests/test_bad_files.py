@@ -67,6 +67,8 @@ def test_exports_go_into_a_folder_of_their_own(run: Path, tmp_path: Path, capsys
     assert main(["export", "--checkpoint", str(run), "--out", str(tmp_path / "file")]) == 1
     assert "is no empty folder" in capsys.readouterr().err
     assert main(["export", "--checkpoint", str(run), "--out", str(tmp_path / "folder")]) == 0
+    assert {"command", "started_in", "run"} < json.loads((run / "environment.json").read_text()).keys()
+    assert str(tmp_path) not in (tmp_path / "folder" / "environment.json").read_text()
     assert "command" not in json.loads((tmp_path / "folder" / "environment.json").read_text())
     assert str(run.parent) not in (tmp_path / "folder" / "README.md").read_text()
 

@@ -91,6 +91,32 @@ def test_a_reader_that_leaves_in_the_middle_ends_it_quietly() -> None:
     assert (done.stdout, done.stderr) == ("1\n141\n", "")
 
 
+@pytest.mark.parametrize(
+    ("command", "name", "ending"),
+    [
+        (["explain", "FILE", "--checkpoint", "run"], "out", ".webm"),
+        (["visualize", "FILE", "--model", "timm:vit_tiny_patch16_224"], "out", ".png"),
+        (["evaluate", "--checkpoint", "run", "--list", "FILE"], "report", ".html"),
+        (["judge", "--model", "timm:vit_tiny_patch16_224", "--images", "other.png", "FILE"], "out", ".png"),
+        (["judge", "--model", "timm:vit_tiny_patch16_224", "--images", "other.png", "FILE"], "page", ".png"),
+        (["data", "browse", "FILE"], "out", ".csv"),
+    ],
+)
+def test_what_is_read_is_not_replaced(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], command: list[str], name: str, ending: str
+) -> None:
+    """Under another name neither."""
+    file, link = tmp_path / f"file{ending}", tmp_path / f"link{ending}"
+    file.write_text("mine")
+    link.symlink_to(file)
+    for out in (file, link):
+        given = [str(file) if word == "FILE" else word for word in command]
+        assert main([*given, f"--{name}", str(out)]) == 2
+        expected = f"error: --{name} {out} would replace {file}, which is to be read: choose another\n"
+        assert capsys.readouterr().err == expected
+    assert file.read_text() == "mine"
+
+
 def test_ls(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["ls"]) == 0
     printed = capsys.readouterr().out

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -19,8 +20,10 @@ from alt_fast.data.config import Loading
 from alt_fast.data.dataset import EvalClips
 from alt_fast.data.tables import AnnotationError
 from alt_fast.data.texts import write_texts
+from alt_fast.errors import RunError
 from alt_fast.evaluate import main, make_parser
-from alt_fast.inference.lists import run_lists, trained_classes
+from alt_fast.files import write_csv
+from alt_fast.inference.lists import run_lists, starting_tower, trained_classes
 from alt_fast.inference.scoring import EvalConfig, Result, evaluate, mean_over_views
 from alt_fast.inference.trained import load
 from alt_fast.inference.zero_shot import score_zero_shot
@@ -149,6 +152,62 @@ def test_a_run_s_numbers_begin_where_those_of_its_class_file_do(trained_run: Pat
     for text in ("data:\n", "data: {root: here}\n", "model: {}\n"):  # somebody's own, or of an exported folder
         (run / "config.yaml").write_text(text)
         assert trained_classes(run, trained) == trained.classes
+
+
+def write_run(folder: Path, classes: Sequence[str], started_in: Path) -> Path:
+    """Write the run `folder`/runs/mine, with relative paths, and the list that it was tested on, of one video."""
+    run, data = folder / "runs" / "mine", folder / "data"
+    run.mkdir(parents=True)
+    data.mkdir()
+    (data / "test.csv").write_text(f"path,label\n{folder.name}.mp4,{classes[3]}\n")
+    write_csv(data / "classes.csv", ("id", "name"), enumerate(classes))
+    named = {"generate": None, "root": "data", "test": "data/test.csv", "unseen": None, "classes": "data/classes.csv"}
+    settings = {"data": named, "pretrain": None, "model": {"pretrained": "data/clip.pt"}}
+    (run / "config.yaml").write_text(yaml.safe_dump(settings))
+    (run / "environment.json").write_text(json.dumps({"started_in": str(started_in), "run": str(run)}))
+    return run
+
+
+def test_relative_paths_of_a_run_start_where_it_was_started(
+    trained_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not where it is tested, though there are lists of the same names; the classes and CLIP's weights too."""
+    trained, mine, other = load(trained_run), tmp_path / "mine", tmp_path / "other"
+    run = write_run(mine, trained.classes, mine)
+    write_run(other, trained.classes, other)
+    (mine / "data" / "clip.pt").touch()
+    monkeypatch.chdir(other)
+    ((name, (video,), _),) = run_lists(run, trained)
+    assert (name, video.path) == ("data/test.csv", mine / "data" / "mine.mp4")
+    assert trained_classes(run, trained) == str(mine / "data" / "classes.csv")
+    assert starting_tower(run) == str(mine / "data" / "clip.pt")
+    monkeypatch.chdir(mine)
+    ((_, (video,), _),) = run_lists(run, trained)
+    assert str(video.path) == "data/mine.mp4"
+    (mine / "data" / "test.csv").unlink()
+    monkeypatch.chdir(other)
+    with pytest.raises(RunError, match=f"was tested on data/test.csv, which is not in {mine}: name the videos with"):
+        run_lists(run, trained)
+
+
+def test_a_run_may_be_moved_with_its_data_or_without(
+    trained_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained, mine, moved = load(trained_run), tmp_path / "mine", tmp_path / "moved" / "there"
+    run = write_run(mine, trained.classes, mine)
+
+    def tested(run: Path) -> str:
+        ((_, (video,), _),) = run_lists(run, trained)
+        return str(video.path.absolute())
+
+    shutil.copytree(mine, moved)
+    assert tested(moved / "runs" / "mine") == f"{moved}/data/mine.mp4"
+    assert tested(run.rename(tmp_path / "best")) == f"{mine}/data/mine.mp4"
+    mine.rename(tmp_path / "elsewhere")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert tested(tmp_path / "best") == f"{tmp_path}/elsewhere/data/mine.mp4"
+    (tmp_path / "best" / "environment.json").write_text("{}")  # of an older run
+    assert tested(tmp_path / "best") == f"{tmp_path}/elsewhere/data/mine.mp4"
 
 
 def test_classes_trained_on_are_told_from_the_others(

@@ -1,7 +1,9 @@
 """Files that appear whole or not at all, and who may write where."""
 
 import csv
+import errno
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +12,7 @@ import pytest
 
 from alt_fast.data.annotations import read_classes, read_list
 from alt_fast.errors import FileError, RunError
-from alt_fast.files import check_place, make_folder, sole_writer, write_atomically, write_csv
+from alt_fast.files import check_place, make_folder, sole_writer, whole_folder, write_atomically, write_csv
 
 
 def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
@@ -28,6 +30,38 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["file"]
 
 
+def test_a_link_stays_and_its_file_is_written(tmp_path: Path) -> None:
+    (tmp_path / "below").mkdir()
+    link, file = tmp_path / "link.txt", tmp_path / "below" / "file.txt"
+    link.symlink_to("below/file.txt")
+    for text in ("new", "newer"):
+        check_place(link)
+        write_atomically(link, lambda partial, text=text: partial.write_text(text))  # type: ignore[misc]
+        assert link.is_symlink()
+        assert file.read_text() == text
+    assert [path.name for path in (tmp_path / "below").iterdir()] == ["file.txt"]
+
+
+def test_a_pipe_is_written_into_and_stays(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe.txt"
+    os.mkfifo(pipe)
+    check_place(pipe)
+    with open(os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)) as reader:
+        write_atomically(pipe, lambda partial: partial.write_text("new"))
+        assert reader.read() == "new"
+    assert [path.is_fifo() for path in tmp_path.iterdir()] == [True]
+
+
+def test_what_is_neither_a_file_nor_a_pipe_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind("socket")  # its name may not be long
+        for write in (check_place, lambda path: write_atomically(path, Path.touch)):
+            for path, what in ((tmp_path, "a folder"), (Path("socket"), "no file")):
+                with pytest.raises(FileError, match=f"cannot write {path}: it is {what}"):
+                    write(path)
+
+
 def test_what_is_no_fault_of_the_disk_is_raised_as_it_is(tmp_path: Path) -> None:
     def fail(partial: Path) -> None:
         partial.write_text("half")
@@ -42,6 +76,40 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(FileError, match=r"cannot make folder .*file/below: "):
         make_folder(tmp_path / "file" / "below")
+
+
+def fill(folder: Path) -> None:
+    for name in "abc":
+        (folder / name).touch()
+
+
+def test_an_empty_folder_is_filled_where_it_is(tmp_path: Path) -> None:
+    """A mount point cannot be replaced, and the folder that it is in may take nothing."""
+    folder = tmp_path / "mounted"
+    folder.mkdir()
+    before = folder.stat().st_ino
+    with whole_folder(folder) as partial:
+        fill(partial)
+        assert [path.name for path in tmp_path.iterdir()] == ["mounted"]
+    assert folder.stat().st_ino == before
+    assert sorted(path.name for path in folder.iterdir()) == ["a", "b", "c"]
+
+
+def test_a_folder_that_cannot_be_filled_stays_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    replace = os.replace
+
+    def refuse(source: Path, destination: Path) -> None:
+        if destination == tmp_path / "b":
+            raise OSError(errno.ENOSPC, "disk full")
+        replace(source, destination)
+
+    monkeypatch.setattr(os, "replace", refuse)
+    with pytest.raises(FileError, match=f"cannot make folder {tmp_path}: disk full"), whole_folder(tmp_path) as partial:
+        fill(partial)
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(FileError, match="not empty"), whole_folder(tmp_path):
+        (tmp_path / "another's").touch()
+    assert [path.name for path in tmp_path.iterdir()] == ["another's"]
 
 
 def test_a_place_is_looked_at_before_the_work(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from alt_fast.inference.trained import load, save_model
 from alt_fast.inference.zero_shot import score_zero_shot
 from alt_fast.paper.config import ProbeConfig
 from alt_fast.paper.probe import train_probe
-from alt_fast.paper.splits import RENAMED, draw_shots, unseen_classes
+from alt_fast.paper.splits import RENAMED, draw_shots, unseen_classes, write_shots
 from alt_fast.protocols import main, report
 
 
@@ -48,6 +48,28 @@ def test_few_shot_lists_train(shapes: Path, tmp_path: Path, capsys: pytest.Captu
     assert "has 2 videos, 3 shots were asked for" in capsys.readouterr().err
     assert main([*command, "--shots", "0", "--out", str(tmp_path)]) == 2
     assert "--shots must be >= 1, got 0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [["few-shot", "--shots", "1"], ["unseen", "--seen", "kinetics400", "--count", "2"]])
+def test_draws_replace_no_others(
+    shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: list[str]
+) -> None:
+    """The same ones they do."""
+    command = [*command, "--classes", str(shapes / "classes.csv"), "--out", str(tmp_path)]
+    for _ in range(2):
+        assert main([*command, "--list", str(shapes / "train.txt")]) == 0
+    (drawn,) = tmp_path.iterdir()
+    before = drawn.read_text()
+    assert main([*command, "--list", str(shapes / "test.txt")]) == 1
+    assert f"there is another {drawn}: remove it, or choose another folder" in capsys.readouterr().err
+    assert drawn.read_text() == before
+
+
+def test_draws_of_one_s_own_are_replaced(shapes: Path, tmp_path: Path) -> None:
+    """As those of ablations, where their folder was moved."""
+    (tmp_path / "1-shot-seed0.csv").write_text("path,label\n/elsewhere/a.webm,a star growing\n")
+    write_shots(shapes / "train.txt", shapes / "classes.csv", None, [1], 0, tmp_path, replace=True)
+    assert "elsewhere" not in (tmp_path / "1-shot-seed0.csv").read_text()
 
 
 def test_zero_shot_scores_of_splits(trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -258,8 +280,8 @@ def test_unseen_classes_are_drawn_by_name(tmp_path: Path, capsys: pytest.Capture
     assert all(len(videos) == 4 and len(classes) == 2 for videos, classes in drawn)
     assert len({tuple(classes) for _, classes in drawn}) > 1
     assert all(set(classes) < set(names[3:]) for _, classes in drawn)
-    assert main([*command, "--count", "4", "--keep-renamed"]) == 0
-    assert read_list(tmp_path / "unseen-seed0.csv")[1] == ["base jumping", "dyeing hair", "luge", "winking"]
+    assert main([*command, "--count", "4", "--seeds", "3", "--keep-renamed"]) == 0
+    assert read_list(tmp_path / "unseen-seed3.csv")[1] == ["base jumping", "dyeing hair", "luge", "winking"]
     assert main([*command, "--count", "4"]) == 1
     assert "has 3 unseen classes, 4 were asked for" in capsys.readouterr().err
 

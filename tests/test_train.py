@@ -57,6 +57,8 @@ def test_leaves_a_run_folder_that_explains_itself(trained_run: Path) -> None:
     assert replace(parse(["--config", str(trained_run / "config.yaml")]), checkpoint_every=2) == same
     environment = json.loads((trained_run / "environment.json").read_text())
     assert environment["packages"]["torch"] == torch.__version__
+    assert environment["run"] == str(trained_run.resolve())
+    assert Path(environment["started_in"]).is_dir()
     assert list((trained_run / "tensorboard").glob("events*"))
     assert (trained_run / "classes.csv").read_text().startswith("id,name\n0,a square moving right\n")
 

@@ -151,8 +151,8 @@ def _merge_parser() -> Any:
 
 
 def _merge(arguments: Any) -> int:
-    from alt_fast.data.annotations import merge_lists, read_list, write_list
-    from alt_fast.files import make_folder
+    from alt_fast.data.annotations import LIST_COLUMNS, list_rows, merge_lists, read_list, write_list
+    from alt_fast.files import check_not_others, make_folder
 
     if arguments.out.suffix != ".csv":
         raise ArgumentError(f"--out must end in .csv, got {arguments.out}")
@@ -161,6 +161,7 @@ def _merge(arguments: Any) -> int:
     }
     videos, classes, again = merge_lists(lists)
     make_folder(arguments.out.parent)
+    check_not_others({arguments.out: list_rows(videos, classes)}, LIST_COLUMNS)
     write_list(arguments.out, videos, classes)
     print(f"{len(videos)} videos of {len(classes)} classes in {arguments.out}; {again} were listed again")
     return 0
@@ -194,6 +195,7 @@ def _browse(arguments: Any) -> int:
     for name, least in (("count", 1), ("frames", 1), ("size", 1), ("seed", 0), ("epoch", 0)):
         if getattr(arguments, name) < least:
             raise ArgumentError(f"--{name} must be >= {least}, got {getattr(arguments, name)}")
+    cli.check_out(arguments)
     config = arguments.augment
     videos, classes = read_list(arguments.list, arguments.classes, arguments.root, arguments.subset or "train")
     chosen = generator(arguments.seed, Stream.SHUFFLE, arguments.epoch).permutation(len(videos))[: arguments.count]

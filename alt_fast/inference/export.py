@@ -111,7 +111,8 @@ def _write_model(folder: Path, trained: TrainedModel, run: Path | None) -> None:
                 write_text(folder / name, (run / name).read_text(encoding="utf-8"))
         if (run / ENVIRONMENT).exists():
             environment = read_json(run / ENVIRONMENT)
-            write_json(folder / ENVIRONMENT, {key: value for key, value in environment.items() if key != "command"})
+            own = ("command", "started_in", "run")  # with paths of this machine
+            write_json(folder / ENVIRONMENT, {key: value for key, value in environment.items() if key not in own})
     save_model(folder / WEIGHTS, trained)
     write_json(
         folder / "model.json",

@@ -142,7 +142,7 @@ class Sweep:
                 other = ("pretrained", "frames", "tau_start")
                 second += [f"--model.{name}={_text(value)}" for name, value in same if name not in other]
             if generated and row is BASE:
-                write_shots(data / "few_shot.txt", data / "unseen_classes.csv", None, [2], seed, data)
+                write_shots(data / "few_shot.txt", data / "unseen_classes.csv", None, [2], seed, data, replace=True)
             again = self.folder(row, seed, f"{self.transfer},few-shot")
             self._run([*second, f"--start-from={run}", *changed, frames, f"--seed={seed}"], again)
 

@@ -3,10 +3,19 @@
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from alt_fast.data.annotations import Video, keep_classes, name_key, read_list, read_names, write_list
+from alt_fast.data.annotations import (
+    LIST_COLUMNS,
+    Video,
+    keep_classes,
+    list_rows,
+    name_key,
+    read_list,
+    read_names,
+    write_list,
+)
 from alt_fast.data.rng import Stream, generator
 from alt_fast.errors import RunError
-from alt_fast.files import make_folder
+from alt_fast.files import check_not_others, make_folder
 
 RENAMED = {
     "changing wheel (not on bike)": "changing wheel",
@@ -40,13 +49,21 @@ def draw_shots(videos: Sequence[Video], names: Sequence[str], shots: int, seed: 
 
 
 def write_shots(
-    path: str | Path, classes: str | Path | None, root: str | Path | None, shots: Sequence[int], seed: int, out: Path
+    path: str | Path,
+    classes: str | Path | None,
+    root: str | Path | None,
+    shots: Sequence[int],
+    seed: int,
+    out: Path,
+    replace: bool = False,
 ) -> dict[Path, list[Video]]:
-    """Write `out`/K-shot-seedS.csv for each number of shots K, drawn from the list at `path`; returns their videos."""
+    """Write `out`/K-shot-seedS.csv for each number of shots K, drawn from the list at `path`; returns their videos.
+
+    Raises FileError where other lists are there, unless they are to be replaced.
+    """
     videos, names = read_list(path, classes, root, "train")
     drawn = {out / f"{count}-shot-seed{seed}.csv": draw_shots(videos, names, count, seed) for count in shots}
-    for written, chosen in drawn.items():
-        _write(written, chosen, names)
+    _write(drawn, names, replace)
     return drawn
 
 
@@ -68,17 +85,17 @@ def write_unseen(
 ) -> dict[Path, list[Video]]:
     """Write `out`/unseen-seedS.csv with the videos of `count` of the unseen classes; returns them.
 
-    Raises RunError when there are fewer classes.
+    Raises RunError when there are fewer classes, and FileError where another list is there.
     """
     if len(unseen) < count:
         raise RunError(f"{path} has {len(unseen)} unseen classes, {count} were asked for")
     order = generator(seed, Stream.UNSEEN).permutation(len(unseen))
-    drawn = {unseen[index] for index in order[:count]}
+    kept = {unseen[index] for index in order[:count]}
     videos, names = read_list(path, classes, root, "test")
-    chosen = [video for video in videos if names[video.label] in drawn]
-    written = out / f"unseen-seed{seed}.csv"
-    _write(written, chosen, names)
-    return {written: chosen}
+    chosen = [video for video in videos if names[video.label] in kept]
+    drawn = {out / f"unseen-seed{seed}.csv": chosen}
+    _write(drawn, names)
+    return drawn
 
 
 def tests_of(
@@ -99,6 +116,9 @@ def tests_of(
     return tests
 
 
-def _write(path: Path, videos: Sequence[Video], names: Sequence[str]) -> None:
-    make_folder(path.parent)
-    write_list(path, videos, names)
+def _write(drawn: Mapping[Path, Sequence[Video]], names: Sequence[str], replace: bool = False) -> None:
+    if not replace:
+        check_not_others({path: list_rows(videos, names) for path, videos in drawn.items()}, LIST_COLUMNS)
+    for path, videos in drawn.items():
+        make_folder(path.parent)
+        write_list(path, videos, names)

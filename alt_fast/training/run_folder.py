@@ -80,7 +80,7 @@ def has_result(folder: Path, config: TrainConfig) -> bool:
 def check_same_lists(folder: Path, lists: Lists) -> None:
     """Record what the lists of a run hold, or check that they hold what they did when it was started.
 
-    Raises RunError.
+    And where the run is and was started: relative paths of its settings start there. Raises RunError.
     """
     parts = {"train": lists.train, "test": lists.test, "unseen": lists.unseen}
     held = {name: text_of([f"{video.path} {video.label}" for video in videos]) for name, videos in parts.items()}
@@ -89,7 +89,7 @@ def check_same_lists(folder: Path, lists: Lists) -> None:
     changed = differences(environment.setdefault("lists", held), held, "data")
     if changed:
         raise RunError(f"{folder} was started with other lists: {'; '.join(changed)}. Choose another --out")
-    write_json(folder / ENVIRONMENT, environment)
+    write_json(folder / ENVIRONMENT, environment | {"started_in": os.getcwd(), "run": str(folder.resolve())})
 
 
 def _changes(folder: Path, settings: dict[str, Any]) -> list[str]:

@@ -95,6 +95,11 @@ def test_lists_are_merged_by_the_names_of_their_classes(tmp_path: Path, capsys: 
         ("b.mp4", "run"),
         ("d.mp4", "jump"),
     ]
+    assert main(["merge", first, second, str(tmp_path / "clips"), "--out", str(out)]) == 0
+    before = Path(first).read_text()
+    assert main(["merge", first, second, "--out", first]) == 1
+    assert f"there is another {first}: remove it, or choose another folder" in capsys.readouterr().err
+    assert Path(first).read_text() == before
 
 
 def test_classes_of_one_list_do_not_become_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
