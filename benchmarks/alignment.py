@@ -4,7 +4,7 @@ python -m benchmarks.alignment --out FILE.jsonl
 python -m benchmarks.alignment --out FILE.jsonl --seeds 20 --rows frame learned entities permuted
 python -m benchmarks.alignment --out FILE.jsonl --seeds 5 --shots 1 8 -- --model.tuning=finetune
 python -m benchmarks.alignment --out FILE.jsonl --shots --beside LEVEL_2.jsonl -- --data.shapes.level=3 \
-    --data.shapes.train_per_class=6
+    --data.shapes.train_per_class=6 --data.root=data/motion_shapes_3
 
 The tower is frozen and every clip's tokens are computed once, so that a run, alignment and decoder trained on
 trained classes, takes seconds. Seeds draw first weights, order and noise; videos and tower stay. Each run is tested on
@@ -165,6 +165,8 @@ class Experiment:
         model = self.build(case.changes)
         order = torch.randperm(len(model.corpus or ()))  # whose names entities have under "permuted"
         each = self.config.data.shapes.train_per_class
+        if not (each * case.share).is_integer():
+            raise ArgumentError(f"{case.name}: {each} videos of each class have no such share")
         video = torch.arange(len(seen.train.label)) % each  # of its class: they are neighbours
         kept = int((seen.trained_texts.tool < case.tools).sum())  # classes: those of a tool are neighbours
         part = seen.train.take((seen.train.label < kept) & (video < case.share * each))

@@ -263,8 +263,8 @@ MUTATIONS = [
     ),
     Mutation(
         "kernels/alt_fast_kernels/lane.py",
-        "found.keys != _place(key)",
-        "found.keys is None",
+        "_place(self.keys) == _place(key)",
+        "True",
         "tests/kernels/test_lane.py::test_nothing_is_read_beside_attention_that_was_made_after_it_began",
     ),
     Mutation(

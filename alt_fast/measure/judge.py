@@ -269,8 +269,8 @@ def _trained(model: nn.Module, images: Tensor) -> set[str]:
     """The names of parameters that get a gradient. No copy's: what patched a model may know its own blocks only."""
     names, parameters = zip(*model.named_parameters(), strict=True)
     before = [parameter.requires_grad for parameter in parameters]
-    model.requires_grad_(True)
     try:
+        model.requires_grad_(True)
         loss = as_tensor(model(images[:2])).float().square().mean()
         grads = torch.autograd.grad(loss, parameters, allow_unused=True)
     finally:

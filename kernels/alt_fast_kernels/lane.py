@@ -15,19 +15,20 @@ from functools import cache
 
 import torch
 from torch import Tensor
+from torch.func import debug_unwrap
 
-from alt_fast_kernels.match.plan import MergePlan
-
-FEW = 16
-"""Images at most: those that `match` plans in one launch, a program for each."""
+from alt_fast_kernels.match.plan import ONE_LAUNCH_IMAGES, MergePlan
 
 
 class Lane:
-    """A stream beside the current one, of one thread, on which work goes on from where it was last opened."""
+    """A stream beside the current one, on which work goes on from where it was last opened.
+
+    keys: those that were ready then, or what they are a view of; kept, so that nothing else takes their memory.
+    """
 
     def __init__(self, stream: torch.cuda.Stream) -> None:
-        self.stream, self.thread = stream, threading.get_ident()
-        self.keys: int | None = None  # where those lie that were ready when it was opened
+        self.stream = stream
+        self.keys: Tensor | None = None
 
     @property
     def current(self) -> torch.cuda.Stream:
@@ -36,7 +37,11 @@ class Lane:
     def open(self, keys: Tensor) -> None:
         """Let the stream go on from here, where these keys are ready."""
         self.stream.wait_stream(self.current)
-        self.keys = _place(keys)
+        self.keys = keys
+
+    def has(self, key: Tensor) -> bool:
+        """Whether this key lies where those lie that the lane was opened with."""
+        return self.keys is not None and _place(self.keys) == _place(key)
 
     def close(self) -> None:
         """Wait for the stream: what was opened must be, or a graph cannot be captured."""
@@ -50,14 +55,17 @@ def _place(x: Tensor) -> int:
     return x.untyped_storage().data_ptr()
 
 
-_lane: Lane | None = None
+_laid = threading.local()
+"""Of every thread the lane that it is in, as `lane`."""
 
 
 def lane(x: Tensor) -> AbstractContextManager[object]:
     """A context in which attention of tokens x [B, ...] opens a lane, closed at its end: if x is captured, and few."""
-    if torch.compiler.is_compiling() or not x.is_cuda or len(x) > FEW or not torch.cuda.is_current_stream_capturing():
+    if torch.compiler.is_compiling() or not x.is_cuda or not torch.cuda.is_current_stream_capturing():
         return nullcontext()
-    return _laid(Lane(_stream(x.device)))
+    if len(x) > ONE_LAUNCH_IMAGES or debug_unwrap(x, recurse=False) is not x:  # inside of vmap and grad
+        return nullcontext()
+    return _lay(Lane(_stream(x.device)))
 
 
 @cache
@@ -66,26 +74,29 @@ def _stream(device: torch.device) -> torch.cuda.Stream:
 
 
 @contextmanager
-def _laid(found: Lane) -> Iterator[None]:
-    global _lane
-    before, _lane = _lane, found
+def _lay(found: Lane) -> Iterator[None]:
+    before, _laid.lane = _current(), found
     try:
         yield
         found.close()
     finally:
-        _lane = before
+        _laid.lane = before
+
+
+def _current() -> Lane | None:
+    return None if torch.compiler.is_compiling() else getattr(_laid, "lane", None)
 
 
 def open_lane(keys: Tensor) -> None:
     """Open the lane that there is, with keys that are ready, or what they are a view of."""
-    if _lane is not None and _lane.thread == threading.get_ident():
-        _lane.open(keys)
+    if found := _current():
+        found.open(keys)
 
 
 def aside(key: Tensor, call: Callable[[], MergePlan]) -> MergePlan:
     """Return a plan of nothing but keys, made on the lane if it was opened with them."""
-    found = _lane
-    if found is None or found.thread != threading.get_ident() or found.keys != _place(key):
+    found = _current()
+    if found is None or not found.has(key):
         return call()
     with torch.cuda.stream(found.stream):
         plan = call()

@@ -190,6 +190,18 @@ def test_a_token_that_is_no_number_chooses_some_entity_and_spoils_no_other(num_e
     assert torch.equal(index[::2], expected[::2])
 
 
+@pytest.mark.kernel_only
+def test_what_forward_left_may_have_any_strides() -> None:
+    tokens, entities, grad = torch.randn(20, 64), torch.randn(30, 64), torch.randn(20, 64)
+    _, index, stats = torch.ops.alt_fast.align(tokens, entities, 0.5, None, 20)
+    wide = torch.stack((index, index.new_full((20,), 10**9)), 1)[:, 0], torch.stack((stats, stats), 2)[..., 0]
+    expected, found = (
+        torch.ops.alt_fast.align_backward(grad, *left, tokens, entities, 0.5, None, 20)
+        for left in ((index, stats), wide)
+    )
+    assert torch.equal(found, expected)
+
+
 def test_empty_batch() -> None:
     leaf = torch.empty(0, 3, 8, requires_grad=True)
     index, aligned = align(leaf, torch.randn(4, 8))

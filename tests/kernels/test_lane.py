@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import timm
 import torch
-from timm.models.vision_transformer import ParallelThingsBlock, VisionTransformer
+from timm.models.vision_transformer import DiffAttention, ParallelThingsBlock, VisionTransformer
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -19,7 +19,8 @@ import alt_fast
 from alt_fast.tome import block, tokens
 from alt_fast_kernels import MergePlan, attention, proportional_attention
 from alt_fast_kernels import lane as lanes
-from alt_fast_kernels.lane import FEW, Lane, aside, lane
+from alt_fast_kernels.lane import Lane, aside, lane, open_lane
+from alt_fast_kernels.match.plan import ONE_LAUNCH_IMAGES
 
 
 @dataclass
@@ -57,7 +58,7 @@ def streams(monkeypatch: pytest.MonkeyPatch) -> Streams:
 
 
 def laid(streams: Streams) -> AbstractContextManager[None]:
-    return lanes._laid(Lane(streams.side))  # type: ignore[arg-type]
+    return lanes._lay(Lane(streams.side))  # type: ignore[arg-type]
 
 
 def test_a_block_matches_beside_attention(streams: Streams, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,9 +128,10 @@ GRID = alt_fast.OnePerCell((4, 4), (2, 2))
         ({}, {"r": 3, "destinations": 4}, 3),
         ({}, {"r": [3, 2, 0], "destinations": GRID}, 1),  # the first layer's list of tokens is made too late
         ({"block_fn": ParallelThingsBlock}, {"r": 3}, 0),  # and so are keys of several attentions
+        ({"block_fn": ParallelThingsBlock, "attn_layer": DiffAttention}, {"r": 3}, 0),
         ({"qk_norm": True}, {"r": 3}, 3),
     ],
-    ids=["plain", "one in four", "of a grid", "several attentions", "normed keys"],
+    ids=["plain", "one in four", "of a grid", "several attentions", "several of padded keys", "normed keys"],
 )
 def test_nothing_is_read_beside_attention_that_was_made_after_it_began(
     streams: Streams, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], patch: dict[str, Any], layers: int
@@ -146,18 +148,38 @@ def test_nothing_is_read_beside_attention_that_was_made_after_it_began(
     assert streams.told.count("read on main") == 3 * layers
 
 
+def test_keys_are_not_taken_for_others_that_lie_where_they_lay(streams: Streams) -> None:
+    """Memory that is free is used again, often at once."""
+    with laid(streams):
+        for _ in range(50):
+            open_lane(torch.randn(64, 64))  # which nothing else keeps
+            found = lanes._current()
+            assert found is not None
+            assert not found.has(torch.randn(64, 64))
+
+
 def test_only_few_captured_images_have_a_lane(streams: Streams, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Captured(list[int]):
-        is_cuda, device = True, "cuda:0"
+    """And none inside of vmap, whose tensors have no memory of their own."""
+
+    class Captured(Tensor):
+        is_cuda = True
+
+    def inside(x: Tensor) -> Tensor:
+        assert isinstance(lane(x), nullcontext)
+        return x
 
     monkeypatch.setattr(lanes, "_stream", lambda device: streams.side)
     q = torch.randn(1, 3, 1, 4)
-    for count, capturing, waits in ((FEW, True, 2), (FEW + 1, True, 0), (1, False, 0)):
+    for count, capturing, waits in ((ONE_LAUNCH_IMAGES, True, 2), (ONE_LAUNCH_IMAGES + 1, True, 0), (1, False, 0)):
         streams.told.clear()
         monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda is_so=capturing: is_so)
-        with lane(Captured(range(count))):  # type: ignore[arg-type]
+        with lane(torch.empty(count).as_subclass(Captured)):
             proportional_attention(q, q, q)
         assert len(streams.told) == waits
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    with monkeypatch.context() as as_on_a_gpu:
+        as_on_a_gpu.setattr(Tensor, "is_cuda", True)
+        torch.vmap(inside)(torch.empty(2, 3))
     assert not torch.empty(1).is_cuda
     with lane(torch.empty(1)):
         proportional_attention(q, q, q)

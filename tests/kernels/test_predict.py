@@ -377,10 +377,13 @@ def test_pytorch_s_own_kernels_are_counted_with_bytes_and_flops() -> None:
     with Around() as around:
         z = x.T[:3].add(1.0)  # of 12 numbers
         torch.empty(1000)
+        x.to(torch.float32), x.contiguous()  # which they are
+        half = x.to(torch.bfloat16)
         x @ y
         torch.ops.alt_fast.align_backward(tokens, index, stats, tokens, entities, 0.5, None, 4)
     assert z.shape == (3, 4)
-    add, product, *others = around.calls
+    add, copy, product, *others = around.calls
+    assert copy.bytes == x.nbytes + half.nbytes
     assert add == TorchCall("add", 2 * 4 * 12)
     assert product == TorchCall("matmul", 4 * (24 + 48 + 32), 2 * 4 * 6 * 8)
     names = [call.name for call in others]

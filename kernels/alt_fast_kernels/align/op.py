@@ -86,7 +86,7 @@ def align_backward_op(
     pivot = inputs.factor.new_empty(num_tokens)
     saved = Saved(stats[:, 0].contiguous(), grad_aligned.contiguous(), pivot)
     mean = entities.mean(0, dtype=torch.float32)
-    pivot_launch(saved.grad_out, inputs.entities, mean, index, stats, pivot).run()
+    pivot_launch(saved.grad_out, inputs.entities, mean, index.contiguous(), stats.contiguous(), pivot).run()
     sums = inputs.factor.new_zeros(2, num_tokens, width)
     totals = pivot.new_zeros(2, num_tokens)
     with without_autocast(tokens):  # backward may run inside the caller's

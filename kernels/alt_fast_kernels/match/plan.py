@@ -5,6 +5,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+ONE_LAUNCH_IMAGES = 16
+"""Up to as many short images, one launch is faster than two that fill the GPU."""
+
 
 class MergePlan(NamedTuple):
     """Where every token goes, and the way back.

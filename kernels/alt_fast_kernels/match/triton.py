@@ -23,14 +23,11 @@ from torch import Tensor
 
 from alt_fast_kernels.configs import Arch, arch_of, config_of
 from alt_fast_kernels.launch import Launch, cdiv, padded
-from alt_fast_kernels.match.plan import MergePlan, listed_by_side, sides
+from alt_fast_kernels.match.plan import ONE_LAUNCH_IMAGES, MergePlan, listed_by_side, sides
 from alt_fast_kernels.match.sorting import falling, sides_of, sorting_launches, token_of
 
 SHORT = 128
 """Sources, and destinations, that a program can hold: with more an image is long."""
-
-ONE_LAUNCH_IMAGES = 16
-"""Up to as many short images, one launch is faster than two that fill the GPU."""
 
 ONE_LAUNCH_CHANNELS = 64
 """Of a head, that one launch takes: it holds all tokens of an image."""

@@ -38,18 +38,25 @@ class Around(TorchDispatchMode):
             self.calls.append(TorchCall("matmul", _bytes((a, b, out)), 2 * a.numel() * b.shape[1]))
             return out
         out = func(*args, **kwargs)
-        if _launches(func) and (moved := _bytes((args, kwargs, out))):
+        if _launches(func, (args, kwargs), out) and (moved := _bytes((args, kwargs, out))):
             self.calls.append(TorchCall(func.overloadpacket.__name__, moved))
         return out
 
 
-def _launches(func: Any) -> bool:
+def _launches(func: Any, given: Any, out: Any) -> bool:
     """Return whether an operator runs a kernel: it makes no view and fills what it allocates.
 
-    `zero_` is what `launch.recording` fills indices with; no op of ours calls it.
+    Some make a view where they can, and else a copy (`to`, `contiguous`, `flatten`). `zero_` is what `launch.recording`
+    fills indices with; no op of ours calls it.
     """
-    is_view = any(x.alias_info is not None and not x.alias_info.is_write for x in func._schema.returns)
+    may_view = any(x.alias_info is not None and not x.alias_info.is_write for x in func._schema.returns)
+    is_view = may_view and _places(out) <= _places(given)
     return not is_view and "empty" not in func.overloadpacket.__name__ and func is not torch.ops.aten.zero_.default
+
+
+def _places(values: Any) -> set[int]:
+    """Where the memory of all tensors among them begins."""
+    return {x.untyped_storage().data_ptr() for x in tree_leaves(values) if isinstance(x, Tensor)}
 
 
 def _bytes(values: Any) -> int:

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from alt_fast_kernels.lane import FEW
 from alt_fast_kernels.launch import Launch, cdiv
+from alt_fast_kernels.match.plan import ONE_LAUNCH_IMAGES
 from alt_fast_kernels.prediction.around import TorchCall
 from alt_fast_kernels.prediction.cases import Case, Layout, attention_case, match_case, merge_case
 from alt_fast_kernels.prediction.compiled import Code, Compiler
@@ -57,7 +57,7 @@ class Predictor:
         c, num_slots = tower.width, num_tokens - r
         attention = self.op(attention_case(batch, num_tokens, tower.heads, c // tower.heads, layout=layout)).time
         matching = self.op(match_case(batch, num_tokens, tower.heads, c // tower.heads, r)).time if r else 0.0
-        if aside and batch <= FEW:
+        if aside and batch <= ONE_LAUNCH_IMAGES:
             projection = batch * num_tokens * c * c / self.machine.gemm * 2 + self.machine.launch
             matching = max(0.0, matching - attention - projection)
         merging = self.op(merge_case(batch, num_tokens, r, c)).time if r else self._pass(batch, num_tokens, c)
