@@ -63,7 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     from alt_fast.data.images import read_image
     from alt_fast.distributed import pick_device
-    from alt_fast.files import check_place
+    from alt_fast.files import check_place, write_atomically
     from alt_fast.model.image_models import load_image_model
     from alt_fast.tome.patch import apply_patch
 
@@ -77,8 +77,8 @@ def run(arguments: argparse.Namespace) -> int:
     model = apply_patch(loaded.model.to(pick_device(arguments.device)), r=arguments.r, trace_source=True)
     picture = regions(image, model, loaded.mean, loaded.std)
     try:
-        picture.save(arguments.out)
-    except (OSError, ValueError) as e:  # ValueError: more pixels than the format holds
+        write_atomically(arguments.out, picture.save)
+    except ValueError as e:  # more pixels than the format holds
         raise FileError(f"cannot write {arguments.out}: {e}") from e
     return 0
 
