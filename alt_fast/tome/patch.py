@@ -170,7 +170,7 @@ def _take_off(model: nn.Module, kinds: tuple[type[Patched], ...]) -> None:
                 "unpatch before that"
             )
     for module in model.modules():
-        if isinstance(module, kinds) and isinstance(module, MergingBlock) and "forward" in vars(module):
+        if isinstance(module, MergingBlock) and "forward" in vars(module):
             raise ArgumentError(
                 f"a patched {module.host.__name__} has a forward of its own, as accelerate's hooks give it: take it off"
             )

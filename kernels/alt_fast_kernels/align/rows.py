@@ -1,4 +1,4 @@
-"""What alignment does token by token around its products over the corpus: memory is read, and written, once.
+"""What alignment does token by token around its products over the corpus: little to compute, all bound by memory.
 
 A program owns ROWS tokens and walks their channels, BLOCK_C at a time; tensors are contiguous, C a multiple of BLOCK_C.
 """
