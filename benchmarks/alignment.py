@@ -277,7 +277,7 @@ class Experiment:
             ", clip": top1(clip),
             ", both": top1(alt + clip),
         }
-        if model.corpus is not None:
+        if model.corpus is not None and len(model.corpus) == len(self.units):  # a part of it has other numbers
             weight = pooled.mean(1) @ torch.linalg.pinv(model.alignment.entities)
             carried = part.truth[:, 0]
             tools = carried.unique()

@@ -153,7 +153,7 @@ def test_an_error_that_is_not_ours_keeps_its_traceback(
     monkeypatch.setattr(torch.nn.functional, "cross_entropy", refuse)
     with pytest.raises(ValueError, match="Expected input batch_size") as caught:
         main(job(trained_run, tmp_path))
-    assert [entry.name for entry in caught.traceback][-2:] == ["contrastive_loss", "refuse"]
+    assert [entry.name for entry in caught.traceback][-2:] == ["matching_loss", "refuse"]
     assert "error" not in capsys.readouterr().err
 
 

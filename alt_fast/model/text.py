@@ -61,16 +61,21 @@ def clip_tokenizer(context_length: int) -> open_clip.SimpleTokenizer:
     return open_clip.SimpleTokenizer(context_length=context_length)
 
 
-def encode_text(clip: open_clip.CLIP, tokens: Tensor) -> Tensor:
-    """Return embeddings [B, d] of tokens [B, L], not normalised: `clip.encode_text` without what only pads all of them.
+def encode_tokens(clip: open_clip.CLIP, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what the tower makes of every token [B, L', width], before its last norm, and where texts end, [B].
 
-    The tower is causal and pooled at the end of the text, which no padding behind it reaches. CLIP's L is 77, and a
-    class name has about five tokens.
+    Of tokens [B, L], without what only pads all of them: the tower is causal, and no padding reaches what it is behind.
+    CLIP's L is 77, and a class name has about five tokens.
     """
     end = tokens.argmax(1)  # the highest number; padding has that of "!"
     length = int(end.max()) + 1
     hidden = clip.token_embedding(tokens[:, :length]) + clip.positional_embedding[:length]
-    hidden = clip.transformer(hidden, attn_mask=clip.attn_mask[:length, :length])
+    return clip.transformer(hidden, attn_mask=clip.attn_mask[:length, :length]), end
+
+
+def encode_text(clip: open_clip.CLIP, tokens: Tensor) -> Tensor:
+    """Return embeddings [B, d] of tokens [B, L], not normalised: `clip.encode_text` by `encode_tokens`."""
+    hidden, end = encode_tokens(clip, tokens)
     embeddings: Tensor = clip.ln_final(hidden[torch.arange(len(hidden), device=end.device), end]) @ clip.text_projection
     return embeddings
 

@@ -12,7 +12,7 @@ by their number is told here:
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import open_clip
@@ -75,12 +75,17 @@ class CaptionedFrames(Dataset[tuple[Tensor, str, Tensor, Tensor]]):
 
 def contrastive_loss(image: Tensor, text: Tensor, captions: Sequence[str], scale: Tensor) -> Tensor:
     """CLIP's symmetric cross-entropy of unit vectors [B, d]; pairs with the same caption are all positives."""
+    logits = scale * image @ text.T
+    return matching_loss(logits, logits.T, captions)
+
+
+def matching_loss(of_images: Tensor, of_texts: Tensor, captions: Sequence[str]) -> Tensor:
+    """Cross-entropy of each image's logits of all texts [B, B], and of each text's of all images; as above."""
     number = {caption: i for i, caption in enumerate(dict.fromkeys(captions))}
-    ids = torch.tensor([number[caption] for caption in captions], device=image.device)
+    ids = torch.tensor([number[caption] for caption in captions], device=of_images.device)
     target = (ids[:, None] == ids[None, :]).float()
     target = target / target.sum(1, keepdim=True)
-    logits = scale * image @ text.T
-    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+    return (F.cross_entropy(of_images, target) + F.cross_entropy(of_texts, target)) / 2
 
 
 def frame_loss(image: Tensor, texts: Tensor, shown: Tensor, scale: Tensor, members: Tensor) -> Tensor:
@@ -106,6 +111,27 @@ def patch_loss(patches: Tensor, texts: Tensor, shown: Tensor, scale: Tensor, sce
         return (loss * weight).sum() / weight.sum().clamp(min=1)
 
     return mean(thing) + BACKGROUND_WEIGHT * mean(behind)
+
+
+class Seen(NamedTuple):
+    """A batch as both towers see it, embeddings of unit length.
+
+    number: of the batch. pixels: [B, 3, size, size]. tokens: the captions', [B, L]. image: class tokens [B, d].
+    patches: [B, P, d]. caption: [B, d]. texts: [K, d], those of `CaptionedFrames`, as are of_frame [B, K] and
+    of_patches [B, P, K]. scale: of logits.
+    """
+
+    number: int
+    pixels: Tensor
+    captions: list[str]
+    tokens: Tensor
+    image: Tensor
+    patches: Tensor
+    caption: Tensor
+    texts: Tensor
+    of_frame: Tensor
+    of_patches: Tensor
+    scale: Tensor
 
 
 class ClipStage:
@@ -160,17 +186,24 @@ class ClipStage:
         tokens = torch.cat([self.tokenizer([*captions, *labels, *rewordings]).to(self.device), self.texts])
         parts = (len(captions), len(labels), len(labels), len(self.texts))
         caption, label, reworded, texts = F.normalize(encode_text(clip, tokens), dim=-1).split(parts)
-        image, patches = clip.visual(images.to(self.device))
+        pixels = images.to(self.device)
+        image, patches = clip.visual(pixels)
         image, patches = F.normalize(image, dim=-1), F.normalize(patches @ clip.visual.proj, dim=-1)
         scale = clip.logit_scale.exp().clamp(max=100)
         loss = contrastive_loss(image, caption, captions, scale)
         loss = loss + contrastive_loss(label, reworded, labels, scale)
         if self.config.grounding:
             of_frame, of_patches = (part.to(self.device) for part in shown)
-            grounding = frame_loss(image, texts, of_frame, scale, self.members)
-            grounding = grounding + patch_loss(patches, texts, of_patches, scale, self.members[ALIGNED.index("scene")])
-            loss = loss + self.config.grounding * grounding
+            own = tokens[: len(captions)]
+            seen = Seen(number, pixels, captions, own, image, patches, caption, texts, of_frame, of_patches, scale)
+            loss = loss + self.config.grounding * self.grounding(seen)
         return {"loss": loss}
+
+    def grounding(self, seen: Seen) -> Tensor:
+        """Return what image tokens are taught beside CLIP's loss: the corpus's texts of what they show."""
+        of_frames = frame_loss(seen.image, seen.texts, seen.of_frame, seen.scale, self.members)
+        scene = self.members[ALIGNED.index("scene")]
+        return of_frames + patch_loss(seen.patches, seen.texts, seen.of_patches, seen.scale, scene)
 
     def samples(self, step: int) -> list[str]:
         """Return the numbers of the generated frames."""

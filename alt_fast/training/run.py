@@ -32,7 +32,7 @@ from alt_fast.model.clip_weights import build_clip, move_back
 from alt_fast.model.config import ModelConfig
 from alt_fast.training.alt_stage import AltStage, check_batch, describe_batch
 from alt_fast.training.clip_stage import ClipStage
-from alt_fast.training.config import TrainConfig
+from alt_fast.training.config import PretrainConfig, TrainConfig
 from alt_fast.training.job import Job
 from alt_fast.training.lists import check_presence, count_missing, prepare_data, read_lists
 from alt_fast.training.loop import fit
@@ -138,23 +138,30 @@ def pretrain(job: Job) -> tuple[Path, float]:
 def _pretrain(job: Job, path: Path) -> float:
     config = job.config
     assert config.pretrain is not None
+    stage = clip_stage(config, config.pretrain, job.device)
+    seconds = fit(stage, job.folder, job.saving, job.log)
+    save_module(path, stage.module)
+    return seconds
+
+
+def clip_stage(
+    config: TrainConfig, pretrain: PretrainConfig, device: torch.device, kind: type[ClipStage] = ClipStage
+) -> ClipStage:
+    """Return the towers of a job that are to be pretrained, with what they start from."""
     torch.manual_seed(integer(config.seed, Stream.INIT, sample=0))
     clip = build_clip(config.model.backbone, config.model.pretrained, config.model.image_size)
     if config.model.pretrained is None:
         # Wider than CLIP's 0.02, which needs far longer training to tell words apart.
         torch.nn.init.normal_(clip.token_embedding.weight, std=0.3)
-    if config.pretrain.positions != 1:
+    if pretrain.positions != 1:
         if clip.visual.positional_embedding is None:
             raise ArgumentError(
                 f"pretrain.positions is for fixed positions, and {config.model.backbone!r} has rotary ones"
             )
-        clip.visual.positional_embedding.data *= config.pretrain.positions
-    clip.to(job.device)
+        clip.visual.positional_embedding.data *= pretrain.positions
+    clip.to(device)
     level, normalize = config.data.shapes.level, config.augment.normalize
-    stage = ClipStage(clip, config.pretrain, level, config.seed, normalize, config.data.workers, job.device)
-    seconds = fit(stage, job.folder, job.saving, job.log)
-    save_module(path, clip)
-    return seconds
+    return kind(clip, pretrain, level, config.seed, normalize, config.data.workers, device)
 
 
 def train_model(job: Job, name: str, model_config: ModelConfig) -> tuple[TrainedModel, float]:
