@@ -1,11 +1,13 @@
-"""What was measured as drawings, SVG: accuracy over GFLOPs, a device's roofline, the settings of a sweep.
+"""What was measured as drawings, SVG: accuracy over GFLOPs, a device's roofline, a sweep, a tower's way from CLIP's.
 
 python -m benchmarks.plots sweep.jsonl --out sweep.svg
+python -m benchmarks.plots benchmarks/results/zero-shot-2026-11-28.jsonl --out docs/interpolation.svg
 """
 
 import argparse
 import io
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -112,21 +114,63 @@ def draw_sweep(rows: Sequence[Row]) -> Callable[[Any], None]:
     return draw
 
 
+def draw_interpolation(rows: Sequence[Row]) -> Callable[[Any], None]:
+    """Top-1 of unseen classes over that of trained ones, by how far towers went: each seed, each mean.
+
+    As Wortsman et al. (arXiv 2109.01903) draw it, figure 1.
+    """
+
+    def draw(axes: Any) -> None:
+        for color, level in enumerate(sorted({row["level"] for row in rows})):
+            by = {(row["way"], row["seed"]): row for row in rows if row["level"] == level}
+            seeds = sorted({seed for _, seed in by})
+            lists = [[[100 * by[way, seed][name] for way in SHARES] for seed in seeds] for name in ("test", "unseen")]
+            for own in zip(*lists, strict=True):
+                axes.plot(*own, color=f"C{color}", linewidth=0.5, alpha=0.5)
+            mean = [[sum(points) / len(seeds) for points in zip(*own, strict=True)] for own in lists]
+            axes.plot(*mean, "o-", color=f"C{color}", label=f"level {level}, mean of {len(seeds)} seeds")
+            for name, point in zip(SHARES.values(), zip(*mean, strict=True), strict=True):
+                axes.annotate(name, point, fontsize=8, xytext=(5, -9), textcoords="offset points")
+        axes.set_xlabel("top-1 on trained classes, %")
+        axes.set_ylabel("top-1 on unseen classes, %")
+        axes.legend(fontsize=7, loc="lower left")
+
+    return draw
+
+
+SHARES = {"share-25": "1/4", "share-50": "1/2", "share-75": "3/4", "alt": "all"}
+"""Rows of `benchmarks.zero_shot`, by how much of the way from CLIP's tower to the trained one they went."""
+
+
 def make_parser() -> argparse.ArgumentParser:
     """Return the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.plots", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("results", type=Path, help="what alt-fast judge --sweep --out wrote")
+    parser.add_argument("results", type=Path, help="of alt-fast judge --sweep --out, or of benchmarks.zero_shot")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="SVG to write")
     return parser
 
 
 def work(given: argparse.Namespace) -> int:
     """Draw."""
-    rows = [row for row in read_rows(given.results) if {"method", "speedup", "agreement"} <= row.keys()]
-    if not rows:
-        raise ArgumentError(f"{given.results} has no settings of a sweep")
-    write_text(given.out, drawing(draw_sweep(rows), f"{rows[0]['model']}, {rows[0]['provenance']['device']}"))
+    rows = read_rows(given.results)
+    sweep = [row for row in rows if {"method", "speedup", "agreement"} <= row.keys()]
+    ways = whole_ways(rows)
+    if sweep:
+        text = drawing(draw_sweep(sweep), f"{sweep[0]['model']}, {sweep[0]['provenance']['device']}")
+    elif ways:
+        text = drawing(draw_interpolation(ways), "Weights on the way from CLIP's tower to the trained one")
+    else:
+        raise ArgumentError(f"{given.results} has neither settings of a sweep nor towers on the way from CLIP's")
+    write_text(given.out, text)
     return 0
+
+
+def whole_ways(rows: Sequence[Row]) -> list[Row]:
+    """Return the rows of SHARES, by the options of the first, of seeds that have them all."""
+    own = [row for row in rows if row.get("way") in SHARES]
+    own = [row for row in own if row["options"] == own[0]["options"]]
+    found = Counter((row["level"], row["seed"]) for row in own)
+    return [row for row in own if found[row["level"], row["seed"]] == len(SHARES)]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
