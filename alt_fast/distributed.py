@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -38,6 +39,17 @@ class World:
     def restarts(self) -> int:
         """How often torchrun started the processes anew because one of them died."""
         return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+
+    @property
+    def launch(self) -> str | None:
+        """What names this launch of torchrun, the same when it starts the processes anew; None without torchrun.
+
+        Its --rdzv-id, which --standalone draws. Where none is given the id is "none", and a launch is named by its
+        folder of logs, LAUNCH/attempt_N/RANK/error.json; it stays "none" where there are no logs.
+        """
+        name = os.environ.get("TORCHELASTIC_RUN_ID")
+        logs = Path(os.environ.get("TORCHELASTIC_ERROR_FILE", "")).parents
+        return logs[2].name if name == "none" and len(logs) > 3 else name
 
     def gather(self, item: T) -> list[T]:
         """Return what every process has, by rank; anything that can be pickled. All must call it."""

@@ -54,7 +54,7 @@ def run(config: TrainConfig, world: World | None = None) -> dict[str, Any]:
     with ExitStack() as open_files:
         folder, log = None, None
         if world.main:
-            folder = open_files.enter_context(open_run_folder(config, restarted=world.restarts > 0))
+            folder = open_files.enter_context(open_run_folder(config, world))
         (folder, *_) = world.gather(folder)
         assert folder is not None
         started = time.monotonic()

@@ -17,6 +17,7 @@ import yaml
 
 import alt_fast
 from alt_fast.checkout import find_checkout
+from alt_fast.distributed import World
 from alt_fast.errors import RunError
 from alt_fast.files import (
     CLASSES,
@@ -49,21 +50,22 @@ _OF_A_BEGINNING = (CONFIG, ENVIRONMENT, CLASSES, *LISTS.values(), MISSING, QUARA
 
 
 @contextmanager
-def open_run_folder(config: TrainConfig, restarted: bool = False) -> Iterator[Path]:
+def open_run_folder(config: TrainConfig, world: World | None = None) -> Iterator[Path]:
     """Create the run folder with config.yaml and environment.json, or check that it is this run's to go on with.
 
     A run that has kept no step of training, as after a mistake in its settings, is begun anew, unless it is resumed
-    with the same settings. restarted: whether torchrun started the processes anew, so that the run is gone on with if
-    it is of this launch. Inside, no other process can open it. Raises RunError.
+    with the same settings. Where torchrun started the processes anew, a run of this launch is gone on with; without
+    --out too. world: the processes of the job. Inside, no other process can open the folder. Raises RunError.
     """
+    world = world or World()
     if config.out is None and config.resume:
         raise RunError("--resume needs --out: the folder of the run to go on with")
-    folder = Path("runs") / time.strftime("%Y%m%d-%H%M%S") if config.out is None else Path(config.out)
+    folder = _default_folder(world) if config.out is None else Path(config.out)
     make_folder(folder)
     with sole_writer(folder):
         settings = _settings(config)
-        if not _goes_on(folder, settings, config.resume, restarted):
-            write_json(folder / ENVIRONMENT, describe_environment())
+        if not _goes_on(folder, settings, config.resume, world):
+            write_json(folder / ENVIRONMENT, describe_environment() | {"launch": world.launch})
             write_text(folder / CONFIG, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
         yield folder
 
@@ -101,7 +103,21 @@ def _settings(config: TrainConfig) -> dict[str, Any]:
     return dict(json.loads(json.dumps(settings)))  # tuples become lists, as in the file
 
 
-def _goes_on(folder: Path, settings: dict[str, Any], resume: bool, restarted: bool) -> bool:
+def _default_folder(world: World) -> Path:
+    """A new folder under runs/, or where torchrun started the processes anew the one that they had. Raises RunError."""
+    if world.restarts:
+        if world.launch == "none":
+            raise RunError(
+                "torchrun started the processes anew, and nothing tells which folder under runs/ they had: name it "
+                "with --out, or give torchrun an --rdzv-id"
+            )
+        for run in sorted(Path("runs").glob("[0-9]*-[0-9]*"), reverse=True):  # the newest first
+            if _is_of_this_launch(run, world):
+                return run
+    return Path("runs") / time.strftime("%Y%m%d-%H%M%S")
+
+
+def _goes_on(folder: Path, settings: dict[str, Any], resume: bool, world: World) -> bool:
     """Whether there is a run to go on with; what one without a step has left is removed. Raises RunError."""
     recorded = folder / CONFIG
     if not recorded.exists():
@@ -111,7 +127,7 @@ def _goes_on(folder: Path, settings: dict[str, Any], resume: bool, restarted: bo
         return False
     ours = (folder / ENVIRONMENT).exists()  # else somebody else's config.yaml, which stays
     trained = not ours or any(path for kind in ("*.state", "*.safetensors") for path in folder.glob(kind))
-    goes_on = resume or (restarted and _is_of_this_launch(folder))
+    goes_on = resume or (world.restarts > 0 and _is_of_this_launch(folder, world))
     if trained and not goes_on:
         raise RunError(f"{folder} holds a run already: add --resume to go on with it, or choose another --out")
     changed = _changes(folder, settings) if goes_on else []
@@ -126,8 +142,9 @@ def _goes_on(folder: Path, settings: dict[str, Any], resume: bool, restarted: bo
     return False
 
 
-def _is_of_this_launch(folder: Path) -> bool:
-    return read_json(folder / ENVIRONMENT, "launch")["launch"] == os.environ.get("TORCHELASTIC_RUN_ID")
+def _is_of_this_launch(folder: Path, world: World) -> bool:
+    recorded = folder / ENVIRONMENT
+    return recorded.exists() and read_json(recorded).get("launch") == world.launch
 
 
 def _deciding(settings: dict[str, Any]) -> dict[str, Any]:
@@ -144,7 +161,6 @@ def describe_environment() -> dict[str, Any]:
     checkout = find_checkout()
     return {
         "command": sys.argv,
-        "launch": os.environ.get("TORCHELASTIC_RUN_ID"),
         "alt_fast": alt_fast.__version__,
         "commit": None if checkout is None else checkout.commit,
         "uncommitted_changes": None if checkout is None else checkout.changed,
