@@ -22,7 +22,7 @@ from alt_fast.errors import FileError, RunError
 CONFIG, ENVIRONMENT, METRICS, LOG = "config.yaml", "environment.json", "metrics.json", "log.jsonl"
 WEIGHTS, CLIP, CLASSES, CARD = "model.safetensors", "clip.safetensors", "classes.csv", "README.md"
 LISTS, MISSING = {name: f"{name}.csv" for name in ("train", "test", "unseen")}, "missing.jsonl"
-QUARANTINE = "quarantine.jsonl"
+QUARANTINE, BEST, BEST_RECORD = "quarantine.jsonl", "best.safetensors", "best.json"
 """What a run folder holds; the lists, where the run made them."""
 
 

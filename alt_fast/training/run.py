@@ -20,7 +20,19 @@ from alt_fast.data.motion_shapes import LEVELS
 from alt_fast.data.rng import Stream, integer
 from alt_fast.distributed import World, pick_device
 from alt_fast.errors import ArgumentError, RunError
-from alt_fast.files import CARD, CLASSES, CLIP, METRICS, WEIGHTS, read_json, write_csv, write_json, write_text
+from alt_fast.files import (
+    BEST,
+    BEST_RECORD,
+    CARD,
+    CLASSES,
+    CLIP,
+    METRICS,
+    WEIGHTS,
+    read_json,
+    write_csv,
+    write_json,
+    write_text,
+)
 from alt_fast.inference.model_card import model_card
 from alt_fast.inference.scoring import EvalConfig
 from alt_fast.inference.speed import check_compiler
@@ -38,8 +50,6 @@ from alt_fast.training.lists import check_presence, count_missing, prepare_data,
 from alt_fast.training.loop import fit
 from alt_fast.training.run_folder import check_same_lists, open_run_folder
 from alt_fast.training.run_log import RunLog
-
-BEST = "best.safetensors"
 
 
 def run(config: TrainConfig, world: World | None = None) -> dict[str, Any]:
@@ -218,8 +228,9 @@ def test_epoch(job: Job, name: str, trained: TrainedModel, done: int) -> None:
 
 def keep_best(folder: Path, trained: TrainedModel, epoch: int, top1: float) -> None:
     """Write the weights beside those of the best epoch so far when they are better. best.json says which it is."""
-    record = folder / "best.json"
-    if not record.exists() or read_json(record, "top1")["top1"] < top1:
+    record = folder / BEST_RECORD
+    kept = record.exists() and (folder / BEST).exists()
+    if not kept or read_json(record, "top1")["top1"] < top1:
         save_model(folder / BEST, trained)
         write_json(record, {"epoch": epoch, "top1": top1, "chosen_on": "the test list"})
 

@@ -20,6 +20,7 @@ from alt_fast.checkout import find_checkout
 from alt_fast.distributed import World
 from alt_fast.errors import RunError
 from alt_fast.files import (
+    BEST_RECORD,
     CLASSES,
     CONFIG,
     ENVIRONMENT,
@@ -47,6 +48,9 @@ _PRACTICAL_DATA = ("workers", "timeout", "max_bad_share")
 
 _OF_A_BEGINNING = (CONFIG, ENVIRONMENT, CLASSES, *LISTS.values(), MISSING, QUARANTINE, LOG)
 """What a run that has kept no step of training may have left."""
+
+_OF_TRAINING = ("*.state", "*.safetensors", METRICS, BEST_RECORD)
+"""What only a run that has kept a step leaves; weights may have been moved away."""
 
 
 @contextmanager
@@ -126,7 +130,7 @@ def _goes_on(folder: Path, settings: dict[str, Any], resume: bool, world: World)
             raise RunError(f"{folder} holds {strange[0]}, and no run that it is of: choose another --out")
         return False
     ours = (folder / ENVIRONMENT).exists()  # else somebody else's config.yaml, which stays
-    trained = not ours or any(path for kind in ("*.state", "*.safetensors") for path in folder.glob(kind))
+    trained = not ours or any(path for kind in _OF_TRAINING for path in folder.glob(kind))
     goes_on = resume or (world.restarts > 0 and _is_of_this_launch(folder, world))
     if trained and not goes_on:
         raise RunError(f"{folder} holds a run already: add --resume to go on with it, or choose another --out")

@@ -1,10 +1,13 @@
 """Whose a run folder is: of this launch of torchrun, of a run that has been trained, of other settings."""
 
+import json
 from pathlib import Path
 
 import pytest
 
 from alt_fast.errors import RunError
+from alt_fast.inference.trained import TrainedModel
+from alt_fast.training import run
 from alt_fast.training.config import TrainConfig
 from alt_fast.training.run_folder import open_run_folder
 
@@ -61,3 +64,29 @@ def test_processes_whose_launch_has_no_name_find_their_folder_by_out_alone(torch
         open_at("20261201-110000", TrainConfig(), torchrun.patch)
     open_at("", TrainConfig(out="runs/20261201-100000"), torchrun.patch)
     assert len(list(Path("runs").iterdir())) == 1
+
+
+@pytest.mark.parametrize("left", ["metrics.json", "best.json"])
+def test_a_run_whose_weights_were_moved_away_is_not_begun_anew(left: str, tmp_path: Path) -> None:
+    config = TrainConfig(out=str(tmp_path / "run"))
+    with open_run_folder(config) as folder:
+        for name in ("log.jsonl", "train.csv", left):
+            (folder / name).touch()
+    before = sorted(folder.iterdir())
+    with pytest.raises(RunError, match="holds a run already: add --resume"), open_run_folder(config):
+        pass
+    assert sorted(folder.iterdir()) == before
+
+
+def test_the_best_weights_are_kept_again_where_they_were_moved_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "save_model", lambda path, trained: path.touch())
+    trained = TrainedModel.__new__(TrainedModel)
+    run.keep_best(tmp_path, trained, 1, 0.5)
+    run.keep_best(tmp_path, trained, 2, 0.25)
+    assert json.loads((tmp_path / "best.json").read_text())["epoch"] == 1
+    (tmp_path / "best.safetensors").unlink()
+    run.keep_best(tmp_path, trained, 3, 0.125)
+    assert (tmp_path / "best.safetensors").exists()
+    assert json.loads((tmp_path / "best.json").read_text())["epoch"] == 3
