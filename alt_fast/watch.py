@@ -7,16 +7,17 @@ import argparse
 import json
 import shutil
 import sys
+import textwrap
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from alt_fast import cli
-from alt_fast.errors import ArgumentError, RunError
-from alt_fast.files import LOG, METRICS, read_json
+from alt_fast.errors import AltFastError, ArgumentError, RunError
+from alt_fast.files import CONFIG, ENVIRONMENT, LOG, METRICS, read_json
 
 _BARS = "▁▂▃▄▅▆▇█"
 _NARROWEST = 44  # columns that a run needs
@@ -32,9 +33,11 @@ class StageLog:
 
 
 def read_log(run: Path) -> dict[str, StageLog]:
-    """The stages of a run, in their order. Raises RunError when it has no log, or one that is none."""
+    """The stages of a run, in their order. Raises RunError when it is no run, or its log is none."""
     path = run / LOG
     stages: dict[str, StageLog] = {}
+    if not path.exists() and (run / CONFIG).exists() and (run / ENVIRONMENT).exists():
+        return stages  # the first steps are under way, or what comes before them
     try:
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
         for line in lines:
@@ -89,7 +92,7 @@ def describe(run: Path, now: float, width: int) -> list[str]:
     stages = read_log(run)
     done = (run / METRICS).exists()
     if not stages:
-        return [*lines, "  nothing logged yet"]
+        return [line[:width] for line in (*lines, "  nothing logged yet")]
     for name, stage in stages.items():
         lines.append("")
         lines += _describe_stage(name, stage, width)
@@ -147,11 +150,23 @@ def side_by_side(columns: Sequence[Sequence[str]], width: int) -> str:
     return "\n".join(rows)
 
 
-def draw(runs: Iterable[Path], width: int) -> str:
-    """What is to be seen of all runs. Raises RunError."""
-    runs = list(runs)
+def draw(runs: Sequence[Path], width: int) -> tuple[str, int]:
+    """What is to be seen of all runs, with the errors of those that cannot be read, and how many these are.
+
+    Raises AltFastError where that is all of them.
+    """
     each = width // min(max(1, width // _NARROWEST), len(runs)) - 2
-    return side_by_side([describe(run, time.time(), each) for run in runs], width)
+    columns: list[list[str]] = []
+    errors: list[AltFastError] = []
+    for run in runs:
+        try:
+            columns.append(describe(run, time.time(), each))
+        except AltFastError as e:
+            columns.append([str(run)[:each], "", *textwrap.wrap(f"error: {e}", each)])
+            errors.append(e)
+    if len(errors) == len(runs):
+        raise errors[0]
+    return side_by_side(columns, width), len(errors)
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -175,11 +190,11 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.once and arguments.every is not None:
         raise ArgumentError("--every has no effect on --once")
     while True:
-        text = draw(arguments.runs, shutil.get_terminal_size((100, 40)).columns)
+        text, errors = draw(arguments.runs, shutil.get_terminal_size((100, 40)).columns)
         again = sys.stdout.isatty() and not arguments.once
         print(f"\x1b[H\x1b[J{text}" if again else text, flush=True)
         if not again or all((run / METRICS).exists() for run in arguments.runs):
-            return 0
+            return int(errors > 0)
         time.sleep(every)
 
 

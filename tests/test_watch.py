@@ -84,6 +84,26 @@ def test_what_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert "--every must be > 0, got 0" in capsys.readouterr().err
 
 
+def test_a_run_that_has_just_begun(tmp_path: Path) -> None:
+    """It makes data, or its first ten steps: there is no log yet."""
+    for name in ("config.yaml", "environment.json"):
+        (tmp_path / name).touch()
+    assert describe(tmp_path, 0, 60) == [str(tmp_path)[:60], "  nothing logged yet"]
+
+
+def test_a_run_that_cannot_be_read_leaves_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(Path("good"), entry(10))
+    assert main(["good", "nowhere"]) == 1
+    left, right = zip(*((line[:50].rstrip(), line[50:]) for line in capsys.readouterr().out.splitlines()), strict=True)
+    assert "alt: step 10 of 100, 10%, 45 s left" in left
+    assert " ".join(right).split("error: ")[1].startswith("cannot read nowhere/log.jsonl: No such file or directory.")
+    assert main(["nowhere", "neither"]) == 1
+    assert "error: cannot read nowhere/log.jsonl" in capsys.readouterr().err
+
+
 def test_reading_logs_needs_no_pytorch(tmp_path: Path) -> None:
     run = write(tmp_path / "run", entry(10))
     script = "import sys; from alt_fast.watch import main; assert main(sys.argv[1:]) == 0"
