@@ -162,7 +162,7 @@ def draw(runs: Sequence[Path], width: int) -> tuple[str, int]:
         try:
             columns.append(describe(run, time.time(), each))
         except AltFastError as e:
-            columns.append([str(run)[:each], "", *textwrap.wrap(f"error: {e}", each)])
+            columns.append([str(run)[:each], "", *textwrap.wrap(f"error: {e}", max(1, each))])
             errors.append(e)
     if len(errors) == len(runs):
         raise errors[0]

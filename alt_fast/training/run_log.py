@@ -13,6 +13,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from alt_fast.errors import FileError
 from alt_fast.files import LOG, write_text
+from alt_fast.progress import print_line
 
 
 class Meter:
@@ -109,21 +110,30 @@ class RunLog:
         self._write(stage, step, values)
 
     def rewind(self, stage: str, step: int) -> None:
-        """Take back what a stage wrote past `step`: it goes on from there."""
+        """Take back what a stage wrote past `step`: it goes on from there. Raises FileError where it is no log.
+
+        Lines with NULs, which file systems put in the place of what had not reached the disk when the machine went
+        down, are left out: what they said is lost, and no checkpoint depends on it.
+        """
         if not self.path.exists():
             return
-        lines = self.path.read_text().splitlines(keepends=True)
-        if lines and not lines[-1].endswith("\n"):  # the process was killed while it wrote
-            lines[-1] = "{}"
         try:
+            lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
+            if lines and not lines[-1].endswith("\n"):  # the process was killed while it wrote
+                lines[-1] = "{}"
+            lost = [number for number, line in enumerate(lines) if "\0" in line]
+            for number in lost:
+                lines[number] = "{}"
             entries = [json.loads(line) for line in lines]
             kept = [
                 line
                 for line, entry in zip(lines, entries, strict=True)
                 if entry and (entry["stage"] != stage or entry["step"] <= step)
             ]
-        except (ValueError, KeyError, TypeError) as e:
+        except (OSError, ValueError, KeyError, TypeError) as e:
             raise FileError(f"{self.path} is no log of a run: {e!r}") from e
+        if lost:
+            print_line(f"{self.path}: {len(lost)} of {len(lines)} lines were lost, and are left out")
         if len(kept) < len(lines):
             write_text(self.path, "".join(kept))
 

@@ -282,6 +282,22 @@ def test_the_log_has_every_stretch_once(tmp_path: Path) -> None:
     assert measured[-1]["lr"] == pytest.approx(0.02 * Schedule(12, 3).factor(11))
 
 
+def test_lines_of_a_log_that_the_disk_has_lost_are_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A machine that goes down leaves NULs, of whole lines or of a part. What is no log is refused."""
+    with RunLog(tmp_path) as log:
+        log.score("toy", 4, top1=0.5)
+        kept = log.path.read_bytes()
+        log.path.write_bytes(b"\0" * 30 + b"\n" + kept + b'\0\0"toy", "step": 4}\n' + kept + b"\0" * 9)
+        log.rewind("toy", 4)
+        assert log.path.read_bytes() == kept + kept
+        assert capsys.readouterr().out == f"{log.path}: 2 of 5 lines were lost, and are left out\n"
+        for text in (kept + b"\xff\xfe\n", kept + b"top1\n"):
+            log.path.write_bytes(text)
+            with pytest.raises(FileError, match="is no log of a run"):
+                log.rewind("toy", 4)
+            assert log.path.read_bytes() == text
+
+
 def test_sigterm_ends_after_the_step_with_its_state(tmp_path: Path) -> None:
     whole = Toy()
     fit(whole, tmp_path / "whole", SaveEvery(100))
