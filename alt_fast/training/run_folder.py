@@ -38,6 +38,7 @@ from alt_fast.files import (
     write_json,
     write_text,
 )
+from alt_fast.progress import print_line
 from alt_fast.training.config import TrainConfig
 from alt_fast.training.job import Lists
 
@@ -45,6 +46,9 @@ _PRACTICAL = ("out", "resume", "device", "checkpoint_every", "keep")
 """Where a run lies, how it is called and what it leaves may change; anything else would change its result."""
 
 _PRACTICAL_DATA = ("workers", "timeout", "max_bad_share")
+
+_PARTS = "processes x optim.accumulate"
+"""The parts that a batch is made of: Mixup pairs clips, and eq. 4 draws its noise, within one."""
 
 _OF_A_BEGINNING = (CONFIG, ENVIRONMENT, CLASSES, *LISTS.values(), MISSING, QUARANTINE, LOG)
 """What a run that has kept no step of training may have left."""
@@ -69,7 +73,8 @@ def open_run_folder(config: TrainConfig, world: World | None = None) -> Iterator
     with sole_writer(folder):
         settings = _settings(config)
         if not _goes_on(folder, settings, config.resume, world):
-            write_json(folder / ENVIRONMENT, describe_environment() | {"launch": world.launch})
+            parts = world.size * config.optim.accumulate
+            write_json(folder / ENVIRONMENT, describe_environment() | {"launch": world.launch, _PARTS: parts})
             write_text(folder / CONFIG, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
         yield folder
 
@@ -134,7 +139,7 @@ def _goes_on(folder: Path, settings: dict[str, Any], resume: bool, world: World)
     goes_on = resume or (world.restarts > 0 and _is_of_this_launch(folder, world))
     if trained and not goes_on:
         raise RunError(f"{folder} holds a run already: add --resume to go on with it, or choose another --out")
-    changed = _changes(folder, settings) if goes_on else []
+    changed = _changes(folder, settings) + _changed_parts(folder, settings, world, trained) if goes_on else []
     if trained and changed:
         raise RunError(f"{folder} was started with other settings: {'; '.join(changed)}")
     if goes_on and not changed:
@@ -146,6 +151,17 @@ def _goes_on(folder: Path, settings: dict[str, Any], resume: bool, world: World)
     return False
 
 
+def _changed_parts(folder: Path, settings: dict[str, Any], world: World, trained: bool) -> list[str]:
+    """What changed in the parts of a batch; a sharded run that is trained may go on with others, and it is said."""
+    now = world.size * settings["optim"]["accumulate"]
+    before = read_json(folder / ENVIRONMENT).get(_PARTS, now) if (folder / ENVIRONMENT).exists() else now
+    changed = differences(before, now, _PARTS)
+    if changed and trained and settings["optim"]["sharded"]:
+        print_line(f"{changed[0]}: pairs of mixup and noise are not those of the run before")
+        return []
+    return changed
+
+
 def _is_of_this_launch(folder: Path, world: World) -> bool:
     recorded = folder / ENVIRONMENT
     return recorded.exists() and read_json(recorded).get("launch") == world.launch
@@ -154,7 +170,7 @@ def _is_of_this_launch(folder: Path, world: World) -> bool:
 def _deciding(settings: dict[str, Any]) -> dict[str, Any]:
     """Return the settings without those that change no result: another machine's, and what a run stops at."""
     data = {name: value for name, value in settings["data"].items() if name not in _PRACTICAL_DATA}
-    # More processes want fewer parts. Together they make the parts that mixup draws its pairs in.
+    # More processes want fewer parts each: `_PARTS` decides.
     optim = {name: value for name, value in settings["optim"].items() if name not in ("accumulate", "max_skipped")}
     return settings | {"data": data, "optim": optim}
 

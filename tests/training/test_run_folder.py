@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from alt_fast.distributed import World
 from alt_fast.errors import RunError
 from alt_fast.inference.trained import TrainedModel
 from alt_fast.training import run
-from alt_fast.training.config import TrainConfig
+from alt_fast.training.config import OptimConfig, TrainConfig
 from alt_fast.training.run_folder import open_run_folder
 
 
@@ -90,3 +91,37 @@ def test_the_best_weights_are_kept_again_where_they_were_moved_away(
     run.keep_best(tmp_path, trained, 3, 0.125)
     assert (tmp_path / "best.safetensors").exists()
     assert json.loads((tmp_path / "best.json").read_text())["epoch"] == 3
+
+
+def open_parts(folder: Path, processes: int, accumulate: int, sharded: bool = False) -> None:
+    optim = OptimConfig(accumulate=accumulate, sharded=sharded)
+    with open_run_folder(TrainConfig(out=str(folder), resume=True, optim=optim), World(size=processes)):
+        pass
+
+
+def test_a_run_goes_on_in_as_many_parts_of_a_batch(tmp_path: Path) -> None:
+    """They decide its mixup pairs and noise. A run that has kept no step, or did not record them, goes on."""
+    open_parts(tmp_path, 8, 1)
+    open_parts(tmp_path, 4, 1)  # begun anew
+    (tmp_path / "alt-00000001.state").touch()
+    for processes, accumulate in (1, 4), (2, 2), (4, 1):
+        open_parts(tmp_path, processes, accumulate)
+    message = "was started with other settings: processes x optim.accumulate was 4, now 8"
+    for processes, accumulate in (8, 1), (4, 2):
+        with pytest.raises(RunError, match=message):
+            open_parts(tmp_path, processes, accumulate)
+    recorded = json.loads((tmp_path / "environment.json").read_text())
+    del recorded["processes x optim.accumulate"]
+    (tmp_path / "environment.json").write_text(json.dumps(recorded))
+    open_parts(tmp_path, 8, 1)
+
+
+def test_a_sharded_run_goes_on_in_any_number_of_processes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    open_parts(tmp_path, 8, 1, sharded=True)
+    open_parts(tmp_path, 4, 1, sharded=True)  # begun anew
+    (tmp_path / "alt-00000001.state").touch()
+    open_parts(tmp_path, 2, 2, sharded=True)
+    assert capsys.readouterr().out == ""
+    open_parts(tmp_path, 8, 1, sharded=True)
+    said = "processes x optim.accumulate was 4, now 8: pairs of mixup and noise are not those of the run before\n"
+    assert capsys.readouterr().out == said
