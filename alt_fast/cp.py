@@ -28,7 +28,9 @@ def run(arguments: argparse.Namespace) -> int:
         raise FileError(f"{arguments.file} is there already: choose another name")
     make_folder(arguments.file.parent)
     write_text(arguments.file, known[arguments.config].read_text(encoding="utf-8"))
-    print(f"{arguments.file}: train with alt-fast train --config {arguments.file}")
+    name = str(arguments.file)
+    path = f"./{name}" if name in known else name  # the name alone is the configuration that comes along
+    print(f"{name}: train with alt-fast train --config {path}")
     return 0
 
 

@@ -138,6 +138,16 @@ def test_cp(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "CONFIG must be one of clips, few_shot_b16, " in capsys.readouterr().err
 
 
+def test_a_copy_with_the_name_of_a_configuration_is_what_trains(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("motion_shapes", "mine.yaml"):
+        assert main(["cp", "kinetics400_b16", name]) == 0
+        command = capsys.readouterr().out.split("alt-fast train ")[1].split()
+        assert parse(command) == parse(["--config", "kinetics400_b16"])
+
+
 def test_settings_are_spelled_with_hyphens_or_as_in_files() -> None:
     expected = parse(["--eval_every", "3", "--optim.batch_size", "64", "--frame_only", "false", "--out", "runs/a"])
     assert (expected.eval_every, expected.optim.batch_size, expected.frame_only, expected.out) == (
