@@ -258,7 +258,7 @@ def add_interpolation(parser: Any) -> None:
 
 def add_device(parser: Any) -> None:
     """Add --device."""
-    parser.add_argument("--device", default="auto", help="cpu, cuda or auto (default)")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:N or auto (default)")
 
 
 BACKBONE, PRETRAINED = "ViT-B-16", "openai"

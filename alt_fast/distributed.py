@@ -72,7 +72,7 @@ class World:
 def join_world(device: str) -> Iterator[World]:
     """Be one of the processes that torchrun started, if it did, and say goodbye to them at the end.
 
-    device: "cpu", "cuda" or "auto".
+    device: "cpu", "cuda", "cuda:N" or "auto".
     """
     try:
         yield _join(device)

@@ -148,6 +148,13 @@ def test_a_copy_with_the_name_of_a_configuration_is_what_trains(
         assert parse(command) == parse(["--config", "kinetics400_b16"])
 
 
+@pytest.mark.parametrize("command", ["train", "evaluate"])
+def test_help_names_one_gpu_of_several(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    assert "cuda:N" in capsys.readouterr().out
+
+
 def test_settings_are_spelled_with_hyphens_or_as_in_files() -> None:
     expected = parse(["--eval_every", "3", "--optim.batch_size", "64", "--frame_only", "false", "--out", "runs/a"])
     assert (expected.eval_every, expected.optim.batch_size, expected.frame_only, expected.out) == (

@@ -518,6 +518,8 @@ def test_bad_settings(
         (["--optim.epochs", "0"], "epochs must be >= 1"),
         (["--optim.clip_grad", "0"], "clip_grad must be > 0, or null for none, got 0"),
         (["--optim.label_smoothing", "1.5"], "label_smoothing must be in [0, 1], got 1.5"),
+        (["--optim.mix_switch", "5"], "mix_switch must be in [0, 1], got 5.0"),
+        (["--optim.mix_switch", "-1"], "mix_switch must be >= 0, got -1.0"),
         (["--optim.accumulate", "5"], "accumulate must divide batch_size"),
         (["--optim.warmup_epochs", "9"], "warmup_epochs must be in"),
         (["--optim.mixup", "0.8", "--optim.batch_size", "9"], "must be even"),

@@ -142,6 +142,8 @@ class OptimConfig:
             raise ArgumentError(f"scale_from must be >= 1, got {self.scale_from}")
         if self.clip_grad is not None and not self.clip_grad > 0:
             raise ArgumentError(f"clip_grad must be > 0, or null for none, got {self.clip_grad}")
+        if self.mix_switch > 1:
+            raise ArgumentError(f"mix_switch must be in [0, 1], got {self.mix_switch}")
         if self.label_smoothing > 1:
             raise ArgumentError(f"label_smoothing must be in [0, 1], got {self.label_smoothing}")
         if not 0 <= self.ema < 1:
@@ -202,7 +204,7 @@ class TrainConfig:
         checkpoint_every: steps between checkpoints.
         keep: checkpoints of a stage that stay, the last ones.
         eval_every: epochs between evaluations while training, the best of which is kept; 0 for one at the end.
-        device: "cpu", "cuda", or "auto".
+        device: "cpu", "cuda", "cuda:N", or "auto".
     """
 
     model: ModelConfig = field(default_factory=ModelConfig)

@@ -144,9 +144,10 @@ def _goes_on(folder: Path, settings: dict[str, Any], resume: bool, world: World)
         raise RunError(f"{folder} was started with other settings: {'; '.join(changed)}")
     if goes_on and not changed:
         return True
-    needed = [Path(value).absolute() for value in settings["data"].values() if isinstance(value, str)]
-    for left in (folder / name for name in _OF_A_BEGINNING):
-        if left.absolute() not in needed:
+    given = [Path(value) for value in settings["data"].values() if isinstance(value, str)]
+    needed = {place for path in given for place in (path.resolve(), path.parent.resolve() / path.name)}
+    for left in (folder.resolve() / name for name in _OF_A_BEGINNING):
+        if left not in needed:
             left.unlink(missing_ok=True)
     return False
 

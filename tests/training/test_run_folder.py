@@ -9,7 +9,7 @@ from alt_fast.distributed import World
 from alt_fast.errors import RunError
 from alt_fast.inference.trained import TrainedModel
 from alt_fast.training import run
-from alt_fast.training.config import OptimConfig, TrainConfig
+from alt_fast.training.config import DataConfig, OptimConfig, TrainConfig
 from alt_fast.training.run_folder import open_run_folder
 
 
@@ -91,6 +91,23 @@ def test_the_best_weights_are_kept_again_where_they_were_moved_away(
     run.keep_best(tmp_path, trained, 3, 0.125)
     assert (tmp_path / "best.safetensors").exists()
     assert json.loads((tmp_path / "best.json").read_text())["epoch"] == 3
+
+
+@pytest.mark.parametrize("given", ["real/run/train.csv", "link/run/train.csv", "other/../real/run/train.csv", "list"])
+def test_a_list_that_is_to_be_read_stays_whatever_its_name(given: str, tmp_path: Path) -> None:
+    """Where the run's folder, or the list, is named through a link."""
+    (tmp_path / "real").mkdir()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    (tmp_path / "list").symlink_to("real/run/train.csv")
+    for out in "link", "real":
+        config = TrainConfig(out=str(tmp_path / out / "run"), data=DataConfig(train=str(tmp_path / given)))
+        with open_run_folder(config) as folder:
+            (folder / "train.csv").write_text("made")
+            (folder / "test.csv").write_text("made")
+        with open_run_folder(config):
+            assert (folder / "train.csv").read_text() == "made"
+            assert not (folder / "test.csv").exists()
 
 
 def open_parts(folder: Path, processes: int, accumulate: int, sharded: bool = False) -> None:
