@@ -337,7 +337,10 @@ class _Seeking:
             needed, last = self._needed, max(numbers)
             needed.times, needed.last, needed.ends = set(numbers), last, not goes_on or last < self._times[wanted[-1]]
             if self._place is None or not key <= self._place < min(numbers):
-                self._container.seek(key, stream=self._stream)
+                try:
+                    self._container.seek(key, stream=self._stream)
+                except av.error.FFmpegError:  # raw MPEG-4, for one, has times and no seeking
+                    return False
                 self._frames = _decode_only(self._container, self._stream, key, needed)
             for frame in self._frames:
                 if frame.pts in numbers:

@@ -198,6 +198,24 @@ def test_two_packets_of_one_time(write_video: VideoWriter, name: str, codec: str
     assert found == [6 if i == 7 and codec == "libvpx" else i for i in range(30)]
 
 
+def test_raw_streams_with_times_that_nobody_seeks_in(tmp_path: Path) -> None:
+    path = tmp_path / "raw.m4v"
+    with av.open(str(path), "w", format="m4v") as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        assert isinstance(stream, VideoStream)
+        stream.width, stream.height, stream.pix_fmt, stream.bit_rate = 64, 48, "yuv420p", 1_000_000
+        stream.codec_context.max_b_frames = 2
+        for i in range(30):
+            image = np.full((48, 64, 3), 20 + 6 * i, np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode(None))
+    index = index_video(path)
+    assert not index.counted
+    assert frame_numbers(decode_clip(path, [0.1, 0.5, 0.99])) == [3, 15, 29]
+    reader = FrameReader(path, index)
+    assert frame_numbers(np.concatenate([reader([3, 4]), reader([20]), reader([1])])) == [3, 4, 20, 1]
+
+
 @pytest.mark.parametrize(("name", "codec"), [("one.mp4", "libx264"), ("raw.h264", "libx264")])
 def test_a_video_of_one_keyframe_is_decoded_once(
     write_video: VideoWriter, monkeypatch: pytest.MonkeyPatch, name: str, codec: str
