@@ -137,8 +137,8 @@ def read_list(
 
     path: the list; a folder with a folder for each class; for HMDB-51 a glob of its split files. classes: a class file
     for `read_classes`, or the names; None takes the labels found, in alphabetical order, or for UCF-101 the folders.
-    Labels that are numbers begin where the ids of the class file do. Among names alone they begin at 0, and one of them
-    has to be 0.
+    Labels that are numbers, and no class names, begin where the ids of the class file do. Among names alone they begin
+    at 0, and one of them has to be 0 where no label is a name.
     root: where video paths start; the list's folder by default; folders have their own.
     subset: which rows of a file that holds both, as HMDB-51's do. numbers: whether labels that are numbers are names
     where no class file names them, for who only counts. tell: takes a line that says what was passed over.
@@ -163,7 +163,7 @@ def read_list(
     if not rows:
         raise AnnotationError(f"{path}: the list names no videos")
     numbered = all(row.label.isdecimal() for row in rows)
-    starts_at_one = numbered and (first == 1 or _UCF_TRAIN.fullmatch(path.name) is not None)
+    starts_at_one = first == 1 or (numbered and _UCF_TRAIN.fullmatch(path.name) is not None)
     if classes is None and numbered:
         if starts_at_one:
             rows = _labelled_by_folder(rows)

@@ -28,7 +28,7 @@ def write(path: Path, text: str) -> Path:
     return path
 
 
-def labelled(path: Path | str, classes: list[str] | None, **options: str) -> list[tuple[str, str]]:
+def labelled(path: Path | str, classes: list[str] | Path | None, **options: str) -> list[tuple[str, str]]:
     """(path relative to the list's folder, class name)"""
     videos, names = read_list(path, classes, **options)  # type: ignore[arg-type]
     return [(video.path.relative_to(Path(path).parent).as_posix(), names[video.label]) for video in videos]
@@ -182,6 +182,21 @@ def test_numbers_begin_where_the_class_file_does(tmp_path: Path) -> None:
         videos, names = read_list(tmp_path / "some.txt", classes)
         assert [video.label for video in videos] == expected
         assert names == ["x", "y", "z"]
+
+
+def test_numbers_beside_names_begin_where_the_class_file_does(tmp_path: Path) -> None:
+    """One label that is a name says nothing of the others."""
+    classes = write(tmp_path / "classInd.txt", "1 x\n2 y\n3 z\n")
+    mixed = write(tmp_path / "mixed.txt", "a.avi 1\nb.avi 2\nc.avi z\n")
+    assert labelled(mixed, classes) == [("a.avi", "x"), ("b.avi", "y"), ("c.avi", "z")]
+    from_zero = write(tmp_path / "classes.csv", "id,name\n0,x\n1,y\n2,z\n")
+    assert labelled(mixed, from_zero) == [("a.avi", "y"), ("b.avi", "z"), ("c.avi", "z")]
+    named = write(tmp_path / "named.csv", "id,name\n1,3\n2,x\n3,y\n")  # one class is called 3
+    assert labelled(write(tmp_path / "list.txt", "a.avi 3\nb.avi 2\nc.avi y\n"), named) == [
+        ("a.avi", "3"),
+        ("b.avi", "x"),
+        ("c.avi", "y"),
+    ]
 
 
 def test_among_names_numbers_begin_at_zero_if_one_of_them_does(tmp_path: Path) -> None:
