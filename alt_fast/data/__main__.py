@@ -1,6 +1,7 @@
 """Look at lists of videos, make new ones, pack them: `alt-fast data check`, `stats`, `split`, `merge` and so on."""
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -244,8 +245,10 @@ def _shard(arguments: Any) -> int:
     if arguments.out is None or len(arguments.list) != 1 or max_mb < 1:
         raise ArgumentError("packing takes one LIST, --out DIR, and --max-mb of at least 1")
     (path,) = arguments.list
+    name = Path(os.path.abspath(path)).stem if arguments.name is None else arguments.name
+    if not name or "*" in name or "/" in name:
+        raise ArgumentError(f"--name must be given, and hold neither * nor /, got {name!r}")
     videos, classes = read_list(path, arguments.classes, arguments.root, arguments.subset or "train")
-    name = arguments.name or Path(path).stem
     failures = pack(videos, classes, name, arguments.out, max_mb * 2**20)
     packed = len(videos) - len(failures)
     print(f"{packed} of {len(videos)} videos in {arguments.out / name}-*.tar, listed in {name}.csv")
