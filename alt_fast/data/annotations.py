@@ -334,7 +334,7 @@ def _read_rows(path: Path) -> list[_Row]:
     if path.suffix == ".json":
         content = _json(path, text, (list, dict))
         return _something_rows(path, content) if isinstance(content, list) else _kinetics_json_rows(path, content)
-    names = header(text)
+    names = header(path, text)
     if "youtube_id" in names:
         return [
             _kinetics_row(where, row["youtube_id"], row["time_start"], row["time_end"], row["label"])
@@ -364,18 +364,18 @@ def _kinetics_json_rows(path: Path, content: dict[str, Any]) -> list[_Row]:
         try:
             annotation = entry["annotations"]
             start, end = annotation["segment"]
-            rows.append(_kinetics_row(where, youtube_id, start, end, annotation["label"]))
+            label = annotation["label"]
         except (KeyError, TypeError, ValueError) as e:
             raise AnnotationError(f"{where}: expected annotations with label and segment") from e
+        rows.append(_kinetics_row(where, youtube_id, start, end, _text(where, "label", label)))
     return rows
 
 
 def _kinetics_row(where: str, youtube_id: str, start: Any, end: Any, label: str) -> _Row:
     try:
         name = f"{youtube_id}_{int(float(start)):06d}_{int(float(end)):06d}.mp4"
-    except (TypeError, ValueError) as e:
+    except (TypeError, ValueError, OverflowError) as e:
         raise AnnotationError(f"{where}: start and end must be seconds, got {start!r} and {end!r}") from e
-    label = str(label)
     return _Row(where, (name, f"{label}/{name}", f"{label.replace(' ', '_')}/{name}"), label)
 
 
@@ -385,9 +385,17 @@ def _something_rows(path: Path, content: list[Any]) -> list[_Row]:
         where = f"{path}, entry {number}"
         if not isinstance(entry, dict) or "id" not in entry or not ("template" in entry or "label" in entry):
             raise AnnotationError(f"{where}: expected an object with id and template (or label)")
-        label = str(entry.get("template", entry.get("label"))).replace("[", "").replace("]", "")
+        key = "template" if "template" in entry else "label"
+        label = _text(where, key, entry[key]).replace("[", "").replace("]", "")
         rows.append(_Row(where, (f"{entry['id']}.webm",), label))
     return rows
+
+
+def _text(where: str, key: str, label: Any) -> str:
+    """Return a label of JSON, a text or a number. Raises AnnotationError."""
+    if not isinstance(label, str | int) or label == "":
+        raise AnnotationError(f"{where}: {key} must be a text, got {label!r}")
+    return str(label)
 
 
 def _read_hmdb(pattern: Path, subset: Subset) -> list[_Row]:

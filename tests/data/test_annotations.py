@@ -311,7 +311,16 @@ def test_case_and_punctuation_tell_no_classes_apart() -> None:
         ("a.json", "3", "unexpected JSON"),
         ("a.json", '[{"label": "x"}]', "entry 1: expected an object with id"),
         ("a.json", '{"x": {"annotations": {}}}', "entry 'x'"),
+        ("a.json", '{"x": {"annotations": {"label": "a", "segment": [1, "inf"]}}}', "entry 'x': start and end must be"),
+        ("a.json", '{"x": {"annotations": {"label": null, "segment": [1, 2]}}}', "entry 'x': label must be a text"),
+        ("a.json", '[{"id": "7", "template": null}]', "entry 1: template must be a text, got None"),
+        ("a.json", '[{"id": "7", "label": ""}]', "entry 1: label must be a text, got ''"),
         ("b.csv", "label,youtube_id,time_start,time_end\nx,y,a,b\n", "start and end must be seconds"),
+        ("b.csv", "label,youtube_id,time_start,time_end\nx,y,1,inf\n", "start and end must be seconds"),
+        ("a.txt", f"{131_073 * 'a'}.mp4 0\n", "line 1: field larger than field limit"),
+        ("a.txt", f"a.mp4 0\n\n{131_073 * 'b'}.mp4 0\n", "line 3: field larger than field limit"),
+        ("a.csv", f"a.mp4,0\n{131_073 * 'b'}.mp4,0\n", "line 2: field larger than field limit"),
+        ("a.csv", f"path,label\n{131_073 * 'b'}.mp4,0\n", "line 2: field larger than field limit"),
     ],
 )
 def test_bad_lists(tmp_path: Path, name: str, text: str, message: str) -> None:
