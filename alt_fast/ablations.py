@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from alt_fast import cli
-from alt_fast.errors import ArgumentError
+from alt_fast.errors import ArgumentError, check_seed
 from alt_fast.paper.ablations import SHAPES_FEW_SHOT, TABLES, Sweep, run_all, table_text
 from alt_fast.training.config import parse
 
@@ -53,8 +53,9 @@ def run(arguments: argparse.Namespace, options: Sequence[str]) -> int:
     """Train, and print the tables. options: of `alt-fast train`."""
     if arguments.show and (arguments.launch or arguments.jobs != 1):
         raise ArgumentError("--launch and --jobs have no effect on --show, which trains nothing")
-    if arguments.jobs < 1 or min(arguments.seeds) < 0:
-        raise ArgumentError(f"--jobs must be >= 1 and --seeds >= 0, got {arguments.jobs} and {arguments.seeds}")
+    if arguments.jobs < 1:
+        raise ArgumentError(f"--jobs must be >= 1, got {arguments.jobs}")
+    check_seed("--seeds", *arguments.seeds)
     if arguments.transfer_frames is not None and arguments.transfer_frames < 1:
         raise ArgumentError(f"--transfer-frames must be >= 1, got {arguments.transfer_frames}")
     config, few_shot = parse(options), arguments.few_shot

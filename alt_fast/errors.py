@@ -30,3 +30,10 @@ def check_at_least(settings: object, **least: float) -> None:
     for name, limit in least.items():
         if not getattr(settings, name) >= limit:
             raise ArgumentError(f"{name} must be >= {limit:g}, got {getattr(settings, name)}")
+
+
+def check_seed(name: str, *seeds: int) -> None:
+    """Raise ArgumentError for seeds that `alt_fast.data.rng` does not take: below 0, or of over 128 bits."""
+    for seed in seeds:
+        if not 0 <= seed < 2**128:
+            raise ArgumentError(f"{name} must be {'>= 0' if seed < 0 else '< 2**128'}, got {seed}")

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from alt_fast import cli
-from alt_fast.errors import ArgumentError
+from alt_fast.errors import ArgumentError, check_seed
 from alt_fast.paper.config import ProbeConfig
 
 
@@ -93,7 +93,7 @@ def draw_few_shot(arguments: argparse.Namespace) -> int:
 
     if min(arguments.shots) < 1:
         raise ArgumentError(f"--shots must be >= 1, got {min(arguments.shots)}")
-    check_seeds(arguments)
+    check_seed("--seeds", *arguments.seeds)
     for seed in arguments.seeds:
         _print_lists(
             write_shots(arguments.list, arguments.classes, arguments.root, arguments.shots, seed, arguments.out)
@@ -108,7 +108,7 @@ def draw_unseen(arguments: argparse.Namespace) -> int:
 
     if arguments.count < 1:
         raise ArgumentError(f"--count must be >= 1, got {arguments.count}")
-    check_seeds(arguments)
+    check_seed("--seeds", *arguments.seeds)
     _, names = read_list(arguments.list, arguments.classes, arguments.root, "test")
     seen = read_names(arguments.seen)
     unseen = unseen_classes(names, seen)
@@ -124,12 +124,6 @@ def draw_unseen(arguments: argparse.Namespace) -> int:
             write_unseen(arguments.list, arguments.classes, arguments.root, pool, arguments.count, seed, arguments.out)
         )
     return 0
-
-
-def check_seeds(arguments: argparse.Namespace) -> None:
-    """Raise ArgumentError for a negative seed."""
-    if min(arguments.seeds) < 0:
-        raise ArgumentError(f"--seeds must be >= 0, got {min(arguments.seeds)}")
 
 
 def _print_lists(drawn: dict[Path, list[Any]]) -> None:

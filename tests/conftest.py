@@ -203,7 +203,7 @@ def write_video(tmp_path: Path) -> VideoWriter:
             stream = container.add_stream(codec, rate=10)
             assert isinstance(stream, VideoStream)
             stream.width, stream.height = width, height
-            if codec == "mpeg4":
+            if codec in ("mpeg4", "mpeg2video"):
                 stream.bit_rate = 1_000_000
             stream.pix_fmt = str(options.get("pix_fmt", "yuv420p"))
             if "gop" in options:

@@ -1,6 +1,7 @@
 """Look at lists of videos, make new ones, pack them: `alt-fast data check`, `stats`, `split`, `merge` and so on."""
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -9,7 +10,7 @@ from typing import Any
 
 from alt_fast import cli
 from alt_fast.data.config import AugmentConfig, ClipSpec, Loading, MotionShapesConfig
-from alt_fast.errors import ArgumentError, RunError
+from alt_fast.errors import ArgumentError, RunError, check_seed
 from alt_fast.settings import make_settings_parser
 
 COMMANDS = {
@@ -125,8 +126,7 @@ def _split(arguments: Any) -> int:
     share = TEST_SIZE if arguments.test_size is None else arguments.test_size
     if not 0 < share < 1:
         raise ArgumentError(f"--test-size must be in (0, 1), got {share:g}")
-    if arguments.seed < 0:
-        raise ArgumentError(f"--seed must be >= 0, got {arguments.seed}")
+    check_seed("--seed", arguments.seed)
     videos, classes = read_list(
         arguments.list, arguments.classes, arguments.root, arguments.subset or "train", numbers=True
     )
@@ -192,9 +192,10 @@ def _browse(arguments: Any) -> int:
     from alt_fast.data.rng import Stream, generator
     from alt_fast.files import write_atomically
 
-    for name, least in (("count", 1), ("frames", 1), ("size", 1), ("seed", 0), ("epoch", 0)):
+    for name, least in (("count", 1), ("frames", 1), ("size", 1), ("epoch", 0)):
         if getattr(arguments, name) < least:
             raise ArgumentError(f"--{name} must be >= {least}, got {getattr(arguments, name)}")
+    check_seed("--seed", arguments.seed)
     cli.check_out(arguments)
     config = arguments.augment
     videos, classes = read_list(arguments.list, arguments.classes, arguments.root, arguments.subset or "train")
@@ -244,8 +245,10 @@ def _shard(arguments: Any) -> int:
     if arguments.out is None or len(arguments.list) != 1 or max_mb < 1:
         raise ArgumentError("packing takes one LIST, --out DIR, and --max-mb of at least 1")
     (path,) = arguments.list
+    name = Path(os.path.abspath(path)).stem if arguments.name is None else arguments.name
+    if not name or "*" in name or "/" in name:
+        raise ArgumentError(f"--name must be given, and hold neither * nor /, got {name!r}")
     videos, classes = read_list(path, arguments.classes, arguments.root, arguments.subset or "train")
-    name = arguments.name or Path(path).stem
     failures = pack(videos, classes, name, arguments.out, max_mb * 2**20)
     packed = len(videos) - len(failures)
     print(f"{packed} of {len(videos)} videos in {arguments.out / name}-*.tar, listed in {name}.csv")

@@ -137,8 +137,8 @@ def read_list(
 
     path: the list; a folder with a folder for each class; for HMDB-51 a glob of its split files. classes: a class file
     for `read_classes`, or the names; None takes the labels found, in alphabetical order, or for UCF-101 the folders.
-    Labels that are numbers begin where the ids of the class file do. Among names alone they begin at 0, and one of them
-    has to be 0.
+    Labels that are numbers, and no class names, begin where the ids of the class file do. Among names alone they begin
+    at 0, and one of them has to be 0 where no label is a name.
     root: where video paths start; the list's folder by default; folders have their own.
     subset: which rows of a file that holds both, as HMDB-51's do. numbers: whether labels that are numbers are names
     where no class file names them, for who only counts. tell: takes a line that says what was passed over.
@@ -163,7 +163,7 @@ def read_list(
     if not rows:
         raise AnnotationError(f"{path}: the list names no videos")
     numbered = all(row.label.isdecimal() for row in rows)
-    starts_at_one = numbered and (first == 1 or _UCF_TRAIN.fullmatch(path.name) is not None)
+    starts_at_one = first == 1 or (numbered and _UCF_TRAIN.fullmatch(path.name) is not None)
     if classes is None and numbered:
         if starts_at_one:
             rows = _labelled_by_folder(rows)
@@ -334,7 +334,7 @@ def _read_rows(path: Path) -> list[_Row]:
     if path.suffix == ".json":
         content = _json(path, text, (list, dict))
         return _something_rows(path, content) if isinstance(content, list) else _kinetics_json_rows(path, content)
-    names = header(text)
+    names = header(path, text)
     if "youtube_id" in names:
         return [
             _kinetics_row(where, row["youtube_id"], row["time_start"], row["time_end"], row["label"])
@@ -364,18 +364,18 @@ def _kinetics_json_rows(path: Path, content: dict[str, Any]) -> list[_Row]:
         try:
             annotation = entry["annotations"]
             start, end = annotation["segment"]
-            rows.append(_kinetics_row(where, youtube_id, start, end, annotation["label"]))
+            label = annotation["label"]
         except (KeyError, TypeError, ValueError) as e:
             raise AnnotationError(f"{where}: expected annotations with label and segment") from e
+        rows.append(_kinetics_row(where, youtube_id, start, end, _text(where, "label", label)))
     return rows
 
 
 def _kinetics_row(where: str, youtube_id: str, start: Any, end: Any, label: str) -> _Row:
     try:
         name = f"{youtube_id}_{int(float(start)):06d}_{int(float(end)):06d}.mp4"
-    except (TypeError, ValueError) as e:
+    except (TypeError, ValueError, OverflowError) as e:
         raise AnnotationError(f"{where}: start and end must be seconds, got {start!r} and {end!r}") from e
-    label = str(label)
     return _Row(where, (name, f"{label}/{name}", f"{label.replace(' ', '_')}/{name}"), label)
 
 
@@ -385,9 +385,17 @@ def _something_rows(path: Path, content: list[Any]) -> list[_Row]:
         where = f"{path}, entry {number}"
         if not isinstance(entry, dict) or "id" not in entry or not ("template" in entry or "label" in entry):
             raise AnnotationError(f"{where}: expected an object with id and template (or label)")
-        label = str(entry.get("template", entry.get("label"))).replace("[", "").replace("]", "")
+        key = "template" if "template" in entry else "label"
+        label = _text(where, key, entry[key]).replace("[", "").replace("]", "")
         rows.append(_Row(where, (f"{entry['id']}.webm",), label))
     return rows
+
+
+def _text(where: str, key: str, label: Any) -> str:
+    """Return a label of JSON, a text or a number. Raises AnnotationError."""
+    if not isinstance(label, str | int) or label == "":
+        raise AnnotationError(f"{where}: {key} must be a text, got {label!r}")
+    return str(label)
 
 
 def _read_hmdb(pattern: Path, subset: Subset) -> list[_Row]:

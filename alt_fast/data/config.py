@@ -1,9 +1,10 @@
 """Settings of data: how clips are loaded and augmented, what they look like, the size of the generated dataset."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from alt_fast.errors import ArgumentError, check_at_least
+from alt_fast.errors import ArgumentError, check_at_least, check_seed
 
 LoaderName = Literal["auto", "dali", "torch"]
 
@@ -55,6 +56,9 @@ class AugmentConfig:
         for name in ("flip", "jitter", "gray"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ArgumentError(f"{name} must be a probability in [0, 1], got {getattr(self, name)}")
+        for name in ("brightness", "contrast", "saturation", "hue"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ArgumentError(f"{name} must be >= 0 and finite, got {getattr(self, name)}")
         for name, values in (("scales", self.scales), ("test_crop", [self.test_crop])):
             if not values or not all(0 < value <= 1 for value in values):
                 raise ArgumentError(f"{name} must be in (0, 1], got {getattr(self, name)}")
@@ -95,4 +99,5 @@ class MotionShapesConfig:
     def __post_init__(self) -> None:
         if self.level not in (1, 2, 3):
             raise ArgumentError(f"level must be 1, 2 or 3, got {self.level}")
-        check_at_least(self, seed=0, train_per_class=1, test_per_class=1, few_shot_per_class=0, frames=2, size=32)
+        check_seed("seed", self.seed)
+        check_at_least(self, train_per_class=1, test_per_class=1, few_shot_per_class=0, frames=2, size=32)

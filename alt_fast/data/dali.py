@@ -109,6 +109,8 @@ def reason_against(path: Any, index: VideoIndex, gpu: bool) -> str | None:
         return "DALI's CPU decoder takes every video for BT.601"
     if index.times is None:
         return "its packets carry no times"
+    if index.misdated:
+        return "its frames may come with each other's times"
     if index.first:
         return "it begins before its first keyframe"
     if locate(path).size > _MAX_BYTES:

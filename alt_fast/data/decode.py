@@ -4,6 +4,7 @@ Whoever needs less than whole frames says what to take of each: the rest is gone
 """
 
 import bisect
+import math
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -32,6 +33,9 @@ Planes = Sequence[Frames]
 Take = Callable[[Planes], Frames]
 """What is kept of a picture: a copy, since its planes are FFmpeg's memory."""
 
+_HIDE_FRAMES = ("vp8", "vp9")  # a packet that shows none may have the time of the next
+_TOLD_BY_PICTURES = ("mpeg1video", "mpeg2video")  # when frames of these are shown, by FFmpeg, outside ASF
+
 _MISSING_FRAMES = 2  # packets at the end that may give no frame, as in some AVIs
 _MISSING_SHARE = 0.1  # of the promised duration: more than this missing is a truncated file
 
@@ -54,7 +58,7 @@ class VideoIndex:
     count: frames. times, keyframes: presentation times of all frames, and of keyframes shown or not; None and empty
     where packets carry none. tick: seconds of a unit of these, or of a frame where there are none; None where the
     header has no rate either. codec, pixel_format: FFmpeg's names; colorspace: its number. rate: frames per second,
-    None where the header has none.
+    None where the header has none. misdated: whether a frame may come with the time of another.
     """
 
     count: int
@@ -67,6 +71,12 @@ class VideoIndex:
     width: int
     height: int
     rate: float | None
+    misdated: bool = False
+
+    @property
+    def counted(self) -> bool:
+        """Whether a frame is found by its place among those decoded, not by its time."""
+        return self.times is None or self.misdated
 
     @property
     def first(self) -> int:
@@ -172,11 +182,14 @@ def _list_frames(path: str | Path, container: "av.container.InputContainer") -> 
     video = video_stream(path, container)
     count, times, keyframes = 0, array("q"), array("q")
     end, shown = 0.0, 0  # of any stream, in seconds; of the video, in its ticks
+    reached, joined = -math.inf, False  # when the packet before is decoded; whether that ever falls
     for packet in container.demux():  # packets are not kept: together they are as large as the file
         if packet.size and packet.pts is not None:
             end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
         if packet.stream.index != video.index or not packet.size:
             continue
+        if packet.dts is not None:
+            reached, joined = packet.dts, joined or packet.dts < reached
         if packet.is_keyframe and packet.pts is not None:
             keyframes.append(packet.pts)  # also one that is not shown: a cut in between is decoded from there
         if not packet.is_discard:
@@ -186,7 +199,8 @@ def _list_frames(path: str | Path, container: "av.container.InputContainer") -> 
                 shown = max(shown, packet.pts + (packet.duration or 0))
     if count == 0:
         raise VideoError(path, "the video stream holds no frames")
-    timed = len(times) == count  # old AVIs, raw streams: frames can only be counted
+    # Old AVIs and raw streams carry no times; parts joined by `cat` begin anew: frames can only be counted.
+    timed = len(times) == count and not joined
     ordered = _sorted(times)
     if timed:
         _check_duration(path, container, video, ordered, shown, end)
@@ -203,7 +217,22 @@ def _list_frames(path: str | Path, container: "av.container.InputContainer") -> 
         codec.width,
         codec.height,
         float(video.average_rate) if video.average_rate else None,
+        timed and _is_misdated(container.format.name, codec, times),
     )
+
+
+def _is_misdated(container: str, codec: "av.video.codeccontext.VideoCodecContext", times: "array[int]") -> bool:
+    """Whether frames may come with each other's times.
+
+    AVI and ASF store times of decoding alone; of codecs that reorder frames FFmpeg guesses when they are shown, and
+    where it takes the order of decoding for that, no time falls. Such guesses stay when the file is copied to another.
+    After a seek in a program stream it gives pictures of MPEG-1 the times of their neighbours.
+    container, codec: FFmpeg's. times: of the frames, as they lie in the file.
+    """
+    name, ticks = codec.codec.canonical_name, np.frombuffer(times, np.int64)
+    doubled = name not in _HIDE_FRAMES and len(np.unique(ticks)) < len(ticks)
+    reorders = codec.has_b_frames and (name not in _TOLD_BY_PICTURES or container == "asf")
+    return doubled or (container, name) == ("mpeg", "mpeg1video") or (reorders and bool((np.diff(ticks) >= 0).all()))
 
 
 def _sorted(times: "array[int]") -> "array[int]":
@@ -271,7 +300,7 @@ def _decode(
 ) -> Frames:
     distinct = sorted(set(wanted))
     pictures = _Pictures(take)
-    if index.times is None or not _Seeking(container, index).read(distinct, pictures):
+    if index.counted or not _Seeking(container, index).read(distinct, pictures):
         pictures = _Pictures(take)
         _Linear(path, index).read(distinct, pictures)
     return pictures.stack(path, wanted)
@@ -308,7 +337,10 @@ class _Seeking:
             needed, last = self._needed, max(numbers)
             needed.times, needed.last, needed.ends = set(numbers), last, not goes_on or last < self._times[wanted[-1]]
             if self._place is None or not key <= self._place < min(numbers):
-                self._container.seek(key, stream=self._stream)
+                try:
+                    self._container.seek(key, stream=self._stream)
+                except av.error.FFmpegError:  # raw MPEG-4, for one, has times and no seeking
+                    return False
                 self._frames = _decode_only(self._container, self._stream, key, needed)
             for frame in self._frames:
                 if frame.pts in numbers:
@@ -366,7 +398,7 @@ class FrameReader:
 
     def _read(self, distinct: Sequence[int], wanted: Sequence[int]) -> Frames:
         pictures = _Pictures(self._take)
-        if self._index.times is not None:
+        if not self._index.counted:
             self._seeking = self._seeking or _Seeking(_open(self._path), self._index)
             if self._seeking.read(distinct, pictures, goes_on=True):
                 return pictures.stack(self._path, wanted)
@@ -386,8 +418,8 @@ class _Linear:
 
     def __init__(self, path: str | Path, index: VideoIndex) -> None:
         self.last = -1
-        self._path, self._count, self._timed = path, index.count, index.times is not None
-        self._order: Sequence[int] = range(index.count) if index.times is None else index.times
+        self._path, self._count, self._timed = path, index.count, not index.counted
+        self._order: Sequence[int] = range(index.count) if index.times is None or index.counted else index.times
         container = _open(path)
         stream = container.streams.video[0]
         stream.thread_type = "NONE"

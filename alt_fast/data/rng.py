@@ -26,7 +26,7 @@ class Stream(IntEnum):
 
 
 def generator(seed: int, stream: Stream, epoch: int = 0, sample: int = 0) -> np.random.Generator:
-    """Numbers for one purpose. seed, epoch and sample are non-negative."""
+    """Numbers for one purpose. seed is in [0, 2**128), epoch and sample are in [0, 2**64)."""
     return np.random.Generator(np.random.Philox(key=seed, counter=[0, int(stream), epoch, sample]))
 
 

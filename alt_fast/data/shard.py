@@ -6,6 +6,7 @@ alt-fast train --data.train shards/train.csv --data.test shards/val.csv --data.c
 
 import io
 import json
+import posixpath
 import re
 import tarfile
 from collections.abc import Iterator, Sequence
@@ -123,12 +124,17 @@ def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
 
 
 def write_index(archive: Path, names: set[str] | None = None) -> None:
-    """Write ARCHIVE.json, {"NAME": [offset, size]}, of the members called `names`, or of all. Raises StorageError."""
+    """Write ARCHIVE.json, {"NAME": [offset, size]}, of the members called `names`, or of all. Raises StorageError.
+
+    Names are as paths have them: `tar -C DIR .` calls a.mp4 "./a.mp4". Of two members of one name the last one counts,
+    as where they are extracted.
+    """
     try:
         with tarfile.open(archive, "r:") as tar:
-            places = {m.name: (m.offset_data, m.size) for m in tar if m.isfile() and (names is None or m.name in names)}
+            members = [m for m in tar if m.isfile() and (names is None or m.name in names)]
     except (OSError, tarfile.TarError) as e:
         raise StorageError(f"{archive} is no tar archive: {e}") from e
+    places = {posixpath.normpath(m.name).lstrip("/"): (m.offset_data, m.size) for m in members}
     write_text(archive.with_name(archive.name + ".json"), json.dumps(places))
 
 

@@ -30,9 +30,8 @@ class Location:
 
     def url(self) -> str:
         """For FFmpeg."""
-        if self.member is None:
-            return f"file:{self.path}"  # else "12:30.mp4" would be of the protocol "12"
-        return f"subfile,,start,{self.offset},end,{self.offset + self.size},,:{self.path}"
+        file = f"file:{self.path}"  # else "12:30.mp4" would be of the protocol "12"
+        return file if self.member is None else f"subfile,,start,{self.offset},end,{self.offset + self.size},,:{file}"
 
     def read(self) -> NDArray[np.uint8]:
         """All bytes."""

@@ -72,9 +72,9 @@ def content_lines(text: str) -> Iterator[tuple[int, str]]:
     return ((number, line) for number, line in lines if not _is_idle(line))
 
 
-def header(text: str) -> list[str]:
-    """Return the names in the first line, in lower case, if it is a header; else its cells."""
-    return _header(text)[1]
+def header(path: Path, text: str) -> list[str]:
+    """Return the names in the first line, in lower case, if it is a header; else its cells. Raises AnnotationError."""
+    return _header(path, text)[1]
 
 
 def read_table(path: Path, text: str, columns: Sequence[str]) -> list[tuple[str, dict[str, str]]]:
@@ -82,7 +82,7 @@ def read_table(path: Path, text: str, columns: Sequence[str]) -> list[tuple[str,
 
     columns: those that must be there, and hold something in every row. Raises AnnotationError.
     """
-    delimiter, names, spaced = _header(text)
+    delimiter, names, spaced = _header(path, text)
     missing = sorted(set(columns) - set(names))
     if missing:
         raise AnnotationError(f"{path}: column {missing[0]!r} is missing (found {', '.join(names) or 'nothing'})")
@@ -104,22 +104,22 @@ def read_pairs(path: Path, text: str) -> list[Pair]:
     or blanks. Among blanks the last word is the label. Raises AnnotationError for lines of another form.
     """
     lines = list(content_lines(text))
-    beginning = [line for _, line in lines[:_LOOKED_AT]]
+    beginning = [(f"{path}, line {number}", line) for number, line in lines[:_LOOKED_AT]]
     delimiter = _delimiter(path, beginning)
     if lines and delimiter != _BLANKS:
-        cells = [_cells(line, delimiter) for line in beginning]
+        cells = [_cells(where, line, delimiter) for where, line in beginning]
         first, *others = (row[0] for row in cells)
         if not any(is_video(row[0]) for row in cells) and any(is_video(row[1]) for row in cells if len(row) > 1):
             raise AnnotationError(f"{path}: the path comes first, or a header names the columns: path,label")
         if not is_video(first) and any(map(is_video, others)):  # a header, of names that read_table was not asked for
-            raise AnnotationError(f"{path}: column 'path' is missing (found {', '.join(header(text))})")
+            raise AnnotationError(f"{path}: column 'path' is missing (found {', '.join(header(path, text))})")
     if lines and lines[0][1].casefold().split() == ["path", "label"]:
         lines = lines[1:]
     return [_pair(f"{path}, line {number}", line, delimiter) for number, line in lines]
 
 
 def _pair(where: str, line: str, delimiter: str) -> Pair:
-    cells = _cells(line, delimiter)
+    cells = _cells(where, line, delimiter)
     if len(cells) < 2 or not all(cells[:2]):
         raise AnnotationError(f"{where}: expected `path label`, got {line!r}")
     if len(cells) > 2:
@@ -137,9 +137,9 @@ def _refuse(where: str, cells: Sequence[str], delimiter: str) -> NoReturn:
     )
 
 
-def _delimiter(path: Path, lines: Sequence[str]) -> str:
+def _delimiter(path: Path, lines: Sequence[tuple[str, str]]) -> str:
     """Return what parts path from label in most lines; where no path ends as a video's, by the suffix of the list."""
-    split = {delimiter: [_cells(line, delimiter) for line in lines] for delimiter in (*_DELIMITERS, _BLANKS)}
+    split = {delimiter: [_cells(*line, delimiter) for line in lines] for delimiter in (*_DELIMITERS, _BLANKS)}
     parted = {delimiter: [cells for cells in rows if len(cells) > 1] for delimiter, rows in split.items()}
     fitting = {delimiter: sum(is_video(cells[0]) for cells in rows) for delimiter, rows in parted.items()}
     if any(fitting.values()):
@@ -148,21 +148,30 @@ def _delimiter(path: Path, lines: Sequence[str]) -> str:
     return most if path.suffix in (".csv", ".tsv") and parted[most] else _BLANKS
 
 
-def _cells(line: str, delimiter: str) -> list[str]:
+def _cells(where: str, line: str, delimiter: str) -> list[str]:
     """Split one line, which is not blank. Among blanks: the path, which may hold some, and the words behind it."""
     if delimiter != _BLANKS:
-        return [cell.strip() for cell in next(csv.reader([line], delimiter=delimiter, skipinitialspace=True))]
+        return _split(where, line, delimiter)
     path, *label = line.rsplit(maxsplit=1)
     more = None if is_video(path) else _BEHIND_VIDEO.fullmatch(line) or _NUMBERS.fullmatch(line)
     return [path, *label] if more is None else [more[1], *more[2].split()]
 
 
-def _header(text: str) -> tuple[str, list[str], bool]:
+def _split(where: str, line: str, delimiter: str) -> list[str]:
+    """Return the cells of a line between delimiters. Raises AnnotationError."""
+    try:
+        cells = next(csv.reader([line], delimiter=delimiter, skipinitialspace=True), [])
+    except csv.Error as e:  # a cell longer than the 131,072 characters that the module takes
+        raise AnnotationError(f"{where}: {e}") from e
+    return [cell.strip() for cell in cells]
+
+
+def _header(path: Path, text: str) -> tuple[str, list[str], bool]:
     """Return the delimiter, the names, and whether blanks stand around them, of the first line."""
-    _, line = next(iter(content_lines(text)), (0, ""))
+    number, line = next(iter(content_lines(text)), (0, ""))
     delimiter = max(_DELIMITERS, key=line.count)
-    cells = next(csv.reader([line], delimiter=delimiter, skipinitialspace=True), [])
-    return delimiter, [cell.strip().casefold() for cell in cells], f"{delimiter} " in line
+    cells = _split(f"{path}, line {number}", line, delimiter)
+    return delimiter, [cell.casefold() for cell in cells], f"{delimiter} " in line
 
 
 def _records(path: Path, text: str, delimiter: str, spaced: bool) -> Iterator[tuple[str, list[str]]]:

@@ -22,6 +22,7 @@ import torch
 
 from alt_fast.errors import AltFastError, ArgumentError
 
+_LONGEST_WAIT = 3600.0  # seconds: of the system's calls none takes more than weeks
 _LOOK_AROUND = 5.0  # seconds between an idle process's looks whether its parent lives
 _AHEAD = 2  # calls that a process holds, so that it never waits for the next
 
@@ -33,12 +34,12 @@ class LostError(AltFastError, RuntimeError):
 class Workers:
     """`count` processes that call `function` with one argument; 0 calls it in this process, with no protection.
 
-    timeout: seconds that a call may take. A call whose process died is tried a second time: the process may have been
-    killed for another reason. To be used as a context manager; leaving it ends the processes.
+    timeout: seconds that a call may take; math.inf for any. A call whose process died is tried a second time: the
+    process may have been killed for another reason. To be used as a context manager; leaving it ends the processes.
     """
 
     def __init__(self, function: Callable[[Any], Any], count: int, timeout: float) -> None:
-        if count < 0 or timeout <= 0:
+        if count < 0 or not timeout > 0:
             raise ArgumentError(f"workers must be >= 0 and timeout > 0, got {count} and {timeout}")
         self._function, self._count, self._timeout = function, count, timeout
         self._queue: deque[_Call] = deque()
@@ -94,7 +95,8 @@ class Workers:
                 if self._queue and len(worker.calls) == held:
                     worker.take(self._queue.popleft())
         started = [worker.since for worker in workers if worker.calls]
-        patience = max(0.0, min(started) + self._timeout - time.monotonic()) if started else None
+        left = min(started) + self._timeout - time.monotonic() if started else _LONGEST_WAIT
+        patience = min(max(0.0, left), _LONGEST_WAIT)
         ready = wait([self._woken, *(worker.pipe for worker in workers)], patience)
         if self._woken in ready:
             self._woken.recv_bytes()

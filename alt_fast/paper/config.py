@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from alt_fast.errors import ArgumentError, check_at_least
+from alt_fast.errors import ArgumentError, check_at_least, check_seed
 
 
 @dataclass(frozen=True)
@@ -17,6 +17,7 @@ class ProbeConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_at_least(self, epochs=1, batch_size=1, seed=0, lr=0)
+        check_at_least(self, epochs=1, batch_size=1, lr=0)
+        check_seed("seed", self.seed)
         if not 0 <= self.warmup_epochs <= self.epochs:
             raise ArgumentError(f"warmup_epochs must be in [0, epochs], got {self.warmup_epochs}")

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from alt_fast.data.config import AugmentConfig, LoaderName, Loading, MotionShapesConfig
-from alt_fast.errors import ArgumentError, check_at_least
+from alt_fast.errors import ArgumentError, check_at_least, check_seed
 from alt_fast.model.config import ModelConfig
 from alt_fast.settings import make_settings_parser
 
@@ -53,7 +53,8 @@ class DataConfig:
     max_bad_share: float = 0.01
 
     def __post_init__(self) -> None:
-        check_at_least(self, workers=0, max_bad_share=0, split_seed=0)
+        check_at_least(self, workers=0, max_bad_share=0)
+        check_seed("split_seed", self.split_seed)
         if self.test_size is not None and not 0 < self.test_size < 1:
             raise ArgumentError(f"test_size must be in (0, 1), got {self.test_size}")
         if self.test_size is not None and self.test is not None:
@@ -228,7 +229,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.start_from is not None and (self.pretrain is not None or self.model.pretrained is not None):
             raise ArgumentError("start_from has all weights: set pretrain and model.pretrained to null")
-        check_at_least(self, checkpoint_every=1, keep=1, eval_every=0, seed=0)
+        check_at_least(self, checkpoint_every=1, keep=1, eval_every=0)
+        check_seed("seed", self.seed)
         if self.model.tuning == "frozen" and not (self.start_from or self.pretrain or self.model.pretrained):
             raise ArgumentError(
                 "model.tuning frozen would keep random weights: set model.pretrained, pretrain or start_from, or train "

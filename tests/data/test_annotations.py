@@ -28,7 +28,7 @@ def write(path: Path, text: str) -> Path:
     return path
 
 
-def labelled(path: Path | str, classes: list[str] | None, **options: str) -> list[tuple[str, str]]:
+def labelled(path: Path | str, classes: list[str] | Path | None, **options: str) -> list[tuple[str, str]]:
     """(path relative to the list's folder, class name)"""
     videos, names = read_list(path, classes, **options)  # type: ignore[arg-type]
     return [(video.path.relative_to(Path(path).parent).as_posix(), names[video.label]) for video in videos]
@@ -184,6 +184,21 @@ def test_numbers_begin_where_the_class_file_does(tmp_path: Path) -> None:
         assert names == ["x", "y", "z"]
 
 
+def test_numbers_beside_names_begin_where_the_class_file_does(tmp_path: Path) -> None:
+    """One label that is a name says nothing of the others."""
+    classes = write(tmp_path / "classInd.txt", "1 x\n2 y\n3 z\n")
+    mixed = write(tmp_path / "mixed.txt", "a.avi 1\nb.avi 2\nc.avi z\n")
+    assert labelled(mixed, classes) == [("a.avi", "x"), ("b.avi", "y"), ("c.avi", "z")]
+    from_zero = write(tmp_path / "classes.csv", "id,name\n0,x\n1,y\n2,z\n")
+    assert labelled(mixed, from_zero) == [("a.avi", "y"), ("b.avi", "z"), ("c.avi", "z")]
+    named = write(tmp_path / "named.csv", "id,name\n1,3\n2,x\n3,y\n")  # one class is called 3
+    assert labelled(write(tmp_path / "list.txt", "a.avi 3\nb.avi 2\nc.avi y\n"), named) == [
+        ("a.avi", "3"),
+        ("b.avi", "x"),
+        ("c.avi", "y"),
+    ]
+
+
 def test_among_names_numbers_begin_at_zero_if_one_of_them_does(tmp_path: Path) -> None:
     """Else nothing says where they begin, and every label could be another."""
     zero = write(tmp_path / "zero.txt", "a.avi 0\nb.avi 2\n")
@@ -296,7 +311,16 @@ def test_case_and_punctuation_tell_no_classes_apart() -> None:
         ("a.json", "3", "unexpected JSON"),
         ("a.json", '[{"label": "x"}]', "entry 1: expected an object with id"),
         ("a.json", '{"x": {"annotations": {}}}', "entry 'x'"),
+        ("a.json", '{"x": {"annotations": {"label": "a", "segment": [1, "inf"]}}}', "entry 'x': start and end must be"),
+        ("a.json", '{"x": {"annotations": {"label": null, "segment": [1, 2]}}}', "entry 'x': label must be a text"),
+        ("a.json", '[{"id": "7", "template": null}]', "entry 1: template must be a text, got None"),
+        ("a.json", '[{"id": "7", "label": ""}]', "entry 1: label must be a text, got ''"),
         ("b.csv", "label,youtube_id,time_start,time_end\nx,y,a,b\n", "start and end must be seconds"),
+        ("b.csv", "label,youtube_id,time_start,time_end\nx,y,1,inf\n", "start and end must be seconds"),
+        ("a.txt", f"{131_073 * 'a'}.mp4 0\n", "line 1: field larger than field limit"),
+        ("a.txt", f"a.mp4 0\n\n{131_073 * 'b'}.mp4 0\n", "line 3: field larger than field limit"),
+        ("a.csv", f"a.mp4,0\n{131_073 * 'b'}.mp4,0\n", "line 2: field larger than field limit"),
+        ("a.csv", f"path,label\n{131_073 * 'b'}.mp4,0\n", "line 2: field larger than field limit"),
     ],
 )
 def test_bad_lists(tmp_path: Path, name: str, text: str, message: str) -> None:

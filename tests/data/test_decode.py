@@ -40,6 +40,10 @@ CODECS = [
     ("av1.mkv", "libsvtav1", {}),
     ("stream.ts", "libx264", {"gop": 5}),
     ("raw.h264", "libx264", {}),
+    ("b_frames_h264.avi", "libx264", {"gop": 6, "b_frames": 2}),
+    ("b_frames_h264.asf", "libx264", {"gop": 6, "b_frames": 2}),
+    ("b_frames_mpeg2.avi", "mpeg2video", {"gop": 6, "b_frames": 2}),
+    ("b_frames_mpeg2.wmv", "mpeg2video", {"gop": 6, "b_frames": 2}),
     ("odd.webm", "libvpx-vp9", {"width": 37, "height": 53}),
 ]
 
@@ -114,6 +118,102 @@ def test_frames_read_in_turn_are_those_read_together(
     assert all(np.array_equal(frame, expected[wanted.index(number)]) for number, frame in found.items())
     for again in ([wanted[0]], wanted[:2], [wanted[-1]] * 2):
         assert np.array_equal(reader(again), expected[[wanted.index(number) for number in again]])
+
+
+@pytest.mark.parametrize("name", ["joined.ts", "joined.mpg", "joined.webm"])
+def test_files_joined_by_cat(write_video: VideoWriter, name: str) -> None:
+    """Two parts whose time stamps are the same."""
+    codec = {".ts": "libx264", ".mpg": "mpeg2video", ".webm": "libvpx"}[Path(name).suffix]
+    part = write_video(f"part-{name}", codec, 15, gop=5, b_frames=0 if codec == "libvpx" else 2)
+    path = part.with_name(name)
+    path.write_bytes(2 * part.read_bytes())
+    index = index_video(path)
+    assert (index.count, index.times) == (30, None)
+    assert float(index.duration) == pytest.approx(3)
+    reader = FrameReader(path, index)
+    assert frame_numbers(decode_clip(path, [(i + 0.5) / 30 for i in range(30)])) == 2 * list(range(15))
+    assert frame_numbers(np.concatenate([reader([2, 14]), reader([15, 16]), reader([29])])) == [2, 14, 0, 1, 14]
+
+
+@pytest.mark.parametrize("name", ["copy.mp4", "copy.mkv"])
+def test_copies_of_b_frames_whose_times_were_guessed(write_video: VideoWriter, name: str) -> None:
+    """What AVI does not say is in no copy of it either; when frames are shown is still known."""
+    source = write_video("source.avi", gop=10, b_frames=2)
+    path = write_late(source, name, 0)
+    index = index_video(path)
+    assert index.misdated
+    assert index.times is not None
+    assert frame_numbers(decode_clip(path, [(i + 0.5) / 30 for i in range(30)])) == list(range(30))
+    assert [float(index.time_of(number)) for number in (1, 29)] == [pytest.approx(0.1), pytest.approx(2.9)]
+    with pytest.raises(VideoError, match="truncated"):
+        decode_clip(cut(source, 0.6), [0.5])
+
+
+def test_what_is_seeked_in_is_not_counted(write_video: VideoWriter) -> None:
+    """B-frames whose times are told, or none, whatever the codec says of them."""
+    for name, codec, b_frames in [
+        ("a.mp4", "libx264", 2),
+        ("a.mkv", "libx264", 0),
+        ("a.ts", "libx264", 2),
+        ("a.avi", "mpeg4", 2),
+        ("b.avi", "libx264", 0),
+        ("b.mkv", "mpeg2video", 0),
+        ("c.avi", "mpeg2video", 2),
+    ]:
+        assert not index_video(write_video(name, codec, gop=6, b_frames=b_frames)).counted, name
+
+
+def test_program_streams_of_mpeg1(tmp_path: Path) -> None:
+    """FFmpeg gives pictures the times of others after a seek."""
+    path = tmp_path / "a.mpg"
+    noise = np.random.default_rng(1).integers(0, 16, (40, 64, 96, 3)) + 3 * np.arange(40)[:, None, None, None]
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg1video", rate=25)
+        assert isinstance(stream, VideoStream)
+        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
+        for image in noise.astype(np.uint8):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode(None))
+    index = index_video(path)
+    every = decode_frames(path, replace(index, times=None), range(40))
+    assert all(np.array_equal(decode_frames(path, index, [i])[0], every[i]) for i in range(40))
+
+
+@pytest.mark.parametrize(("name", "codec"), [("doubled.mp4", "libx264"), ("doubled.webm", "libvpx")])
+def test_two_packets_of_one_time(write_video: VideoWriter, name: str, codec: str) -> None:
+    """Two frames; but in VP8 it may be one that is hidden, and the first frame of that time is taken."""
+    source = write_video(f"source-{name}", codec, gop=5, b_frames=0)
+    path = source.with_name(name)
+    with av.open(str(source)) as old, av.open(str(path), "w") as new:
+        stream = new.add_stream_from_template(old.streams.video[0])
+        for number, packet in enumerate(old.demux(video=0)):
+            if packet.dts is not None and packet.pts is not None:
+                packet.pts, packet.stream = packet.pts + packet.duration * (number == 6), stream
+                new.mux(packet)
+    index = index_video(path)
+    assert index.times is not None
+    assert index.times[6] == index.times[7]
+    assert index.counted == (codec == "libx264")
+    found = frame_numbers(decode_clip(path, [(i + 0.5) / 30 for i in range(30)]))
+    assert found == [6 if i == 7 and codec == "libvpx" else i for i in range(30)]
+
+
+def test_raw_streams_with_times_that_nobody_seeks_in(tmp_path: Path) -> None:
+    path = tmp_path / "raw.m4v"
+    with av.open(str(path), "w", format="m4v") as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        assert isinstance(stream, VideoStream)
+        stream.width, stream.height, stream.pix_fmt, stream.bit_rate = 64, 48, "yuv420p", 1_000_000
+        stream.codec_context.max_b_frames = 2
+        for i in range(30):
+            image = np.full((48, 64, 3), 20 + 6 * i, np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode(None))
+    index = index_video(path)
+    assert not index.counted
+    assert frame_numbers(decode_clip(path, [0.1, 0.5, 0.99])) == [3, 15, 29]
+    reader = FrameReader(path, index)
+    assert frame_numbers(np.concatenate([reader([3, 4]), reader([20]), reader([1])])) == [3, 4, 20, 1]
 
 
 @pytest.mark.parametrize(("name", "codec"), [("one.mp4", "libx264"), ("raw.h264", "libx264")])

@@ -1,6 +1,7 @@
 """Archives give the same clips as the files packed into them."""
 
 import json
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -164,6 +165,48 @@ def test_indexing_other_people_s_archives(shapes: Path, tmp_path: Path) -> None:
     assert (decode_clip(member, [0.5]) == decode_clip(shapes / "train/00001.webm", [0.5])).all()
     with pytest.raises(VideoError, match="the archive has no member x.webm"):
         decode_clip(f"{archive}/x.webm", [0.5])
+
+
+def test_members_have_the_names_that_paths_have(shapes: Path, tmp_path: Path) -> None:
+    """`tar -cf x.tar -C dir .` calls them ./a.webm; what was appended under a name that is there takes its place."""
+    archive = tmp_path / "theirs.tar"
+    with tarfile.open(archive, "w") as tar:
+        tar.add(shapes / "train/00000.webm", arcname="./a.webm")
+        tar.add(shapes / "train/00001.webm", arcname="./b//c.webm")
+        tar.add(shapes / "train/00002.webm", arcname="a.webm")
+    assert main(["shard", str(archive), "--index"]) == 0
+    assert list(json.loads((tmp_path / "theirs.tar.json").read_text())) == ["a.webm", "b/c.webm"]
+    for member, number in (("a.webm", 2), ("b/c.webm", 1)):
+        found = decode_clip(f"{archive}/./{member}", [0.5])
+        assert (found == decode_clip(shapes / f"train/0000{number}.webm", [0.5])).all()
+
+
+def test_archives_whose_names_look_like_addresses(
+    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    videos = [Video(shapes / "train/00000.webm", 0)]
+    assert pack(videos, ["a"], "12:30", Path(), 2**30) == {}
+    for member in ("12:30-00000.tar/00000000.webm", tmp_path / "12:30-00000.tar/00000000.webm"):
+        assert (decode_clip(member, [0.5]) == decode_clip(videos[0].path, [0.5])).all()
+
+
+def test_the_new_list_is_named_after_the_old_one(
+    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also where that is the folder where one is; a pattern gives no name that can be read back."""
+    folder, out = tmp_path / "clips", str(tmp_path / "out")
+    (folder / "waving").mkdir(parents=True)
+    shutil.copy(shapes / "train/00000.webm", folder / "waving/a.webm")
+    (folder / "waving_test_split1.txt").write_text("a.webm 1\n")
+    monkeypatch.chdir(folder)
+    assert main(["shard", ".", "--out", out]) == 0
+    assert {path.name for path in Path(out).iterdir()} >= {"clips.csv", "clips-00000.tar"}
+    for arguments in (["*_test_split1.txt"], [".", "--name", ""], [".", "--name", "a/b"]):
+        assert main(["shard", *arguments, "--out", out]) == 2
+        assert "--name must be given, and hold neither * nor /" in capsys.readouterr().err
+    assert main(["shard", "*_test_split1.txt", "--name", "hmdb", "--out", out]) == 0
+    assert len(read_list(Path(out) / "hmdb.csv")[0]) == 1
 
 
 def test_bad_archives(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,5 +1,6 @@
 """Calls that crash or hang are lost alone."""
 
+import math
 import multiprocessing
 import os
 import signal
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from alt_fast.data.workers import LostError, Workers
+from alt_fast.errors import ArgumentError
 
 
 def work(task: tuple[str, object]) -> object:
@@ -41,6 +43,18 @@ def test_results_and_exceptions_come_back(count: int) -> None:
         with pytest.raises(ValueError, match="no") as caught:
             failing.result()
         assert "in work" in caught.value.__notes__[0]
+
+
+@pytest.mark.parametrize("timeout", [math.inf, 1e9])
+def test_calls_may_take_for_ever(timeout: float) -> None:
+    with Workers(work, 1, timeout) as workers:
+        assert workers.submit(("return", 1)).result(30) == 1
+
+
+@pytest.mark.parametrize("timeout", [0, -1, math.nan])
+def test_times_that_no_call_can_take(timeout: float) -> None:
+    with pytest.raises(ArgumentError, match="timeout > 0"):
+        Workers(work, 1, timeout)
 
 
 @pytest.mark.parametrize(
