@@ -80,6 +80,17 @@ def test_events_tell_what_was_judged_and_how_it_goes() -> None:
             assert (told["time"], told["regions"], len(looks)) == (2.0, DRAWN["regions"], 1)
 
 
+def test_a_status_said_at_once_replaces_no_judgement() -> None:
+    """However late the thread that sends them wakes."""
+    with served() as page, get(page, "/events") as answer:
+        next_event(answer)
+        for number in range(5):
+            page.show(float(number), LABELS, lambda: (DRAWN, Image.new("RGB", (60, 40))))
+            page.tell(f"latency {number} ms")
+            assert next_event(answer)["time"] == number
+            assert next_event(answer) == {"status": f"latency {number} ms"}
+
+
 def test_a_page_on_this_machine_answers_to_no_other_name() -> None:
     """Else a web page could read it, once its own name leads to this machine."""
     with served() as page:
