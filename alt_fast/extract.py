@@ -24,7 +24,8 @@ def make_parser() -> argparse.ArgumentParser:
     """Return the command line."""
     parser = cli.make_parser(
         "extract",
-        "Write the video vectors of a list of videos. The same command goes on after an interruption.",
+        "Write the video vectors of a list of videos. The same command goes on after an interruption, and tries "
+        "again what could not be read.",
     )
     cli.add_testing(parser)
     cli.add_list(parser, True, "list of videos", "the classes trained on")

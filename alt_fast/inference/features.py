@@ -49,23 +49,32 @@ def write_features(
 ) -> list[Failure]:
     """Write `folder`/00000.safetensors and so on, each with "video" [n, d] and "label" [n] of `per_file` videos.
 
-    Beside each lies a list of its videos with the cause of what could not be read. Files that are there are kept; the
-    processes share the others. Returns all failures.
+    Beside each lies a list of its videos with the cause of what could not be read. Files that are there are kept, but
+    for those with an unreadable video, which may be readable by now; the processes share the others. Returns all
+    failures.
     """
     count = math.ceil(len(videos) / per_file)
-    missing = [number for number in range(count) if not (folder / f"{number:05}.safetensors").exists()]
+    missing = [number for number in range(count) if not _is_whole(folder / f"{number:05}.safetensors")]
     world.gather(None)  # all have looked before any writes
     for number in Progress(missing[world.rank :: world.size], "features", "file", shown=world.main):
         part = videos[number * per_file : (number + 1) * per_file]
         vectors, failed = features(model, spec, part, testing, f"file {number:05}" if world.main else None)
         causes = dict(failed)
         rows = [{"path": str(video.path), "unreadable": causes.get(str(video.path))} for video in part]
-        write_json(folder / f"{number:05}.json", {"videos": rows})
         tensors = {"video": vectors, "label": torch.tensor([video.label for video in part])}
         write_atomically(folder / f"{number:05}.safetensors", partial(save_file, tensors))
+        write_json(folder / f"{number:05}.json", {"videos": rows})  # last: it tells that the vectors are its own
     world.gather(None)  # all have written
     lists = [read_json(folder / f"{number:05}.json", "videos")["videos"] for number in range(count)]
     return [Failure(row["path"], row["unreadable"]) for rows in lists for row in rows if row["unreadable"]]
+
+
+def _is_whole(file: Path) -> bool:
+    """Whether a file of vectors is there with its list, in which all could be read."""
+    listed = file.with_suffix(".json")
+    if not (file.exists() and listed.exists()):
+        return False
+    return not any(row["unreadable"] for row in read_json(listed, "videos")["videos"])
 
 
 @contextmanager
