@@ -171,6 +171,14 @@ def test_captions_end_where_the_picture_does() -> None:
     assert (long[40:, 60:110].min(), short[40:, 60:].min()) == (long.min(), 255)
 
 
+def test_texts_with_line_breaks_are_written_in_one_line() -> None:
+    plain = Image.new("RGB", (300, 100), "blue")
+    for broken in ("a\nb", "a\r\n  b\n", "\ta\u2028b"):
+        assert np.array_equal(np.asarray(caption(plain, [broken])), np.asarray(caption(plain, ["a b"])))
+        named, plainly = (np.asarray(write_names(plain, np.array([[text]]))) for text in (broken, "a b"))
+        assert np.array_equal(named, plainly)
+
+
 def test_names_stand_among_their_own_and_things_before_the_ground() -> None:
     plain = Image.new("RGB", (400, 400), "blue")
     names = np.full((4, 4), "ground")
