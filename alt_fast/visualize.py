@@ -75,7 +75,7 @@ def run(arguments: argparse.Namespace) -> int:
     image = read_image(Path(arguments.image))
     loaded = load_image_model(arguments.model, arguments.weights, arguments.image_size)
     model = apply_patch(loaded.model.to(pick_device(arguments.device)), r=arguments.r, trace_source=True)
-    picture = regions(image, model, loaded.mean, loaded.std)
+    picture = regions(image, model, loaded.mean, loaded.std, arguments.image_size)
     try:
         write_atomically(arguments.out, picture.save)
     except ValueError as e:  # more pixels than the format holds

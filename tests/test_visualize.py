@@ -92,6 +92,14 @@ def test_a_model_that_takes_any_size_is_told_one(image: Image.Image) -> None:
     assert regions(image, model, [0.5] * 3, [0.5] * 3, size=(32, 96)).size == (480, 160)
 
 
+def test_timm_s_models_of_any_size_have_that_of_their_configuration(image: Image.Image) -> None:
+    options: dict[str, Any] = {"embed_dim": 24, "depth": 1, "num_heads": 2, "num_classes": 0}
+    model = timm.create_model("naflexvit_base_patch16_gap", **options)
+    patched = alt_fast.apply_patch(model.eval(), r=2, trace_source=True)
+    assert regions(image, patched).size == (768, 768)  # twice 384
+    assert regions(image, patched, size=64).size == (448, 448)
+
+
 def test_models_that_know_their_input(image: Image.Image) -> None:
     clip = open_clip.CLIP(
         32,
@@ -142,6 +150,9 @@ def test_the_command(image: Image.Image, tmp_path: Path, capsys: pytest.CaptureF
     tower = ["--model", "open_clip:tiny", "--weights", str(tmp_path / "clip.pt")]
     assert main([str(photo), *tower, "--out", str(out)]) == 0
     assert Image.open(out).size == (480, 480)
+    any_size = [str(photo), "--model", "timm:naflexvit_base_patch16_gap", "--weights", "random", "--out", str(out)]
+    assert main([*any_size, "--image-size", "64"]) == 0
+    assert Image.open(out).size == (448, 448)
     (tmp_path / "text.png").write_text("no picture")
     for arguments, message in [
         ([str(tmp_path / "text.png"), *command[1:]], "text.png"),
