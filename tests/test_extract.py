@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from alt_fast.extract import main
 from alt_fast.inference.predict import load_video
 from alt_fast.inference.trained import load
+from tests.conftest import VideoWriter
 
 
 @pytest.fixture
@@ -61,6 +62,21 @@ def test_an_interrupted_run_goes_on(
     assert "unreadable, zeros" in capsys.readouterr().err
     assert len(calls) == 2 + 2
     assert (tmp_path / "features" / "00000.safetensors").stat().st_mtime_ns == first
+
+
+def test_videos_of_one_colour_are_named(
+    command: list[str], write_video: VideoWriter, capsys: pytest.CaptureFixture[str]
+) -> None:
+    listed = Path(command[command.index("--list") + 1])
+    grey = write_video("grey.mp4", frames=8)
+    listed.write_text(f"{listed.read_text().splitlines()[0]}\n{grey} 1\nnone.webm 2\n")
+    for _ in range(2):
+        assert main(command) == 1
+        *_, unreadable, blank = capsys.readouterr().err.splitlines()
+        assert "none.webm: no such file" in unreadable
+        assert blank == f"every frame is of one colour: {grey}"
+    rows = json.loads((Path(command[command.index("--out") + 1]) / "00000.json").read_text())["videos"]
+    assert [row["blank"] for row in rows] == [False, True, False]
 
 
 def test_what_was_unreadable_is_tried_again(

@@ -79,6 +79,12 @@ def load_video(path: str | Path, spec: ClipSpec) -> Tensor:
     return paint(pixels[None], color_map(record)[None], spec.augment)
 
 
+def check_not_blank(path: str | Path, video: Tensor, spec: ClipSpec) -> None:
+    """Raise VideoError for frames [1, T, 3, H, W], of `load_video`, that are all of one colour."""
+    if is_blank(video, spec.augment.normalize).all():
+        raise VideoError(path, f"nothing can be told: {ONE_COLOUR}")
+
+
 @dataclass(frozen=True)
 class Choice:
     """Labels to choose from, their embeddings [I, d] on the model's device, and how many to keep; None keeps all."""
@@ -98,8 +104,7 @@ class Choice:
 def predict(path: str | Path, model: ALT, spec: ClipSpec, choice: Choice, head: Head = "alt") -> Prediction:
     """Score a video against all labels. Raises VideoError, also for one that shows nothing."""
     video = load_video(path, spec).to(choice.classes.device)
-    if is_blank(video, spec.augment.normalize).all():
-        raise VideoError(path, f"nothing can be told: {ONE_COLOUR}")
+    check_not_blank(path, video, spec)
     probabilities, entity = model.probabilities(video, choice.classes, head)
     return choice.prediction(str(path), probabilities[0], entity[0], model.corpus)
 

@@ -104,6 +104,8 @@ def test_what_shows_nothing_is_not_named(
     cause = "nothing can be told: every frame is of one colour"
     with pytest.raises(VideoError, match=f"grey.mp4: {cause}"):
         model.classify(grey, LABELS)
+    with pytest.raises(VideoError, match=f"grey.mp4: {cause}"):
+        model.explain(grey, LABELS)
     testing = EvalConfig(2, clips=2, loading=Loading("torch", workers=0))
     first, second = model.classify([grey, videos[0]], LABELS, errors="return", testing=testing)
     assert first == Failure(str(grey), cause)
