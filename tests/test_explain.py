@@ -410,3 +410,7 @@ def test_the_command(trained_run: Path, video: Path, tmp_path: Path, capsys: pyt
         assert main(arguments) == (2 if "must end in" in message or "--also-r" in message else 1)
         assert message in capsys.readouterr().err
     assert not (tmp_path / "b.html").exists()
+    (tmp_path / "folder.html").mkdir()
+    for place in ("broken.mp4/a.html", "folder.html"):  # known before any work, such as reading a model
+        assert main([str(video), "--checkpoint", str(tmp_path), "--out", str(tmp_path / place)]) == 1
+        assert f"{tmp_path / place.partition('/')[0]}: " in capsys.readouterr().err
