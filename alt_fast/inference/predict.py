@@ -19,6 +19,7 @@ from alt_fast.data.dataset import EvalClips, batched
 from alt_fast.data.decode import VideoError
 from alt_fast.data.loader import Loader, open_backend
 from alt_fast.data.pyav import read_clip
+from alt_fast.errors import RunError
 from alt_fast.inference.scoring import EvalConfig
 from alt_fast.model.alt import ALT
 from alt_fast.model.config import Head
@@ -161,8 +162,15 @@ def predict_batches(
 
 
 def rank(labels: Sequence[str], probabilities: Tensor) -> list[tuple[str, float]]:
-    """Return labels with their probabilities [I], by falling probability."""
+    """Return labels with their probabilities [I], by falling probability. Raises RunError for NaN."""
+    check_finite(probabilities)
     return sorted(zip(labels, probabilities.tolist(), strict=True), key=lambda pair: -pair[1])
+
+
+def check_finite(probabilities: Tensor) -> None:
+    """Raise RunError for scores by which nothing can be told."""
+    if not probabilities.isfinite().all():
+        raise RunError("the model's scores are not finite (NaN): its weights are broken, or its numbers overflow")
 
 
 def entity_shares(corpus: Corpus | None, entity: Sequence[int]) -> list[EntityShare]:
