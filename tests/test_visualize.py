@@ -160,6 +160,7 @@ def test_the_command(image: Image.Image, tmp_path: Path, capsys: pytest.CaptureF
         ([str(photo), "--model", "timm:none", "--out", str(out)], "none"),
         ([*command[:-1], str(tmp_path / "out.doc")], "out.doc: .doc is no format that Pillow writes"),
         ([*command[:-1], str(tmp_path / "out.psd")], "out.psd: .psd is no format that Pillow writes"),
+        ([*command[:-1], str(tmp_path / "out.ico")], "out.ico: .ico holds icons, of sizes of their own"),
         ([*command, "--r", "-1"], "r must be >= 0"),
     ]:
         usage = message.startswith(("timm:NAME", "r must"))
