@@ -65,6 +65,18 @@ def test_the_numbers_are_the_model_s(trained: TrainedModel, video: Path, explana
     model.encoder.set_r(schedule)
 
 
+def test_views_stand_by_the_tokens_that_are_left(trained: TrainedModel, video: Path) -> None:
+    """Also where the model's own r is a fraction, and others are numbers."""
+    own = trained.model.encoder.schedule
+    trained.model.encoder.set_r(0.3)
+    found = trained.explain(video, ["a star growing", "a moon growing"], also_r=[4, 0, 1])
+    trained.model.encoder.set_r(own)
+    counts = [len(view.frames[0].tokens) for view in found.views]
+    assert counts == sorted(counts, reverse=True)
+    assert found.view.r == [0.3] * 4
+    assert found.own == 3
+
+
 def check_view(view: View, model: ALT, clip: torch.Tensor, templates: Sequence[str]) -> None:
     with torch.inference_mode():
         classes = model.text.classes([label for label, _ in view.labels], templates)

@@ -48,10 +48,11 @@ def explain(
     views = [
         view_at(model, video, classes, labels, schedule) for schedule in Progress(schedules, name, "r", shown=progress)
     ]
+    views.sort(key=lambda view: -len(view.frames[0].tokens))  # r may be tokens here and fractions there
     patch = model.encoder.visual.patch_size
     grid = tuple(side // step for side, step in zip(model.image_size, patch, strict=True))
     images = [to_pil_image(frame) for frame in unpaint(video[0], spec.augment.normalize).cpu()]
-    return Explanation(name, images, (grid[0], grid[1]), views, schedules.index(own))
+    return Explanation(name, images, (grid[0], grid[1]), views, [view.r for view in views].index(own))
 
 
 def view_at(model: ALT, video: Tensor, classes: Tensor, labels: Sequence[str], schedule: MergeSchedule) -> View:
