@@ -54,6 +54,7 @@ def test_the_page_needs_nothing_from_elsewhere_and_is_text() -> None:
         headers = dict(answer.getheaders())
     assert "http" not in text
     assert NAME not in text
+    assert "the model has no corpus, or CLIP alone judges" in text  # where no region is aligned
     assert json.loads(text.partition('id="data">')[2].partition("</script>")[0]) == {"source": NAME}
     assert headers["Content-Security-Policy"].startswith("default-src 'none'; connect-src 'self'; img-src data:;")
     assert (headers["Cache-Control"], headers["Referrer-Policy"]) == ("no-store", "no-referrer")
