@@ -166,15 +166,18 @@ def score(
 ) -> tuple[dict[str, Any], Any]:
     """Test on a list of videos whose labels index `names`; returns its scores, and the `TestedList`.
 
-    With `unseen_part` where the list mixes classes that were trained on with others.
+    With `unseen_part` where the list mixes classes that were trained on with others. Raises RunError for scores that
+    are not finite.
     """
     from alt_fast.inference.assess import TestedList
+    from alt_fast.inference.predict import check_finite
     from alt_fast.inference.scoring import evaluate, summarize
     from alt_fast.inference.zero_shot import unseen_labels, unseen_part
 
     classes, unseen = trained.embed(names), unseen_labels(names, trained.classes)
     shown = Path(name).name
     result = evaluate(trained.model, videos, trained.spec, classes, testing, shown, world, within=unseen)
+    check_finite(result.scores[result.readable])
     row, part = summarize(name, result, len(names), testing), unseen_part(result, names, trained.classes)
     mixed = part["shared"] and "unseen" in part
     return (row | part if mixed else row), TestedList(videos, names, classes, result)

@@ -33,6 +33,7 @@ def make_parser() -> argparse.ArgumentParser:
 def run(arguments: argparse.Namespace) -> int:
     """Write the explanation."""
     from alt_fast.data.annotations import read_labels
+    from alt_fast.files import check_place
     from alt_fast.report.explanation import check_suffix
 
     cli.check_out(arguments)
@@ -41,6 +42,7 @@ def run(arguments: argparse.Namespace) -> int:
         if also_r is not None:
             raise ArgumentError("--also-r is for pages (.html): pictures and videos show one r")
         also_r = []
+    check_place(arguments.out)
     trained = cli.load_model(arguments)
     labels = read_labels(arguments.labels) if arguments.labels else None
     trained.explain(arguments.video, labels, also_r).save(arguments.out)

@@ -24,7 +24,8 @@ def make_parser() -> argparse.ArgumentParser:
     """Return the command line."""
     parser = cli.make_parser(
         "extract",
-        "Write the video vectors of a list of videos. The same command goes on after an interruption.",
+        "Write the video vectors of a list of videos. The same command goes on after an interruption, and tries "
+        "again what could not be read.",
     )
     cli.add_testing(parser)
     cli.add_list(parser, True, "list of videos", "the classes trained on")
@@ -51,7 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
         labelled = text_of([f"{video.path} {video.label}" for video in videos])
         settings |= {"videos": labelled, "weights": hash_weights(trained.model).hexdigest()}
         with open_folder(arguments.out, settings) if world.main else nullcontext():
-            failures = write_features(
+            failures, blank = write_features(
                 trained.model, trained.spec, videos, testing, arguments.out, arguments.per_file, world
             )
     if not world.main:
@@ -59,6 +60,8 @@ def run(arguments: argparse.Namespace) -> int:
     print(f"{len(videos)} videos in {arguments.out}")
     for failure in failures:
         print(f"unreadable, zeros: {failure.path}: {failure.cause}", file=sys.stderr)
+    for path in blank:
+        print(f"every frame is of one colour: {path}", file=sys.stderr)
     return 1 if failures else 0
 
 

@@ -30,8 +30,8 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Call `write` on a temporary name beside `path`, flush to disk, then rename.
 
     Readers, and other writers of the same file, see it whole. What a link points to is written; pipes and character
-    devices are written into. Raises FileError when the disk is full or the like; what was at `path` before is there
-    still.
+    devices are written into. Raises FileError when the disk is full or the like, or a text is no UTF-8; what was at
+    `path` before is there still.
     """
     if not path.name:
         raise FileError(f"cannot write {path}: it is a folder")
@@ -45,7 +45,8 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         else:
             _replace(Path(os.path.realpath(path)), write)
     except BaseException as e:
-        if isinstance(e, OSError | SafetensorError) or "PytorchStreamWriter" in str(e):  # torch.save on a full disk
+        full = "PytorchStreamWriter" in str(e)  # torch.save on a full disk
+        if full or isinstance(e, OSError | SafetensorError | UnicodeEncodeError):
             raise FileError(f"cannot write {path}: {e}") from e
         raise  # a bug of `write`, or Ctrl-C
 

@@ -70,12 +70,15 @@ def run(arguments: argparse.Namespace) -> int:
     cli.check_out(arguments)
     check_place(arguments.out)
     suffix = Path(arguments.out).suffix
-    if Image.registered_extensions().get(suffix.lower()) not in Image.SAVE:
+    kind = Image.registered_extensions().get(suffix.lower())
+    if kind not in Image.SAVE:
         raise FileError(f"cannot write {arguments.out}: {suffix or 'no suffix'} is no format that Pillow writes")
+    if kind in ("ICO", "ICNS"):
+        raise FileError(f"cannot write {arguments.out}: {suffix} holds icons, of sizes of their own")
     image = read_image(Path(arguments.image))
     loaded = load_image_model(arguments.model, arguments.weights, arguments.image_size)
     model = apply_patch(loaded.model.to(pick_device(arguments.device)), r=arguments.r, trace_source=True)
-    picture = regions(image, model, loaded.mean, loaded.std)
+    picture = regions(image, model, loaded.mean, loaded.std, arguments.image_size)
     try:
         write_atomically(arguments.out, picture.save)
     except ValueError as e:  # more pixels than the format holds

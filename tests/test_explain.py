@@ -65,6 +65,18 @@ def test_the_numbers_are_the_model_s(trained: TrainedModel, video: Path, explana
     model.encoder.set_r(schedule)
 
 
+def test_views_stand_by_the_tokens_that_are_left(trained: TrainedModel, video: Path) -> None:
+    """Also where the model's own r is a fraction, and others are numbers."""
+    own = trained.model.encoder.schedule
+    trained.model.encoder.set_r(0.3)
+    found = trained.explain(video, ["a star growing", "a moon growing"], also_r=[4, 0, 1])
+    trained.model.encoder.set_r(own)
+    counts = [len(view.frames[0].tokens) for view in found.views]
+    assert counts == sorted(counts, reverse=True)
+    assert found.view.r == [0.3] * 4
+    assert found.own == 3
+
+
 def check_view(view: View, model: ALT, clip: torch.Tensor, templates: Sequence[str]) -> None:
     with torch.inference_mode():
         classes = model.text.classes([label for label, _ in view.labels], templates)
@@ -410,3 +422,7 @@ def test_the_command(trained_run: Path, video: Path, tmp_path: Path, capsys: pyt
         assert main(arguments) == (2 if "must end in" in message or "--also-r" in message else 1)
         assert message in capsys.readouterr().err
     assert not (tmp_path / "b.html").exists()
+    (tmp_path / "folder.html").mkdir()
+    for place in ("broken.mp4/a.html", "folder.html"):  # known before any work, such as reading a model
+        assert main([str(video), "--checkpoint", str(tmp_path), "--out", str(tmp_path / place)]) == 1
+        assert f"{tmp_path / place.partition('/')[0]}: " in capsys.readouterr().err

@@ -114,6 +114,10 @@ def test_what_cannot_be_exported(
     assert "holds no model.safetensors" in capsys.readouterr().err
     assert main(["--checkpoint", str(folder), "--out", str(folder)]) == 1
     assert "is no empty folder: choose another --out" in capsys.readouterr().err
+    left = tmp_path / "killed" / ".killed.123.partial"
+    left.mkdir(parents=True)
+    assert main(["--checkpoint", str(folder), "--out", str(left.parent)]) == 1
+    assert f"that was killed, or still runs, left {left.name} in it: remove that, or" in capsys.readouterr().err
     command = ["--checkpoint", str(folder), "--out", str(tmp_path / "new")]
     with monkeypatch.context() as patch:
         patch.setattr("shutil.which", lambda name: None)

@@ -1,6 +1,7 @@
 """Video vectors on disk: the model's, in order, and a command that goes on after an interruption."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from safetensors.torch import load_file
 from alt_fast.extract import main
 from alt_fast.inference.predict import load_video
 from alt_fast.inference.trained import load
+from tests.conftest import VideoWriter
 
 
 @pytest.fixture
@@ -60,6 +62,44 @@ def test_an_interrupted_run_goes_on(
     assert "unreadable, zeros" in capsys.readouterr().err
     assert len(calls) == 2 + 2
     assert (tmp_path / "features" / "00000.safetensors").stat().st_mtime_ns == first
+
+
+def test_videos_of_one_colour_are_named(
+    command: list[str], write_video: VideoWriter, capsys: pytest.CaptureFixture[str]
+) -> None:
+    listed = Path(command[command.index("--list") + 1])
+    grey = write_video("grey.mp4", frames=8)
+    listed.write_text(f"{listed.read_text().splitlines()[0]}\n{grey} 1\nnone.webm 2\n")
+    for _ in range(2):
+        assert main(command) == 1
+        *_, unreadable, blank = capsys.readouterr().err.splitlines()
+        assert "none.webm: no such file" in unreadable
+        assert blank == f"every frame is of one colour: {grey}"
+    rows = json.loads((Path(command[command.index("--out") + 1]) / "00000.json").read_text())["videos"]
+    assert [row["blank"] for row in rows] == [False, True, False]
+
+
+def test_what_was_unreadable_is_tried_again(
+    command: list[str], trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its file alone is written again, as are vectors without their list."""
+    data, out = trained_run.parent / "data", tmp_path / "features"
+    listed = Path(command[command.index("--list") + 1])
+    later = tmp_path / "later.webm"
+    listed.write_text(listed.read_text().replace("none.webm", str(later)))
+    assert main(command) == 1
+    assert f"unreadable, zeros: {later}" in capsys.readouterr().err
+    first = out / "00000.safetensors"
+    before = first.stat().st_mtime_ns
+    shutil.copy(data / listed.read_text().split()[0], later)
+    assert main(command) == 0
+    assert "unreadable" not in capsys.readouterr().err
+    vectors = load_file(out / "00002.safetensors")["video"]
+    torch.testing.assert_close(vectors[0], load_file(first)["video"][0], rtol=1e-4, atol=1e-4)
+    assert first.stat().st_mtime_ns == before
+    (out / "00000.json").unlink()
+    assert main(command) == 0
+    assert first.stat().st_mtime_ns > before
 
 
 def test_another_request_does_not_mix(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from alt_fast.data.annotations import read_classes, read_list
 from alt_fast.errors import FileError, RunError
-from alt_fast.files import check_place, make_folder, sole_writer, whole_folder, write_atomically, write_csv
+from alt_fast.files import check_place, make_folder, sole_writer, whole_folder, write_atomically, write_csv, write_text
 
 
 def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
@@ -70,6 +70,17 @@ def test_what_is_no_fault_of_the_disk_is_raised_as_it_is(tmp_path: Path) -> None
     with pytest.raises(ZeroDivisionError):
         write_atomically(tmp_path / "file", fail)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_texts_that_are_no_utf_8_are_refused(tmp_path: Path) -> None:
+    """As an argument of a command may be, or a file's name."""
+    for name, write in (
+        ("a.srt", lambda path: write_text(path, "surf\udcffing")),
+        ("a.csv", lambda path: write_csv(path, ["label"], [["surf\udcffing"]])),
+    ):
+        with pytest.raises(FileError, match=rf"cannot write .*{name}: .*can't encode character '.udcff' in position"):
+            write(tmp_path / name)
+    assert not any(tmp_path.iterdir())
 
 
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:

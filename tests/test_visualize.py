@@ -92,6 +92,14 @@ def test_a_model_that_takes_any_size_is_told_one(image: Image.Image) -> None:
     assert regions(image, model, [0.5] * 3, [0.5] * 3, size=(32, 96)).size == (480, 160)
 
 
+def test_timm_s_models_of_any_size_have_that_of_their_configuration(image: Image.Image) -> None:
+    options: dict[str, Any] = {"embed_dim": 24, "depth": 1, "num_heads": 2, "num_classes": 0}
+    model = timm.create_model("naflexvit_base_patch16_gap", **options)
+    patched = alt_fast.apply_patch(model.eval(), r=2, trace_source=True)
+    assert regions(image, patched).size == (768, 768)  # twice 384
+    assert regions(image, patched, size=64).size == (448, 448)
+
+
 def test_models_that_know_their_input(image: Image.Image) -> None:
     clip = open_clip.CLIP(
         32,
@@ -142,6 +150,9 @@ def test_the_command(image: Image.Image, tmp_path: Path, capsys: pytest.CaptureF
     tower = ["--model", "open_clip:tiny", "--weights", str(tmp_path / "clip.pt")]
     assert main([str(photo), *tower, "--out", str(out)]) == 0
     assert Image.open(out).size == (480, 480)
+    any_size = [str(photo), "--model", "timm:naflexvit_base_patch16_gap", "--weights", "random", "--out", str(out)]
+    assert main([*any_size, "--image-size", "64"]) == 0
+    assert Image.open(out).size == (448, 448)
     (tmp_path / "text.png").write_text("no picture")
     for arguments, message in [
         ([str(tmp_path / "text.png"), *command[1:]], "text.png"),
@@ -149,6 +160,7 @@ def test_the_command(image: Image.Image, tmp_path: Path, capsys: pytest.CaptureF
         ([str(photo), "--model", "timm:none", "--out", str(out)], "none"),
         ([*command[:-1], str(tmp_path / "out.doc")], "out.doc: .doc is no format that Pillow writes"),
         ([*command[:-1], str(tmp_path / "out.psd")], "out.psd: .psd is no format that Pillow writes"),
+        ([*command[:-1], str(tmp_path / "out.ico")], "out.ico: .ico holds icons, of sizes of their own"),
         ([*command, "--r", "-1"], "r must be >= 0"),
     ]:
         usage = message.startswith(("timm:NAME", "r must"))
@@ -169,6 +181,14 @@ def test_captions_end_where_the_picture_does() -> None:
     assert short[40:].min() < 100  # ink
     assert (long[40:, 110:] == 255).all()
     assert (long[40:, 60:110].min(), short[40:, 60:].min()) == (long.min(), 255)
+
+
+def test_texts_with_line_breaks_are_written_in_one_line() -> None:
+    plain = Image.new("RGB", (300, 100), "blue")
+    for broken in ("a\nb", "a\r\n  b\n", "\ta\u2028b"):
+        assert np.array_equal(np.asarray(caption(plain, [broken])), np.asarray(caption(plain, ["a b"])))
+        named, plainly = (np.asarray(write_names(plain, np.array([[text]]))) for text in (broken, "a b"))
+        assert np.array_equal(named, plainly)
 
 
 def test_names_stand_among_their_own_and_things_before_the_ground() -> None:

@@ -9,7 +9,7 @@ from torchvision.transforms.functional import to_pil_image
 
 from alt_fast.data.augment import unpaint
 from alt_fast.data.config import ClipSpec
-from alt_fast.inference.predict import entity_shares, load_video, rank
+from alt_fast.inference.predict import check_not_blank, entity_shares, load_video, rank
 from alt_fast.inference.relevance import relevance_maps
 from alt_fast.model.alt import ALT
 from alt_fast.model.encoder import MergeSchedule, RegionEncoder, Regions
@@ -33,13 +33,14 @@ def explain(
     reductions: Sequence[int] | None = None,
     progress: bool = True,
 ) -> Explanation:
-    """Run a video through the model and keep what it saw. Raises VideoError.
+    """Run a video through the model and keep what it saw. Raises VideoError, also for one that shows nothing.
 
     classes: embeddings [I, d] of the labels. reductions: r to look at besides the model's own; by default 0, half of
     it, and half as much again. progress: whether how far it is is shown.
     """
     model.eval()
     video = load_video(path, spec).to(model.logit_scale.device)
+    check_not_blank(path, video, spec)
     own = model.encoder.schedule
     others = _scaled(own) if reductions is None else [merge_schedule(r, len(own)) for r in reductions]
     schedules = sorted({tuple(schedule): schedule for schedule in [own, *others]}.values(), key=sum)
@@ -47,10 +48,11 @@ def explain(
     views = [
         view_at(model, video, classes, labels, schedule) for schedule in Progress(schedules, name, "r", shown=progress)
     ]
+    views.sort(key=lambda view: -len(view.frames[0].tokens))  # r may be tokens here and fractions there
     patch = model.encoder.visual.patch_size
     grid = tuple(side // step for side, step in zip(model.image_size, patch, strict=True))
     images = [to_pil_image(frame) for frame in unpaint(video[0], spec.augment.normalize).cpu()]
-    return Explanation(name, images, (grid[0], grid[1]), views, schedules.index(own))
+    return Explanation(name, images, (grid[0], grid[1]), views, [view.r for view in views].index(own))
 
 
 def view_at(model: ALT, video: Tensor, classes: Tensor, labels: Sequence[str], schedule: MergeSchedule) -> View:

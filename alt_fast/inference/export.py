@@ -93,14 +93,25 @@ def export(checkpoint: str | Path, out: Path, programs: Programs | None = None) 
     trained = load(checkpoint)
     if programs.aoti:
         check_compiler(trained.device, "--aoti")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise RunError(f"{out} is no empty folder: choose another --out")
+    _check_empty(out)
     labels = trained.classes if programs.labels is None else programs.labels
     run = checkpoint if (checkpoint / CONFIG).exists() else None
     with whole_folder(out) as folder:
         _write_model(folder, trained, run)
         _write_programs(folder, trained, programs, labels)
         write_text(folder / CARD, model_card(trained, run))
+
+
+def _check_empty(out: Path) -> None:
+    """Raise RunError for a folder that holds something, and what is no folder."""
+    held = [path.name for path in out.iterdir()] if out.is_dir() else []
+    if held and all(name.startswith(".") and name.endswith(".partial") for name in held):  # of `whole_folder`
+        raise RunError(
+            f"{out} is no empty folder: an export that was killed, or still runs, left {held[0]} in it: remove that, "
+            "or choose another --out"
+        )
+    if held or (out.exists() and not out.is_dir()):
+        raise RunError(f"{out} is no empty folder: choose another --out")
 
 
 def _write_model(folder: Path, trained: TrainedModel, run: Path | None) -> None:

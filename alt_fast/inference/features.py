@@ -5,13 +5,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
 from alt_fast.data.annotations import Video
+from alt_fast.data.augment import is_blank
 from alt_fast.data.batch import Failure
 from alt_fast.data.config import ClipSpec
 from alt_fast.data.dataset import EvalClips
@@ -23,19 +24,35 @@ from alt_fast.model.alt import ALT
 from alt_fast.progress import Progress
 
 
+class Features(NamedTuple):
+    """vectors: [N, d] fp32, zeros where unreadable. failures: unreadable videos. blank: those of one colour (paths)."""
+
+    vectors: Tensor
+    failures: list[Failure]
+    blank: list[str]
+
+
 def features(
     model: ALT, spec: ClipSpec, videos: Sequence[Video], testing: EvalConfig, name: str | None = None
-) -> tuple[Tensor, list[Failure]]:
-    """Return video vectors [N, d] fp32 (the paper's z, eq. 9), the mean over a video's views; zeros where unreadable.
+) -> Features:
+    """Return video vectors (the paper's z, eq. 9), the mean over a video's views.
 
     name: the progress bar's; None: no bar.
     """
     model.eval()
     clips = EvalClips(videos, spec, testing.crops, testing.clips)
     width, device = model.alignment.entities.shape[1], model.logit_scale.device
-    mean, causes, _ = mean_over_views(clips, testing, device, lambda video: model.describe(video)[0], width, name)
+
+    def described(video: Tensor) -> Tensor:
+        """The vectors [B, d], and whether a clip is of one colour: [B, d + 1]."""
+        blank = is_blank(video, spec.augment.normalize).all(1, keepdim=True)
+        return torch.cat([vectors := model.describe(video)[0], blank.to(vectors.dtype)], 1)
+
+    mean, causes, _ = mean_over_views(clips, testing, device, described, width + 1, name)
     readable = torch.tensor([str(video.path) not in causes for video in videos])
-    return mean * readable[:, None], [Failure(path, cause) for path, cause in causes.items()]
+    vectors, blank = mean[:, :width] * readable[:, None], (mean[:, width] == 1) & readable
+    of_one_colour = [str(video.path) for video, nothing in zip(videos, blank.tolist(), strict=True) if nothing]
+    return Features(vectors, [Failure(path, cause) for path, cause in causes.items()], of_one_colour)
 
 
 def write_features(
@@ -46,26 +63,37 @@ def write_features(
     folder: Path,
     per_file: int,
     world: World,
-) -> list[Failure]:
+) -> tuple[list[Failure], list[str]]:
     """Write `folder`/00000.safetensors and so on, each with "video" [n, d] and "label" [n] of `per_file` videos.
 
-    Beside each lies a list of its videos with the cause of what could not be read. Files that are there are kept; the
-    processes share the others. Returns all failures.
+    Beside each lies a list of its videos with the cause of what could not be read, and whether all that was seen is of
+    one colour. Files that are there are kept, but for those with an unreadable video, which may be readable by now; the
+    processes share the others. Returns all failures, and the videos of one colour by path.
     """
     count = math.ceil(len(videos) / per_file)
-    missing = [number for number in range(count) if not (folder / f"{number:05}.safetensors").exists()]
+    missing = [number for number in range(count) if not _is_whole(folder / f"{number:05}.safetensors")]
     world.gather(None)  # all have looked before any writes
     for number in Progress(missing[world.rank :: world.size], "features", "file", shown=world.main):
         part = videos[number * per_file : (number + 1) * per_file]
-        vectors, failed = features(model, spec, part, testing, f"file {number:05}" if world.main else None)
-        causes = dict(failed)
-        rows = [{"path": str(video.path), "unreadable": causes.get(str(video.path))} for video in part]
-        write_json(folder / f"{number:05}.json", {"videos": rows})
+        vectors, failed, blank = features(model, spec, part, testing, f"file {number:05}" if world.main else None)
+        causes, paths = dict(failed), [str(video.path) for video in part]
+        rows = [{"path": path, "unreadable": causes.get(path), "blank": path in blank} for path in paths]
         tensors = {"video": vectors, "label": torch.tensor([video.label for video in part])}
         write_atomically(folder / f"{number:05}.safetensors", partial(save_file, tensors))
+        write_json(folder / f"{number:05}.json", {"videos": rows})  # last: it tells that the vectors are its own
     world.gather(None)  # all have written
     lists = [read_json(folder / f"{number:05}.json", "videos")["videos"] for number in range(count)]
-    return [Failure(row["path"], row["unreadable"]) for rows in lists for row in rows if row["unreadable"]]
+    told = [row for rows in lists for row in rows]
+    failures = [Failure(row["path"], row["unreadable"]) for row in told if row["unreadable"]]
+    return failures, [row["path"] for row in told if row.get("blank")]  # which older lists do not say
+
+
+def _is_whole(file: Path) -> bool:
+    """Whether a file of vectors is there with its list, in which all could be read."""
+    listed = file.with_suffix(".json")
+    if not (file.exists() and listed.exists()):
+        return False
+    return not any(row["unreadable"] for row in read_json(listed, "videos")["videos"])
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from alt_fast.errors import FileError
 from alt_fast.files import CONFIG, ENVIRONMENT, METRICS, read_json, read_yaml
 from alt_fast.inference.alignment import use_text
 from alt_fast.inference.trained import TrainedModel
@@ -51,8 +52,16 @@ trained on ({classes}) or of any texts given as `--labels`.
 
 
 def model_card(trained: TrainedModel, run: Path | None) -> str:
-    """Return the card as Markdown. run: the finished run folder of these weights; None when it is not at hand."""
+    """Return the card as Markdown. run: the finished run folder of these weights; None when it is not at hand.
+
+    Raises FileError for what a run did not write.
+    """
     config, model = trained.model.config, trained.model
+    try:
+        measured, training = _measured(run), _training(run)
+    except (KeyError, TypeError) as e:
+        files = f"{CONFIG}, {ENVIRONMENT} or {METRICS}"
+        raise FileError(f"cannot read {run}: its {files} is not what alt-fast wrote ({e})") from e
     return _CARD.format(
         backbone=config.backbone,
         frames=config.frames,
@@ -65,8 +74,8 @@ def model_card(trained: TrainedModel, run: Path | None) -> str:
         parameters=model.count_parameters() / 1e6,
         num_classes=len(trained.classes),
         classes=", ".join(trained.classes[:3]) + (", ..." if len(trained.classes) > 3 else ""),
-        measured="\n".join(_measured(run)),
-        training="\n".join(_training(run)),
+        measured="\n".join(measured),
+        training="\n".join(training),
     )
 
 

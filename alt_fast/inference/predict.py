@@ -19,6 +19,7 @@ from alt_fast.data.dataset import EvalClips, batched
 from alt_fast.data.decode import VideoError
 from alt_fast.data.loader import Loader, open_backend
 from alt_fast.data.pyav import read_clip
+from alt_fast.errors import RunError
 from alt_fast.inference.scoring import EvalConfig
 from alt_fast.model.alt import ALT
 from alt_fast.model.config import Head
@@ -79,6 +80,12 @@ def load_video(path: str | Path, spec: ClipSpec) -> Tensor:
     return paint(pixels[None], color_map(record)[None], spec.augment)
 
 
+def check_not_blank(path: str | Path, video: Tensor, spec: ClipSpec) -> None:
+    """Raise VideoError for frames [1, T, 3, H, W], of `load_video`, that are all of one colour."""
+    if is_blank(video, spec.augment.normalize).all():
+        raise VideoError(path, f"nothing can be told: {ONE_COLOUR}")
+
+
 @dataclass(frozen=True)
 class Choice:
     """Labels to choose from, their embeddings [I, d] on the model's device, and how many to keep; None keeps all."""
@@ -98,8 +105,7 @@ class Choice:
 def predict(path: str | Path, model: ALT, spec: ClipSpec, choice: Choice, head: Head = "alt") -> Prediction:
     """Score a video against all labels. Raises VideoError, also for one that shows nothing."""
     video = load_video(path, spec).to(choice.classes.device)
-    if is_blank(video, spec.augment.normalize).all():
-        raise VideoError(path, f"nothing can be told: {ONE_COLOUR}")
+    check_not_blank(path, video, spec)
     probabilities, entity = model.probabilities(video, choice.classes, head)
     return choice.prediction(str(path), probabilities[0], entity[0], model.corpus)
 
@@ -156,8 +162,15 @@ def predict_batches(
 
 
 def rank(labels: Sequence[str], probabilities: Tensor) -> list[tuple[str, float]]:
-    """Return labels with their probabilities [I], by falling probability."""
+    """Return labels with their probabilities [I], by falling probability. Raises RunError for NaN."""
+    check_finite(probabilities)
     return sorted(zip(labels, probabilities.tolist(), strict=True), key=lambda pair: -pair[1])
+
+
+def check_finite(probabilities: Tensor) -> None:
+    """Raise RunError for scores by which nothing can be told."""
+    if not probabilities.isfinite().all():
+        raise RunError("the model's scores are not finite (NaN): its weights are broken, or its numbers overflow")
 
 
 def entity_shares(corpus: Corpus | None, entity: Sequence[int]) -> list[EntityShare]:

@@ -195,8 +195,9 @@ class Watch:
 
     def _wait_for_first(self) -> Picture | None:
         while not self._ending.is_set():
+            last = self._capture.ended.is_set()  # asked before: `newest` raises what ended it
             picture = self._capture.newest()
-            if picture is not None or self._capture.ended.is_set():
+            if picture is not None or last:
                 return picture
             self._clock.wait(self._ending, _LOOK)
         return None

@@ -281,7 +281,7 @@ class TrainedModel:
         self._check_trained()
         paths = [videos] if isinstance(videos, str | Path) else videos
         listed = [Video(Path(path), 0) for path in paths]
-        vectors, failures = features(self.model, self.spec, listed, testing or EvalConfig())
+        vectors, failures, _ = features(self.model, self.spec, listed, testing or EvalConfig())
         if failures:
             raise VideoError(failures[0].path, failures[0].cause)
         return vectors[0] if isinstance(videos, str | Path) else vectors
@@ -330,7 +330,8 @@ class TrainedModel:
         """Show what the model saw in a video: in a notebook, or by `.save("page.html")`, .png or .webm.
 
         labels: texts to choose from; by default the classes trained on. also_r: r that a page's slider has besides the
-        model's own; by default 0, half of it, and half as much again. Raises VideoError.
+        model's own; by default 0, half of it, and half as much again. Raises VideoError, also for a video that shows
+        nothing.
         """
         self._check_trained()
         labels = self._given(labels)

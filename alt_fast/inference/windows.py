@@ -23,7 +23,7 @@ from alt_fast.data.config import ClipSpec, Loading
 from alt_fast.data.decode import FrameReader, VideoError, VideoIndex, index_video
 from alt_fast.data.workers import LostError, Workers
 from alt_fast.errors import ArgumentError
-from alt_fast.inference.predict import ONE_COLOUR, entity_shares
+from alt_fast.inference.predict import ONE_COLOUR, check_finite, entity_shares
 from alt_fast.inference.segments import Hysteresis, Segmenter
 from alt_fast.model.alt import ALT, FrameFeatures
 from alt_fast.model.config import Head
@@ -252,6 +252,7 @@ class _Scan:
             self._see([number for number in needed if isinstance(self._kept[number], np.ndarray)])  # shows nothing
             kept = [[self._kept[number] for number in self.windows.numbers[k].tolist()] for k in good]
             probabilities, entity = self.judge.score(kept)
+            check_finite(probabilities)
             top = probabilities.topk(min(TOP, probabilities.shape[1]))
             self.judged.append((self.windows.steps[good], top.indices.int().cpu().numpy(), top.values.cpu().numpy()))
             self.entities += [self._names(window) for window in entity.flatten(1).tolist()]

@@ -9,6 +9,7 @@ from typing import Any
 from alt_fast.data.annotations import Video, name_key
 from alt_fast.distributed import World
 from alt_fast.errors import RunError
+from alt_fast.inference.predict import check_finite
 from alt_fast.inference.scoring import EvalConfig, Result, summarize
 from alt_fast.inference.trained import TrainedModel
 
@@ -64,7 +65,8 @@ def score_zero_shot(
     """Test on a list of videos whose labels index `names`, some of which the model may have been trained on.
 
     Returns what `TrainedModel.score` does, over all classes, and `unseen_part`. Raises ArgumentError when a head that
-    was not trained would score.
+    was not trained would score, RunError for scores that are not finite.
     """
     result = trained.test(name, videos, names, testing, world, unseen_labels(names, trained.classes))
+    check_finite(result.scores[result.readable])
     return summarize(name, result, len(names), testing) | unseen_part(result, names, trained.classes)

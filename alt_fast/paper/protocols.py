@@ -62,13 +62,13 @@ def probe(
     for train_path, test_path in splits:
         train, names = read_list(train_path, classes, root, "train")
         test, _ = read_list(test_path, classes or names, root, "test")
-        vectors, not_trained_on = features(trained.model, trained.spec, train, testing)
+        vectors, not_trained_on, _ = features(trained.model, trained.spec, train, testing)
         usable = _readable(train, not_trained_on)
         if not usable.any():
             raise RunError(f"{train_path}: none of its videos can be read ({not_trained_on[0].cause})")
         labels = torch.tensor([video.label for video in train])
         layer = train_probe(vectors[usable], labels[usable], len(names), config)
-        vectors, failures = features(trained.model, trained.spec, test, testing)
+        vectors, failures, _ = features(trained.model, trained.spec, test, testing)
         readable = _readable(test, failures)
         with torch.inference_mode():
             scores = layer(vectors).softmax(-1) * readable[:, None]

@@ -102,7 +102,8 @@ def _overlap(one: tuple[float, float, float, float], other: tuple[float, float, 
 
 
 def _printable(text: str) -> str:
-    return text.encode("latin-1", "replace").decode("latin-1")  # what Pillow's own font has
+    """Return a text in one line, of the characters that Pillow's own font has."""
+    return " ".join(text.split()).encode("latin-1", "replace").decode("latin-1")
 
 
 def _borders(region: NDArray[np.integer[Any]], wide: int) -> NDArray[np.bool_]:

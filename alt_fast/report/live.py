@@ -43,7 +43,8 @@ class LivePage:
         self.token = None if host is None else secrets.token_urlsafe()
         self._page = fill_page("live.html", {"source": source}).encode()
         self._past: deque[tuple[float, list[tuple[str, float]]]] = deque(maxlen=REMEMBERED)
-        self._latest, self._number, self._viewers, self._closed = "", 0, 0, False
+        self._latest = {"judgement": (0, ""), "status": (0, "")}  # the newest of each, with its number
+        self._number, self._viewers, self._closed = 0, 0, False
         self._changed = threading.Condition()
         host = LOOPBACK if host is None else host
         if not 0 <= port < 65536:
@@ -86,15 +87,16 @@ class LivePage:
         if self.watched:
             more, picture = look()
             picture.thumbnail((WIDEST, WIDEST))
-            self._publish(more | {"time": time, "labels": labels, "picture": data_uri(picture)})
+            self._publish("judgement", more | {"time": time, "labels": labels, "picture": data_uri(picture)})
 
     def tell(self, status: str) -> None:
         """Show a line about how it goes."""
-        self._publish({"status": status})
+        self._publish("status", {"status": status})
 
-    def _publish(self, told: dict[str, Any]) -> None:
+    def _publish(self, kind: str, told: dict[str, Any]) -> None:
         with self._changed:
-            self._latest, self._number = json.dumps(told), self._number + 1
+            self._number += 1
+            self._latest[kind] = self._number, json.dumps(told)
             self._changed.notify_all()
 
     def answer(self, handler: "_Handler") -> None:
@@ -131,8 +133,10 @@ class LivePage:
                 with self._changed:
                     if number == self._number and not self._closed:
                         self._changed.wait(_SILENCE)
-                    text, number = "" if number == self._number else self._latest, self._number
-                handler.send_event(text)
+                    news = [text for told, text in self._latest.values() if told > number]
+                    number = self._number
+                for text in news or [""]:
+                    handler.send_event(text)
         finally:
             with self._changed:
                 self._viewers -= 1

@@ -3,7 +3,8 @@
 import base64
 import io
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,11 +85,19 @@ def write_report(path: Path, lists: Sequence[dict[str, Any]], model: str) -> Non
 
 
 def fill_page(template: str, data: Any) -> str:
-    """Return a page with its data inside, as JSON."""
-    text = json.dumps(data, separators=(",", ":"))
+    """Return a page with its data inside, as JSON; numbers that are not finite, which it has none for, are null."""
+    text = json.dumps(_finite(data), separators=(",", ":"), allow_nan=False)
     text = text.replace("<", "\\u003c")  # nothing in it can end the script element
     page, style, script = ((PAGES / name).read_text(encoding="utf-8") for name in (template, "common.css", "common.js"))
     return page.replace("/*STYLE*/", style).replace("/*SCRIPT*/", script).replace("/*DATA*/", text)
+
+
+def _finite(data: Any) -> Any:
+    if isinstance(data, Mapping):
+        return {key: _finite(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [_finite(value) for value in data]
+    return None if isinstance(data, float) and not math.isfinite(data) else data
 
 
 def data_uri(image: Image.Image) -> str:

@@ -68,6 +68,8 @@ def _input_size(model: nn.Module, known: Mapping[str, Any]) -> tuple[int, int]:
         if (size := getattr(module, "img_size", None) or getattr(module, "image_size", None)) is not None:
             return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
     size = getattr(getattr(model, "visual", model), "input_resolution", None) or known.get("size")
+    if size is None and "input_size" in known:  # of timm's models that take any: channels, height, width
+        size = known["input_size"][1:]
     if size is None:  # transformers' models that take any
         configs = (getattr(module, "config", None) for module in model.modules())
         size = next((found for config in configs if (found := getattr(config, "image_size", None))), None)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from alt_fast.errors import FileError
 from alt_fast.inference.model_card import model_card
 from alt_fast.inference.trained import load
 
@@ -71,6 +72,20 @@ def test_learned_queries_are_those_of_all_videos(said: Any) -> None:
         "Its queries are learned and the same for all videos: on 640 videos top-1 is 96.9 %, with those of the mean "
         "2.5 %."
     ]
+
+
+def test_files_that_no_run_wrote_are_an_error(trained_run: Path, tmp_path: Path) -> None:
+    trained = load(trained_run)
+    for name, text, missing in (
+        ("metrics.json", "{}", "unreadable"),
+        ("config.yaml", "data: {}\nmodel: {}\noptim: {}\n", "generate"),
+        ("config.yaml", "data:\nmodel:\noptim:\n", "NoneType"),
+    ):
+        for file in ("config.yaml", "environment.json", "metrics.json"):
+            shutil.copy(trained_run / file, tmp_path)
+        (tmp_path / name).write_text(text)
+        with pytest.raises(FileError, match=rf"cannot read {tmp_path}: .* is not what alt-fast wrote \(.*{missing}"):
+            model_card(trained, tmp_path)
 
 
 def test_a_run_without_readable_videos_says_nothing_of_them(said: Any) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import av
 import numpy as np
@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from alt_fast import load
 from alt_fast.corpus import Corpus
 from alt_fast.data.augment import apply, view_record
-from alt_fast.data.capture import Capture
-from alt_fast.data.decode import Frames, decode_clip
+from alt_fast.data.capture import Capture, WallClock
+from alt_fast.data.decode import Frames, VideoError, decode_clip
 from alt_fast.errors import ArgumentError
 from alt_fast.inference.stream import Judgement, Recogniser, Watch, join
 from alt_fast.inference.trained import TrainedModel
@@ -163,6 +163,24 @@ def test_a_silent_source_is_not_judged(recogniser: Recogniser, tmp_path: Path) -
     assert silent[-1] == pytest.approx(6, abs=0.34)
     assert np.diff(silent[1:]) == pytest.approx(0.33)
     assert times[-1][1]
+
+
+class Failing:
+    """A source that fails between two questions about it."""
+
+    def __init__(self) -> None:
+        self.ended = threading.Event()
+
+    def newest(self) -> None:
+        if self.ended.is_set():
+            raise VideoError("camera", "connection refused")
+        self.ended.set()
+
+
+def test_why_a_source_failed_is_said_whenever_it_fails(recogniser: Recogniser) -> None:
+    capture: Any = Failing()
+    with pytest.raises(VideoError, match="camera: connection refused"):
+        list(Watch(recogniser, capture, None, WallClock(), threading.Event()))
 
 
 def test_windows_that_hold_too_few_pictures(

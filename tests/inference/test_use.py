@@ -1,5 +1,8 @@
 """The calls a stranger makes: classify, features, explain, on a path or several."""
 
+import copy
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,11 +14,14 @@ from alt_fast.data.annotations import Video
 from alt_fast.data.batch import Failure
 from alt_fast.data.config import Loading
 from alt_fast.data.decode import VideoError
+from alt_fast.distributed import World
+from alt_fast.errors import RunError
+from alt_fast.evaluate import score as evaluated
 from alt_fast.inference.predict import load_video, predict_batches
 from alt_fast.inference.scoring import EvalConfig, evaluate
 from alt_fast.inference.zero_shot import score_zero_shot
 from tests.browser import data_of
-from tests.conftest import VideoWriter
+from tests.conftest import NoiseWriter, VideoWriter
 
 LABELS = ["a star growing", "a moon growing", "surfing"]
 
@@ -104,10 +110,34 @@ def test_what_shows_nothing_is_not_named(
     cause = "nothing can be told: every frame is of one colour"
     with pytest.raises(VideoError, match=f"grey.mp4: {cause}"):
         model.classify(grey, LABELS)
+    with pytest.raises(VideoError, match=f"grey.mp4: {cause}"):
+        model.explain(grey, LABELS)
     testing = EvalConfig(2, clips=2, loading=Loading("torch", workers=0))
     first, second = model.classify([grey, videos[0]], LABELS, errors="return", testing=testing)
     assert first == Failure(str(grey), cause)
     assert isinstance(second, alt_fast.Prediction)
+
+
+def test_scores_that_are_not_finite_are_an_error(
+    model: alt_fast.TrainedModel, videos: list[Path], write_noise: NoiseWriter
+) -> None:
+    broken = replace(model, model=copy.deepcopy(model.model))
+    with torch.no_grad():
+        broken.model.logit_scale.fill_(torch.nan)
+    testing = EvalConfig(loading=Loading("torch", workers=0))
+    listed = [Video(video, 0) for video in videos]
+    long = write_noise("a.mp4", "libx264", frames=30)
+    uses: tuple[Callable[[], object], ...] = (
+        lambda: broken.classify(videos[0], LABELS),
+        lambda: broken.classify(videos, LABELS, testing=testing),
+        lambda: broken.explain(videos[0], LABELS),
+        lambda: broken.find_segments(long, LABELS, 0.5, 1, loading=testing.loading),
+        lambda: score_zero_shot(broken, "list", listed, LABELS, testing),
+        lambda: evaluated("list", listed, LABELS, broken, testing, World()),
+    )
+    for use in uses:
+        with pytest.raises(RunError, match=r"the model's scores are not finite \(NaN\)"):
+            use()
 
 
 def test_features(model: alt_fast.TrainedModel, videos: list[Path], tmp_path: Path) -> None:

@@ -54,6 +54,7 @@ def test_the_page_needs_nothing_from_elsewhere_and_is_text() -> None:
         headers = dict(answer.getheaders())
     assert "http" not in text
     assert NAME not in text
+    assert "the model has no corpus, or CLIP alone judges" in text  # where no region is aligned
     assert json.loads(text.partition('id="data">')[2].partition("</script>")[0]) == {"source": NAME}
     assert headers["Content-Security-Policy"].startswith("default-src 'none'; connect-src 'self'; img-src data:;")
     assert (headers["Cache-Control"], headers["Referrer-Policy"]) == ("no-store", "no-referrer")
@@ -78,6 +79,17 @@ def test_events_tell_what_was_judged_and_how_it_goes() -> None:
             told = next_event(answer)
             assert told["picture"].startswith("data:image/jpeg;base64,")
             assert (told["time"], told["regions"], len(looks)) == (2.0, DRAWN["regions"], 1)
+
+
+def test_a_status_said_at_once_replaces_no_judgement() -> None:
+    """However late the thread that sends them wakes."""
+    with served() as page, get(page, "/events") as answer:
+        next_event(answer)
+        for number in range(5):
+            page.show(float(number), LABELS, lambda: (DRAWN, Image.new("RGB", (60, 40))))
+            page.tell(f"latency {number} ms")
+            assert next_event(answer)["time"] == number
+            assert next_event(answer) == {"status": f"latency {number} ms"}
 
 
 def test_a_page_on_this_machine_answers_to_no_other_name() -> None:

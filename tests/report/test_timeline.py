@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 from pathlib import Path
 
 import av
@@ -11,8 +12,9 @@ import pytest
 from PIL import Image
 
 from alt_fast.errors import ArgumentError
+from alt_fast.report.page import fill_page
 from alt_fast.report.timeline import Gap, Picture, Segment, Timeline, clock
-from tests.browser import look, needs_browser
+from tests.browser import data_of, look, needs_browser
 
 LABELS = ["surfing, on a wave", "</script><script>alert(1)</script>", '"跳水"\n\nand more', "never"]
 
@@ -125,3 +127,10 @@ def test_the_page_shows_what_happens_when(timeline: Timeline, tmp_path: Path) ->
     assert "60.0 %" in seen["later"]["labels"]
     assert seen["gap"] == "Not told: damaged <i>"
     assert seen["lanes"]
+
+
+def test_numbers_that_are_not_finite_are_null_on_a_page(tmp_path: Path) -> None:
+    """JSON has none, and a browser reads nothing of a page that does."""
+    page = fill_page("live.html", {"source": [math.nan, (-math.inf, {1: math.inf}), 0.5, "NaN"]})
+    (tmp_path / "page.html").write_text(page)
+    assert data_of(tmp_path / "page.html") == {"source": [None, [None, {"1": None}], 0.5, "NaN"]}
