@@ -31,6 +31,11 @@ ByWidth = dict[int, Config]
 NVIDIA, HOPPER, AMD = "sm_80 sm_90 sm_100", "sm_90 sm_100", "gfx942"
 TURNS_16 = HOPPER.split()
 """Where rotary tables of 16 bits are used as they are. Elsewhere kernels would spill, or, on AMD, take longer."""
+SUMS_BY_PRODUCT = {("sm_80", False), ("sm_90", False), ("sm_90", True)}
+"""Where tensor cores sum attention's weights of 16 bits, in fewer instructions: architecture, and whether tokens turn.
+
+AMD would need more of them, and sm_80 would spill where tokens turn.
+"""
 
 ALIGN_PLAIN = "align_fwd align_fwd_online align_bwd"
 ALIGN_NOISY = "align_fwd_noisy align_fwd_online_noisy align_bwd_noisy"

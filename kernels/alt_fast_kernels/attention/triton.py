@@ -37,7 +37,7 @@ from alt_fast_kernels.attention.tiles import (
     store_rows,
     wide_rows,
 )
-from alt_fast_kernels.configs import Arch, arch_of, config_of
+from alt_fast_kernels.configs import SUMS_BY_PRODUCT, Arch, arch_of, config_of
 from alt_fast_kernels.launch import Launch, cdiv, padded
 
 LOG2_E = math.log2(math.e)
@@ -64,7 +64,8 @@ def _dots(
 @triton.jit
 def _attend(
     query, k, v, size, cos, sin, n, num_k, scale, k_n, v_n, table_n, top, total, mixed,
-    HAS_SIZE: tl.constexpr, ROTARY: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, MASKED: tl.constexpr,
+    HAS_SIZE: tl.constexpr, ROTARY: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, ONES: tl.constexpr,
+    MASKED: tl.constexpr,
 ):  # fmt: skip
     """One step of the online softmax: its largest score, sum of weights and weighted sum of values, with keys n."""
     key = load_tokens(k, cos, sin, n, num_k, k_n, table_n, ROTARY, HEAD_DIM, BLOCK_D, MASKED)
@@ -76,8 +77,14 @@ def _attend(
         weights *= count[None, :]
     fade = tl.exp2(top - shift)
     value = load_rows(v, n, num_k, v_n, HEAD_DIM, BLOCK_D, MASKED)
-    mixed = tl.dot(weights.to(value.dtype), value, mixed * fade[:, None], input_precision="ieee")
-    return new_top, total * fade + tl.sum(weights, 1), mixed
+    rounded = weights.to(value.dtype)
+    mixed = tl.dot(rounded, value, mixed * fade[:, None], input_precision="ieee")
+    if ONES > 0:
+        ones = tl.full([weights.shape[1], ONES], 1.0, tl.float32).to(value.dtype)
+        total = tl.dot(rounded, ones, total * fade[:, None], input_precision="ieee")
+    else:
+        total = total * fade + tl.sum(weights, 1)
+    return new_top, total, mixed
 
 
 @triton.jit(do_not_specialize=[
@@ -97,7 +104,7 @@ def attention_fwd_kernel(
     cos, sin, table_b, table_n, table_h,
     HAS_SIZE: tl.constexpr, UNIT: tl.constexpr, HEAD_DIM: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
-    NARROW: tl.constexpr = 0, ROTARY: tl.constexpr = "none",
+    NARROW: tl.constexpr = 0, ROTARY: tl.constexpr = "none", ONES: tl.constexpr = 0,
 ):  # fmt: skip
     """Attend: out = softmax(q k^T * scale + log size) v by an online softmax, and the sums that backward needs.
 
@@ -105,7 +112,8 @@ def attention_fwd_kernel(
     Writes out [B, N, H * D] in that dtype and lse2 [B, H, N] fp32, log2 of each query's sum of weights; for a query
     without keys zeros and plus infinity. scale > 0: the largest product gives the largest score.
     Grid: B * H * cdiv(N, BLOCK_M). A program owns BLOCK_M queries of a head and streams over the keys, BLOCK_N at a
-    time, the last few as `wide_rows` says; BLOCK_D >= D.
+    time, the last few as `wide_rows` says; BLOCK_D >= D. ONES: columns of ones, a product with which sums the weights,
+    rounded as they are for the values; 0: they are added up as they are.
     """
     image, head, m = owned(num_q, num_heads, BLOCK_M)
     k += (image * k_b + head * k_h) * UNIT
@@ -119,30 +127,32 @@ def attention_fwd_kernel(
         q, cos, sin, m, num_q, q_n * UNIT, table_n * UNIT, ROTARY, HEAD_DIM, BLOCK_D, True
     )  # fmt: skip
     top = tl.full([BLOCK_M], float("-inf"), tl.float32)
-    total = tl.zeros([BLOCK_M], tl.float32)
+    total = tl.zeros([BLOCK_M, ONES] if ONES > 0 else [BLOCK_M], tl.float32)
     mixed = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     full = open_keys(size, num_k, HAS_SIZE, BLOCK_N)
     for n0 in range(0, full, BLOCK_N):
         n = n0 + tl.arange(0, BLOCK_N)
         top, total, mixed = _attend(
             query, k, v, size, cos, sin, n, num_k, scale, k_n * UNIT, v_n * UNIT, table_n * UNIT, top, total, mixed,
-            HAS_SIZE, ROTARY, HEAD_DIM, BLOCK_D, False,
+            HAS_SIZE, ROTARY, HEAD_DIM, BLOCK_D, ONES, False,
         )  # fmt: skip
     wide = wide_rows(num_k, BLOCK_N, NARROW)
     for n0 in range(full, wide, BLOCK_N):
         n = n0 + tl.arange(0, BLOCK_N)
         top, total, mixed = _attend(
             query, k, v, size, cos, sin, n, num_k, scale, k_n * UNIT, v_n * UNIT, table_n * UNIT, top, total, mixed,
-            HAS_SIZE, ROTARY, HEAD_DIM, BLOCK_D, True,
+            HAS_SIZE, ROTARY, HEAD_DIM, BLOCK_D, ONES, True,
         )  # fmt: skip
     if NARROW > 0:
         for n0 in tl.range(wide, num_k, NARROW, num_stages=1):
             n = n0 + tl.arange(0, NARROW)
             top, total, mixed = _attend(
                 query, k, v, size, cos, sin, n, num_k, scale, k_n * UNIT, v_n * UNIT, table_n * UNIT, top, total, mixed,
-                HAS_SIZE, ROTARY, HEAD_DIM, BLOCK_D, True,
+                HAS_SIZE, ROTARY, HEAD_DIM, BLOCK_D, ONES, True,
             )  # fmt: skip
 
+    if ONES > 0:
+        total = tl.max(total, 1)  # all columns are the same
     empty = total == 0.0
     mixed *= tl.where(empty, 0.0, 1.0 / total)[:, None]
     packed = (image * num_q * num_heads + head) * HEAD_DIM
@@ -422,11 +432,13 @@ def _options(
 ) -> dict[str, Any]:
     """Constexpr parameters and compile options."""
     name, block_d = kernel.removesuffix("_kernel"), padded(dim)
-    turned = {}
+    more: dict[str, Any] = {}
+    if kernel == "attention_fwd_kernel" and dtype.itemsize == 2 and (arch, rotary is not None) in SUMS_BY_PRODUCT:
+        more["ONES"] = 8
     if rotary is not None:
-        name, block_d, turned = f"{name}_rotary", max(32, block_d), {"ROTARY": rotary}  # halves of 16 at least
+        name, block_d, more["ROTARY"] = f"{name}_rotary", max(32, block_d), rotary  # halves of 16 at least
     config = config_of(name + tall, arch, dtype, dim)
-    return {"HAS_SIZE": has_size, "UNIT": unit, "HEAD_DIM": dim, "BLOCK_D": block_d, **turned, **config}
+    return {"HAS_SIZE": has_size, "UNIT": unit, "HEAD_DIM": dim, "BLOCK_D": block_d, **more, **config}
 
 
 class Saved(NamedTuple):
