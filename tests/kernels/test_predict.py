@@ -447,6 +447,9 @@ def test_a_tower_s_speed_up_is_the_ratio_of_its_layers_times() -> None:
     assert predictor.unmerged_block(SMALL, 2, 5) == pytest.approx(plain)
     ours = HandMade(MACHINE, 1e-6).unmerged_block(SMALL, 2, 5)  # whichever is faster
     assert ours == pytest.approx(plain - attention + 1e-6)
+    assert HandMade(MACHINE, 1e-6).unmerged_block(SMALL, 2, 5, ours=False) == pytest.approx(plain)
+    assert HandMade(MACHINE, 1e-6).speedup(SMALL, 2, 2) == pytest.approx(3 * ours / sum(merged))
+    assert HandMade(MACHINE, 1e-6).speedup(SMALL, 2, 2, ours=False) == pytest.approx(3 * plain / sum(merged))
     assert predictor.speedup(SMALL, 2, 2) == pytest.approx(3 * plain / sum(merged))
     assert predictor.speedup(SMALL, 2, 2, True) == pytest.approx(3 * plain / (sum(merged) - 2 * 2e-6))
 
@@ -464,8 +467,9 @@ def test_blocks_and_towers_are_printed(capsys: pytest.CaptureFixture[str]) -> No
     for row, (tower, r, batch) in zip(
         rows, [(t, r, b) for t, r in ((B16, 8), (B16, 13), (L14, 8)) for b in (256, 8, 1)], strict=True
     ):
-        graph = predictor.speedup(tower, batch, r, aside=True)
-        assert row == f"| {tower.name} | {batch} | {r} | {predictor.speedup(tower, batch, r):.2f} | {graph:.2f} |"
+        ways = [(aside, ours) for ours in (False, True) for aside in (False, True)]
+        told = " | ".join(f"{predictor.speedup(tower, batch, r, *way):.2f}" for way in ways)
+        assert row == f"| {tower.name} | {batch} | {r} | {told} |"
 
 
 class FakeGPU:

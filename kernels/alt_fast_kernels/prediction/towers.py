@@ -65,24 +65,29 @@ class Predictor:
         rest = gemms + self._pass(batch, num_slots, c)
         return Block(attention, matching, merging, rest, self._pass(batch, num_tokens, c))
 
-    def unmerged_block(self, tower: "Tower", batch: int, num_tokens: int) -> float:
-        """The same block without merging, in seconds, on attention of FlashAttention 3's class or ours, the faster."""
+    def unmerged_block(self, tower: "Tower", batch: int, num_tokens: int, ours: bool = True) -> float:
+        """The same block without merging, in seconds, on attention of FlashAttention 3's class.
+
+        ours: or on our attention, where that is faster.
+        """
         c, padded = tower.width, cdiv(num_tokens, 128) * 128
         flops, moved = 4 * batch * padded**2 * c, 4 * batch * num_tokens * c * 2
         theirs = max(flops / self.machine.attention, moved / self.machine.bandwidth) + self.machine.launch
-        ours = self.op(attention_case(batch, num_tokens, tower.heads, c // tower.heads, sized=False)).time
-        attention = min(theirs, ours)
+        own = self.op(attention_case(batch, num_tokens, tower.heads, c // tower.heads, sized=False)).time
         gemms = self._gemms(batch * num_tokens * 4 * c * c) + self._gemms(batch * num_tokens * 8 * c * c)
-        return attention + gemms + 2 * self._pass(batch, num_tokens, c)
+        return (min(theirs, own) if ours else theirs) + gemms + 2 * self._pass(batch, num_tokens, c)
 
-    def speedup(self, tower: "Tower", batch: int, r: int, aside: bool = False) -> float:
-        """A whole tower that merges r tokens in every layer, over the same without. aside: see `block`."""
+    def speedup(self, tower: "Tower", batch: int, r: int, aside: bool = False, ours: bool = True) -> float:
+        """A whole tower that merges r tokens in every layer, over the same without.
+
+        aside: see `block`. ours: see `unmerged_block`.
+        """
         merged, tokens = 0.0, tower.tokens
         for _ in range(tower.depth):
             gone = min(r, (tokens - 1) // 2)
             merged += self.block(tower, batch, tokens, gone, aside=aside).time
             tokens -= gone
-        return tower.depth * self.unmerged_block(tower, batch, tower.tokens) / merged
+        return tower.depth * self.unmerged_block(tower, batch, tower.tokens, ours) / merged
 
     def _gemms(self, macs: int) -> float:
         """Two of a block's four."""
