@@ -95,6 +95,7 @@ def test_a_run_that_cannot_be_read_leaves_the_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "100")
     write(Path("good"), entry(10))
     assert main(["good", "nowhere"]) == 1
     left, right = zip(*((line[:50].rstrip(), line[50:]) for line in capsys.readouterr().out.splitlines()), strict=True)
