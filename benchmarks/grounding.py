@@ -4,13 +4,16 @@ python -m benchmarks.grounding --out FILE.jsonl
 python -m benchmarks.grounding --config motion_shapes_2 --seeds 2 --out FILE.jsonl -- --model.pretrained=null \
     --pretrain.steps=900 --pretrain.batch_size=96 --pretrain.lr=2e-3
 
-Beside CLIP's loss of frames and captions stands nothing, or a term for image tokens: `TERMS`. All have the same frames,
-captions, steps and first weights. Then videos are looked at, of trained classes and of unseen ones: how many frame
+Beside CLIP's loss of frames and captions stands nothing, or a term for image tokens: `TERMS`, all of one weight. They
+have the same frames, captions, steps and first weights; frames are kept for the next term, 7 GB of them in the second
+command. Then videos are looked at, of trained classes and of unseen ones: how many frame
 tokens, and regions, are nearest to an entity that is true of what they show, among those of its category. Stop it, and
 the same command goes on where it was.
 """
 
 import argparse
+import hashlib
+import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -83,7 +86,10 @@ class LateInteraction(Replayed):
 
 
 class Distilled(Replayed):
-    """CLIPSelf's (Wu et al., arXiv 2310.01403): the patches of a box have the class token of what is cut out there."""
+    """CLIPSelf's (Wu et al., arXiv 2310.01403): the patches of a box have the class token of what is cut out there.
+
+    The teacher is the tower itself as it trains; theirs is one that has been trained.
+    """
 
     def grounding(self, seen: Seen) -> Tensor:
         """Return one less the cosine of both, of one box for all frames, enlarged to a whole frame."""
@@ -162,11 +168,12 @@ def work(given: argparse.Namespace) -> int:
         rows = read_rows(given.out)
         return [row for row in rows if (row["config"], row["options"]) == (given.config, given.options)]
 
+    job = hashlib.sha256(json.dumps(given.options).encode()).hexdigest()[:8]  # towers of other options are others
     for seed in range(given.seeds):
         drawn: list[Any] = []
         done = {row["term"] for row in known() if row["seed"] == seed}
         for term in [term for term in given.terms if term not in done]:
-            folder = given.runs.absolute() / given.config / f"seed{seed}"
+            folder = given.runs.absolute() / given.config / job / f"seed{seed}"
             own = ["--seed", str(seed), "--data.root", str(given.runs.absolute() / given.config / "data")]
             config = parse(["--config", given.config, *given.options, *own])
             if config.pretrain is None or not config.pretrain.grounding:

@@ -7,7 +7,6 @@ python -m benchmarks.plots benchmarks/results/zero-shot-2026-11-28.jsonl --out d
 import argparse
 import io
 import sys
-from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -114,8 +113,12 @@ def draw_sweep(rows: Sequence[Row]) -> Callable[[Any], None]:
     return draw
 
 
+SHARES = {"share-25": "1/4", "share-50": "1/2", "share-75": "3/4", "alt": "all"}
+"""Rows of `benchmarks.zero_shot`, by how much of the way from CLIP's tower to the trained one they went."""
+
+
 def draw_interpolation(rows: Sequence[Row]) -> Callable[[Any], None]:
-    """Top-1 of unseen classes over that of trained ones, by how far towers went: each seed, each mean.
+    """Top-1 of unseen classes over that of trained ones, by how far towers went. Thin: each seed.
 
     As Wortsman et al. (arXiv 2109.01903) draw it, figure 1.
     """
@@ -136,10 +139,6 @@ def draw_interpolation(rows: Sequence[Row]) -> Callable[[Any], None]:
         axes.legend(fontsize=7, loc="lower left")
 
     return draw
-
-
-SHARES = {"share-25": "1/4", "share-50": "1/2", "share-75": "3/4", "alt": "all"}
-"""Rows of `benchmarks.zero_shot`, by how much of the way from CLIP's tower to the trained one they went."""
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -169,8 +168,8 @@ def whole_ways(rows: Sequence[Row]) -> list[Row]:
     """Return the rows of SHARES, by the options of the first, of seeds that have them all."""
     own = [row for row in rows if row.get("way") in SHARES]
     own = [row for row in own if row["options"] == own[0]["options"]]
-    found = Counter((row["level"], row["seed"]) for row in own)
-    return [row for row in own if found[row["level"], row["seed"]] == len(SHARES)]
+    found = {(row["level"], row["seed"], row["way"]) for row in own}
+    return [row for row in own if all((row["level"], row["seed"], way) in found for way in SHARES)]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -80,7 +80,10 @@ def contrastive_loss(image: Tensor, text: Tensor, captions: Sequence[str], scale
 
 
 def matching_loss(of_images: Tensor, of_texts: Tensor, captions: Sequence[str]) -> Tensor:
-    """Cross-entropy of each image's logits of all texts [B, B], and of each text's of all images; as above."""
+    """Cross-entropy of each image's logits of all texts [B, B], and of each text's of all images.
+
+    Pairs with the same caption are all positives.
+    """
     number = {caption: i for i, caption in enumerate(dict.fromkeys(captions))}
     ids = torch.tensor([number[caption] for caption in captions], device=of_images.device)
     target = (ids[:, None] == ids[None, :]).float()
@@ -116,9 +119,9 @@ def patch_loss(patches: Tensor, texts: Tensor, shown: Tensor, scale: Tensor, sce
 class Seen(NamedTuple):
     """A batch as both towers see it, embeddings of unit length.
 
-    number: of the batch. pixels: [B, 3, size, size]. tokens: the captions', [B, L]. image: class tokens [B, d].
-    patches: [B, P, d]. caption: [B, d]. texts: [K, d], those of `CaptionedFrames`, as are of_frame [B, K] and
-    of_patches [B, P, K]. scale: of logits.
+    number: of the batch. pixels: [B, 3, size, size]. captions: as they read; tokens: theirs, [B, L]; caption: their
+    embeddings [B, d]. image: class tokens [B, d]. patches: [B, P, d]. texts: [K, d], those of `CaptionedFrames`, as are
+    of_frame [B, K] and of_patches [B, P, K]. scale: of logits.
     """
 
     number: int

@@ -34,7 +34,7 @@ TURNS_16 = HOPPER.split()
 SUMS_BY_PRODUCT = {("sm_80", False), ("sm_90", False), ("sm_90", True)}
 """Where tensor cores sum attention's weights of 16 bits, in fewer instructions: architecture, and whether tokens turn.
 
-AMD would need more of them, and sm_80 would spill where tokens turn.
+AMD would need more of them, and sm_80 would spill where tokens turn; of sm_100's code the model cannot tell.
 """
 
 ALIGN_PLAIN = "align_fwd align_fwd_online align_bwd"

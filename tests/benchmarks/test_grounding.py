@@ -108,17 +108,22 @@ def test_it_trains_every_term_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "rows.jsonl"
-    command = ["--seeds", "2", "--out", str(out), "--runs", str(tmp_path / "runs"), "--", *SMALL_JOB, *SHORT]
+    command = ["--seeds", "1", "--out", str(out), "--runs", str(tmp_path / "runs"), "--", *SMALL_JOB, *SHORT]
     assert main(command) == 0
     rows = [json.loads(line) for line in out.read_text().splitlines()]
-    assert [(row["seed"], row["term"]) for row in rows] == [(seed, term) for seed in (0, 1) for term in TERMS]
+    assert [(row["seed"], row["term"]) for row in rows] == [(0, term) for term in TERMS]
     assert len({json.dumps(row["found"]) for row in rows}) > 1
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("| term | frame token: all | ")
     assert [line.split(" | ")[0] for line in lines[2:]] == [f"| {words}" for _, words in TERMS.values()]
-    monkeypatch.setattr(grounding, "fit", None)  # nothing is trained again
+    trained: list[object] = []
+    monkeypatch.setattr(grounding, "fit", lambda stage, folder, saving: trained.append(folder))
     assert main(command) == 0
+    assert trained == []  # again
     assert capsys.readouterr().out.splitlines() == lines
+    assert main(["--terms", "late", *command, "--pretrain.lr=1e-4"]) == 0
+    assert len(trained) == 1  # of other options, in a folder of its own
+    assert not [path for folder in trained for path in Path(str(folder)).glob("*.state")]
 
 
 def test_a_job_without_a_term_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
