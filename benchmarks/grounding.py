@@ -6,14 +6,15 @@ python -m benchmarks.grounding --config motion_shapes_2 --seeds 2 --out FILE.jso
 
 Beside CLIP's loss of frames and captions stands nothing, or a term for image tokens: `TERMS`, all of one weight. They
 have the same frames, captions, steps and first weights; frames are kept for the next term, 7 GB of them in the second
-command. Then videos are looked at, of trained classes and of unseen ones: how many frame
-tokens, and regions, are nearest to an entity that is true of what they show, among those of its category. Stop it, and
-the same command goes on where it was.
+command. Then videos are looked at, of trained classes and of unseen ones: how many frame tokens, and regions, are
+nearest to an entity that is true of what they show, among those of its category. Stop it, and the same command goes on
+where it was. A tower goes once it has been looked at.
 """
 
 import argparse
 import hashlib
 import json
+import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -156,7 +157,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--out", type=Path, required=True, metavar="FILE", help="JSON lines; what it has is not repeated"
     )
-    parser.add_argument("--runs", type=Path, default=Path("runs/grounding"), metavar="DIR", help="videos and towers")
+    parser.add_argument(
+        "--runs", type=Path, default=Path("runs/grounding"), metavar="DIR", help="videos and unfinished towers"
+    )
     parser.add_argument("options", nargs="*", metavar="OPTION", help="after --: changes the job")
     return parser
 
@@ -168,28 +171,29 @@ def work(given: argparse.Namespace) -> int:
         rows = read_rows(given.out)
         return [row for row in rows if (row["config"], row["options"]) == (given.config, given.options)]
 
-    job = hashlib.sha256(json.dumps(given.options).encode()).hexdigest()[:8]  # towers of other options are others
+    options = hashlib.sha256(json.dumps(given.options).encode()).hexdigest()[:8]  # videos and towers of others differ
+    runs = given.runs.absolute() / given.config / options
     for seed in range(given.seeds):
+        config = parse(
+            ["--config", given.config, *given.options, "--seed", str(seed), "--data.root", str(runs / "data")]
+        )
+        if config.pretrain is None or not config.pretrain.grounding:
+            raise ArgumentError(f"{given.config} pretrains no grounded tower: take -- --pretrain.steps=N")
         drawn: list[Any] = []
         done = {row["term"] for row in known() if row["seed"] == seed}
         for term in [term for term in given.terms if term not in done]:
-            folder = given.runs.absolute() / given.config / job / f"seed{seed}"
-            own = ["--seed", str(seed), "--data.root", str(given.runs.absolute() / given.config / "data")]
-            config = parse(["--config", given.config, *given.options, *own])
-            if config.pretrain is None or not config.pretrain.grounding:
-                raise ArgumentError(f"{given.config} pretrains no grounded tower: take -- --pretrain.steps=N")
             pretrain = replace(config.pretrain, grounding=0) if term == "captions" else config.pretrain
             stage = clip_stage(config, pretrain, pick_device(config.device), TERMS[term][0])
             assert isinstance(stage, Replayed)
             stage.drawn = drawn
-            make_folder(folder / term)
-            fit(stage, folder / term, SaveEvery(config.checkpoint_every))
-            save_module(folder / term / CLIP, stage.module)
-            found = look(config, folder / term / CLIP, folder)
-            append_row(
-                given.out,
-                {"config": given.config, "options": given.options, "seed": seed, "term": term, "found": found},
-            )
+            folder = runs / f"seed{seed}" / term
+            make_folder(folder)
+            fit(stage, folder, SaveEvery(config.checkpoint_every))
+            save_module(folder / CLIP, stage.module)
+            found = look(config, folder / CLIP, folder.parent)
+            row = {"config": given.config, "options": given.options, "seed": seed, "term": term, "found": found}
+            append_row(given.out, row)
+            shutil.rmtree(folder)  # else another --out would take it for what it trains
     print(table([row for row in known() if row["term"] in given.terms and row["seed"] < given.seeds]))
     return 0
 

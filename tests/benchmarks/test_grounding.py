@@ -116,14 +116,20 @@ def test_it_trains_every_term_once(
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("| term | frame token: all | ")
     assert [line.split(" | ")[0] for line in lines[2:]] == [f"| {words}" for _, words in TERMS.values()]
-    trained: list[object] = []
-    monkeypatch.setattr(grounding, "fit", lambda stage, folder, saving: trained.append(folder))
+    trained: list[str] = []
+
+    def counted(stage: Replayed, folder: Path, saving: object) -> None:
+        assert not list(folder.iterdir())  # of no other --out and no other options
+        trained.append(folder.name)
+
+    monkeypatch.setattr(grounding, "fit", counted)
     assert main(command) == 0
     assert trained == []  # again
     assert capsys.readouterr().out.splitlines() == lines
     assert main(["--terms", "late", *command, "--pretrain.lr=1e-4"]) == 0
-    assert len(trained) == 1  # of other options, in a folder of its own
-    assert not [path for folder in trained for path in Path(str(folder)).glob("*.state")]
+    out.unlink()
+    assert main(["--terms", "late", *command]) == 0
+    assert trained == ["late", "late"]
 
 
 def test_a_job_without_a_term_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
