@@ -3,10 +3,10 @@
     python -m benchmarks.coverage [--only WORD] [--compile] [--markdown FILE | --check]
 
 Models are built small, with random weights, and either refused with a reason or checked: nothing changes at r = 0;
-merging tokens that are equal changes nothing either, and would without their sizes; merging others changes the output,
-not its shape; all patches may merge and no other tokens; taking the patch off restores the model bit for bit; with
---compile, the compiled model (one graph) returns the same. --check says where docs/hosts.md differs from what it would
-be now.
+merging changes the output, not its shape; merged tokens count as their patches would, which a plain reference keeps as
+copies, and would not without their sizes; all patches may merge and no other tokens; taking the patch off restores the
+model bit for bit; with --compile, the compiled model (one graph) returns the same. --check says where docs/hosts.md
+differs from what it would be now.
 """
 
 import argparse
@@ -124,68 +124,77 @@ def _faults(model: nn.Module, compiled: bool) -> Iterator[str]:
         yield "it does not compile, while the plain model does"
     if [type(module) for module in model.modules()] != classes or not torch.equal(run(model, x), plain):
         yield "it is not restored"
-    yield from _merges_of_twins(model, x)
+    yield from _counts_as_its_patches(model, x)
 
 
-def _merges_of_twins(model: nn.Module, x: Tensor) -> Iterator[str]:
-    """Where neighbours are equal, merging some of them changes nothing, if they count as the two that they are."""
-    made_equal = [Twins(tower) for tower in find_towers(model)]
-    towers = {each.tower.blocks[0]: each.tower for each in made_equal}
-    hooks = [each.tower.blocks[0].register_forward_pre_hook(each.in_block) for each in made_equal]
-
-    def merged(r: int, prop_attn: bool = True) -> Tensor:
-        alt_fast.apply_patch(model, r, prop_attn, find_tower=towers.get, step=half_of_twins)
-        return run(model, x)
-
-    plain = merged(0)
-    for each in made_equal:
-        if each.num_patches not in PATCHES:
-            yield f"{each.num_patches} tokens are taken for patches"
-    if not torch.allclose(merged(1), plain, rtol=1e-5, atol=1e-5):
-        yield "merging equal tokens changes the output"
-    if torch.allclose(merged(1, prop_attn=False), plain, rtol=1e-4, atol=1e-4):
-        yield "merging equal tokens tells nothing: it changes nothing without their sizes either"
-    for hook in hooks:
-        hook.remove()
+def _counts_as_its_patches(model: nn.Module, x: Tensor) -> Iterator[str]:
+    """A merged token counts as the patches in it: with these as its copies, and without sizes, all is the same."""
+    copies = Copies()
+    towers = {tower.blocks[0]: copies.turned(tower) for tower in find_towers(model)}
+    alt_fast.apply_patch(model, SHARE, step=copies.merge)
+    merged = run(model, x)
+    if copies.num_patches not in PATCHES:
+        yield f"{copies.num_patches} tokens are taken for patches"
+    alt_fast.apply_patch(model, r=0, find_tower=towers.get, step=copies.average)
+    plain = run(model, x)
+    if not torch.allclose(merged, plain, rtol=1e-5, atol=1e-5):
+        yield "merged tokens do not count as their patches would"
+    alt_fast.apply_patch(model, SHARE, prop_attn=False, step=copies.merge)
+    if torch.allclose(run(model, x), plain, rtol=1e-4, atol=1e-4):
+        yield "what merged tokens count for tells nothing: it is the same without their sizes"
 
 
-class Twins:
-    """Makes the patches that enter a tower equal in pairs of neighbours, the positions that turn them too."""
+class Copies:
+    """The plain reference of a tower that merges: all its tokens stay, those of one merged token equal, to their mean.
 
-    def __init__(self, tower: Tower) -> None:
-        self.tower = replace(
-            tower,
-            layouts={
-                cls: replace(layout, rotary=partial(self.rotary, layout)) for cls, layout in tower.layouts.items()
-            },
-        )
+    sources: the merged token [B, N] of each of the tokens, behind every layer that merged. num_patches: that entered.
+    """
+
+    def __init__(self) -> None:
+        self.sources: list[Tensor] = []
         self.num_patches = 0
+        self.joined: Tensor | None = None  # the source of tokens as they enter a layer, in the reference
 
-    def in_block(self, block: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        """Of what the first block is called with, tokens [B, N, C] first."""
-        hidden, *others = args
-        self.num_patches = hidden.shape[1] - self.tower.protected
-        return twins(hidden, self.num_patches), *others
+    def merge(self, at: Attended) -> tuple[Tokens, Tensor]:
+        """Merge, and keep where tokens went."""
+        if not at.tokens.merges:
+            self.num_patches = at.tokens.x.shape[1] - at.protected
+        tokens, normed = merge_step(at)
+        self.sources.append(tokens.source())
+        return tokens, normed
+
+    def average(self, at: Attended) -> tuple[Tokens, Tensor]:
+        """Give the tokens that had been merged here the mean of what they are."""
+        source = self.sources.pop(0)
+        x = mean_of_joined(at.tokens.x + at.branch, source)
+        self.joined = None if at.layer == at.num_layers - 1 else source
+        return replace(at.tokens, x=x), x if at.norm is None else at.norm(x)
+
+    def turned(self, tower: Tower) -> Tower:
+        """The tower, with the mean of their positions for tokens that had been merged."""
+        layouts = {
+            kind: replace(layout, rotary=partial(self.rotary, layout), per_layer_rotary=True)
+            for kind, layout in tower.layouts.items()
+        }
+        return replace(tower, layouts=layouts)
 
     def rotary(self, layout: Layout, block: nn.Module, options: Any, num_tokens: int) -> Rotary | None:
         """Of a layout's tables [1 or B, N, 1 or H, D]."""
         given = None if layout.rotary is None else layout.rotary(block, options, num_tokens)
-        if given is None:
-            return None
-        return Rotary(twins(given.cos, self.num_patches), twins(given.sin, self.num_patches), given.interleaved)
+        if given is None or self.joined is None:
+            return given
+        cos, sin = (mean_of_joined(table, self.joined) for table in (given.cos, given.sin))
+        return Rotary(cos, sin, given.interleaved)
 
 
-def twins(x: Tensor, num_patches: int) -> Tensor:
-    """x [B, N, ...], in which every other one of the last `num_patches` is the one before it."""
-    source = torch.arange(x.shape[1])
-    source[len(source) - num_patches + 1 :: 2] -= 1
-    return x[:, source]
+def mean_of_joined(x: Tensor, source: Tensor) -> Tensor:
+    """Give every token of x [1 or B, N, ...] the mean of those that are in the same merged token.
 
-
-def half_of_twins(at: Attended) -> tuple[Tokens, Tensor]:
-    """Merge half of the pairs in the first layer; what they weigh is seen in the others."""
-    pairs = (at.tokens.x.shape[1] - at.protected) // 2
-    return merge_step(replace(at, r=pairs // 2 if at.r and at.layer == 0 else 0))
+    source: that of every token [B, N], or of a prefix before them, too.
+    """
+    source = source[:, -x.shape[1] :]
+    same = (source[:, :, None] == source[:, None, :]).to(x)
+    return (same @ x.flatten(2) / same.sum(-1, keepdim=True)).unflatten(2, x.shape[2:])
 
 
 def page(verdicts: list[Verdict], made_with: str) -> str:
@@ -196,9 +205,9 @@ def page(verdicts: list[Verdict], made_with: str) -> str:
         f"`python -m benchmarks.coverage --compile --markdown docs/hosts.md` wrote this page, with {made_with}.",
         "It builds every block structure of timm's vision transformers, of the image towers in open_clip's registry",
         "that are some, and the towers of transformers, small with random weights. Those taken are right: nothing",
-        "changes at r = 0, merging equal tokens changes nothing, and would without their sizes, what merges changes",
-        "the output but not its shape, all patches may merge and no other tokens, the model compiled as one graph",
-        "returns the same (where the plain one compiles so), and taking the patch off restores it bit for bit. A",
+        "changes at r = 0; merged, it returns what it would with copies of each token in the place of its patches, and",
+        "without sizes, and not in another shape; all patches may merge and no other tokens; the model compiled as one",
+        "graph returns the same (where the plain one compiles so); and taking the patch off restores it bit for bit. A",
         "structure stands for all models that differ in size only, and has the name of one of them.",
         "",
         *(summary(verdicts, library) for library in LIBRARIES),

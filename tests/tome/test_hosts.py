@@ -15,8 +15,11 @@ from torch import Tensor, nn
 import alt_fast
 from alt_fast.errors import ArgumentError
 from alt_fast.tome import layout as layouts
+from alt_fast.tome import tokens
 from alt_fast.tome.hosts.transformers import PREFIX
 from alt_fast.tome.layout import Layout, SelfAttention, Tower
+from alt_fast.tome.rotary import merge_turns
+from alt_fast.tome.tokens import merge_step
 from benchmarks import coverage
 from benchmarks.coverage import LEFT_OUT, check, differences, left_out, rows, run
 from benchmarks.structures import LIBRARIES, inputs, model_names, structure, timm_left_out
@@ -76,7 +79,7 @@ def test_sizes_that_attention_loses_are_noticed_without_prefix_tokens(
     for function in ("proportional_attention", "proportional_attention_qkvpacked"):
         monkeypatch.setattr(layouts, function, _without_sizes(getattr(layouts, function)))
     verdict = check(structure(library, name))
-    assert (verdict.result, verdict.why) == ("wrong", "merging equal tokens changes the output")
+    assert (verdict.result, verdict.why) == ("wrong", "merged tokens do not count as their patches would")
 
 
 def _without_sizes(attend: Any) -> Any:
@@ -88,15 +91,24 @@ def _without_sizes(attend: Any) -> Any:
     return without
 
 
+@pytest.mark.parametrize("name", ["DINOv3", "Pixtral"])
+def test_positions_that_are_merged_wrong_are_noticed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokens, "merge_turns", lambda turns, size, plan, _: merge_turns(turns, size, plan, "survivor"))
+    verdict = check(structure("transformers", name))
+    assert (verdict.result, verdict.why) == ("wrong", "merged tokens do not count as their patches would")
+
+
 def test_a_prefix_that_is_counted_wrong_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(PREFIX, "VitPoseBackboneLayer", 1)
     verdict = check(structure("transformers", "ViTPose"))
     assert (verdict.result, verdict.why) == ("wrong", "15 tokens are taken for patches")
 
 
-def test_equal_tokens_that_would_tell_nothing_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All of one content: attention returns it, whatever its weights are."""
-    monkeypatch.setattr(coverage, "twins", lambda x, num_patches: x[:, -1:].expand_as(x))
+def test_tokens_that_merge_where_it_tells_nothing_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the last layer alone: no attention reads their sizes."""
+    monkeypatch.setattr(
+        coverage, "merge_step", lambda at: merge_step(at) if at.layer == at.num_layers - 1 else at.keep()
+    )
     verdict = check(structure("transformers", "I-JEPA"))
     assert verdict.result == "wrong"
     assert "tells nothing" in verdict.why
