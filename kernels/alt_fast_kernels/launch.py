@@ -25,11 +25,14 @@ class Launch(NamedTuple):
         if _instead is not None:
             _instead(self)
             return
+        x = self.args[0]
         if type(self.kernel).__name__ == "InterpretedFunction":
             mend()
+        elif not x.is_cuda:
+            raise ValueError(f"kernels take tensors on a GPU, or under TRITON_INTERPRET=1 on a CPU, not on {x.device}")
         if not self.grid:
             return
-        x, launch = self.args[0], self.kernel[(self.grid,)]
+        launch = self.kernel[(self.grid,)]
         if x.is_cuda and x.get_device() != torch.cuda.current_device():  # Triton launches on the current device
             with torch.cuda.device_of(x):
                 launch(*self.args, **self.options)

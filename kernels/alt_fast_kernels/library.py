@@ -79,9 +79,23 @@ def differentiable(
         def jvp(ctx: Any, *tangents: Any) -> NoReturn:
             _refuse("forward-mode differentiation")
 
+    def compiled(*args: Any) -> Any:
+        transforms = _functorch_transforms()
+        if "Jvp" in transforms:
+            _refuse("forward-mode differentiation")
+        if not torch.is_grad_enabled():
+            return op(*args)
+        # Dynamo takes no tensor twice; and what `torch.func.grad` differentiates requires grad from its first view on.
+        args = tuple(x.view_as(x) if isinstance(x, Tensor) else x for x in args)
+        if not _needs_gradient(args):
+            return op(*args)
+        if "Vmap" in transforms:
+            _refuse("a gradient under vmap in torch.compile")
+        return Gradient.apply(*args)
+
     def call(*args: Any) -> Any:
         if torch.compiler.is_compiling():
-            return Gradient.apply(*args) if _needs_gradient(args) else op(*args)
+            return compiled(*args)
         return EagerGradient.apply(*args) if _may_need_gradient(args) else op(*args)
 
     return call
@@ -102,6 +116,12 @@ def once(backward_op: Callable[..., Any]) -> Callable[..., Any]:
         return backward_op(*args) if torch.compiler.is_compiling() else eager(*args)
 
     return call
+
+
+@torch._dynamo.assume_constant_result  # type: ignore[untyped-decorator]
+def _functorch_transforms() -> tuple[str, ...]:
+    """Return the transforms of `torch.func` around, outermost first: "Grad", "Jvp", "Vmap", ..."""
+    return tuple(level.key().name for level in torch._C._functorch.get_interpreter_stack() or ())
 
 
 def _refuse(what: str) -> NoReturn:

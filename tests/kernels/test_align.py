@@ -275,6 +275,29 @@ def test_an_entity_of_nearly_nothing_spoils_no_gradient(dtype: torch.dtype) -> N
     torch.testing.assert_close(*gradients, rtol=0, atol=rounding)
 
 
+@pytest.mark.same_arithmetic
+@pytest.mark.kernel_only
+@pytest.mark.parametrize(
+    ("tau", "norm", "upstream", "length"), [(1, 0.01, 1e-5, 1), (0.1, 1, 1e-3, 1), (0.1, 9, 999, 9)]
+)
+def test_small_and_large_gradients_in_fp16(tau: float, norm: float, upstream: float, length: float) -> None:
+    """Weights of about 1 / K times the first are below what fp16 holds; times the last, without care, above it."""
+    tokens, grads = norm * F.normalize(torch.randn(5, 64), dim=-1), upstream * torch.randn(5, 64)
+    entities = length * F.normalize(torch.randn(1000, 64), dim=-1)
+    tokens, grads, entities = (x.half() for x in (tokens, grads, entities))
+    runs: tuple[tuple[Backend, torch.dtype], ...]
+    runs = (("triton", torch.float16), ("reference", torch.float16), ("reference", torch.float64))
+    found = []
+    for backend, dtype in runs:
+        leaf = tokens.to(dtype, copy=True).requires_grad_()
+        with use_backend(backend):
+            align(leaf, entities.to(dtype), tau)[1].backward(grads.to(dtype))
+        assert leaf.grad is not None
+        found.append(leaf.grad.double())
+    kernel, plain, exact = found
+    assert (kernel - exact).norm() < 3 * (plain - exact).norm()
+
+
 @pytest.mark.kernel_only
 def test_no_memory_grows_with_the_corpus(monkeypatch: pytest.MonkeyPatch) -> None:
     """No tensor as large as the corpus is allocated, forward or backward; nor one of [tokens, entities]."""
@@ -360,6 +383,8 @@ def test_bad_input() -> None:
     tokens, entities = torch.randn(3, 8), torch.randn(4, 8)
     with pytest.raises(ValueError, match="entities must be"):
         align(tokens, entities[:0])
+    with pytest.raises(ValueError, match="entities must be"):
+        align(tokens[:, :0], entities[:, :0])
     with pytest.raises(ValueError, match="tokens must have"):
         align(tokens[:, :5], entities)
     with pytest.raises(ValueError, match="tau must be > 0"):

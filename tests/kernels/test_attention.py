@@ -392,3 +392,21 @@ def test_bad_input() -> None:
         proportional_attention(q, k.to("meta"), v)
     with pytest.raises(ValueError, match="qkv must be"):
         proportional_attention_qkvpacked(q)
+
+
+def test_heads_and_dropout_that_no_attention_takes() -> None:
+    def packed(q: torch.Tensor, dropout_p: float = 0.0) -> torch.Tensor:
+        return proportional_attention_qkvpacked(torch.stack((q, q, q), 2), dropout_p=dropout_p)
+
+    def apart(q: torch.Tensor, dropout_p: float = 0.0) -> torch.Tensor:
+        return proportional_attention(q, q, q, dropout_p=dropout_p)
+
+    q = torch.randn(2, 5, 2, 4)
+    for attend in (packed, apart):
+        with pytest.raises(TypeError, match=r"q, k, v must be floating point, got torch.int32"):
+            attend(q.int())
+        with pytest.raises(ValueError, match="heads must have at least one channel"):
+            attend(q[..., :0])
+        for dropout_p in (-0.5, 1.5, float("nan")):
+            with pytest.raises(ValueError, match=r"dropout_p must be in \[0, 1\]"):
+                attend(q, dropout_p)

@@ -105,6 +105,13 @@ def test_a_kernel_is_launched_on_the_device_of_its_tensors(monkeypatch: pytest.M
     assert current == [0]
 
 
+def test_compiled_kernels_say_what_they_take() -> None:
+    with pytest.raises(
+        ValueError, match="kernels take tensors on a GPU, or under TRITON_INTERPRET=1 on a CPU, not on cpu"
+    ):
+        Launch(object(), 1, (torch.ones(1, device="cpu"),), {}).run()
+
+
 def test_strides_that_the_kernels_could_not_multiply_in_32_bits_are_passed_whole() -> None:
     """In units of 8 they would fit, and wrap around where they are multiplied by it again."""
     shape = ("attention_fwd_kernel", "sm_90", torch.bfloat16, False, None, (2, 21, 2, 64), 21, 21)

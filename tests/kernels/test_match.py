@@ -184,6 +184,10 @@ def test_the_most_that_merges() -> None:
     assert [max_r(9, 0), max_r(9, 0, 3), max_r(9, 0, torch.tensor([4]))] == [4, 6, 8]
     assert [max_r(2, 0, 3), max_r(0, 0, 3), max_r(5, 5, 3)] == [0, 0, 0]  # no destination
     assert max_r(3, 0, 3) == 2
+    assert max_r(9, 0, torch.tensor(3)) == 6
+    for k in (0, 1):
+        with pytest.raises(ValueError, match=f"destinations must be >= 2, .* got {k}"):
+            max_r(9, 0, k)
     identity = match(torch.randn(1, 5, 4), 3, 0, 6)
     assert (identity.num_slots, identity.slot.tolist()) == (5, [[0, 1, 2, 3, 4]])
     everything = match(torch.randn(1, 3, 4), 3, 0, torch.arange(3))
@@ -331,6 +335,8 @@ def test_compose_follows_tokens_through_layers() -> None:
             assert both[image, token] == second.slot[image, first.slot[image, token]]
     x = torch.randn(2, 10, 3)
     assert torch.equal(unmerge(x, both), unmerge(unmerge(x, second.slot), first.slot))
+    with pytest.raises(ValueError, match=r"of the same images, got \(2, 9\) and \(1, "):
+        compose(torch.zeros(2, 9), torch.zeros(1, 9))
 
 
 def test_empty_batch() -> None:

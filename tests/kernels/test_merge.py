@@ -479,9 +479,20 @@ def test_bad_input() -> None:
         unmerge(x[0], plan.slot)
     with pytest.raises(ValueError, match="slot must be"):
         unmerge(x, plan.slot[:1])
+    with pytest.raises(TypeError, match=r"slot must be int32 or int64, got torch.float32"):
+        unmerge(x, plan.slot.float())
     if x.device.type == "cpu":  # values are not read on a GPU
         with pytest.raises(ValueError, match=r"slot must be from 0 to 2, got 0 to [3-9]"):
             unmerge(x[:, :3], plan.slot)
+
+
+def test_tokens_without_channels() -> None:
+    x, size, plan = make_case(2, 20, 6, 8)
+    x = x[..., :0]
+    merged, new_size = merge(x, size, plan)
+    assert merged.shape == (2, plan.num_slots, 0)
+    assert new_size.sum() == size.sum()
+    assert unmerge(merged, plan.slot).shape == x.shape
 
 
 def test_tokens_of_size_0_leave_no_trace() -> None:

@@ -260,6 +260,38 @@ def test_vmap_of_rotary_tables() -> None:
         torch.testing.assert_close(mapped, torch.stack([step(x, cos[0], sin[0]) for x in qkv]))
 
 
+def losses() -> dict[str, tuple[Callable[[Tensor], Tensor], Tensor]]:
+    """Of every op that has a gradient, what `torch.func` differentiates, and where."""
+    size, entities = torch.ones(2, 9), torch.randn(7, 6)
+    plan = ops.match(torch.randn(2, 9, 6), 3, 1)
+    return {
+        "packed": (lambda x: ops.proportional_attention_qkvpacked(x).square().sum(), torch.randn(2, 9, 3, 2, 4)),
+        "attention": (lambda x: ops.proportional_attention(x, x, x).square().sum(), torch.randn(2, 9, 2, 4)),
+        "merge": (lambda x: ops.merge(x, size, plan, x)[0].square().sum(), torch.randn(2, 9, 6)),
+        "align": (lambda x: ops.align(x, entities)[1].square().sum(), torch.randn(5, 6)),
+    }
+
+
+@pytest.mark.parametrize("name", ["packed", "attention", "merge", "align"])
+def test_compiled_transforms(name: str, backend: str) -> None:
+    """A gradient is that of eager mode, of a tensor that is given twice too; what has no formula is no zero."""
+    loss, x = losses()[name]
+    leaf = x.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(loss(leaf), leaf)
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(torch.autograd.grad(compiled(leaf), leaf)[0], expected)
+    gradient = torch.compile(torch.func.grad(loss), fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(gradient(x), expected)
+    if backend == "triton":
+        refused = {
+            "forward-mode": lambda x: torch.func.jvp(loss, (x,), (x,)),
+            "a gradient under vmap": lambda x: torch.vmap(torch.func.grad(loss))(x[None]),
+        }
+        for what, transformed in refused.items():
+            with pytest.raises(torch._dynamo.exc.Unsupported, match=f"no formula for {what}"):
+                torch.compile(transformed, fullgraph=True, backend="aot_eager")(x)
+
+
 @pytest.mark.kernel_only
 def test_vmap_over_weights_is_refused() -> None:
     x, size = torch.randn(2, 11, 6), torch.ones(2, 11)

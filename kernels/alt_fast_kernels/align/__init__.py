@@ -20,7 +20,7 @@ def align(
 ) -> tuple[Tensor, Tensor]:
     """Hard choice of the most similar entity, with the gradient of the soft choice; or the soft choice itself.
 
-    tokens: [..., C]. entities: [K, C], K >= 1, fixed: text embeddings. tau: softmax temperature, > 0.
+    tokens: [..., C]. entities: [K, C], K and C >= 1, fixed: text embeddings. tau: softmax temperature, > 0.
     seed: int64 scalar tensor that draws the Gumbel noise of eq. 4, or None for no noise. The noise is counter-based:
         the same seed gives the same noise on every device.
     hard: False for softmax(cosine / tau + noise) @ entities as the value, too. No kernel computes it: all weights,
@@ -31,8 +31,8 @@ def align(
     with K, but for a copy of entities of another dtype, or of a C that is no multiple of 64.
     Raises ValueError or TypeError naming the argument at fault.
     """
-    if entities.ndim != 2 or entities.shape[0] == 0:
-        raise ValueError(f"entities must be [K, C] with K >= 1, got shape {tuple(entities.shape)}")
+    if entities.ndim != 2 or 0 in entities.shape:
+        raise ValueError(f"entities must be [K, C] with K, C >= 1, got shape {tuple(entities.shape)}")
     if entities.requires_grad:
         raise ValueError("entities must not require grad: text embeddings are fixed")
     if tokens.ndim == 0 or tokens.shape[-1] != entities.shape[1]:

@@ -84,7 +84,10 @@ def align_backward_op(
     inputs = _prepare(tokens, entities, tau, seed, period)
     num_tokens, width = tokens.shape
     pivot = inputs.factor.new_empty(num_tokens)
-    saved = Saved(stats[:, 0].contiguous(), grad_aligned.contiguous(), pivot)
+    lse = stats[:, 0].contiguous()
+    if tokens.dtype == torch.float16:
+        lse = lse - _fp16_headroom(grad_aligned, inputs.inverse)
+    saved = Saved(lse, grad_aligned.contiguous(), pivot)
     mean = entities.mean(0, dtype=torch.float32)
     pivot_launch(saved.grad_out, inputs.entities, mean, index.contiguous(), stats.contiguous(), pivot).run()
     sums = inputs.factor.new_zeros(2, num_tokens, width)
@@ -102,6 +105,16 @@ def align_backward_op(
     grad = tokens.new_empty(tokens.shape)
     finish_launch(inputs.tokens, inputs.factor, sums, totals, tau, grad).run()
     return grad
+
+
+def _fp16_headroom(grad_aligned: Tensor, inverse: Tensor) -> Tensor:
+    """Return the binary exponent [M] by which a token's weights may be larger, where fp16 holds all that is of them.
+
+    Weights are of the order of 1 / K, and their products with a small gradient would vanish. That all are larger, as
+    by a smaller sum of exponentials, is divided out at the end, as that sum's rounding is.
+    """
+    most = 2 * grad_aligned.norm(dim=-1, dtype=torch.float32) / inverse.min()  # of |g - pivot|
+    return (15 - most.clamp(min=1).log2()).floor()
 
 
 def _prepare(tokens: Tensor, entities: Tensor, tau: float, seed: Tensor | None, period: int) -> "Inputs":

@@ -25,6 +25,16 @@ def _takes_ours(x: Tensor, scale: float, dropout_p: float) -> bool:
     return wanted and why_not_triton(x, scale, dropout_p) is None
 
 
+def _check_heads(x: Tensor, dropout_p: float) -> None:
+    """Raise unless heads like x [..., D] can be attended to with this dropout."""
+    if not x.is_floating_point():
+        raise TypeError(f"q, k, v must be floating point, got {x.dtype}")
+    if x.shape[-1] == 0:
+        raise ValueError(f"heads must have at least one channel, got shape {tuple(x.shape)}")
+    if not 0 <= dropout_p <= 1:
+        raise ValueError(f"dropout_p must be in [0, 1], got {dropout_p}")
+
+
 def _check_size(size: Tensor | None, keys: Tensor) -> None:
     """Raise unless size suits keys [B, M, ...], and fp16 can hold it: the weights of fp16 tokens are fp16."""
     if size is None:
@@ -44,18 +54,19 @@ def proportional_attention(
     size: [B, M] fp32 >= 0, or None for plain attention. A key of size 0 is no key: padding, which must be
         finite. A query without keys gives zeros, and no gradient. With fp16 tokens at most 65,504.
     scale: 1 / sqrt(D) by default.
-    dropout_p: drops attention weights; with p > 0, D > 128 or a scale <= 0 PyTorch's attention runs, everywhere.
+    dropout_p: from 0 to 1, drops attention weights; with p > 0, D > 128 or a scale <= 0 PyTorch's attention runs.
     rotary: turns q and k alike, so their N must be the same; `rotate` says how. Tables may require grad, as learnt
         frequencies do; q and k are then turned outside of the kernels.
     Returns [B, N, H * D] in q's dtype (inside autocast, in autocast's).
     Raises ValueError on shapes, dtypes or devices that do not fit, on sizes < 0 and on a size that requires grad
-    (sizes are counts); TypeError on tables that are not floating.
+    (sizes are counts); TypeError on tensors and tables that are not floating.
     """
     if q.ndim != 4 or k.ndim != 4 or q.shape[0] != k.shape[0] or q.shape[2:] != k.shape[2:] or k.shape != v.shape:
         raise ValueError(
             "q, k, v must be [B, N, H, D] with the same B, H, D (k and v also N), got "
             f"{tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)}"
         )
+    _check_heads(q, dropout_p)
     check_device("k", k, q)
     check_device("v", v, q)
     open_lane(k)
@@ -86,6 +97,7 @@ def proportional_attention_qkvpacked(
     """`proportional_attention` of q, k, v = qkv.unbind(2), qkv [B, N, 3, H, D]: the gradient stays packed, uncopied."""
     if qkv.ndim != 5 or qkv.shape[2] != 3:
         raise ValueError(f"qkv must be [B, N, 3, H, D], got shape {tuple(qkv.shape)}")
+    _check_heads(qkv, dropout_p)
     scale = qkv.shape[-1] ** -0.5 if scale is None else scale
     if _takes_ours(qkv, scale, dropout_p) and (rotary is None or not rotary.wants_gradient):
         open_lane(qkv)

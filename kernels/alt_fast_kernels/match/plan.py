@@ -1,6 +1,7 @@
 """What a matching is: the tokens that may merge and those they may join, and the plan it leaves."""
 
-from typing import NamedTuple
+import operator
+from typing import NamedTuple, SupportsIndex
 
 import torch
 from torch import Tensor
@@ -65,19 +66,30 @@ def first_of_every(k: int, protected: int) -> int:
     return protected + (-1 - protected) % k
 
 
-def max_r(num_tokens: int, protected: int, destinations: int | Tensor = 2) -> int:
+def max_r(num_tokens: int, protected: int, destinations: SupportsIndex | Tensor = 2) -> int:
     """Return the largest reduction one matching can make with `match`'s destinations.
 
     All sources, or none where there is no destination; of every other token (N - protected) // 2, as in ToMe.
+    Raises ValueError for destinations below 2.
     """
-    if isinstance(destinations, Tensor):
+    if isinstance(destinations, Tensor) and destinations.ndim:
         return num_tokens - protected - len(destinations)
-    if destinations == 2:
+    k = operator.index(destinations)
+    if k < 2:
+        raise ValueError(f"destinations must be >= 2, every k-th token, or a tensor of tokens, got {k}")
+    if k == 2:
         return max(0, (num_tokens - protected) // 2)
-    num_destinations = len(range(first_of_every(destinations, protected), num_tokens, destinations))
+    num_destinations = len(range(first_of_every(k, protected), num_tokens, k))
     return num_tokens - protected - num_destinations if num_destinations else 0
 
 
 def compose(first: Tensor, second: Tensor) -> Tensor:
-    """Chain two mergings' slots: first [B, N], second [B, N'] -> [B, N] int32. Traces tokens through the layers."""
+    """Chain two mergings' slots: first [B, N], second [B, N'] -> [B, N] int32. Traces tokens through the layers.
+
+    Raises ValueError for slots of other images.
+    """
+    if first.ndim != 2 or second.ndim != 2 or len(first) != len(second):
+        raise ValueError(
+            f"slots must be [B, N] and [B, N'] of the same images, got {tuple(first.shape)} and {tuple(second.shape)}"
+        )
     return second.gather(1, first.long())

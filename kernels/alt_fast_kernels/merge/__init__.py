@@ -98,14 +98,17 @@ def _check_part(name: str, part: Tensor, shape: tuple[int, ...], x: Tensor) -> N
 def unmerge(x: Tensor, slot: Tensor) -> Tensor:
     """Give every token the value of its slot: x [B, N', C], slot [B, N] (a plan's, or composed) -> [B, N, C].
 
-    Raises ValueError for shapes that do not fit, and for other slots than 0 to N' - 1 where values may be read.
+    Raises ValueError for shapes that do not fit, and for other slots than 0 to N' - 1 where values may be read;
+    TypeError unless slot is int32 or int64.
     """
     if x.ndim != 3:
         raise ValueError(f"x must be [B, N', C], got shape {tuple(x.shape)}")
     if slot.ndim != 2 or slot.shape[0] != x.shape[0]:
         raise ValueError(f"slot must be [{x.shape[0]}, N] to fit x, got shape {tuple(slot.shape)}")
-    batch, num_slots, channels = x.shape
+    if slot.dtype not in (torch.int32, torch.int64):
+        raise TypeError(f"slot must be int32 or int64, got {slot.dtype}")
+    batch, num_slots, _ = x.shape
     if may_read_values(slot) and slot.numel() and not 0 <= int(slot.min()) <= int(slot.max()) < num_slots:
         raise ValueError(f"slot must be from 0 to {num_slots - 1}, got {int(slot.min())} to {int(slot.max())}")
     start = torch.arange(batch, device=x.device).unsqueeze(1) * num_slots
-    return F.embedding(start + slot.long(), x.reshape(-1, channels))  # copies whole rows, as `gather` does not
+    return F.embedding(start + slot.long(), x.flatten(0, 1))  # copies whole rows, as `gather` does not

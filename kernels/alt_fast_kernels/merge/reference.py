@@ -13,7 +13,7 @@ def merge_reference(x: Tensor, size: Tensor, slot: Tensor, order: Tensor, num_sl
     Most tokens keep a slot of their own and pass through exactly. A slot that others join moves from its survivor y
     towards each of them: y + sum of (x - y) * share is the mean, and touches r rows only.
     """
-    batch, num_tokens, channels = x.shape
+    batch, num_tokens, _ = x.shape
     dtype = torch.promote_types(x.dtype, size.dtype)
     order = order.long()
     first, merged = order[:, :num_slots], order[:, num_slots:]
@@ -23,7 +23,7 @@ def merge_reference(x: Tensor, size: Tensor, slot: Tensor, order: Tensor, num_sl
     total = new_size.gather(1, target)
     share = (merged_size / total.masked_fill(total == 0, 1)).unsqueeze(-1)  # of tokens of size 0 the survivor stays
 
-    flat = x.reshape(-1, channels)
+    flat = x.flatten(0, 1)
     start = torch.arange(batch, device=x.device).unsqueeze(1) * num_tokens
 
     def rows(tokens: Tensor) -> Tensor:
