@@ -8,6 +8,7 @@ alt-fast judge --model timm:vit_small_patch16_224 --sweep --out sweep.jsonl --pa
 import argparse
 import hashlib
 import math
+import os
 import sys
 import traceback
 from collections.abc import Iterable, Iterator, Sequence
@@ -31,10 +32,20 @@ MODES: "tuple[Mode, ...]" = ("inference", "inference-compiled", "training", "tra
 def reduction(text: str) -> Any:
     """Read an r: 8, 0.1, or one number per layer, 8,8,4,0."""
     try:
-        values = [float(part) if "." in part else int(part) for part in text.split(",")]
+        values = [_number(part) for part in text.split(",")]
     except ValueError:
         raise argparse.ArgumentTypeError(f"must be a number, or one per layer with commas, got {text!r}") from None
     return values[0] if len(values) == 1 else values
+
+
+def _number(text: str) -> int | float:
+    try:
+        return int(text)
+    except ValueError:
+        value = float(text)
+        if not math.isfinite(value):
+            raise
+        return value
 
 
 def speedup(text: str) -> float:
@@ -137,6 +148,9 @@ def load_case(arguments: argparse.Namespace) -> Case:
         if path is not None:
             cli.check_out(arguments, name)
             check_place(path)
+    written = [os.path.realpath(path) for path in (arguments.out, arguments.page) if path is not None]
+    if len(set(written)) < len(written):
+        raise ArgumentError(f"--out and --page are the same file, {arguments.out}")
     device = pick_device(arguments.device)
     loaded = load_image_model(arguments.model, arguments.weights, arguments.image_size, head=True)
     if arguments.images is None:
@@ -227,6 +241,8 @@ def judgements(arguments: argparse.Namespace, case: Case) -> Iterator[dict[str, 
     settings = settings_of(arguments, case, arguments.modes or MODES, [1, 256] if case.images.is_cuda else [1, 8], 9)
     methods = chosen(arguments, ["tome"])
     checkouts = {name: Path(checkout) for name, checkout in arguments.public}
+    if len(checkouts) < len(arguments.public):
+        raise ArgumentError("--public takes one checkout of each method")
     if unused := sorted(checkouts.keys() - {method.name for method in methods}):
         raise ArgumentError(f"--public {', '.join(unused)} has no effect: judge it with --method")
     public = {name: public_method(name, checkout) for name, checkout in checkouts.items()}

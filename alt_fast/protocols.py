@@ -1,6 +1,6 @@
 """The paper's few-shot, zero-shot and linear-probe protocols: seeded draws on disk, and scores over several splits.
 
-alt-fast protocols few-shot --list trainlist01.txt --classes classInd.txt --shots 2 4 8 16 --out draws
+alt-fast protocols few-shot --list trainlist01.txt --classes classInd.txt --root UCF-101 --shots 2 4 8 16 --out draws
 alt-fast protocols unseen --list k600_val.csv --seen kinetics400 --count 160 --seeds 0 1 2 --out draws
 alt-fast protocols zero-shot --checkpoint RUN --list testlist01.txt testlist02.txt testlist03.txt \\
     --classes classInd.txt --corpus larger.json
@@ -127,8 +127,12 @@ def draw_unseen(arguments: argparse.Namespace) -> int:
 
 
 def _print_lists(drawn: dict[Path, list[Any]]) -> None:
+    from alt_fast.data.check import find_absent
+
     for path, videos in drawn.items():
-        print(f"{path}: {len(videos)} videos of {len({video.label for video in videos})} classes")
+        absent = find_absent(videos)
+        gone = f", {len(absent)} of which are not there, as {absent[0].path}: is --root right?" if absent else ""
+        print(f"{path}: {len(videos)} videos of {len({video.label for video in videos})} classes{gone}")
 
 
 def test(arguments: argparse.Namespace) -> int:

@@ -16,6 +16,7 @@ from torch import nn
 from transformers import BitImageProcessor, ViTConfig, ViTForImageClassification
 
 from alt_fast.__main__ import main
+from alt_fast.judge import reduction
 
 QUICK = ["--batches", "2", "--rounds", "2", "--count", "3"]
 
@@ -185,6 +186,8 @@ def test_own_pictures(folder: Path, tmp_path: Path) -> None:
         (["--public", "evit", "."], 2, "--public evit has no effect: judge it with --method"),
         (["--public", "tome", "/nowhere"], 2, "/nowhere does not hold the public code of tome"),
         (["--method", "evit", "--public", "evit", "."], 2, "public code is known of tome, pitome, tofu, got evit"),
+        (["--public", "tome", ".", "--public", "tome", ".."], 2, "--public takes one checkout of each method"),
+        (["--out", "/tmp/a/../rows", "--page", "/tmp/rows"], 2, "--out and --page are the same file, /tmp/a/../rows"),
         (["--images", "/nowhere.png"], 1, "cannot read image /nowhere.png"),
         (["--r", -1], 2, "r must be >= 0"),
         (["--page", "/proc/none/page.html"], 1, "cannot make folder /proc/none"),
@@ -198,6 +201,14 @@ def test_bad_input_is_named(
     assert message in capsys.readouterr().err
 
 
+def test_a_file_that_holds_no_results_is_named(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "rows.jsonl").write_bytes(b"\xff\xfe\x00")
+    assert sweep(folder, "--method", "tome", "--r", 2, "--out", tmp_path / "rows.jsonl") == 1
+    assert "rows.jsonl, which should hold JSON lines" in capsys.readouterr().err
+
+
 def test_a_sweep_takes_one_batch(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert sweep(folder, "--batches", 2, 4) == 2
     assert "--sweep takes one of --batches, got 2" in capsys.readouterr().err
@@ -206,9 +217,11 @@ def test_a_sweep_takes_one_batch(folder: Path, capsys: pytest.CaptureFixture[str
 def test_what_is_no_model_or_no_number_is_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["judge", "--model", "jax:vit"]) == 2
     assert "model must be timm:NAME, hf:NAME or open_clip:NAME, got 'jax:vit'" in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        judge(folder, "--r", "many")
-    assert "must be a number, or one per layer with commas, got 'many'" in capsys.readouterr().err
+    for r in ("many", "nan", "2,inf"):
+        with pytest.raises(SystemExit):
+            judge(folder, "--r", r)
+        assert f"must be a number, or one per layer with commas, got '{r}'" in capsys.readouterr().err
+    assert [reduction(text) for text in ("8", "1e-1", "8,8,4.5")] == [8, 0.1, [8, 8, 4.5]]
     for claim in ("nan", "-1", "0", "inf", "fast"):
         with pytest.raises(SystemExit):
             judge(folder, f"--claim={claim}")

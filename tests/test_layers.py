@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-LEAVES = {"errors", "files", "progress", "settings", "distributed", "checkout", "_torchvision"}
+LEAVES = {"errors", "files", "progress", "settings", "distributed", "checkout", "pictures", "_torchvision"}
 MAY_IMPORT = {
     "tome": {"kernels"},
     "compat": {"tome", "kernels"},

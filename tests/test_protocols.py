@@ -1,6 +1,7 @@
 """Few-shot draws and zero-shot scores over splits."""
 
 import json
+import re
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -39,6 +40,9 @@ def test_few_shot_lists_train(shapes: Path, tmp_path: Path, capsys: pytest.Captu
     command = ["few-shot", "--list", str(shapes / "train.txt"), "--classes", str(shapes / "classes.csv")]
     assert main([*command, "--shots", "1", "2", "--out", str(tmp_path)]) == 0
     assert "1-shot-seed0.csv: 36 videos of 36 classes" in capsys.readouterr().out
+    assert main([*command, "--root", "/nowhere", "--shots", "1", "--out", str(tmp_path / "gone")]) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"36 videos of 36 classes, 36 of which are not there, as /nowhere/.*: is --root right\?", said)
     names = read_classes(shapes / "classes.csv")
     videos, _ = read_list(tmp_path / "1-shot-seed0.csv", names)
     assert [video.label for video in videos] == list(range(36))

@@ -191,6 +191,8 @@ def build_from(arguments: argparse.Namespace) -> None:
         raise ArgumentError(
             "--reach, --related and --no-glosses have no effect on --paper, which takes no related concepts"
         )
+    if arguments.reach == 0 and arguments.related is not None:
+        raise ArgumentError("--related has no effect on --reach 0, which takes no related concepts")
     before = Corpus.load(arguments.corpus) if arguments.command == "extend" else None
     labels = read_labels(arguments.labels)
     config = BuildConfig(

@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from alt_fast.data.decode import decode_clip
 from alt_fast.data.motion_shapes.level2 import captioned_frame
 from alt_fast.data.tables import is_video
 from alt_fast.errors import ArgumentError, FileError
+from alt_fast.pictures import as_rgb
 
 T = TypeVar("T")
 
@@ -42,7 +43,7 @@ def read_image(path: Path) -> Image.Image:
     """Return a picture, RGB, turned as its camera meant it. Raises FileError."""
     try:
         with Image.open(path) as file:
-            return ImageOps.exif_transpose(file).convert("RGB")
+            return as_rgb(file)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:  # SyntaxError: PNG's later chunks
         raise FileError(f"cannot read image {path}: {e}") from e
 

@@ -139,12 +139,14 @@ def _training(run: Path | None) -> list[str]:
     environment = read_json(run / ENVIRONMENT, "packages")
     data, optim = config["data"], config["optim"]
     where = f"the generated dataset {data['generate']}" if data["generate"] else f"`{Path(data['train']).name}`"
-    rate = "frozen" if config["model"]["tuning"] == "frozen" else optim["backbone_lr"]
+    scale = 1 if optim["scale_from"] is None else optim["batch_size"] / optim["scale_from"]
+    lr, backbone_lr = scale * optim["lr"], scale * optim["backbone_lr"]
+    tower = f"{backbone_lr:.3g}" if config["model"]["tuning"] == "finetune" else "frozen"
     packages = ", ".join(f"{name} {version}" for name, version in environment["packages"].items())
     device = environment["gpu"] or f"CPU ({environment['cores']} cores)"
     return [
         f"- On {where}, starting from {_start(config)}, with seed {config['seed']}.",
-        f"- {optim['epochs']} epochs of batches of {optim['batch_size']}; learning rates {optim['lr']}, image tower "
-        f"{rate}; all settings are in `config.yaml`.",
+        f"- {optim['epochs']} epochs of batches of {optim['batch_size']}; learning rates {lr:.3g}, image tower "
+        f"{tower}; all settings are in `config.yaml`.",
         f"- alt-fast {environment['alt_fast']}, commit {environment['commit'] or 'unknown'}; {packages}; {device}.",
     ]

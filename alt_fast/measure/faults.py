@@ -233,12 +233,18 @@ class _WaitingOps(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = func._overloadpacket._qualified_op_name.removeprefix("aten::")
-        masks = name == "index" and any(x is not None and x.dtype == torch.bool for x in args[1])
+        masks = name in ("index", "index_put", "index_put_") and _reads_mask(*args[1:3])
         counted = name == "repeat_interleave" and kwargs.get("output_size") is None
         fetched = name == "_to_copy" and args[0].device.type != "cpu" and kwargs.get("device") == torch.device("cpu")
         if name in WAITING or masks or counted or fetched:
             _note(self.seen, "to" if fetched else WAITING.get(name, name))
         return func(*args, **kwargs)
+
+
+def _reads_mask(indices: Sequence[Tensor | None], values: Tensor | None = None) -> bool:
+    """Whether indexing asks how many elements of a mask are true; filling by one mask and one number does not."""
+    filled = values is not None and len(indices) == 1 and values.numel() == 1
+    return not filled and any(x is not None and x.dtype == torch.bool for x in indices)
 
 
 class _WaitingMethods(TorchFunctionMode):

@@ -57,7 +57,7 @@ def fit_schedule(
     model stays as it is, patched or not.
 
     model: as `apply_patch` takes it, with one vision tower.
-    images: [B, 3, H, W], floating, on the model's device; or what else the model takes as its one input, B first.
+    images: [B, 3, H, W], floating, on the model's device; or videos, as the model takes them, B first.
     speedup, macs, r: the budget, exactly one: MACs of the un-merged model over those of the merged one, >= 1; MACs of
         one image; or those of merging by r, `apply_patch`'s. It is one of FLOPs: what the clock makes of it depends on
         the machine.

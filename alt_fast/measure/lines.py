@@ -12,9 +12,13 @@ Row = dict[str, Any]
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Return the results in a file, none for none. A line that was cut short is no result."""
+    """Return the results in a file, none for none. A line that was cut short is no result. Raises FileError."""
     found = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+    try:
+        text = path.read_text(encoding="utf-8") if path.exists() else ""
+    except (OSError, UnicodeDecodeError) as e:
+        raise FileError(f"cannot read {path}, which should hold JSON lines: {e}") from e
+    for line in text.splitlines():
         try:
             row = json.loads(line)
         except ValueError:

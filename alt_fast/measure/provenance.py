@@ -36,10 +36,15 @@ def provenance() -> dict[str, object]:
 
 
 def hash_code(modules: Iterable[str] = ()) -> str:
-    """Return a hash of the code that measures: our packages, and these modules, which were imported before."""
-    packages = [Path(package.__file__ or "").parent for package in (alt_fast, alt_fast_kernels)]
-    files = [path for package in packages for path in sorted(package.rglob("*.py"))]
-    files += [Path(sys.modules[name].__file__ or "") for name in sorted(set(modules))]
+    """Return a hash of the code that measures: our packages, and those of these modules, which were imported before.
+
+    Of a module in no package, all modules beside it.
+    """
+    files: list[Path] = []
+    others = sorted({name.partition(".")[0] for name in modules})
+    for module in (alt_fast, alt_fast_kernels, *(sys.modules[name] for name in others)):
+        folder = Path(module.__file__ or "").parent
+        files += sorted(folder.rglob("*.py") if hasattr(module, "__path__") else folder.glob("*.py"))
     digest = hashlib.sha256()
     for path in files:
         digest.update(path.read_bytes())

@@ -45,6 +45,8 @@ def public_method(name: str, checkout: Path) -> Patch:
 
 def _patched_timms(patch: Patch, name: str, model: nn.Module, r: Any) -> nn.Module:
     wanted = f"the public code of {name} takes timm's VisionTransformer, of Blocks with Attention"
+    if isinstance(r, float) or (name != "tome" and not isinstance(r, int)):
+        raise ArgumentError(f"the public code of {name} removes a number of tokens, got r = {r}")
     if not isinstance(model, VisionTransformer):
         raise ArgumentError(f"{wanted}, got {type(model).__module__}.{type(model).__name__}")
     blocks: list[Any] = list(model.blocks)

@@ -207,6 +207,7 @@ class ALT(nn.Module):
         if self.corpus is None:
             raise ArgumentError(f"the model's queries are {self.config.query!r}: it aligns to no corpus")
         self.corpus = _select(self.corpus if corpus is None else corpus, categories, self.config)
+        self.config = replace(self.config, categories=None if categories is None else list(categories))  # type: ignore[arg-type]
         self.embed_corpus()
 
     def count_parameters(self, trainable: bool = False) -> int:

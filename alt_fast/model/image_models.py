@@ -1,9 +1,11 @@
 """Image models of timm, transformers and open_clip, by name, with their preprocessing."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import timm
+import torch
 from PIL import Image
 from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor, nn
@@ -16,7 +18,7 @@ class ImageModelError(AltFastError, RuntimeError):
 
 
 RANDOM = "random"
-"""In place of weights: none are read, and every parameter is drawn. Speed does not depend on them."""
+"""In place of weights: none are read, and every parameter is drawn, always alike. Speed does not depend on them."""
 
 
 class ImageModel(NamedTuple):
@@ -36,6 +38,19 @@ def load_image_model(name: str, weights: str | None, image_size: int | None = No
     where the model can, instead of embedding; one of transformers can where its configuration names a classifier.
     Raises ArgumentError for another name, ImageModelError or WeightsError when it cannot be had.
     """
+    with _same_draws():
+        return _load(name, weights, image_size, head)
+
+
+@contextmanager
+def _same_draws() -> Iterator[None]:
+    """Inside, random weights are the same ones every time."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        yield
+
+
+def _load(name: str, weights: str | None, image_size: int | None, head: bool) -> ImageModel:
     library, _, architecture = name.partition(":")
     if library == "timm":
         return _load_timm(architecture, weights, image_size, head)
@@ -56,10 +71,21 @@ def _load_timm(architecture: str, weights: str | None, image_size: int | None, h
             timm.models.load_checkpoint(model, weights, filter_fn=checkpoint_filter_fn)
     except Exception as e:  # timm, its hub and PyTorch raise many kinds for names, downloads and files
         raise ImageModelError(f"cannot load timm:{architecture} ({weights or 'its own weights'}): {e}") from e
+    if image_size is not None:
+        _check_size(architecture, model, image_size)
     config = timm.data.resolve_model_data_config(model)
     if image_size is not None:
         config["input_size"] = (3, image_size, image_size)
     return ImageModel(model.eval(), timm.data.create_transform(**config), config["mean"], config["std"])
+
+
+def _check_size(architecture: str, model: Any, image_size: int) -> None:
+    """Raise ImageModelError for a size that timm would refuse in the forward pass."""
+    embedding = getattr(model, "patch_embed", None)
+    patch, padded = getattr(embedding, "patch_size", None), getattr(embedding, "dynamic_img_pad", False)
+    if isinstance(patch, tuple) and not padded and any(image_size % side for side in patch):
+        pixels = " x ".join(map(str, patch))
+        raise ImageModelError(f"timm:{architecture} has patches of {pixels} pixels, which do not divide {image_size}")
 
 
 def _load_huggingface(name: str, weights: str | None, image_size: int | None, head: bool) -> ImageModel:

@@ -103,7 +103,7 @@ def dense_taps(host: type) -> dict[str, Callable[..., Any]]:
 def _refuse_grid(module: nn.Module, instead: str) -> None:
     """Raise ArgumentError where tokens that stay merged would be reshaped to a grid, whose patches they are not."""
     settings = (block.tome for block in module.modules() if isinstance(block, MergingBlock))
-    if any(tome.r and not tome.unmerge for tome in settings):
+    if any((tome.r or tome.step is not merge_step) and not tome.unmerge for tome in settings):
         raise ArgumentError(f"merged tokens have no grid: apply_patch with unmerge=True, or ask for {instead}")
 
 

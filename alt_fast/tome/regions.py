@@ -12,6 +12,7 @@ from torch import nn
 from torchvision.transforms.functional import normalize, to_tensor
 
 from alt_fast.errors import ArgumentError
+from alt_fast.pictures import as_rgb
 from alt_fast.tome.block import MergingBlock, host_of
 from alt_fast.tome.patch import merge_trace
 
@@ -29,15 +30,15 @@ def image_regions(
     once. mean, std: of the model's normalisation, by channel; timm's and open_clip's models know their own. size: of
     the model's input, one number or height and width, where it does not say itself.
     Returns the image, squeezed to the model's input, and the number of the region of each patch, [h, w], of an h x w
-    grid. Raises ArgumentError when mean, std or size are not to be found, the model keeps no trace, or its tokens are
-    no grid of patches.
+    grid. Raises ArgumentError when the image has 32 bits a channel, mean, std or size are not to be found, the model
+    keeps no trace, or its tokens are no grid of patches.
     """
     known = _preprocessing(model)
     mean, std = known.get("mean") if mean is None else mean, known.get("std") if std is None else std
     if mean is None or std is None:
         raise ArgumentError(f"{host_of(model).__name__} does not say how its input is normalised: give mean and std")
     height, width = (size, size) if isinstance(size, int) else size or _input_size(model, known)
-    squeezed = image.convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
+    squeezed = as_rgb(image).resize((width, height), Image.Resampling.BICUBIC)
     parameter = next(model.parameters())
     pixels = normalize(to_tensor(squeezed), list(mean), list(std))[None].to(parameter.device, parameter.dtype)
     training = [module for module in model.modules() if module.training]

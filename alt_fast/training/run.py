@@ -86,7 +86,7 @@ def run_stages(job: Job, data_seconds: float) -> dict[str, Any]:
     job.print_line(f"run folder {folder}; {len(lists.train)} videos of {len(lists.classes)} classes to train on")
     if config.corpus is not None and config.model.query != "entities":
         job.print_line(f"corpus {config.corpus} is not used: model.query is {config.model.query}, not entities")
-    job.print_line(describe_batch(config.optim, config.model.tuning == "frozen", job.world, job.device))
+    job.print_line(describe_batch(config.optim, config.model.tuning != "finetune", job.world, job.device))
     if job.world.main:
         write_csv(folder / CLASSES, CLASS_COLUMNS, enumerate(lists.classes))
     seconds, model_config = {"data": data_seconds}, config.model
@@ -131,7 +131,11 @@ def load_corpus(config: TrainConfig) -> Corpus | None:
     if config.data.generate is not None and name in PACKAGED and name != LEVELS[level].CORPUS:
         raise RunError(f"corpus {name} is not that of level {level}: take --config motion_shapes_2 for levels 2 and 3")
     if name is None and config.start_from is not None:
-        return load(config.start_from).model.corpus
+        corpus = load(config.start_from).model.corpus
+        kept = set() if corpus is None else {entity.category for entity in corpus.entities}
+        if kept and (lacking := sorted(set(config.model.categories or ()) - kept)):
+            raise RunError(f"{config.start_from} kept no entity of category {', '.join(lacking)}: name its --corpus")
+        return corpus
     if name is None:
         raise RunError("name the text corpus: --corpus FILE (or --model.query learned, which needs none)")
     return Corpus.load(name)

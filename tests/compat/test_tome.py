@@ -241,6 +241,8 @@ def test_gradients_of_the_kernel_are_the_references() -> None:
         (lambda x: bipartite_soft_matching(x.long(), 2), "metric must be .* got torch.int64"),
         (lambda x: bipartite_soft_matching(x / 0, 2), "metric must be finite"),
         (lambda x: bipartite_soft_matching(x, "2"), "r must be an int, got '2'"),  # type: ignore[arg-type]
+        (lambda x: bipartite_soft_matching(x, torch.tensor(2.0)), r"r must be an int, got tensor\(2\.\)"),
+        (lambda x: bipartite_soft_matching(x, torch.tensor([2, 3])), "r must be an int, got tensor"),
         (lambda x: bipartite_soft_matching(x, 2, distill_token=True), "needs class_token=True"),
         (lambda x: kth_bipartite_soft_matching(x / 0, 3), "metric must be finite"),
         (lambda x: kth_bipartite_soft_matching(x, 10), "k must be at most the number of tokens, 9, got 10"),

@@ -1,6 +1,7 @@
 """Pictures of files, folders and videos, evenly taken, and drawn ones."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -40,6 +41,21 @@ def test_videos_give_what_pictures_leave(tmp_path: Path, write_video: VideoWrite
     found = [grey(image) for image in read_images(names[:3], 5)]
     assert found == pytest.approx([250, *2 * [20 + 6 * 7.5, 20 + 6 * 22.5]], abs=4)
     assert [grey(image) for image in read_images(names, 2)] == [250, 251]
+
+
+@pytest.mark.parametrize("kind", ["png", "tiff"])
+def test_sixteen_bits_a_channel_are_eight(kind: str, tmp_path: Path) -> None:
+    ramp = np.arange(65536, dtype=np.uint16).reshape(256, 256)
+    Image.fromarray(ramp).save(tmp_path / f"ramp.{kind}")
+    found = np.asarray(read_images([tmp_path / f"ramp.{kind}"], 1)[0])
+    assert np.array_equal(found, np.repeat((ramp >> 8).astype(np.uint8)[..., None], 3, 2))
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.float32])
+def test_pictures_of_32_bits_a_channel_are_refused(dtype: Any, tmp_path: Path) -> None:
+    Image.fromarray(np.zeros((8, 8), dtype)).save(tmp_path / "wide.tiff")
+    with pytest.raises(FileError, match=r"cannot read image .*wide\.tiff: pictures have 8 or 16 bits a channel"):
+        read_images([tmp_path / "wide.tiff"], 1)
 
 
 def test_what_is_no_picture_is_named(tmp_path: Path) -> None:

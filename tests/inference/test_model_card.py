@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from alt_fast.errors import FileError
 from alt_fast.inference.model_card import model_card
@@ -72,6 +73,17 @@ def test_learned_queries_are_those_of_all_videos(said: Any) -> None:
         "Its queries are learned and the same for all videos: on 640 videos top-1 is 96.9 %, with those of the mean "
         "2.5 %."
     ]
+
+
+def test_rates_are_those_of_the_steps_and_a_tower_that_stays_is_frozen(trained_run: Path, tmp_path: Path) -> None:
+    for name in ("config.yaml", "environment.json", "metrics.json"):
+        shutil.copy(trained_run / name, tmp_path)
+    config = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    config["optim"] |= {"lr": 1e-3, "backbone_lr": 1e-4, "batch_size": 4, "scale_from": 64}
+    for tuning, tower in (("finetune", "6.25e-06"), ("s", "frozen"), ("frozen", "frozen")):
+        config["model"]["tuning"] = tuning
+        (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+        assert f"learning rates 6.25e-05, image tower {tower};" in model_card(load(trained_run), tmp_path)
 
 
 def test_files_that_no_run_wrote_are_an_error(trained_run: Path, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from alt_fast.errors import RunError
 from alt_fast.evaluate import score as evaluated
 from alt_fast.inference.predict import load_video, predict_batches
 from alt_fast.inference.scoring import EvalConfig, evaluate
+from alt_fast.inference.trained import save_model
 from alt_fast.inference.zero_shot import score_zero_shot
 from tests.browser import data_of
 from tests.conftest import NoiseWriter, VideoWriter
@@ -171,7 +172,8 @@ def test_pages_are_made_to_be_sent_to_others(model: alt_fast.TrainedModel, video
     assert str(videos[0].parent) not in (tmp_path / "page.html").read_text()
 
 
-def test_another_corpus_by_name_and_device(model: alt_fast.TrainedModel, trained_run: Path) -> None:
+def test_another_corpus_by_name_and_device(model: alt_fast.TrainedModel, trained_run: Path, tmp_path: Path) -> None:
+    """Kept with the model, of which no category is asked twice."""
     again = alt_fast.load(trained_run).to("cpu")
     assert again.device == torch.device("cpu")
     again.set_r(0)
@@ -179,6 +181,12 @@ def test_another_corpus_by_name_and_device(model: alt_fast.TrainedModel, trained
     again.use_corpus("motion_shapes", ["motion"])
     assert again.model.corpus is not None
     assert {entity.category for entity in again.model.corpus.entities} == {"motion"}
+    for categories in (["motion"], None):
+        again.use_corpus("motion_shapes", categories)
+        save_model(tmp_path / "again.safetensors", again)
+        kept = alt_fast.load(tmp_path / "again.safetensors").model
+        assert kept.corpus == again.model.corpus
+        assert torch.equal(kept.alignment.entities, again.model.alignment.entities)
 
 
 def test_zero_shot_needs_no_training(videos: list[Path], tmp_path: Path) -> None:

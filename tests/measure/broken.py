@@ -64,6 +64,10 @@ WAITS: dict[str, tuple[Callable[[Tensor], object], str]] = {
     "item": (lambda norms: norms.max().item(), "item"),
     "bool": (lambda norms: bool(norms.max() > 0), "item"),
     "mask": (lambda norms: norms[norms > 0], "index"),
+    "values at a mask": (
+        lambda norms: norms.clone().index_put_((norms > 0,), norms[0, :1].expand(norms.numel())),
+        "index_put_",
+    ),
     "tolist": (lambda norms: norms.tolist(), "tolist"),
     "nonzero": (torch.nonzero, "nonzero"),
     "nonzero as a tuple": (lambda norms: norms.nonzero(as_tuple=True), "nonzero"),
@@ -84,6 +88,7 @@ GOES_ON: dict[str, Callable[[Tensor], object]] = {
         torch.full((norms.shape[1],), 2), 1, output_size=2 * norms.shape[1]
     ),
     "where of three": lambda norms: torch.where(norms > 0, norms, 0),
+    "one number at a mask": lambda norms: norms.clone().index_put_((norms > 0,), norms[0, 0]),
     "to a dtype": lambda norms: norms.to(torch.float64).to(norms.device),
 }
 """What looks as if it waited, and does not."""

@@ -38,6 +38,12 @@ def test_patches_timms_vision_transformer(checkout: Path) -> None:
     assert model.r == 3
 
 
+@pytest.mark.parametrize(("name", "r"), [("tome", 0.25), ("tofu", 0.25), ("pitome", [3, 2]), ("tofu", [3, 2])])
+def test_an_r_that_the_code_would_not_merge_by_is_refused(name: str, r: Any, checkout: Path) -> None:
+    with pytest.raises(ArgumentError, match=f"the public code of {name} removes a number of tokens, got r = "):
+        public_method(name, checkout)(build("timm"), r)
+
+
 def foreign_attention() -> nn.Module:
     model: Any = build("timm")
     model.blocks[1].attn = nn.Identity()

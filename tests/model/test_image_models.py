@@ -59,8 +59,6 @@ def test_random_weights_are_others(folder: Path) -> None:
     drawn = load_image_model(f"hf:{folder}", RANDOM, head=True).model.state_dict()
     assert kept.keys() == drawn.keys()
     assert not torch.equal(*(each["classifier.weight"] for each in (kept, drawn)))
-    towers = [load_image_model("open_clip:tiny", RANDOM).model.state_dict() for _ in range(2)]
-    assert not torch.equal(*(tower["proj"] for tower in towers))
 
 
 def test_of_pictures_and_texts_the_pictures_are_taken(tmp_path: Path) -> None:
@@ -95,6 +93,15 @@ def test_no_head_is_drawn_where_none_was_trained(tmp_path: Path) -> None:
     assert isinstance(load_image_model(f"hf:{tmp_path}", None, head=True).model, ViTModel)
 
 
+@pytest.mark.parametrize("name", ["timm:test_vit", "open_clip:tiny"])
+def test_random_weights_are_always_alike(name: str) -> None:
+    """And what is drawn afterwards is not."""
+    first, following = load_image_model(name, RANDOM).model, torch.rand(())
+    second = load_image_model(name, RANDOM).model
+    assert all(torch.equal(*pair) for pair in zip(first.parameters(), second.parameters(), strict=True))
+    assert torch.rand(()) != following
+
+
 def test_a_head_is_taken_on_request() -> None:
     with torch.no_grad():
         for head, width in ((False, 64), (True, 1000)):
@@ -111,6 +118,7 @@ def test_a_head_is_taken_on_request() -> None:
         ("hf:nobody/nothing", None, 64, ArgumentError, "has a size of its own, got --image-size 64"),
         ("hf:/nowhere", None, None, ImageModelError, "cannot load hf:/nowhere"),
         ("open_clip:ViT-B-16", None, None, ArgumentError, "a tag such as openai, or random"),
+        ("timm:test_vit", RANDOM, 65, ImageModelError, "has patches of 16 x 16 pixels, which do not divide 65"),
         ("timm:no_such_vit", RANDOM, None, ImageModelError, "cannot load timm:no_such_vit"),
     ],
 )

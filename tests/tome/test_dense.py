@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import alt_fast
 from alt_fast.errors import ArgumentError
+from alt_fast.methods.pool import Pool
 from tests.tome.test_patch import build, images, naflex, open_clip_tower, timm_vit
 from tests.tome.test_rotary import dinov3
 
@@ -90,6 +91,12 @@ def test_taps_may_stay_merged() -> None:
     model: Any = alt_fast.apply_patch(timm_vit().eval(), r=R, unmerge=False)
     taps = model.forward_intermediates(images(), output_fmt="NLC", intermediates_only=True)
     assert [tap.shape[1] for tap in taps] == [13, 11, 7]
+
+
+def test_taps_of_a_step_that_merges_without_r_have_no_grid() -> None:
+    model: Any = alt_fast.apply_patch(timm_vit().eval(), 0, unmerge=False, step=Pool(2))
+    with pytest.raises(ArgumentError, match="merged tokens have no grid"):
+        model.forward_intermediates(images())
 
 
 def test_merged_taps_have_no_grid(model: Any) -> None:

@@ -6,13 +6,15 @@ import pytest
 import torch
 
 from alt_fast.corpus import Corpus
+from alt_fast.data.config import AugmentConfig
 from alt_fast.distributed import World
 from alt_fast.errors import RunError
+from alt_fast.inference.trained import TrainedModel, save_model
 from alt_fast.model.alignment import certainty
 from alt_fast.training.config import parse
 from alt_fast.training.job import Job, Lists
 from alt_fast.training.run import load_corpus, warn_of_chance
-from tests.conftest import small_alt
+from tests.conftest import SMALL_LABELS, few_blocks, small_alt
 
 
 @pytest.mark.parametrize(
@@ -58,3 +60,14 @@ def test_the_corpus_of_generated_videos_is_that_of_their_level(tmp_path: Path) -
     with pytest.raises(RunError, match=r"name the text corpus: --corpus FILE \(or --model.query learned"):
         load_corpus(parse([*listed, "--corpus", "null"]))
     assert load_corpus(parse([*listed, "--model.query", "learned"])) is None
+
+
+def test_categories_that_an_earlier_run_left_out_need_its_corpus(tmp_path: Path) -> None:
+    model = small_alt(categories=["object", "scene"])
+    save_model(tmp_path / "first.safetensors", TrainedModel(model, SMALL_LABELS, ["{}"], AugmentConfig()))
+    listed = ["--data.generate", "null", "--data.train", "a.csv", "--pretrain", "null", "--model.pretrained", "null"]
+    start = [*listed, "--start_from", str(tmp_path / "first.safetensors"), "--corpus", "null", "--model.categories"]
+    with few_blocks():
+        assert load_corpus(parse([*start, '["object"]'])) == model.corpus
+        with pytest.raises(RunError, match=r"first\.safetensors kept no entity of category body, motion: name its"):
+            load_corpus(parse([*start, '["object", "motion", "body"]']))

@@ -4,6 +4,7 @@ The published package returns closures; here they are values that hold a plan of
 `merge_wavg` can take the fused weighted mean. None of the choices carries a gradient, all merging does.
 """
 
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import SupportsIndex
@@ -214,9 +215,12 @@ def _check_metric(metric: Tensor) -> None:
 
 
 def _int(name: str, value: SupportsIndex) -> int:
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise ArgumentError(f"{name} must be an int, got {value!r}")
-    return value.__index__()
+    try:
+        if not isinstance(value, bool):
+            return operator.index(value)
+    except TypeError:  # tensors and arrays have an __index__ that raises it
+        pass
+    raise ArgumentError(f"{name} must be an int, got {value!r}")
 
 
 def _count_dtype(x: Tensor) -> torch.dtype:

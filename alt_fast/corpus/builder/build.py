@@ -145,7 +145,10 @@ def build(
 
 
 def extend(before: Corpus, new: Corpus) -> Corpus:
-    """The entities of `before`, in their order, and those of `new` that it lacks; sources of shared ones are joined."""
+    """The entities of `before`, in their order, and those of `new` that it lacks; sources of shared ones are joined.
+
+    Notes are those of `new`, but for the labels and choices of both, and the larger `reach`.
+    """
     entities = {(entity.unit, entity.description): entity for entity in before.entities}
     for entity in new.entities:
         key = entity.unit, entity.description
@@ -154,7 +157,8 @@ def extend(before: Corpus, new: Corpus) -> Corpus:
             entities[key] = replace(entities[key], sources=sources)
         else:
             entities[key] = entity
-    notes = {**before.notes, **new.notes}
+    made = [corpus.notes.get("made_with", {}) for corpus in (before, new)]
+    notes = {**before.notes, **new.notes, "made_with": {**made[1], "reach": max(each.get("reach", 1) for each in made)}}
     for name in ("labels", "choices"):
         known = before.notes.get(name, [])
         notes[name] = [*known, *(item for item in new.notes.get(name, []) if item not in known)]
@@ -205,7 +209,9 @@ def _add_implied(
     """Add what the language model said of a label; yields the choices made."""
     asked = [(unit, f"{kind} of {label}", KINDS[kind]) for unit, kind in implied.units.get(label, ())]
     asked += [
-        (text, "phrase", "motion") for text in dict.fromkeys([label, *label.split()]) if text in implied.descriptions
+        (text, "phrase", "motion" if text == label else "object")
+        for text in dict.fromkeys([label, *label.split()])
+        if text in implied.descriptions
     ]
     for text, how, category in asked:
         unit = noun(text, wordnet) or Unit((text,), "n")

@@ -15,6 +15,7 @@ STOP_WORDS = frozenset(
     those who whom which what as than then so such very too some any each every all both other own same only
     something someone somebody person people using use""".split()  # noqa: SIM905
 )
+_CLITICS = frozenset(("'s", "'re", "'ve", "'ll", "'d", "'m"))
 _LONGEST = 4  # words of a WordNet entry such as "rock paper scissors"
 
 
@@ -103,7 +104,8 @@ def count(sense: Any, names: Iterable[str]) -> int:
 
 
 def _words(text: str) -> list[str]:
-    return [word for word in TreebankWordTokenizer().tokenize(text) if re.search(r"\w", word) and word[0] != "'"]
+    words = (word for word in TreebankWordTokenizer().tokenize(text) if word not in _CLITICS)
+    return [word.strip("'") for word in words if re.search(r"\w", word)]
 
 
 def _participle(word: str, wordnet: Any) -> bool:

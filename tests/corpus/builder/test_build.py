@@ -70,6 +70,7 @@ def verb(*forms: str) -> Unit:
         ("guitaring", [noun("guitar")], []),
         ("doing guitar", [noun("guitar")], []),
         ("someone krumping", [], ["krumping"]),
+        ("playing 'guitar'", [verb("play"), noun("guitar")], []),
         ("massaging person's calf", [noun("calf")], ["massaging"]),
     ],
 )
@@ -258,6 +259,8 @@ def test_command_line(wordnet: Any, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert [choice["unit"] for choice in content["choices"]] == ["play", "guitar"]
     assert set(content["choices"][0]["scores"]) == {"play.v.01", "play.v.02"}
     first = Corpus.load(out)
+    assert main(["build", "--labels", "pool", "--reach", "0", "--related", "2", "--out", out]) == 2
+    assert "--related has no effect on --reach 0" in capsys.readouterr().err
 
     more = str(tmp_path / "more.json")
     assert main(["extend", out, "--labels", str(tmp_path / "b.csv"), "--out", more]) == 0
@@ -266,6 +269,13 @@ def test_command_line(wordnet: Any, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert units_in(second) - units_in(first) == {"jump", "pool"}
     assert second.notes["labels"] == [*first.notes["labels"], "jumping into pool"]
     assert [choice["unit"] for choice in second.notes["choices"]] == ["play", "guitar", "jump", "pool"]
+    capsys.readouterr()
+
+    wide, wider = str(tmp_path / "wide.json"), str(tmp_path / "wider.json")
+    assert main(["build", "--labels", "playing guitar", "--reach", "2", "--out", wide]) == 0
+    assert main(["extend", wide, "--labels", "pool", "--out", wider]) == 0
+    counts = [entities_by_label(Corpus.load(path))["playing guitar"] for path in (wide, wider)]
+    assert counts[0] == counts[1] > entities_by_label(first)["playing guitar"]
     capsys.readouterr()
 
     assert main(["diff", out, more]) == 1

@@ -19,6 +19,7 @@ ANSWERS = {
     "scenes of an action playing guitar?": "Stage light, pool",
     "roles of an action playing guitar?": "guitar player",
     "what an action playing guitar looks like.": "A player plucks the strings of a guitar.",
+    "explanations for djembe.": "A goblet drum",
     "explain playing guitar in one sentence.": "It is making noise.",
     "explanations for capo.": "- the head of a gang\n- a clamp across the fingerboard of a guitar",
     "explain capo in one sentence.": "I'm sorry, I can't.",
@@ -39,8 +40,9 @@ def built(endpoint: Endpoint, cache: Path, wordnet: Any, labels: list[str], **op
 
 def test_corpus_with_a_language_model(wordnet: Any, tmp_path: Path) -> None:
     with Endpoint(answer) as endpoint:
-        corpus, report = built(endpoint, tmp_path, wordnet, ["playing guitar", "krumping", "zumba"])
+        corpus, report = built(endpoint, tmp_path, wordnet, ["playing guitar", "krumping", "zumba", "playing djembe"])
     entities = {entity.unit: entity for entity in corpus.entities}
+    assert entities["djembe"].category == "object"
     assert entities["capo"] == Entity(
         "capo",
         "a clamp across the fingerboard of a guitar",  # not the head of a gang
@@ -59,7 +61,7 @@ def test_corpus_with_a_language_model(wordnet: Any, tmp_path: Path) -> None:
         "Concisely list potential explanations for stage light.",
         "Concisely explain stage light in one sentence.",
     ]
-    assert entities_by_label(corpus) == {"playing guitar": 8, "krumping": 1, "zumba": 0}
+    assert entities_by_label(corpus) == {"playing guitar": 8, "krumping": 1, "zumba": 0, "playing djembe": 2}
     assert corpus.notes["made_with"]["language_model"] == "m"
     capo = next(choice for choice in corpus.notes["choices"] if choice["unit"] == "capo")
     assert list(capo["scores"]) == ["a clamp across the fingerboard of a guitar", "the head of a gang"]
