@@ -9,7 +9,7 @@ rate, plus a launch for each of its kernels (0 under CUDA graphs and on a CPU).
 
 import argparse
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from alt_fast_kernels.cost import Cost, attention_cost, match_cost, merge_cost
@@ -103,16 +103,21 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--tflops", type=float, help="matmul rate, two FLOPs per MAC")
     parser.add_argument("--gbps", type=float, help="copy rate, GB/s read and written")
     parser.add_argument("--launch-us", type=float, default=0.0, help="time per kernel launch (default 0: CUDA graphs)")
-    parser.add_argument("--itemsize", type=int, default=2, choices=(2, 4), help="bytes per number (default 2: bf16)")
+    parser.add_argument("--itemsize", type=int, choices=(2, 4), help="bytes per number (default 2: bf16)")
     options = parser.parse_args(arguments)
-    if options.results is None and not (options.tflops and options.gbps):
+    rates = (options.tflops, options.gbps)
+    if any((rate is None) == (options.results is None) for rate in rates):
         parser.error("give --results, or both --tflops and --gbps")
+    if options.results and options.itemsize is not None:
+        parser.error("--itemsize has no effect on --results, which say it")
+    if options.launch_us < 0 or any(rate is not None and not rate > 0 for rate in rates):
+        parser.error("--tflops and --gbps must be > 0, and --launch-us >= 0")
     try:
-        device = (
-            read_ceilings(options.results)
-            if options.results
-            else Ceilings(options.tflops * 0.5e12, options.gbps * 1e9, options.launch_us * 1e-6, options.itemsize)
-        )
+        if options.results:
+            device = replace(read_ceilings(options.results), launch=options.launch_us * 1e-6)
+        else:
+            itemsize = options.itemsize or 2
+            device = Ceilings(options.tflops * 0.5e12, options.gbps * 1e9, options.launch_us * 1e-6, itemsize)
     except ValueError as e:
         parser.error(str(e))
     print("\n".join(table(device)))

@@ -11,6 +11,7 @@ import json
 import statistics
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,9 @@ from typing import Any, Literal
 
 from benchmarks import against
 from benchmarks.session import CUT, EVERYONE, Row
+
+COUNTS = ("gflops", "parameters", "tunable", "norm_flops")
+"""Of audited rows; the sum of `macs` is `gflops`."""
 
 THRESHOLD = 0.05
 ROOT = Path(__file__).parent.parent
@@ -28,13 +32,13 @@ class Change:
     """A contestant, or an audited row, in both files. change: new over old, minus 1; less is better for all."""
 
     name: str
-    what: Literal["time", "memory", "MACs"]
+    what: Literal["time", "memory", "count"]
     change: float
-    verdict: Literal["regression", "improvement", "noise"]
+    verdict: Literal["regression", "improvement", "changed", "noise"]
 
 
 def read_results(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Provenance and rows of a result file. Raises ValueError naming the file when it is none."""
+    """Return provenance and rows of a result file. Raises ValueError naming the file when it is none."""
     try:
         lines = map(json.loads, path.read_text().splitlines())
         rows = [row for row in lines if "whole_run" not in row]  # how long the session took
@@ -50,7 +54,7 @@ def compare(old: list[dict[str, Any]], new: list[dict[str, Any]], threshold: flo
     Times are compared as ratios to the same run's baseline (so the baseline itself is not), since machines differ from
     run to run; without a common baseline, as seconds. They count only when the quartiles of the two runs do not overlap
     and the medians differ by more than `threshold`. Peak memory counts beyond
-    `threshold`; MACs and parameters are exact, so any difference counts.
+    `threshold`; what is counted is exact, and any difference is a change that someone has to explain.
     """
     before = {_key(row): row for row in old}
     changes = []
@@ -60,8 +64,10 @@ def compare(old: list[dict[str, Any]], new: list[dict[str, Any]], threshold: flo
             continue
         name = " | ".join(map(str, _key(row)))
         if "audit" in row:
-            for what in ("gflops", "parameters"):
-                changes.append(_judge(f"{name} ({what})", "MACs", was[what], row[what], 0.0, False))
+            counts, others = ({what: row[what] for what in COUNTS if what in row} for row in (was, row))
+            for what in counts.keys() & others.keys():
+                change = others[what] / counts[what] - 1 if counts[what] else float(others[what] != counts[what])
+                changes.append(Change(f"{name} ({what})", "count", change, "changed" if change else "noise"))
             continue
         if row.get("baseline") != row["contestant"]:
             (t0, low0, high0), (t1, low1, high1) = _times(was, row)
@@ -121,6 +127,11 @@ def _in_order(middle: float, quartiles: Sequence[float]) -> list[float]:
     return [quartiles[0], middle, quartiles[1]]
 
 
+def _is_compared(row: Row) -> bool:
+    """Whether a row is an audited one or a contestant of a race: files of experiments have others."""
+    return {"audit", "row"} <= row.keys() or {"case", "contestant"} <= row.keys()
+
+
 def _key(row: dict[str, Any]) -> tuple[Any, ...]:
     return (row["audit"], row["row"]) if "audit" in row else (row["case"], row["contestant"])
 
@@ -134,7 +145,7 @@ def _times(*rows: dict[str, Any]) -> list[tuple[float, float, float]]:
 
 
 def _judge(
-    name: str, what: Literal["time", "memory", "MACs"], old: float, new: float, threshold: float, overlap: bool
+    name: str, what: Literal["time", "memory"], old: float, new: float, threshold: float, overlap: bool
 ) -> Change:
     change = new / old - 1
     if overlap or abs(change) <= threshold:
@@ -150,16 +161,18 @@ def print_changes(old: list[Row], new: list[Row], threshold: float) -> int:
             print(f"{change.verdict:<12}{change.what:<8}{100 * change.change:+7.1f} %   {change.name}")
     for name in missing(old, new):
         print(f"{'gone':<29}   {name}")
-    regressions = sum(change.verdict == "regression" for change in changes)
-    print(f"{len(changes)} compared, {regressions} worse, {sum(c.verdict == 'improvement' for c in changes)} better")
+    verdicts = Counter(change.verdict for change in changes)
+    worse, better, changed = (verdicts[verdict] for verdict in ("regression", "improvement", "changed"))
+    print(f"{len(changes)} compared, {worse} worse, {better} better, {changed} counts changed")
     if not changes:
         print("they have nothing in common")
-    return 1 if regressions or not changes else 0
+    return 1 if worse or changed or not changes else 0
 
 
 def compare_files(old: Path, new: Path, threshold: float) -> int:
     """Compare two result files. Raises ValueError naming the one that is none."""
     (head0, before), (head1, after) = read_results(old), read_results(new)
+    before, after = ([row for row in rows if _is_compared(row)] for rows in (before, after))
     if head0["device"] != head1["device"]:
         print(f"different devices: {head0['device']}, {head1['device']}; compare ratios only with care")
     return print_changes(before, after, threshold)

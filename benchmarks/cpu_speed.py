@@ -8,7 +8,6 @@ the same probabilities, to AGREEMENT.
 """
 
 import argparse
-import json
 import statistics
 import sys
 import tempfile
@@ -22,9 +21,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from alt_fast.data.config import AugmentConfig
+from alt_fast.errors import AltFastError
 from alt_fast.inference import onnx
 from alt_fast.inference.trained import TrainedModel
-from alt_fast.measure.provenance import provenance
+from alt_fast.measure.lines import append_row
 from alt_fast.measure.timing import Race
 from alt_fast.model.alt import ALT
 from alt_fast.model.config import PRESETS
@@ -108,7 +108,7 @@ def measure(name: str, ways: list[str], batch: int, rounds: int) -> dict[str, An
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Measure models, print a line for each way, and write them with the machine they were measured on."""
+    """Run the command line; returns the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.cpu_speed", description=(__doc__ or "").partition("\n")[0]
     )
@@ -116,7 +116,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), help="default: all")
     parser.add_argument("--batch", type=int, default=1, help="videos at once (default 1)")
     parser.add_argument("--rounds", type=int, default=9, help="at least 2 (default 9)")
-    parser.add_argument("--results", type=Path, metavar="FILE", help="also write JSON lines")
+    parser.add_argument("--results", type=Path, metavar="FILE", help="also add JSON lines to a file")
     options = parser.parse_args(arguments)
     unknown = sorted(set(options.models) - set(MODELS))
     if unknown:
@@ -124,10 +124,18 @@ def main(arguments: list[str] | None = None) -> int:
     for name, least in (("batch", 1), ("rounds", 2)):
         if getattr(options, name) < least:
             parser.error(f"--{name} must be at least {least}, got {getattr(options, name)}")
-    rows = []
+    try:
+        race_models(options)
+    except AltFastError as e:
+        print(f"error: {e}", file=sys.stderr)
+        return e.status
+    return 0
+
+
+def race_models(options: argparse.Namespace) -> None:
+    """Measure the models, print a line for each way, and add them to the results. Raises FileError."""
     for name in options.models or MODELS:
         row = measure(name, options.ways, options.batch, options.rounds)
-        rows.append(row)
         for way in options.ways:
             plain, merged = (row["videos_per_second"][f"{way}, {merging}"] for merging in (PLAIN, MERGED))
             low, middle, high = row["speedup"][way]
@@ -136,10 +144,8 @@ def main(arguments: list[str] | None = None) -> int:
                 f"{middle:.2f} x ({low:.2f} to {high:.2f})",
                 flush=True,
             )
-    if options.results is not None:
-        lines = [{"provenance": provenance()}, *rows]
-        options.results.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return 0
+        if options.results is not None:
+            append_row(options.results, row)
 
 
 if __name__ == "__main__":

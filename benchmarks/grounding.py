@@ -169,7 +169,7 @@ def work(given: argparse.Namespace) -> int:
 
     def known() -> list[Row]:
         rows = read_rows(given.out)
-        return [row for row in rows if (row["config"], row["options"]) == (given.config, given.options)]
+        return [row for row in rows if (row.get("config"), row.get("options")) == (given.config, given.options)]
 
     options = hashlib.sha256(json.dumps(given.options).encode()).hexdigest()[:8]  # videos and towers of others differ
     runs = given.runs.absolute() / given.config / options

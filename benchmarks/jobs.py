@@ -80,7 +80,8 @@ def work(given: argparse.Namespace) -> int:
     """Train what --out has not, and print the table."""
 
     def known() -> dict[int, Row]:
-        own = [row for row in read_rows(given.out) if (row["config"], row["options"]) == (given.config, given.options)]
+        asked = (given.config, given.options)
+        own = [row for row in read_rows(given.out) if (row.get("config"), row.get("options")) == asked]
         return {row["seed"]: row for row in own}
 
     for seed in range(given.seeds):

@@ -162,7 +162,7 @@ def _source(row: Row, folder: str) -> str:
 
 
 def _speedup(row: Row | None) -> str:
-    if row is None:
+    if row is None or "speedup" not in row:  # of a single round there are no quartiles
         return NOT_MEASURED
     low, high = row["speedup_quartiles"]
     return f"{row['speedup']:.2f} ({low:.2f} to {high:.2f})"
@@ -245,12 +245,13 @@ def methods_table(rows: Iterable[Row]) -> str:
 
 
 def loader_table(rows: Iterable[Row]) -> str:
-    """Markdown: clips per second of every race between decoders or loaders, and speed-ups over its baseline."""
-    lines = ["| | | clips/s | speed-up | over |", "|---|---|--:|--:|---|"]
+    """Markdown, for docs/data.md: clips per second of every race of decoders or loaders, and speed-ups in it."""
+    lines = ["| | | clips/s | speed-up | over | |", "|---|---|--:|--:|---|---|"]
     for row in rows:
         if "clips" in row:
             rate = f"{row['clips'] / row['seconds']:.1f}"
-            lines.append(f"| {row['case']} | {row['contestant']} | {rate} | {_speedup(row)} | {row['baseline']} |")
+            cells = [row["case"], row["contestant"], rate, _speedup(row), row.get("baseline", "")]
+            lines.append(f"| {' | '.join(cells)} | {_source(row, '../benchmarks/results')} |")
     return "\n".join(lines)
 
 
@@ -369,11 +370,11 @@ def main(arguments: list[str] | None = None) -> int:
         heads, rows = read_files(options.results)
         for path in options.tables:
             path.write_text(update_tables(path.read_text(), rows))
-    except ValueError as e:
+        if options.out:
+            options.out.write_text(render(heads, rows, options.results))
+            print(f"written to {options.out}")
+    except (ValueError, OSError) as e:
         parser.error(str(e))
-    if options.out:
-        options.out.write_text(render(heads, rows, options.results))
-        print(f"written to {options.out}")
     return 0
 
 

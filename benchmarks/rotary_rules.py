@@ -43,7 +43,7 @@ class Experiment:
 
     def rows(self) -> list[Row]:
         """What this experiment has measured so far."""
-        return [row for row in read_rows(self.out) if row.get("options") == list(self.options)]
+        return [row for row in read_rows(self.out) if "kind" in row and row.get("options") == list(self.options)]
 
     def add(self, row: Row) -> None:
         """Append a result."""

@@ -8,7 +8,6 @@ any: the ceiling of the machine. Contestants run in turn, round by round; ratios
 
 import argparse
 import copy
-import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,11 +16,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 import alt_fast
+from alt_fast.errors import AltFastError
 from alt_fast.measure.ceiling import drop_last_step
-from alt_fast.measure.provenance import provenance
+from alt_fast.measure.counting import count_macs
+from alt_fast.measure.lines import append_row
 from alt_fast.measure.timing import Race
 
 PLAIN, MERGED, DROPPED = "un-merged", "merged", "dropped"
@@ -77,8 +77,16 @@ CASES = {
 frames."""
 
 
+def flop_ratio(case: Case, share: float, batch: int) -> float:
+    """FLOPs un-merged over those with a share of the tokens dropped in every layer, attention's included."""
+    with torch.device("meta"), torch.no_grad():
+        plain, x = case.build().eval(), torch.empty(batch, *case.shape)
+        dropping = alt_fast.apply_patch(copy.deepcopy(plain), r=share, step=drop_last_step)
+        return count_macs(lambda: case.call(plain, x)) / count_macs(lambda: case.call(dropping, x))
+
+
 def measure(name: str, share: float, batch: int, rounds: int, device: str) -> dict[str, Any]:
-    """Time one tower un-merged, merged and dropped; FLOPs by PyTorch's counter."""
+    """Time one tower un-merged, merged and dropped."""
     case = CASES[name]
     torch.manual_seed(0)
     plain = case.build().eval().to(device)
@@ -87,11 +95,6 @@ def measure(name: str, share: float, batch: int, rounds: int, device: str) -> di
     dropping = alt_fast.apply_patch(copy.deepcopy(plain), r=share, step=drop_last_step)
     race = Race()
     with torch.inference_mode():
-        flops = []
-        for step in (lambda: case.call(plain, x), lambda: case.call(dropping, x)):
-            with FlopCounterMode(display=False) as counter:
-                step()
-            flops.append(counter.get_total_flops())
         race.add(PLAIN, lambda: case.call(plain, x), device, graph=False)
         race.add(MERGED, lambda: case.call(merging, x), device, graph=False)
         race.add(DROPPED, lambda: case.call(dropping, x), device, graph=False)
@@ -107,7 +110,7 @@ def measure(name: str, share: float, batch: int, rounds: int, device: str) -> di
         "tokens": case.tokens,
         "batch": batch,
         "share": share,
-        "flop_ratio": round(flops[0] / flops[1], 3),
+        "flop_ratio": round(flop_ratio(case, share, batch), 3),
         "speedup": [round(ratio, 3) for ratio in race.ratio(PLAIN, MERGED)],
         "ceiling": [round(ratio, 3) for ratio in race.ratio(PLAIN, DROPPED)],
         "share_of_ceiling": [round(1 / ratio, 3) for ratio in reversed(race.ratio(MERGED, DROPPED))],
@@ -116,33 +119,39 @@ def measure(name: str, share: float, batch: int, rounds: int, device: str) -> di
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Measure towers, print a line each, and write them with the machine they were measured on."""
+    """Run the command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.towers", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("towers", nargs="*", metavar="NAME", help=f"of {', '.join(CASES)}; all by default")
     parser.add_argument("--share", type=float, default=0.1, help="of the tokens merge in every layer")
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=5, help="at least 2")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--results", type=Path, metavar="FILE", help="also write JSON lines")
+    parser.add_argument("--results", type=Path, metavar="FILE", help="also add JSON lines to a file")
     options = parser.parse_args(arguments)
     unknown = sorted(set(options.towers) - set(CASES))
     if unknown:
         parser.error(f"towers are {', '.join(CASES)}, got {', '.join(unknown)}")
     if options.rounds < 2:
         parser.error(f"--rounds must be at least 2, got {options.rounds}")
-    rows = []
+    try:
+        race_towers(options)
+    except AltFastError as e:
+        print(f"error: {e}", file=sys.stderr)
+        return e.status
+    return 0
+
+
+def race_towers(options: argparse.Namespace) -> None:
+    """Measure the towers, print a line each, and add it to the results. Raises ArgumentError or FileError."""
     for name in options.towers or CASES:
         row = measure(name, options.share, options.batch, options.rounds, options.device)
-        rows.append(row)
         print(
             f"{name}: {row['tokens']} tokens, FLOP ratio {row['flop_ratio']}, merged {row['speedup'][1]} x, dropped "
             f"{row['ceiling'][1]} x, {row['share_of_ceiling'][1]:.0%} of it",
             flush=True,
         )
-    if options.results is not None:
-        lines = [{"provenance": provenance()}, *rows]
-        options.results.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return 0
+        if options.results is not None:
+            append_row(options.results, row)
 
 
 if __name__ == "__main__":

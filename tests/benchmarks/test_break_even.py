@@ -42,6 +42,19 @@ def test_ceilings_come_from_a_result_file(tmp_path: Path, capsys: pytest.Capture
     assert read_ceilings(path) == Ceilings(4e9, 2e9, itemsize=4)
     assert main(["--results", str(path)]) == 0
     assert "vit_base_patch16, r = 8" in capsys.readouterr().out
+    assert main(["--results", str(path), "--launch-us", "50"]) == 0
+    assert "4 bytes per number, 50 us per launch" in capsys.readouterr().out
+    for options, message in (
+        (["--tflops", "1", "--gbps", "1"], "give --results, or both"),
+        (["--itemsize", "2"], "--itemsize has no effect on --results"),
+        (["--launch-us", "-1"], "--launch-us >= 0"),
+    ):
+        with pytest.raises(SystemExit):
+            main(["--results", str(path), *options])
+        assert message in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["--tflops", "600", "--gbps", "-5"])
+    assert "--tflops and --gbps must be > 0" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("arguments", [[], ["--tflops", "1"]])

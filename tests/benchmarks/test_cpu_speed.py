@@ -13,8 +13,8 @@ from tests.conftest import small_alt
 def test_it_races_every_model_un_merged_and_merged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "speed.jsonl"
     assert main(["alt_tiny", "--ways", "eager", "--rounds", "3", "--batch", "2", "--results", str(out)]) == 0
-    head, row = (json.loads(line) for line in out.read_text().splitlines())
-    assert head["provenance"]["commit"]
+    (row,) = (json.loads(line) for line in out.read_text().splitlines())
+    assert row["provenance"]["commit"]
     assert (row["model"], row["r"], row["batch"]) == ("alt_tiny", 4, 2)
     assert list(row["seconds"]) == ["eager, un-merged", "eager, merged"]
     assert row["difference"] == {}
@@ -37,6 +37,11 @@ def test_a_way_that_gives_other_probabilities_is_not_raced(monkeypatch: pytest.M
     monkeypatch.setitem(WAYS, "onnx", lambda model, video, classes: lambda: eager(model, video, classes)() + 2e-4)
     with pytest.raises(RuntimeError, match="alt_tiny: probabilities are not those of eager, .*'onnx, merged': 0.0002"):
         main(["alt_tiny", "--ways", "eager", "onnx", "--rounds", "2"])
+
+
+def test_a_file_that_cannot_be_written_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["alt_tiny", "--ways", "eager", "--rounds", "2", "--results", "/proc/none/rows.jsonl"]) == 1
+    assert "cannot make folder /proc/none" in capsys.readouterr().err
 
 
 def test_what_is_no_model_or_too_small_is_named(capsys: pytest.CaptureFixture[str]) -> None:

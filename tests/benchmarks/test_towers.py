@@ -32,6 +32,20 @@ def test_as_many_are_dropped_as_would_merge() -> None:
     assert dropped.shape == (1, 6, 8)  # tokens 3, 7, 11, 15, 19 receive
 
 
+def test_flops_are_attention_s_too() -> None:
+    """By hand: per layer 12 width^2 MACs of a token's products, and 2 width of every pair of tokens."""
+    case = towers.Case(small, (3, 64, 64), 21, lambda model, x: model(x))
+    tokens = [21, 17, 14, 12]  # of 16, 12 and 9 patches a quarter goes, beside five prefix tokens
+    width, hidden = 64, 4 * 64
+
+    def macs(attended: list[int], left: list[int]) -> int:
+        attention = sum(4 * n * width**2 + 2 * n**2 * width for n in attended)
+        return 16 * 3 * 16**2 * width + attention + sum(2 * n * width * hidden for n in left) + 5 * width
+
+    expected = macs([21] * 3, [21] * 3) / macs(tokens[:3], tokens[1:])
+    assert towers.flop_ratio(case, 0.25, 1) == pytest.approx(expected)
+
+
 def test_merged_and_dropped_beside_the_tower(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -40,10 +54,16 @@ def test_merged_and_dropped_beside_the_tower(
     arguments = ["small", "--share", "0.25", "--rounds", "2", "--results", str(tmp_path / "rows.jsonl")]
     assert towers.main(arguments) == 0
     assert capsys.readouterr().out.startswith("small: 21 tokens, FLOP ratio ")
-    head, row = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
-    assert head["provenance"]["commit"]
-    assert row["flop_ratio"] > 1.1
+    (row,) = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    assert row["provenance"]["commit"]
+    assert row["flop_ratio"] == round(towers.flop_ratio(case, 0.25, 1), 3)
     assert all(len(seconds) == 2 for seconds in row["seconds"].values())
+    for option, value, message in (
+        ("--share", "1.5", "r as a fraction must be in [0, 0.5]"),
+        ("--results", "/proc/none/rows", "cannot make folder"),
+    ):
+        assert towers.main([*arguments[:-2], option, value]) in (1, 2)
+        assert message in capsys.readouterr().err
     with pytest.raises(SystemExit):
         towers.main(["large"])
     assert "towers are small, got large" in capsys.readouterr().err
