@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import rotary_rules
-from benchmarks.rotary_rules import MERGED, RULES, TRAINED, main, table
+from benchmarks.rotary_rules import MERGED, RULES, TRAINED, Experiment, main, table
 from tests.conftest import SMALL_JOB
 
 
@@ -56,3 +56,10 @@ def test_what_cannot_work_is_named(tmp_path: Path, capsys: pytest.CaptureFixture
     command = ["--out", str(tmp_path / "a.jsonl"), "--runs", str(tmp_path), "--", "--data.shapes.frames", "1"]
     assert main(command) == 2
     assert "frames must be >= 2, got 1" in capsys.readouterr().err
+
+
+def test_rows_of_other_experiments_are_not_read(tmp_path: Path) -> None:
+    own = {"kind": MERGED, "seed": 0, "options": []}
+    rows = [{"provenance": {}}, {"options": [], "way": "alt"}, own, {**own, "options": ["--seed=1"]}]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert Experiment(tmp_path / "rows.jsonl", tmp_path, []).rows() == [own]

@@ -88,7 +88,7 @@ def compose(first: Tensor, second: Tensor) -> Tensor:
 
     Raises ValueError for slots of other images.
     """
-    if first.ndim != 2 or second.ndim != 2 or len(first) != len(second):
+    if first.ndim != 2 or second.ndim != 2 or first.shape[0] != second.shape[0]:
         raise ValueError(
             f"slots must be [B, N] and [B, N'] of the same images, got {tuple(first.shape)} and {tuple(second.shape)}"
         )
