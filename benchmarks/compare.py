@@ -1,4 +1,4 @@
-"""What moved between two result files, or between a commit and HEAD; exits with 1 on any regression.
+"""What moved between two result files, or between a commit and HEAD; exits with 1 on any regression or other count.
 
     python -m benchmarks.compare OLD NEW
     python -m benchmarks.compare --against COMMIT [-k EXPRESSION] [--rounds 12] [--full] [-- PYTEST OPTIONS]
@@ -64,9 +64,8 @@ def compare(old: list[dict[str, Any]], new: list[dict[str, Any]], threshold: flo
             continue
         name = " | ".join(map(str, _key(row)))
         if "audit" in row:
-            counts, others = ({what: row[what] for what in COUNTS if what in row} for row in (was, row))
-            for what in counts.keys() & others.keys():
-                change = others[what] / counts[what] - 1 if counts[what] else float(others[what] != counts[what])
+            for what in (what for what in COUNTS if what in was and what in row):
+                change = row[what] / was[what] - 1 if was[what] else float(row[what] != 0)
                 changes.append(Change(f"{name} ({what})", "count", change, "changed" if change else "noise"))
             continue
         if row.get("baseline") != row["contestant"]:
