@@ -29,7 +29,7 @@ ROOT = Path(__file__).parent.parent
 
 @dataclass(frozen=True)
 class Change:
-    """A contestant, or an audited row, in both files. change: new over old, minus 1; less is better for all."""
+    """A contestant, or an audited row, in both files. change: new over old, minus 1; less is better, but for counts."""
 
     name: str
     what: Literal["time", "memory", "count"]

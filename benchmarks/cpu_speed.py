@@ -20,8 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from alt_fast import cli
 from alt_fast.data.config import AugmentConfig
-from alt_fast.errors import AltFastError
+from alt_fast.errors import ArgumentError
 from alt_fast.inference import onnx
 from alt_fast.inference.trained import TrainedModel
 from alt_fast.measure.lines import append_row
@@ -107,8 +108,8 @@ def measure(name: str, ways: list[str], batch: int, rounds: int) -> dict[str, An
     }
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; returns the exit status."""
+def make_parser() -> argparse.ArgumentParser:
+    """Return the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.cpu_speed", description=(__doc__ or "").partition("\n")[0]
     )
@@ -117,23 +118,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--batch", type=int, default=1, help="videos at once (default 1)")
     parser.add_argument("--rounds", type=int, default=9, help="at least 2 (default 9)")
     parser.add_argument("--results", type=Path, metavar="FILE", help="also add JSON lines to a file")
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def work(options: argparse.Namespace) -> int:
+    """Measure the models, print a line for each way, and add them to the results."""
     unknown = sorted(set(options.models) - set(MODELS))
     if unknown:
-        parser.error(f"models are {', '.join(MODELS)}, got {', '.join(unknown)}")
+        raise ArgumentError(f"models are {', '.join(MODELS)}, got {', '.join(unknown)}")
     for name, least in (("batch", 1), ("rounds", 2)):
         if getattr(options, name) < least:
-            parser.error(f"--{name} must be at least {least}, got {getattr(options, name)}")
-    try:
-        race_models(options)
-    except AltFastError as e:
-        print(f"error: {e}", file=sys.stderr)
-        return e.status
-    return 0
-
-
-def race_models(options: argparse.Namespace) -> None:
-    """Measure the models, print a line for each way, and add them to the results. Raises FileError."""
+            raise ArgumentError(f"--{name} must be at least {least}, got {getattr(options, name)}")
     for name in options.models or MODELS:
         row = measure(name, options.ways, options.batch, options.rounds)
         for way in options.ways:
@@ -146,6 +141,12 @@ def race_models(options: argparse.Namespace) -> None:
             )
         if options.results is not None:
             append_row(options.results, row)
+    return 0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    return cli.run(make_parser, work, arguments)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 import alt_fast
-from alt_fast.errors import AltFastError
+from alt_fast import cli
+from alt_fast.errors import ArgumentError
 from alt_fast.measure.ceiling import drop_last_step
 from alt_fast.measure.counting import count_macs
 from alt_fast.measure.lines import append_row
@@ -118,8 +119,8 @@ def measure(name: str, share: float, batch: int, rounds: int, device: str) -> di
     }
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; returns the exit status."""
+def make_parser() -> argparse.ArgumentParser:
+    """Return the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.towers", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("towers", nargs="*", metavar="NAME", help=f"of {', '.join(CASES)}; all by default")
     parser.add_argument("--share", type=float, default=0.1, help="of the tokens merge in every layer")
@@ -127,22 +128,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=5, help="at least 2")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--results", type=Path, metavar="FILE", help="also add JSON lines to a file")
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def work(options: argparse.Namespace) -> int:
+    """Measure the towers, print a line each, and add it to the results."""
     unknown = sorted(set(options.towers) - set(CASES))
     if unknown:
-        parser.error(f"towers are {', '.join(CASES)}, got {', '.join(unknown)}")
+        raise ArgumentError(f"towers are {', '.join(CASES)}, got {', '.join(unknown)}")
     if options.rounds < 2:
-        parser.error(f"--rounds must be at least 2, got {options.rounds}")
-    try:
-        race_towers(options)
-    except AltFastError as e:
-        print(f"error: {e}", file=sys.stderr)
-        return e.status
-    return 0
-
-
-def race_towers(options: argparse.Namespace) -> None:
-    """Measure the towers, print a line each, and add it to the results. Raises ArgumentError or FileError."""
+        raise ArgumentError(f"--rounds must be at least 2, got {options.rounds}")
     for name in options.towers or CASES:
         row = measure(name, options.share, options.batch, options.rounds, options.device)
         print(
@@ -152,6 +147,12 @@ def race_towers(options: argparse.Namespace) -> None:
         )
         if options.results is not None:
             append_row(options.results, row)
+    return 0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    return cli.run(make_parser, work, arguments)
 
 
 if __name__ == "__main__":

@@ -167,16 +167,19 @@ def make_parser() -> argparse.ArgumentParser:
 
 def work(given: argparse.Namespace) -> int:
     """Train and test what --out has not, and print the tables."""
+
+    def known() -> list[Row]:
+        return [row for row in read_rows(given.out) if "way" in row and row["options"] == given.options]
+
     for level in given.levels:
         experiment = Experiment(level, given.runs.absolute(), given.options)
         for seed in range(given.seeds):
-            mine = [row for row in read_rows(given.out) if "way" in row and row["options"] == given.options]
-            done = {row["way"] for row in mine if (row["level"], row["seed"]) == (level, seed)}
+            done = {row["way"] for row in known() if (row["level"], row["seed"]) == (level, seed)}
             missing = [way for way in given.ways if way not in done]
             for way, found in zip(missing, experiment.test(seed, missing), strict=True):
                 own = {"level": level, "seed": seed, "way": way, "options": given.options}
                 append_row(given.out, {**own, **found})
-    rows = [row for row in read_rows(given.out) if "way" in row and row["options"] == given.options]
+    rows = known()
     print("\n\n".join(table(rows, level, given.ways) for level in given.levels))
     return 0
 

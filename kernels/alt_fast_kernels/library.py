@@ -80,7 +80,9 @@ def differentiable(
             _refuse("forward-mode differentiation")
 
     def compiled(*args: Any) -> Any:
-        transforms = _functorch_transforms()
+        from alt_fast_kernels.transforms import functorch_transforms
+
+        transforms = functorch_transforms()
         if "Jvp" in transforms:
             _refuse("forward-mode differentiation")
         if not torch.is_grad_enabled():
@@ -116,12 +118,6 @@ def once(backward_op: Callable[..., Any]) -> Callable[..., Any]:
         return backward_op(*args) if torch.compiler.is_compiling() else eager(*args)
 
     return call
-
-
-@torch._dynamo.assume_constant_result  # type: ignore[untyped-decorator]
-def _functorch_transforms() -> tuple[str, ...]:
-    """Return the transforms of `torch.func` around, outermost first: "Grad", "Jvp", "Vmap", ..."""
-    return tuple(level.key().name for level in torch._C._functorch.get_interpreter_stack() or ())
 
 
 def _refuse(what: str) -> NoReturn:

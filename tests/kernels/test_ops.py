@@ -1,5 +1,7 @@
 """The kernels as PyTorch operators: torch.library's own checks, torch.compile, autocast, vmap, CUDA graphs."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -290,6 +292,13 @@ def test_compiled_transforms(name: str, backend: str) -> None:
         for what, transformed in refused.items():
             with pytest.raises(torch._dynamo.exc.Unsupported, match=f"no formula for {what}"):
                 torch.compile(transformed, fullgraph=True, backend="aot_eager")(x)
+
+
+@pytest.mark.kernel_only
+def test_the_compiler_is_not_imported_before_it_compiles() -> None:
+    """It takes seconds."""
+    code = "import sys, torch, alt_fast_kernels; sys.exit('torch._dynamo' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 @pytest.mark.kernel_only

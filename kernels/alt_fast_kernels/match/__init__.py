@@ -76,10 +76,7 @@ def match(
 def _destinations(given: SupportsIndex | Tensor, key: Tensor, protected: int) -> int | Tensor:
     """Return k, or tokens [D]. Raises TypeError or ValueError for what is neither."""
     if not isinstance(given, Tensor) or given.ndim == 0:
-        k = _int("destinations", given, "an int or a tensor")
-        if k < 2:
-            raise ValueError(f"destinations must be >= 2, every k-th token, or a tensor of tokens, got {k}")
-        return k
+        return _int("destinations", given, "an int or a tensor")
     num_tokens = key.shape[1]
     if given.dtype not in (torch.int32, torch.int64):
         raise TypeError(f"destinations must be int32 or int64, got {given.dtype}")
