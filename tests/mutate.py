@@ -250,6 +250,12 @@ MUTATIONS = [
         f"{_ALIGN}::test_ties_across_the_whole_corpus_go_to_the_lower_index",
     ),
     Mutation(
+        "kernels/alt_fast_kernels/align/triton.py",
+        "begun = tl.dot(x0, _half(entities, n + BLOCK_N, num_entities, 0, half))",
+        "begun = tl.dot(x0, _half(entities, n, num_entities, 0, half))",
+        f"{_ALIGN}::test_tokens_held_in_registers_are_as_accurate",
+    ),
+    Mutation(
         "kernels/alt_fast_kernels/align/rows.py",
         "first = tl.min(tl.where(logit == logit_of_best[:, None], part[None, :], SPLITS), 1)",
         "first = tl.max(tl.where(logit == logit_of_best[:, None], part[None, :], 0), 1)",

@@ -37,6 +37,9 @@ SUMS_BY_PRODUCT = {("sm_80", False), ("sm_90", False), ("sm_90", True)}
 AMD would need more of them, and sm_80 would spill where tokens turn; of sm_100's code the model cannot tell.
 """
 
+HOLDS_TOKENS = ("sm_90",)
+"""Where alignment's forward without noise holds 16-bit tokens in registers: tensor cores then read only entities."""
+
 ALIGN_PLAIN = "align_fwd align_fwd_online align_bwd"
 ALIGN_NOISY = "align_fwd_noisy align_fwd_online_noisy align_bwd_noisy"
 ANY_ARCH, ANY_DTYPE, ANY_WIDTH, MAX_WIDTH = f"{NVIDIA} {AMD}", "any", 0, 8192
@@ -177,6 +180,7 @@ TABLE: tuple[tuple[str, str, str, ByWidth], ...] = (
     ("align_fwd align_fwd_online align_fwd_noisy", "sm_90", "half", _mnc(128, 128, 64, 4, 3)),
     ("align_bwd", "sm_90", "half", _mnc(128, 128, 64, 8, 3)),
     ("align_fwd_online_noisy align_bwd_noisy", "sm_90", "half", _mnc(128, 64, 64, 8, 3)),
+    ("align_fwd_held", "sm_90", "half", {ANY_WIDTH: _mn(128, 64, 8, 3)}),
     (ALIGN_PLAIN, "sm_100", "half", _mnc(128, 64, 32, 8, 3)),
     (ALIGN_PLAIN, AMD, "half", _mnc(128, 128, 32, 8, 1)),
     (ALIGN_NOISY, "sm_80 sm_100", "half", _mnc(128, 64, 32, 8, 3)),

@@ -1,6 +1,7 @@
 """Entity alignment: hard forward, soft backward, reproducible noise."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from alt_fast_kernels import align, use_backend
 from alt_fast_kernels.align import triton as triton_kernels
 from alt_fast_kernels.align.reference import gumbel_noise
+from alt_fast_kernels.configs import Arch, configured_for
 from alt_fast_kernels.dispatch import Backend
 from alt_fast_kernels.launch import recording
 from alt_fast_kernels.testing import Result, assert_as_accurate
@@ -126,10 +128,65 @@ def test_kernel_is_as_accurate_as_pytorch(
     assert_as_accurate(draw)
 
 
-def compare_once(rows: int, num_entities: int, width: int, dtype: torch.dtype, noisy: bool) -> Result:
+@pytest.mark.same_arithmetic
+@pytest.mark.kernel_only
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("rows", "num_entities", "width"), [(1, 2, 16), (37, 64, 48), (130, 33, 100), (9, 65, 250), (61, 300, 32)]
+)
+def test_tokens_held_in_registers_are_as_accurate(
+    rows: int,
+    num_entities: int,
+    width: int,
+    dtype: torch.dtype,
+    interpreted: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As Hopper holds them: one tile of entities, several, and several parts of several."""
+    if not interpreted:
+        pytest.skip("compiled kernels are configured for the GPU at hand")
+    monkeypatch.setattr(triton_kernels, "SPLITS", 2)
+    assert forward_of("sm_90", width, dtype) == "align_fwd_held"
+    with configured_for("sm_90"):
+        assert_as_accurate(lambda: [compare_once(rows, num_entities, width, dtype, False)])
+
+
+def forward_of(arch: Arch, width: int, dtype: torch.dtype, noisy: bool = False, tau: float = 0.2) -> str:
+    """Name the kernel that tokens are aligned by."""
+    seed = torch.tensor(1) if noisy else None
+    with recording(arch) as launches:
+        align(torch.randn(3, width).to(dtype), torch.randn(5, width), tau, seed)
+    (name,) = {launch.name for launch in launches if launch.name.startswith("align_fwd")}
+    return name
+
+
+@pytest.mark.kernel_only
+def test_which_tokens_are_held_in_registers() -> None:
+    """Those of 16 bits whose halves are tiles and fit, without noise or a tau too small for a bound, on Hopper."""
+    for width, name in ((64, "align_fwd_held"), (512, "align_fwd_held"), (320, "align_fwd"), (768, "align_fwd")):
+        assert forward_of("sm_90", width, torch.bfloat16) == name
+    assert forward_of("sm_90", 512, torch.float32) == "align_fwd"
+    assert forward_of("sm_90", 512, torch.float16, noisy=True) == "align_fwd"
+    assert forward_of("sm_90", 512, torch.float16, tau=0.02) == "align_fwd"
+    for arch in ("sm_80", "sm_100", "gfx942"):
+        assert forward_of(arch, 512, torch.float16) == "align_fwd"
+
+
+@pytest.mark.kernel_only
+@pytest.mark.parametrize(("num_tokens", "parts"), [(1, 8), (25856, 5), (200_000, 1)])
+def test_many_tokens_held_in_registers_are_loaded_less_often(num_tokens: int, parts: int) -> None:
+    """Once for every part of the corpus: there are fewer where tokens alone fill a GPU."""
+    with recording("sm_90") as launches:
+        align(torch.empty(num_tokens, 64, dtype=torch.float16), torch.empty(5000, 64, dtype=torch.float16), 0.5)
+    (launch,) = (launch for launch in launches if launch.name == "align_fwd_held")
+    assert len(launch.arguments()["best_out"]) == parts
+    assert launch.grid == parts * -(-num_tokens // 128)
+
+
+def compare_once(rows: int, num_entities: int, width: int, dtype: torch.dtype, noisy: bool, tau: float = 0.2) -> Result:
     """Holds the choices to be the best; returns the gradients: the kernel's, PyTorch's in this precision, the exact."""
     tokens, entities = torch.randn(rows, width).to(dtype), torch.randn(num_entities, width)
-    tau, seed = 0.2, torch.tensor(-(2**40) + 77) if noisy else None
+    seed = torch.tensor(-(2**40) + 77) if noisy else None
     unit = F.normalize(entities, dim=-1).to(dtype)  # what half-precision tokens meet
     weight = torch.randn(rows, width)
 
@@ -159,10 +216,14 @@ def compare_once(rows: int, num_entities: int, width: int, dtype: torch.dtype, n
     return grad, plain.grad, exact_grad
 
 
-def test_ties_across_the_whole_corpus_go_to_the_lower_index() -> None:
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90"])  # streams 16-bit tokens, or holds them in registers
+@pytest.mark.parametrize("tau", [1.0, 0.01])
+def test_ties_across_the_whole_corpus_go_to_the_lower_index(arch: str, tau: float, interpreted: bool) -> None:
     entities = torch.eye(16)[torch.arange(900) % 16]
-    index, _ = align(torch.eye(16), entities)
-    assert index.tolist() == list(range(16))
+    with configured_for(arch) if interpreted else nullcontext():
+        for dtype in (torch.float32, torch.float16):
+            index, _ = align(torch.eye(16, dtype=dtype), entities, tau)
+            assert index.tolist() == list(range(16))
 
 
 def test_lengths_do_not_count_and_a_zero_token_follows_the_noise() -> None:
@@ -180,14 +241,19 @@ def test_lengths_do_not_count_and_a_zero_token_follows_the_noise() -> None:
 
 @pytest.mark.parametrize("num_entities", [3, 300])  # in one part, and in several
 @pytest.mark.parametrize("noisy", [False, True])
-def test_a_token_that_is_no_number_chooses_some_entity_and_spoils_no_other(num_entities: int, noisy: bool) -> None:
-    tokens, entities = torch.randn(5, 16), torch.randn(num_entities, 16)
+def test_a_token_that_is_no_number_chooses_some_entity_and_spoils_no_other(
+    num_entities: int, noisy: bool, interpreted: bool
+) -> None:
+    tokens, entities = torch.randn(5, 16).half(), torch.randn(num_entities, 16).half()
     seed = torch.tensor(2) if noisy else None
-    expected, _ = align(tokens, entities, 1.0, seed)
-    tokens[1, 3], tokens[3] = float("nan"), float("inf")
-    index, aligned = align(tokens, entities, 1.0, seed)
-    assert torch.equal(aligned, entities[index])  # so it is one of them
-    assert torch.equal(index[::2], expected[::2])
+    spoilt = tokens.clone()
+    spoilt[1, 3], spoilt[3] = float("nan"), float("inf")
+    for arch in ("sm_80", "sm_90") if interpreted else ("",):  # streams tokens, or holds them in registers
+        with configured_for(arch) if interpreted else nullcontext():
+            expected, _ = align(tokens, entities, 1.0, seed)
+            index, aligned = align(spoilt, entities, 1.0, seed)
+        assert torch.equal(aligned, entities[index])  # so it is one of them
+        assert torch.equal(index[::2], expected[::2])
 
 
 @pytest.mark.kernel_only

@@ -1,6 +1,7 @@
 """What the shipped kernels take is recorded and as compiled; times follow from it by the stated model."""
 
 import importlib
+import itertools
 import os
 import random
 import re
@@ -65,15 +66,15 @@ def test_no_recorded_kernel_is_at_fault() -> None:
     assert [fault for row in rows.values() for fault in row.faults()] == []
     kernels = {row.kernel for row in rows.values()}
     assert {name.partition("_")[0] for name in kernels} == {"match", "merge", "attention", "align"}
-    assert {(target, kernel) for target, kernel, _ in rows} == {
-        (target, name) for target in TARGETS for name in kernels
-    }
+    everywhere = itertools.product(TARGETS, kernels - {"align_fwd_held"})
+    assert {(target, kernel) for target, kernel, _ in rows} == {*everywhere, ("sm_90", "align_fwd_held")}
 
 
 WIDE = {
     "match_metric": 1.0, "match_once": 0.93, "match_best": 0.8, "match_pair": 0.64, "merge_fwd": 0.47,
     "merge_bwd": 0.33, "attention_fwd": 0.75, "attention_bwd_q": 0.7, "attention_bwd_kv": 0.45, "align_fwd": 0.57,
-    "align_bwd": 0.72, "align_norm": 1.0, "align_pick": 0.87, "align_pivot": 0.84, "align_finish": 0.88,
+    "align_fwd_held": 0.5, "align_bwd": 0.72, "align_norm": 1.0, "align_pick": 0.87, "align_pivot": 0.84,
+    "align_finish": 0.88,
 }  # fmt: skip
 """The least share of the bytes that a kernel loads 16 at a time: tokens. The rest are sizes, sums and indices."""
 

@@ -1,8 +1,8 @@
 """Entity alignment that streams over the corpus: no [tokens, entities] matrix. Contract: `alt_fast_kernels.align`.
 
-Both kernels are matmuls of tokens [M, C] and entities [K, C] with an epilogue: forward argmax and softmax's sum,
+All kernels are matmuls of tokens [M, C] and entities [K, C] with an epilogue: forward argmax and softmax's sum,
 backward the weights of a chunk of the corpus. Logits are recomputed and the noise of eq. 4 drawn anew, from its
-counters, in backward. Both read
+counters, in backward. All read
 
     tokens [M, C] and entities [K, C], contiguous, of one dtype, C a multiple of BLOCK_C; factor [M] fp32 =
     log2(e) / (norm * tau) of the tokens and inverse [K] fp32 = 1 / norm of the entities, so that x s^T * factor *
@@ -22,10 +22,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from alt_fast_kernels.configs import Arch, arch_of, config_of
+from alt_fast_kernels.configs import HOLDS_TOKENS, Arch, arch_of, config_of
 from alt_fast_kernels.launch import Launch
 
 SPLITS = 8  # parts of the corpus walked side by side: enough programs for a whole GPU even when tokens are few
+HELD_PROGRAMS = 1024  # that many fill any GPU: where a program loads its tokens once, fewer parts load them less often
+HELD_WIDTHS = (64, 128, 256, 512)  # whose halves are tiles, and which registers can hold
 CHUNK = 2048  # entities whose weights are in memory at a time, in backward
 MAX_BOUND = 57.0  # of |logit| in base 2, below which exp2 of logit - bound is a normal number, with noise too
 
@@ -92,6 +94,15 @@ def _dot(
     return tile
 
 
+@triton.jit
+def _better(score, n0, best, who, BLOCK_N: tl.constexpr):
+    """The best of a tile whose first entity is n0, and which it is, where it is better than best [BLOCK_M], of who."""
+    tile_best = tl.max(score, 1)
+    column_of_best = tl.min(tl.where(score == tile_best[:, None], tl.arange(0, BLOCK_N)[None, :], BLOCK_N - 1), 1)
+    better = tile_best > best
+    return tl.where(better, tile_best, best), tl.where(better, n0 + column_of_best, who)
+
+
 @triton.jit(do_not_specialize=["num_tokens", "period"])
 def align_fwd_kernel(
     # reads
@@ -142,11 +153,7 @@ def align_fwd_kernel(
             weight *= _reciprocal_exponential(row_bits, n)
             score = weight
         total += tl.sum(weight, 1)
-        tile_best = tl.max(score, 1)
-        column_of_best = tl.min(tl.where(score == tile_best[:, None], tl.arange(0, BLOCK_N)[None, :], BLOCK_N - 1), 1)
-        better = tile_best > best
-        who = tl.where(better, n0 + column_of_best, who)
-        best = tl.where(better, tile_best, best)
+        best, who = _better(score, n0, best, who, BLOCK_N)
     if BOUNDED:
         shift = tl.full([BLOCK_M], 0.0, tl.float32) + bound
     if HAS_NOISE:
@@ -157,6 +164,63 @@ def align_fwd_kernel(
     tl.store(best_out + at, best, mask=m < num_tokens)
     tl.store(index + at, who, mask=m < num_tokens)
     tl.store(lse_out + at, tl.log2(total) + shift, mask=m < num_tokens)
+
+
+@triton.jit
+def _half(entities, n, num_entities, which, HALF: tl.constexpr):
+    """Load one half of the channels of entities n, transposed: [HALF, BLOCK_N]. Those beyond the last repeat it."""
+    column = entities + tl.minimum(n, num_entities - 1)[None, :].to(tl.int64) * (2 * HALF)
+    return tl.load(column + which * HALF + tl.arange(0, HALF)[:, None])
+
+
+@triton.jit(do_not_specialize=["num_tokens"])
+def align_fwd_held_kernel(
+    # reads
+    tokens, entities, factor, inverse,
+    # writes
+    best_out, index, lse_out,
+    # extents, and the bound of the logits
+    num_tokens, num_entities, per_split, bound,
+    WIDTH: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """Do what `align_fwd_kernel` does without noise, BOUNDED, the program's tokens held in registers.
+
+    A tile's product is made of two halves of the channels. While a tile is counted in, the first half of the next one's
+    is under way, in the registers that its own was in: it is logits by then. In any other order the compiler waits for
+    the product, or copies it.
+    """
+    half: tl.constexpr = WIDTH // 2
+    tiles = tl.cdiv(num_tokens, BLOCK_M)
+    split = tl.program_id(0) // tiles
+    m = (tl.program_id(0) % tiles) * BLOCK_M + tl.arange(0, BLOCK_M)
+    scale = tl.load(factor + m, mask=m < num_tokens, other=0.0)
+    row = tokens + tl.minimum(m, num_tokens - 1)[:, None].to(tl.int64) * WIDTH + tl.arange(0, half)[None, :]
+    inside = (m < num_tokens)[:, None]
+    x0 = tl.where(inside, tl.load(row), 0.0)  # computed: what is loaded and no more is kept in shared memory
+    x1 = tl.where(inside, tl.load(row + half), 0.0)
+    best = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    who = tl.zeros([BLOCK_M], tl.int32)
+    total = tl.zeros([BLOCK_M], tl.float32)
+    first = split * per_split
+    last = first + (tl.cdiv(tl.minimum(per_split, num_entities - first), BLOCK_N) - 1) * BLOCK_N  # the last tile
+    begun = tl.dot(x0, _half(entities, first + tl.arange(0, BLOCK_N), num_entities, 0, half))
+    for n0 in range(first, last, BLOCK_N):
+        n = n0 + tl.arange(0, BLOCK_N)
+        dot = tl.dot(x1, _half(entities, n, num_entities, 1, half), begun)
+        score = dot * tl.load(inverse + n)[None, :] * scale[:, None] - bound
+        begun = tl.dot(x0, _half(entities, n + BLOCK_N, num_entities, 0, half))
+        total += tl.sum(tl.exp2(score), 1)
+        best, who = _better(score, n0, best, who, BLOCK_N)
+    n = last + tl.arange(0, BLOCK_N)
+    dot = tl.dot(x1, _half(entities, n, num_entities, 1, half), begun)
+    column = tl.load(inverse + n, mask=n < num_entities, other=0.0)
+    score = dot * column[None, :] * scale[:, None] + tl.where(n < num_entities, -bound, float("-inf"))[None, :]
+    total += tl.sum(tl.exp2(score), 1)
+    best, who = _better(score, last, best, who, BLOCK_N)
+    at = split.to(tl.int64) * num_tokens + m
+    tl.store(best_out + at, best + bound, mask=m < num_tokens)
+    tl.store(index + at, who, mask=m < num_tokens)
+    tl.store(lse_out + at, tl.log2(total) + bound, mask=m < num_tokens)
 
 
 @triton.jit(do_not_specialize=["num_tokens", "period", "first"])
@@ -243,34 +307,47 @@ class Saved(NamedTuple):
     pivot: Tensor
 
 
-def per_split(num_entities: int, block_n: int) -> int:
-    """Return how many entities each of at most SPLITS parts of the corpus has: whole tiles."""
-    return -(-num_entities // (SPLITS * block_n)) * block_n
+@cache
+def _forward(noise: bool, bounded: bool, arch: Arch, dtype: torch.dtype, width: int) -> tuple[Any, dict[str, Any]]:
+    """Return the forward kernel, and its constexpr parameters and compile options."""
+    if arch in HOLDS_TOKENS and dtype.itemsize == 2 and bounded and not noise and width in HELD_WIDTHS:
+        return align_fwd_held_kernel, {"WIDTH": width, **config_of("align_fwd_held", arch, dtype)}
+    options = _options("align_fwd" if bounded else "align_fwd_online", noise, arch, dtype)
+    return align_fwd_kernel, {"BOUNDED": bounded, **options}
 
 
-def _forward_options(inputs: Inputs, bound: float, arch: Arch | None) -> dict[str, Any]:
-    bounded = bound <= MAX_BOUND
-    return {"BOUNDED": bounded, **inputs.options("align_fwd" if bounded else "align_fwd_online", arch)}
+class Parts(NamedTuple):
+    """How forward walks the corpus: the kernel, its options, how many parts (none is empty), and entities of each."""
+
+    kernel: Any
+    options: dict[str, Any]
+    number: int
+    size: int
 
 
-def num_splits(inputs: Inputs, bound: float, arch: Arch | None = None) -> int:
-    """Return how many parts of the corpus the forward kernel walks side by side; none is empty."""
-    num_entities = len(inputs.entities)
-    return -(-num_entities // per_split(num_entities, _forward_options(inputs, bound, arch)["BLOCK_N"]))
+def parts_of(inputs: Inputs, bound: float) -> Parts:
+    """Choose how forward walks the corpus. bound: no logit, without noise and in base 2, is larger."""
+    num_tokens, num_entities, width, _ = inputs.extents
+    arch, noise = arch_of(inputs.tokens.device), inputs.seed is not None
+    kernel, options = _forward(noise, bound <= MAX_BOUND, arch, inputs.tokens.dtype, width)
+    tiles, most = -(-num_entities // options["BLOCK_N"]), SPLITS
+    if kernel is align_fwd_held_kernel:
+        most = min(SPLITS, max(1, HELD_PROGRAMS // max(1, -(-num_tokens // options["BLOCK_M"]))))
+    size = -(-tiles // most) * options["BLOCK_N"]
+    return Parts(kernel, options, -(-num_entities // size), size)
 
 
-def align_fwd_launch(
-    inputs: Inputs, bound: float, best: Tensor, index: Tensor, lse: Tensor, arch: Arch | None = None
-) -> Launch:
-    """Write each part's best logit, its entity (int32) and log of the sum of exponentials, all [num_splits, M].
-
-    bound: no logit, without noise and in base 2, is larger.
-    """
-    options = _forward_options(inputs, bound, arch)
-    grid = len(best) * -(-len(inputs.tokens) // options["BLOCK_M"])
-    part = per_split(len(inputs.entities), options["BLOCK_N"])
-    args = (*inputs.head, best, index, lse, *inputs.extents, part, bound)
-    return Launch(align_fwd_kernel, grid, args, options)
+def align_fwd_launch(inputs: Inputs, bound: float, parts: Parts, best: Tensor, index: Tensor, lse: Tensor) -> Launch:
+    """Write each part's best logit, its entity (int32) and log of the sum of exponentials, all [parts, M]."""
+    num_tokens, num_entities, width, period = inputs.extents
+    kernel, options, number, size = parts
+    grid = number * -(-num_tokens // options["BLOCK_M"])
+    args: tuple[Any, ...]
+    if kernel is align_fwd_held_kernel:
+        args = (*inputs[:4], best, index, lse, num_tokens, num_entities, size, bound)
+    else:
+        args = (*inputs.head, best, index, lse, num_tokens, num_entities, width, period, size, bound)
+    return Launch(kernel, grid, args, options)
 
 
 def sum_tiles(inputs: Inputs, chunk: int, arch: Arch | None = None) -> int:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from alt_fast_kernels import Rotary, align, match, merge, proportional_attention_qkvpacked, use_backend
+from alt_fast_kernels.align.triton import HELD_WIDTHS
 from alt_fast_kernels.configs import Arch
 from alt_fast_kernels.cost import Cost, align_cost, attention_cost, match_cost, merge_cost
 from alt_fast_kernels.launch import Launch, is_intercepted, recording
@@ -125,7 +126,7 @@ def attention_case(
 
 def align_case(
     num_tokens: int, num_entities: int, width: int, dtype: torch.dtype = torch.bfloat16, *,
-    noise: bool = False, backward: bool = False,
+    noise: bool = False, tau: float = 0.5, backward: bool = False,
 ) -> Case:  # fmt: skip
     """Tokens and a corpus of one dtype."""
     seed = torch.zeros((), dtype=torch.int64) if noise else None
@@ -134,12 +135,12 @@ def align_case(
         return _drawn(num_tokens, width, dtype=dtype), _drawn(num_entities, width, dtype=dtype)
 
     def forward(tokens: Tensor, entities: Tensor) -> tuple[Tensor]:
-        return (align(tokens, entities, 0.5, seed)[1],)
+        return (align(tokens, entities, tau, seed)[1],)
 
     cost = align_cost(num_tokens, num_entities, width, dtype.itemsize)
     if backward:  # cosines, gradients of the weights, and of the tokens
         cost = Cost(cost.macs * 3, cost.bytes + num_tokens * width * dtype.itemsize)
-    shape = f"M={num_tokens} K={num_entities} C={width}{' noise' if noise else ''}"
+    shape = f"M={num_tokens} K={num_entities} C={width}{' noise' if noise else ''}{f' tau={tau}' if tau != 0.5 else ''}"
     return _differentiated("align", shape, draw, forward, [], cost, backward)
 
 
@@ -175,7 +176,7 @@ ROTARY_DIMS = (32, 64, 80, 128)
 LAYOUTS: tuple[Layout, ...] = ("halves", "interleaved")
 WIDTHS = (192, 384, 768, 1024, 1152, 1280, MAX_CHANNELS)  # ViT-Ti, S, B, L, So400m and H; the widest the kernels take
 KEYS = ((12, 32), (12, 64), (16, 72), (16, 88), (16, 128), (1, 768), (1, MAX_CHANNELS))  # one head: a metric
-JOINT_WIDTH = 512  # of CLIP B; the align kernels take the width as a number, not as a tile
+JOINT_WIDTHS = (*HELD_WIDTHS, 768)  # CLIP B's among the first, CLIP L's: of all others too, where it is no tile
 
 
 def reachable() -> Iterator[Case]:
@@ -197,5 +198,7 @@ def reachable() -> Iterator[Case]:
             tables = (False, True) if dtype.itemsize == 2 else (True,)  # those of fp32 tokens are wide
             for dim, layout, batch, wide in itertools.product(ROTARY_DIMS, LAYOUTS, (2, 32), tables):
                 yield attention_case(batch, 197, 12, dim, dtype, layout=layout, wide=wide, backward=backward)
-            for noise in (False, True):
-                yield align_case(101, 5000, JOINT_WIDTH, dtype, noise=noise, backward=backward)
+            for noise, width in itertools.product((False, True), JOINT_WIDTHS):
+                yield align_case(101, 5000, width, dtype, noise=noise, backward=backward)
+                if not backward:
+                    yield align_case(101, 5000, width, dtype, noise=noise, tau=0.01)  # too small for a bound

@@ -108,6 +108,7 @@ TRIPS: dict[str, Callable[[dict[str, Any]], tuple[Trips, ...]]] = {
     "match_select": lambda a: (_searched(a),),
     "match_place": _place,
     "align_fwd": lambda a: (Trips(cdiv(a["per_split"], a["BLOCK_N"]), (Trips(cdiv(a["width"], a["BLOCK_C"])),)),),
+    "align_fwd_held": lambda a: (Trips(cdiv(a["per_split"], a["BLOCK_N"]) - 1),),
     "align_bwd": lambda a: 2 * (Trips(cdiv(a["width"], a["BLOCK_C"])),),
     "align_norm": _by_channels,
     "align_pick": _by_channels,
@@ -135,6 +136,7 @@ FLOPS: dict[str, Callable[[dict[str, Any]], int]] = {
     "attention_bwd_q": _attention_flops(3),
     "attention_bwd_kv": _attention_flops(4),
     "align_fwd": lambda a: 2 * a["num_tokens"] * a["num_entities"] * a["width"],
+    "align_fwd_held": lambda a: 2 * a["num_tokens"] * a["num_entities"] * a["WIDTH"],
     "align_bwd": lambda a: 4 * a["num_tokens"] * a["chunk"] * a["width"],
 }
 """FLOPs of matrix products; the other kernels' are too few to matter."""
@@ -146,8 +148,15 @@ def _align_reads(a: dict[str, Any], products: int, num_entities: int) -> int:
     return int(products * tiles * (a["BLOCK_M"] + a["BLOCK_N"]) * a["width"] * a["tokens"].itemsize)
 
 
+def _align_held_reads(a: dict[str, Any]) -> int:
+    """Entities for every tile of tokens, tokens for every part of the corpus."""
+    tokens, entities = a["tokens"], a["entities"]
+    return int(cdiv(a["num_tokens"], a["BLOCK_M"]) * entities.nbytes + len(a["best_out"]) * tokens.nbytes)
+
+
 CACHE_BYTES: dict[str, Callable[[dict[str, Any]], int]] = {
     "align_fwd": lambda a: _align_reads(a, 1, a["num_entities"]),
+    "align_fwd_held": _align_held_reads,
     "align_bwd": lambda a: _align_reads(a, 2, a["chunk"]),
 }
 """Bytes that kernels read again and again from the L2 cache, where they matter."""
