@@ -26,7 +26,7 @@ from alt_fast_kernels.prediction import cases, host, record
 from alt_fast_kernels.prediction.around import Around, TorchCall
 from alt_fast_kernels.prediction.compiled import TARGETS, Code, Instruction, made_of
 from alt_fast_kernels.prediction.measured import measured
-from alt_fast_kernels.prediction.model import TRIPS, Machine, Time, Trips, executed, predict, predict_torch
+from alt_fast_kernels.prediction.model import CACHE_BYTES, TRIPS, Machine, Time, Trips, executed, predict, predict_torch
 from alt_fast_kernels.prediction.towers import B16, L14, Prediction, Predictor, Tower
 
 pytestmark = pytest.mark.kernel_only
@@ -288,7 +288,7 @@ def test_the_largest_limit_is_the_time() -> None:
 
 OF_BOTH = """
 from alt_fast_kernels.prediction.cases import match_case, merge_case
-from alt_fast_kernels.prediction.model import Machine
+from alt_fast_kernels.prediction.model import CACHE_BYTES, Machine
 from alt_fast_kernels.prediction.towers import Predictor
 predictor = Predictor(Machine())
 kernels = [predictor.op(match_case(2, 149, 12, 32, 74, every=every)).kernels[0] for every in (2, 4)]
@@ -572,6 +572,22 @@ def test_the_host_s_time_is_a_median_of_rounds_and_binds_every_launch() -> None:
     assert seconds == {"attention": 1.0, "match": 2.0, "merge": 1.0}
     of_a_block = ["attention_fwd", "match_metric", "match_pair", "merge_fwd"]
     assert [name for name in bound if name != "slow"][-7:] == [of_a_block[0], *2 * of_a_block[1:3], *2 * of_a_block[3:]]
+
+
+def test_what_alignment_reads_again() -> None:
+    """Both operands for every tile; with tokens held, entities for every 128 tokens and tokens for every part."""
+    found = {}
+    for noise in (False, True):
+        (launch,) = (
+            launch
+            for launch in cases.align_case(25856, 5000, 512, noise=noise).launches("sm_90")
+            if launch.name in CACHE_BYTES
+        )
+        found[launch.name] = CACHE_BYTES[launch.name](launch.arguments())
+    assert found == {
+        "align_fwd_held": 202 * 5000 * 1024 + 5 * 25856 * 1024,
+        "align_fwd": 202 * 40 * (128 + 128) * 1024,
+    }
 
 
 SOME = """
