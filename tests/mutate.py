@@ -256,6 +256,18 @@ MUTATIONS = [
         f"{_ALIGN}::test_tokens_held_in_registers_are_as_accurate",
     ),
     Mutation(
+        "kernels/alt_fast_kernels/align/triton.py",
+        "total += tl.sum(tl.exp2(score), 1)\n        best, who",
+        "best, who",
+        f"{_ALIGN}::test_what_forward_leaves_for_backward",
+    ),
+    Mutation(
+        "kernels/alt_fast_kernels/align/triton.py",
+        "tl.cdiv(tl.minimum(per_split, num_entities - first), BLOCK_N)",
+        "tl.cdiv(num_entities - first, BLOCK_N)",
+        f"{_ALIGN}::test_what_forward_leaves_for_backward",
+    ),
+    Mutation(
         "kernels/alt_fast_kernels/align/rows.py",
         "first = tl.min(tl.where(logit == logit_of_best[:, None], part[None, :], SPLITS), 1)",
         "first = tl.max(tl.where(logit == logit_of_best[:, None], part[None, :], 0), 1)",

@@ -172,7 +172,8 @@ TABLE: tuple[tuple[str, str, str, ByWidth], ...] = (
     ("attention_bwd_kv_rotary_tall", HOPPER, "half", {64: _mn(128, 32, 8, 2)}),
     ("attention_bwd_kv_rotary", AMD, "fp32", {64: _mn(32, 32, 4, 1), 128: _mn(32, 16, 4, 1)}),
     ("attention_bwd_kv_rotary", AMD, "half", {64: _mn(64, 32, 4, 1), 128: _mn(64, 16, 4, 1)}),
-    # align, without noise and with; two blocks of sm_90's forward overlap one's matmul and the other's epilogue
+    # align, without noise and with; two blocks of sm_90's forward overlap one's matmul and the other's epilogue, one
+    # that holds its tokens overlaps its own
     ("align_rows", ANY_ARCH, ANY_DTYPE, {ANY_WIDTH: _config(4, ROWS=16, BLOCK_C=64)}),
     (f"{ALIGN_PLAIN} {ALIGN_NOISY}", NVIDIA, "fp32", _mnc(64, 32, 32, 8, 2, 128)),
     (f"{ALIGN_PLAIN} {ALIGN_NOISY}", AMD, "fp32", _mnc(64, 32, 32, 8, 1)),

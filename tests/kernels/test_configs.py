@@ -8,7 +8,7 @@ import torch
 from alt_fast_kernels import configs
 from alt_fast_kernels.attention.backends import MAX_HEAD_DIM
 from alt_fast_kernels.attention.triton import height
-from alt_fast_kernels.configs import ANY_WIDTH, TABLE, arch_of, config_of
+from alt_fast_kernels.configs import ANY_WIDTH, HOLDS_TOKENS, TABLE, arch_of, config_of
 from alt_fast_kernels.dispatch import KERNEL_DTYPES
 from alt_fast_kernels.match import MAX_CHANNELS
 
@@ -64,6 +64,11 @@ def test_no_two_rows_are_for_the_same_kernel() -> None:
     assert {key for key in keys if not key[0].endswith(("_tall", "_tallest", "_held"))} == set(
         itertools.product(WIDTHS, ARCHS, ("fp32", "half"))
     )
+
+
+def test_where_tokens_are_held_there_are_tiles_for_it() -> None:
+    for arch, dtype in itertools.product(HOLDS_TOKENS, (torch.float16, torch.bfloat16)):
+        assert {"BLOCK_M", "BLOCK_N"} < set(config_of("align_fwd_held", arch, dtype))
 
 
 def test_tall_tiles_are_those_of_the_kernel_where_there_are_none() -> None:

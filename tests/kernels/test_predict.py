@@ -73,7 +73,7 @@ def test_no_recorded_kernel_is_at_fault() -> None:
 WIDE = {
     "match_metric": 1.0, "match_once": 0.93, "match_best": 0.8, "match_pair": 0.64, "merge_fwd": 0.47,
     "merge_bwd": 0.33, "attention_fwd": 0.75, "attention_bwd_q": 0.7, "attention_bwd_kv": 0.45, "align_fwd": 0.57,
-    "align_fwd_held": 0.5, "align_bwd": 0.72, "align_norm": 1.0, "align_pick": 0.87, "align_pivot": 0.84,
+    "align_fwd_held": 0.58, "align_bwd": 0.72, "align_norm": 1.0, "align_pick": 0.87, "align_pivot": 0.84,
     "align_finish": 0.88,
 }  # fmt: skip
 """The least share of the bytes that a kernel loads 16 at a time: tokens. The rest are sizes, sums and indices."""
@@ -288,7 +288,7 @@ def test_the_largest_limit_is_the_time() -> None:
 
 OF_BOTH = """
 from alt_fast_kernels.prediction.cases import match_case, merge_case
-from alt_fast_kernels.prediction.model import CACHE_BYTES, Machine
+from alt_fast_kernels.prediction.model import Machine
 from alt_fast_kernels.prediction.towers import Predictor
 predictor = Predictor(Machine())
 kernels = [predictor.op(match_case(2, 149, 12, 32, 74, every=every)).kernels[0] for every in (2, 4)]

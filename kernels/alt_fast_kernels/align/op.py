@@ -32,16 +32,14 @@ def align_op(
     of exponentials of each token's logits, in base 2, and softmax's weight of the entity chosen.
     """
     from alt_fast_kernels.align.rows import pick_launch
-    from alt_fast_kernels.align.triton import align_fwd_launch, parts_of
+    from alt_fast_kernels.align.triton import align_fwd_launch
 
     inputs = _prepare(tokens, entities, tau, seed, period)
     bound = math.log2(math.e) / tau  # of the cosine 1
-    parts = parts_of(inputs, bound)
-    best, lse = inputs.factor.new_empty(2, parts.number, len(tokens))
-    index = torch.empty_like(best, dtype=torch.int32)
-    align_fwd_launch(inputs, bound, parts, best, index, lse).run()
+    launch, parts = align_fwd_launch(inputs, bound)
+    launch.run()
     aligned, chosen, stats = _empty(tokens, entities, tau, seed, period)
-    pick_launch(inputs.entities, (best, index, lse), aligned, chosen, stats).run()
+    pick_launch(inputs.entities, parts, aligned, chosen, stats).run()
     return aligned, chosen, stats
 
 

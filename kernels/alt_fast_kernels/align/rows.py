@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from alt_fast_kernels.configs import Arch, arch_of, config_of
+from alt_fast_kernels.configs import arch_of, config_of
 from alt_fast_kernels.launch import Launch, cdiv
 
 LN_2 = tl.constexpr(math.log(2))
@@ -50,7 +50,7 @@ def align_pick_kernel(
 ):  # fmt: skip
     """Choose between the parts of the corpus, and look the entity up.
 
-    Reads entities [K, C], and best, index and lse [splits, M], which `align_fwd_kernel` wrote.
+    Reads entities [K, C], and best, index and lse [splits, M], which the forward kernel wrote.
     Writes aligned [M, C] in their dtype, chosen [M] int64 and stats [M, 2] fp32: see `align_op`.
     """
     row, inside = _owned(num_tokens, ROWS)
@@ -137,44 +137,37 @@ def align_finish_kernel(
         tl.store(grad + at, found.to(grad.dtype.element_ty), mask=inside[:, None])
 
 
-def norm_launch(x: Tensor, scale: float, out: Tensor, arch: Arch | None = None) -> Launch:
+def norm_launch(x: Tensor, scale: float, out: Tensor) -> Launch:
     """Write out [M] fp32, scale / norm of the rows of x [M, C]; norms are 1e-12 at least."""
-    return _launch(align_norm_kernel, len(x), (x, out, scale, *x.shape), x, arch)
+    return _launch(align_norm_kernel, len(x), (x, out, scale, *x.shape), x)
 
 
 def pick_launch(
-    entities: Tensor, parts: tuple[Tensor, Tensor, Tensor], aligned: Tensor, chosen: Tensor, stats: Tensor,
-    arch: Arch | None = None,
-) -> Launch:  # fmt: skip
+    entities: Tensor, parts: tuple[Tensor, Tensor, Tensor], aligned: Tensor, chosen: Tensor, stats: Tensor
+) -> Launch:
     """Write aligned [M, C], chosen [M] int64 and stats [M, 2] fp32.
 
     parts: best, index and lse [splits, M], of the parts of the corpus.
     """
     splits = len(parts[0])
     args = (entities, *parts, aligned, chosen, stats, *aligned.shape, splits)
-    return _launch(align_pick_kernel, len(aligned), args, aligned, arch, SPLITS=1 << (splits - 1).bit_length())
+    return _launch(align_pick_kernel, len(aligned), args, aligned, SPLITS=1 << (splits - 1).bit_length())
 
 
 def pivot_launch(
-    grad_out: Tensor, entities: Tensor, mean: Tensor, chosen: Tensor, stats: Tensor, pivot: Tensor,
-    arch: Arch | None = None,
-) -> Launch:  # fmt: skip
+    grad_out: Tensor, entities: Tensor, mean: Tensor, chosen: Tensor, stats: Tensor, pivot: Tensor
+) -> Launch:
     """Write pivot [M] fp32. mean: of the entities, [C] fp32."""
     args = (grad_out, entities, mean, chosen, stats, pivot, *grad_out.shape)
-    return _launch(align_pivot_kernel, len(grad_out), args, grad_out, arch)
+    return _launch(align_pivot_kernel, len(grad_out), args, grad_out)
 
 
-def finish_launch(
-    tokens: Tensor, factor: Tensor, sums: Tensor, totals: Tensor, tau: float, grad: Tensor, arch: Arch | None = None
-) -> Launch:
+def finish_launch(tokens: Tensor, factor: Tensor, sums: Tensor, totals: Tensor, tau: float, grad: Tensor) -> Launch:
     """Write grad [M, C]."""
-    return _launch(
-        align_finish_kernel, len(tokens), (tokens, factor, sums, totals, grad, *tokens.shape, tau), tokens, arch
-    )
+    args = (tokens, factor, sums, totals, grad, *tokens.shape, tau)
+    return _launch(align_finish_kernel, len(tokens), args, tokens)
 
 
-def _launch(
-    kernel: Any, num_rows: int, args: tuple[Any, ...], tokens: Tensor, arch: Arch | None, **options: int
-) -> Launch:
-    config = config_of("align_rows", arch or arch_of(tokens.device), tokens.dtype)
+def _launch(kernel: Any, num_rows: int, args: tuple[Any, ...], tokens: Tensor, **options: int) -> Launch:
+    config = config_of("align_rows", arch_of(tokens.device), tokens.dtype)
     return Launch(kernel, cdiv(num_rows, config["ROWS"]), args, {**options, **config})

@@ -4,7 +4,7 @@ All kernels are matmuls of tokens [M, C] and entities [K, C] with an epilogue: f
 backward the weights of a chunk of the corpus. Logits are recomputed and the noise of eq. 4 drawn anew, from its
 counters, in backward. All read
 
-    tokens [M, C] and entities [K, C], contiguous, of one dtype, C a multiple of BLOCK_C; factor [M] fp32 =
+    tokens [M, C] and entities [K, C], contiguous, of one dtype, C whole blocks of channels; factor [M] fp32 =
     log2(e) / (norm * tau) of the tokens and inverse [K] fp32 = 1 / norm of the entities, so that x s^T * factor *
     inverse are logits in base 2; seed, one int64 number (only if HAS_NOISE), and period: a token's row in the noise is
     its index modulo that.
@@ -23,11 +23,11 @@ import triton.language as tl
 from torch import Tensor
 
 from alt_fast_kernels.configs import HOLDS_TOKENS, Arch, arch_of, config_of
-from alt_fast_kernels.launch import Launch
+from alt_fast_kernels.launch import Launch, cdiv
 
 SPLITS = 8  # parts of the corpus walked side by side: enough programs for a whole GPU even when tokens are few
-HELD_PROGRAMS = 1024  # that many fill any GPU: where a program loads its tokens once, fewer parts load them less often
-HELD_WIDTHS = (64, 128, 256, 512)  # whose halves are tiles, and which registers can hold
+HELD_WIDTHS = (64, 128, 256, 512)  # of tokens that registers can hold, in halves that are tiles
+HELD_PROGRAMS = 1024  # beyond so many, which fill any GPU, no more parts: each would load these tokens once more
 CHUNK = 2048  # entities whose weights are in memory at a time, in backward
 MAX_BOUND = 57.0  # of |logit| in base 2, below which exp2 of logit - bound is a normal number, with noise too
 
@@ -183,11 +183,11 @@ def align_fwd_held_kernel(
     num_tokens, num_entities, per_split, bound,
     WIDTH: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """Do what `align_fwd_kernel` does without noise, BOUNDED, the program's tokens held in registers.
+    """Do what `align_fwd_kernel` does without noise, BOUNDED, on the same grid, with its tokens held in registers.
 
-    A tile's product is made of two halves of the channels. While a tile is counted in, the first half of the next one's
-    is under way, in the registers that its own was in: it is logits by then. In any other order the compiler waits for
-    the product, or copies it.
+    A tile's product is summed over two halves of the channels. While a tile is counted in, the first half of the next
+    product is under way, in the registers of sums that have just become logits. In any other order the compiler waits
+    for it first, or copies sums.
     """
     half: tl.constexpr = WIDTH // 2
     tiles = tl.cdiv(num_tokens, BLOCK_M)
@@ -196,7 +196,9 @@ def align_fwd_held_kernel(
     scale = tl.load(factor + m, mask=m < num_tokens, other=0.0)
     row = tokens + tl.minimum(m, num_tokens - 1)[:, None].to(tl.int64) * WIDTH + tl.arange(0, half)[None, :]
     inside = (m < num_tokens)[:, None]
-    x0 = tl.where(inside, tl.load(row), 0.0)  # computed: what is loaded and no more is kept in shared memory
+    x0 = tl.where(
+        inside, tl.load(row), 0.0
+    )  # computed, which changes no result: what is only loaded stays in shared memory
     x1 = tl.where(inside, tl.load(row + half), 0.0)
     best = tl.full([BLOCK_M], float("-inf"), tl.float32)
     who = tl.zeros([BLOCK_M], tl.int32)
@@ -269,7 +271,7 @@ def align_bwd_kernel(
 
 
 class Inputs(NamedTuple):
-    """What both kernels read, as the module says; seed is None for no noise."""
+    """What all kernels read, as the module says; seed is None for no noise."""
 
     tokens: Tensor
     entities: Tensor
@@ -280,7 +282,7 @@ class Inputs(NamedTuple):
 
     @property
     def head(self) -> tuple[Tensor, ...]:
-        """The first arguments of both kernels; tokens stand in for a seed that is not read."""
+        """The first arguments where noise may be read; tokens stand in for a seed that is not."""
         return *self[:4], self.tokens if self.seed is None else self.seed
 
     @property
@@ -288,10 +290,9 @@ class Inputs(NamedTuple):
         """M, K, C and the period of the noise."""
         return len(self.tokens), *self.entities.shape, self.period
 
-    def options(self, kernel: str, arch: Arch | None) -> dict[str, Any]:
+    def options(self, kernel: str) -> dict[str, Any]:
         """Constexpr parameters and compile options of a kernel of configs.TABLE."""
-        tokens = self.tokens
-        return _options(kernel, self.seed is not None, arch or arch_of(tokens.device), tokens.dtype)
+        return _options(kernel, self.seed is not None, arch_of(self.tokens.device), self.tokens.dtype)
 
 
 @cache
@@ -316,50 +317,34 @@ def _forward(noise: bool, bounded: bool, arch: Arch, dtype: torch.dtype, width: 
     return align_fwd_kernel, {"BOUNDED": bounded, **options}
 
 
-class Parts(NamedTuple):
-    """How forward walks the corpus: the kernel, its options, how many parts (none is empty), and entities of each."""
+def align_fwd_launch(inputs: Inputs, bound: float) -> tuple[Launch, tuple[Tensor, Tensor, Tensor]]:
+    """Return what writes best logit, its entity (int32) and log of the sum of exponentials, and these three.
 
-    kernel: Any
-    options: dict[str, Any]
-    number: int
-    size: int
-
-
-def parts_of(inputs: Inputs, bound: float) -> Parts:
-    """Choose how forward walks the corpus. bound: no logit, without noise and in base 2, is larger."""
-    num_tokens, num_entities, width, _ = inputs.extents
-    arch, noise = arch_of(inputs.tokens.device), inputs.seed is not None
-    kernel, options = _forward(noise, bound <= MAX_BOUND, arch, inputs.tokens.dtype, width)
-    tiles, most = -(-num_entities // options["BLOCK_N"]), SPLITS
-    if kernel is align_fwd_held_kernel:
-        most = min(SPLITS, max(1, HELD_PROGRAMS // max(1, -(-num_tokens // options["BLOCK_M"]))))
-    size = -(-tiles // most) * options["BLOCK_N"]
-    return Parts(kernel, options, -(-num_entities // size), size)
-
-
-def align_fwd_launch(inputs: Inputs, bound: float, parts: Parts, best: Tensor, index: Tensor, lse: Tensor) -> Launch:
-    """Write each part's best logit, its entity (int32) and log of the sum of exponentials, all [parts, M]."""
-    num_tokens, num_entities, width, period = inputs.extents
-    kernel, options, number, size = parts
-    grid = number * -(-num_tokens // options["BLOCK_M"])
-    args: tuple[Any, ...]
-    if kernel is align_fwd_held_kernel:
-        args = (*inputs[:4], best, index, lse, num_tokens, num_entities, size, bound)
-    else:
-        args = (*inputs.head, best, index, lse, num_tokens, num_entities, width, period, size, bound)
-    return Launch(kernel, grid, args, options)
+    They are [parts of the corpus, M], no part empty. bound: no logit, without noise and in base 2, is larger.
+    """
+    tokens, noise, (num_tokens, num_entities, width, _) = inputs.tokens, inputs.seed is not None, inputs.extents
+    kernel, options = _forward(noise, bound <= MAX_BOUND, arch_of(tokens.device), tokens.dtype, width)
+    held = kernel is align_fwd_held_kernel
+    tiles, most = cdiv(num_tokens, options["BLOCK_M"]), SPLITS
+    if held:
+        most = min(SPLITS, max(1, HELD_PROGRAMS // max(1, tiles)))
+    per_split = cdiv(num_entities, most * options["BLOCK_N"]) * options["BLOCK_N"]
+    splits = cdiv(num_entities, per_split)
+    best, lse = inputs.factor.new_empty(2, splits, num_tokens)
+    index = torch.empty_like(best, dtype=torch.int32)
+    reads, extents = (inputs[:4], inputs.extents[:2]) if held else (inputs.head, inputs.extents)
+    args = (*reads, best, index, lse, *extents, per_split, bound)
+    return Launch(kernel, splits * tiles, args, options), (best, index, lse)
 
 
-def sum_tiles(inputs: Inputs, chunk: int, arch: Arch | None = None) -> int:
+def sum_tiles(inputs: Inputs, chunk: int) -> int:
     """Return how many partial sums the backward kernel writes for a chunk of entities."""
-    return -(-chunk // int(inputs.options("align_bwd", arch)["BLOCK_N"]))
+    return cdiv(chunk, inputs.options("align_bwd")["BLOCK_N"])
 
 
-def align_bwd_launch(
-    inputs: Inputs, saved: Saved, first: int, weights: Tensor, sums: Tensor, arch: Arch | None = None
-) -> Launch:
+def align_bwd_launch(inputs: Inputs, saved: Saved, first: int, weights: Tensor, sums: Tensor) -> Launch:
     """Write the weights [2, M, chunk] of the entities from `first` on, and sums [2, `sum_tiles`, M]."""
-    options = inputs.options("align_bwd", arch)
+    options = inputs.options("align_bwd")
     _, num_tokens, chunk = weights.shape
-    grid = -(-num_tokens // options["BLOCK_M"]) * sums.shape[1]
+    grid = cdiv(num_tokens, options["BLOCK_M"]) * sums.shape[1]
     return Launch(align_bwd_kernel, grid, (*inputs.head, *saved, weights, sums, *inputs.extents, first, chunk), options)
