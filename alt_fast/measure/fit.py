@@ -6,6 +6,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -104,12 +105,12 @@ def _check(model: nn.Module, images: Tensor, multiple: int, max_evaluations: int
         given = f"{images.dtype} {list(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
         raise ArgumentError(f"images must be a floating tensor [B, 3, H, W] of at least one image, got {given}")
     for name, value in (("multiple", multiple), ("max_evaluations", max_evaluations)):
-        if not isinstance(value, int) or value < 1:
+        if not isinstance(value, Integral) or value < 1:
             raise ArgumentError(f"{name} must be an int >= 1, got {value}")
     for name in options:
         if name not in OPTIONS:
             raise ArgumentError(f"options must be of {', '.join(OPTIONS)}, got {name}")
-    if not isinstance(options.get("destinations", 2), int):
+    if not isinstance(options.get("destinations", 2), Integral):
         raise ArgumentError(f"destinations must be an int for a fit, got {options['destinations']}")
 
 

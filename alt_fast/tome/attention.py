@@ -1,6 +1,7 @@
 """Attention whose tokens may stand for several patches: timm's, and by the parameters of others'."""
 
 import copy
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -32,11 +33,20 @@ class ToMeAttention(Attention):
 
     @classmethod
     def from_timm(cls, attention: Attention) -> "ToMeAttention":
-        """Take over timm's Attention; parameters are shared. Raises TypeError for any other class."""
+        """Take over timm's Attention; layers with parameters are shared, its hooks are not.
+
+        Raises TypeError for any other class.
+        """
         if type(attention) is not Attention:
             raise TypeError(f"attention must be timm.layers.Attention, got {type(attention).__name__}")
-        taken = copy.copy(attention)
-        taken.__class__ = cls
+        taken = cls.__new__(cls)
+        nn.Module.__init__(taken)
+        for name, value in vars(attention).items():
+            if "hook" not in name:
+                taken.__dict__[name] = copy.copy(value)  # parts may be replaced in one and not in the other
+        for name, layer in attention.named_children():
+            if not any(True for _ in layer.parameters()):  # dropouts have a mode
+                setattr(taken, name, copy.deepcopy(layer))
         return taken
 
     @classmethod
@@ -57,28 +67,37 @@ class ToMeAttention(Attention):
     def from_huggingface(cls, attention: nn.Module) -> "ToMeAttention":
         """Take over the attention of HF's ViT, DINOv2, CLIP or SigLIP; q, k and v are copied into one projection.
 
-        Raises ArgumentError when it has no q_proj, k_proj and v_proj of one width, and for one that norms them.
+        Hooks on it stay with it. Raises ArgumentError when it has no q_proj, k_proj and v_proj of one width or norms
+        them, and when it or a projection does more than its weights say.
         """
+        kind = type(attention).__name__
         parts = [getattr(attention, name, None) for name in ("q_proj", "k_proj", "v_proj")]
         proj = getattr(attention, "o_proj", None) or getattr(attention, "out_proj", None)
         layers = [part for part in (*parts, proj) if isinstance(part, nn.Linear)]
         if len(layers) < 4 or len({layer.weight.shape for layer in layers[:3]}) > 1:
-            raise ArgumentError(
-                f"{type(attention).__name__} has no q_proj, k_proj, v_proj of one width and output projection"
-            )
+            raise ArgumentError(f"{kind} has no q_proj, k_proj, v_proj of one width and output projection")
+        of_host = getattr(type(attention).forward, "__module__", "").startswith("transformers.")
+        if not of_host or "forward" in vars(attention):
+            raise ArgumentError(f"attention must be transformers' own, got {kind} with a forward that is not")
+        for layer in layers[:3]:
+            hooked = "forward" in vars(layer) or layer._forward_hooks or layer._forward_pre_hooks
+            if hooked or type(layer).forward is not nn.Linear.forward or not layer.weight.is_floating_point():
+                what = "one with hooks" if hooked else type(layer).__name__
+                raise ArgumentError(f"q, k and v of {kind} must be plain nn.Linear, got {what}")
         for name in ("q_norm", "k_norm"):
             if not isinstance(getattr(attention, name, nn.Identity()), nn.Identity):
-                raise ArgumentError(f"{type(attention).__name__} has {name}, which ToMeAttention does not take over")
+                raise ArgumentError(f"{kind} has {name}, which ToMeAttention does not take over")
         head_dim: int = attention.head_dim  # type: ignore[assignment]
         taken = cls._empty(layers[0].in_features, layers[0].out_features // head_dim, False)
+        taken.scale = getattr(attention, "scaling", getattr(attention, "scale", taken.scale))
         taken.attn_drop.p = getattr(attention, "attention_dropout", getattr(attention, "dropout", 0.0))
         with torch.no_grad():
-            taken.qkv.weight = nn.Parameter(torch.cat(tuple(layer.weight for layer in layers[:3])))
-            biases = tuple(layer.bias for layer in layers[:3] if layer.bias is not None)
+            taken.qkv.weight = _joined([layer.weight for layer in layers[:3]])
+            biases = [layer.bias for layer in layers[:3] if layer.bias is not None]
             if len(biases) == 3:
-                taken.qkv.bias = nn.Parameter(torch.cat(biases))
+                taken.qkv.bias = _joined(biases)
             elif biases:
-                raise ArgumentError(f"{type(attention).__name__} has a bias on some of q, k, v only")
+                raise ArgumentError(f"{kind} has a bias on some of q, k, v only")
         taken.proj = layers[3]
         return taken.train(attention.training)
 
@@ -86,6 +105,11 @@ class ToMeAttention(Attention):
     def _empty(cls, dim: int, num_heads: int, qkv_bias: bool) -> "ToMeAttention":
         """Without weights: every parameter is about to be replaced."""
         return cls(dim, num_heads=num_heads, qkv_bias=qkv_bias, device="meta")
+
+
+def _joined(parts: Sequence[Tensor]) -> nn.Parameter:
+    """One parameter of several, frozen if they all are."""
+    return nn.Parameter(torch.cat(tuple(parts)), requires_grad=any(part.requires_grad for part in parts))
 
 
 def check_multihead(attention: nn.Module) -> None:
@@ -102,7 +126,8 @@ def attend_multihead(
     attention: nn.Module, x: Tensor, size: Tensor | None, rotary: Rotary | None = None
 ) -> tuple[Tensor, Tensor]:
     """Self-attention by nn.MultiheadAttention's parameters: x [B, N, C] -> output [B, N, C], keys [B, N, H, D]."""
-    assert isinstance(attention, nn.MultiheadAttention)
+    if not isinstance(attention, nn.MultiheadAttention):  # something was put in its place
+        raise ArgumentError(f"attention must be an nn.MultiheadAttention itself, got {type(attention).__name__}")
     qkv = F.linear(x, attention.in_proj_weight, attention.in_proj_bias)
     qkv = qkv.view(*x.shape[:2], 3, attention.num_heads, attention.head_dim)
     dropout = attention.dropout if attention.training else 0.0

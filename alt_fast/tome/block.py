@@ -131,6 +131,7 @@ class MergingBlock(Patched):
     layout: ClassVar[Layout]
     arguments: ClassVar[tuple[str, ...]]  # of the host's forward, the tokens first
     tome: BlockSettings
+    attended: tuple[tuple[str, type[nn.Module]], ...]  # what attended at the time, by place and class
     last_trace: tuple[Tensor, Tensor] | None
 
     def forward(self, *args: Any, **options: Any) -> Any:
@@ -141,6 +142,8 @@ class MergingBlock(Patched):
         if self.arguments[0] not in options:
             raise ArgumentError(f"a merging block takes tokens, as {self.arguments[0]}, and got none")
         hidden = options.pop(self.arguments[0])
+        if isinstance(hidden, torch.fx.Proxy):
+            raise ArgumentError("a merging block cannot be traced by torch.fx: extract features first, then patch")
         if self._backward_hooks or self._backward_pre_hooks:
             raise ArgumentError("a merging block cannot call full backward hooks: hook a norm1 instead")
         refuse_options(options, self.layout.options)
@@ -179,7 +182,7 @@ class MergingBlock(Patched):
         size = tokens.token_size if tome.prop_attn else None
         attention = part(self, layout.attention)
         if not (torch.compiler.is_compiling() or torch.jit.is_tracing()):  # type: ignore[attr-defined]
-            _refuse_bypassed(attention)
+            self._refuse_replaced()
         norm = None if layout.norm2 is None else part(self, layout.norm2)
         with lane(tokens.x):  # matching may go on beside attention
             branch, key = layout.attend(attention, normed, size, rotary)
@@ -214,6 +217,19 @@ class MergingBlock(Patched):
             x = x + at["mlp"](normed)
         return replace(tokens, x=x)
 
+    def _refuse_replaced(self) -> None:
+        """Raise ArgumentError where what attends is no longer what `patch` found. Other names of a class will do."""
+        for path, kind in self.attended:
+            attention = part(self, path)
+            if path and getattr(type(attention), "forward", None) is not kind.forward:
+                raise ArgumentError(
+                    f"{path} of a {self.host.__name__} was {kind.__name__} and is {type(attention).__name__}, which a "
+                    "merging block would pass over: put it in place, then patch"
+                )
+            _refuse_bypassed(attention)
+            if self.layout.check_attention is not None:
+                self.layout.check_attention(attention)
+
     def _rotary(self, tokens: Tokens, options: Mapping[str, Any]) -> tuple[Tokens, Rotary | None]:
         """The tokens with their turns, and what attention turns by."""
         layout, rule = self.layout, self.tome.rotary
@@ -246,13 +262,16 @@ class MergingBlock(Patched):
     @classmethod
     def patch(cls, block: nn.Module, settings: BlockSettings) -> None:
         """Turn the host's block into this class."""
+        block.attended = tuple(  # type: ignore[assignment]
+            (path, type(module)) for path, module in attentions(block, cls.layout)
+        )
         block.__class__ = cls
         block.tome = settings  # type: ignore[assignment]
         block.last_trace = None  # type: ignore[assignment]
 
     def unpatch(self) -> None:
         super().unpatch()
-        del self.tome, self.last_trace
+        del self.tome, self.attended, self.last_trace
 
 
 @cache
@@ -283,7 +302,7 @@ def check_reached(block: nn.Module, layout: Layout) -> None:
             f"a {type(block).__name__} has a forward of its own, as accelerate's hooks give it, which merging would "
             "not reach"
         )
-    for attention in attentions(block, layout):
+    for _, attention in attentions(block, layout):
         _refuse_bypassed(attention)
 
 

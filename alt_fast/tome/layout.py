@@ -15,6 +15,16 @@ Attend = Callable[[nn.Module, Tensor, Tensor | None, Rotary | None], tuple[Tenso
 """(attention, x [B, N, C], size [B, N] or None, rotary or None) -> output [B, N, C], keys to match [B, N, H, D]."""
 
 
+def _check_names(layout: "SelfAttention | Layout", **fields: int | None) -> None:
+    """Raise ArgumentError unless these fields are tuples of names, each of so many: letters of one are names, too."""
+    for field, number in fields.items():
+        given = getattr(layout, field)
+        names = isinstance(given, tuple) and all(isinstance(name, str) for name in given)
+        if not names or number not in (None, len(given)):
+            many = "names" if number is None else f"{number} names"
+            raise ArgumentError(f"{field} of a {type(layout).__name__} must be a tuple of {many}, got {given!r}")
+
+
 @dataclass(frozen=True)
 class SelfAttention:
     """Self-attention by the names of an attention module's parts; what a module lacks, it does without.
@@ -35,6 +45,11 @@ class SelfAttention:
     inner_norm: str = "norm"
     gate: str = "gate"
     after: tuple[str, ...] = ("proj", "proj_drop")
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.qkv, str):
+            _check_names(self, qkv=3)
+        _check_names(self, qk_norm=2, after=None)
 
     def __call__(
         self, attention: nn.Module, x: Tensor, size: Tensor | None, rotary: Rotary | None
@@ -103,7 +118,8 @@ class Layout:
     rotary: from the block, the options it was called with and the number of unmerged tokens, cos and sin of all of
     these, or of all but the protected. per_layer_rotary: they differ from block to block. options: what the block may
     be called with besides its tokens: what `rotary` reads, and what changes nothing. returns_tuple: the host's block
-    returns (hidden, None). sequence_first: its tokens are [N, B, C].
+    returns (hidden, None). sequence_first: its tokens are [N, B, C]. check_attention: raises ArgumentError
+    for an attention module, in every eager forward pass, that does more than the layout says.
     """
 
     attend: Attend = SelfAttention()
@@ -117,6 +133,10 @@ class Layout:
     options: tuple[str, ...] = ()
     returns_tuple: bool = False
     sequence_first: bool = False
+    check_attention: Callable[[nn.Module], None] | None = None
+
+    def __post_init__(self) -> None:
+        _check_names(self, after_attention=None, options=None, **({} if callable(self.mlp) else {"mlp": None}))
 
     def check(self, block: nn.Module) -> None:
         """Raise ArgumentError when a block has no part of a name that it cannot do without."""
@@ -126,19 +146,19 @@ class Layout:
             needed |= dict.fromkeys(self.mlp[:1], block)
         if isinstance(self.attend, SelfAttention) and attention is not None:
             projections = (self.attend.qkv,) if isinstance(self.attend.qkv, str) else self.attend.qkv
-            needed |= dict.fromkeys((*projections, self.attend.head_dim), attention)
+            needed |= dict.fromkeys((*projections, self.attend.head_dim, *self.attend.after[:1]), attention)
         for name, owner in needed.items():
             if part(owner, name) is None:
                 raise ArgumentError(f"{type(owner).__name__} has no {name}, which the layout of its block names")
 
 
-def attentions(block: nn.Module, layout: Layout) -> Iterator[nn.Module]:
-    """Yield what attends in a block, by its place in the layout, its name or that of its class."""
+def attentions(block: nn.Module, layout: Layout) -> Iterator[tuple[str, nn.Module]]:
+    """Yield what attends in a block, and where: by its place in the layout, its name or that of its class."""
     placed = part(block, layout.attention)
     for path, module in block.named_modules():
         named = path.rpartition(".")[2] in ("attn", "attention", "self_attn") or "Attention" in type(module).__name__
         if named or module is placed:
-            yield module
+            yield path, module
 
 
 def part(module: nn.Module, name: str) -> Any:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -37,7 +38,8 @@ def image_regions(
     mean, std = known.get("mean") if mean is None else mean, known.get("std") if std is None else std
     if mean is None or std is None:
         raise ArgumentError(f"{host_of(model).__name__} does not say how its input is normalised: give mean and std")
-    height, width = (size, size) if isinstance(size, int) else size or _input_size(model, known)
+    given = (int(size), int(size)) if isinstance(size, Integral) else size
+    height, width = given or _input_size(model, known)  # type: ignore[misc]
     squeezed = as_rgb(image).resize((width, height), Image.Resampling.BICUBIC)
     parameter = next(model.parameters())
     pixels = normalize(to_tensor(squeezed), list(mean), list(std))[None].to(parameter.device, parameter.dtype)

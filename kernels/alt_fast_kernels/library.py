@@ -122,7 +122,8 @@ def once(backward_op: Callable[..., Any]) -> Callable[..., Any]:
 
 def _refuse(what: str) -> NoReturn:
     raise NotImplementedError(
-        f'the kernels have no formula for {what}; inside alt_fast_kernels.use_backend("reference") PyTorch has'
+        f'the kernels have no formula for {what}; inside alt_fast_kernels.use_backend("reference") PyTorch has, for '
+        "attention inside torch.nn.attention.sdpa_kernel(SDPBackend.MATH) besides"
     )
 
 

@@ -148,6 +148,11 @@ def test_r_steers_a_patched_model(name: str) -> None:
         assert model.r == r
         ours = alt_fast.apply_patch(copy.deepcopy(plain), parse_r(3, r), prop_attn, find_tower=find_tower)
         assert torch.equal(model(IMAGES), ours(IMAGES))
+    model.r = [1, 2]
+    for change in (lambda: model.r.append(0), lambda: model.r.__setitem__(0, 4), model.r.sort):
+        with pytest.raises(ValueError, match=r"a list in model\.r is set as a whole: model\.r = \[\.\.\.\]"):
+            change()
+    assert copy.deepcopy(model.r) == pickle.loads(pickle.dumps(model.r)) == [1, 2] == model.r
     model.r = 3
     patch(model, prop_attn=not prop_attn)  # again: as new
     assert model.r == 0

@@ -6,6 +6,7 @@ from typing import Any, Literal
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from alt_fast_kernels import proportional_attention, proportional_attention_qkvpacked, use_backend
 from alt_fast_kernels.launch import Launch
@@ -345,6 +346,12 @@ def test_other_derivatives_are_refused(packed: bool) -> None:
     (grad,) = torch.autograd.grad(loss(leaf), leaf, create_graph=True)
     with pytest.raises(NotImplementedError, match="no formula for a second derivative"):
         grad.sum().backward()
+    with use_backend("reference"), sdpa_kernel(SDPBackend.MATH):  # as the message says
+        torch.func.jvp(loss, (qkv,), (qkv,))
+        leaf = qkv.clone().requires_grad_()
+        (grad,) = torch.autograd.grad(loss(leaf), leaf, create_graph=True)
+        grad.sum().backward()
+        assert leaf.grad is not None
 
 
 def test_meta_tensors() -> None:

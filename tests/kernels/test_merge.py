@@ -264,6 +264,13 @@ def test_gradients_of_function_transforms() -> None:
             torch.testing.assert_close([found[0], *found[1].values()], list(expected))
 
 
+def test_sizes_alone_may_be_mapped() -> None:
+    x, sizes = torch.randn(2, 8, 16), torch.rand(3, 2, 8)
+    plan = match(x, 2, 1)
+    found = torch.vmap(lambda size: merge(x, size, plan)[0])(sizes)
+    torch.testing.assert_close(found, torch.stack([merge(x, size, plan)[0] for size in sizes]))
+
+
 @pytest.mark.kernel_only
 def test_other_derivatives_are_refused() -> None:
     x, size, plan = make_case(2, 12, 8, 4)

@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -67,6 +68,21 @@ def test_takes_over_timm() -> None:
         ToMeAttention.from_timm(nn.Linear(2, 2))
 
 
+def test_what_is_changed_in_one_is_not_in_the_other() -> None:
+    """Mode, hooks and parts; parameters are those of both."""
+    theirs = Attention(32, num_heads=4, attn_drop=0.5, proj_drop=0.5).train()
+    called = []
+    theirs.register_forward_hook(lambda *_: called.append("theirs"))
+    ours = ToMeAttention.from_timm(theirs).eval()
+    assert theirs.attn_drop.training
+    assert theirs.proj_drop.training
+    torch.testing.assert_close(ours(torch.ones(1, 3, 32))[0], ours(torch.ones(1, 3, 32))[0])
+    assert called == []
+    projection = theirs.proj
+    ours.proj = nn.Identity()
+    assert theirs.proj is projection
+
+
 @pytest.mark.parametrize("batch_first", [True, False])
 @pytest.mark.parametrize("bias", [True, False])
 def test_takes_over_multihead(batch_first: bool, bias: bool) -> None:
@@ -97,11 +113,42 @@ def test_takes_over_huggingface() -> None:
         torch.testing.assert_close(ours(x)[0], theirs(x, attention_mask=None)[0])
     with pytest.raises(ValueError, match="has no q_proj"):
         ToMeAttention.from_huggingface(nn.Linear(2, 2))
+    theirs.scale = 0.9  # not 1 / sqrt(D)
+    theirs.requires_grad_(False)
+    ours = ToMeAttention.from_huggingface(theirs)
+    torch.testing.assert_close(ours(x)[0], theirs(x, attention_mask=None)[0])
+    assert not any(parameter.requires_grad for parameter in ours.parameters())
     theirs.q_norm = nn.LayerNorm(4)
     with pytest.raises(ArgumentError, match="has q_norm, which ToMeAttention does not take over"):
         ToMeAttention.from_huggingface(theirs)
     with pytest.raises(ArgumentError, match=r"must be an nn\.MultiheadAttention itself, got Module"):
         ToMeAttention.from_multihead(nn.Module())  # type: ignore[arg-type]
+
+
+def test_an_attention_of_huggingface_that_does_more_than_its_weights_say_is_refused() -> None:
+    from transformers import ViTConfig
+    from transformers.models.vit.modeling_vit import ViTAttention
+
+    class Tripled(ViTAttention):
+        def forward(self, *args: Any, **options: Any) -> Any:
+            out, weights = super().forward(*args, **options)
+            return 3 * out, weights
+
+    class Adapted(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return 2 * super().forward(x)
+
+    config = ViTConfig(hidden_size=32, num_attention_heads=4, attn_implementation="sdpa")
+    with pytest.raises(ArgumentError, match="must be transformers' own, got Tripled"):
+        ToMeAttention.from_huggingface(Tripled(config))
+    theirs = ViTAttention(config)
+    theirs.v_proj = Adapted(32, 32)
+    with pytest.raises(ArgumentError, match=r"q, k and v of ViTAttention must be plain nn\.Linear, got Adapted"):
+        ToMeAttention.from_huggingface(theirs)
+    theirs = ViTAttention(config)
+    theirs.q_proj.register_forward_hook(lambda module, inputs, output: 2 * output)
+    with pytest.raises(ArgumentError, match=r"must be plain nn\.Linear, got one with hooks"):
+        ToMeAttention.from_huggingface(theirs)
 
 
 def test_the_readme_block_runs_and_merges() -> None:

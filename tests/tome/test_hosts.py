@@ -282,6 +282,9 @@ def test_a_host_of_ones_own_as_documented() -> None:
     assert torch.equal(model(x), plain)
 
 
+MY_ATTENTION = SelfAttention("to_qkv", "dim_head", after=("to_out",))
+
+
 @pytest.mark.parametrize(
     ("layout", "message"),
     [
@@ -290,9 +293,13 @@ def test_a_host_of_ones_own_as_documented() -> None:
             Layout(SelfAttention("qkv"), "attention", "norm_before", (), "norm_after", ("feed_forward",)),
             "MyAttention has no qkv",
         ),
-        (Layout(SelfAttention("to_qkv", "dim_head"), "attention", "norm_before"), "MyBlock has no norm2"),
         (
-            Layout(SelfAttention("to_qkv", "dim_head"), "attention", "norm_before", (), "norm_after"),
+            Layout(SelfAttention("to_qkv", "dim_head", after=("to_outt",)), "attention", "norm_before", (), None, ()),
+            "MyAttention has no to_outt",
+        ),
+        (Layout(MY_ATTENTION, "attention", "norm_before"), "MyBlock has no norm2"),
+        (
+            Layout(MY_ATTENTION, "attention", "norm_before", (), "norm_after"),
             "MyBlock has no mlp",
         ),
     ],
@@ -308,8 +315,25 @@ def test_a_layout_that_does_not_fit_is_refused(layout: Layout, message: str) -> 
     assert all(type(layer) is MyBlock for layer in model.layers)
 
 
+@pytest.mark.parametrize(
+    ("kind", "fields", "message"),
+    [
+        (Layout, {"mlp": "feed_forward"}, "mlp of a Layout must be a tuple of names, got 'feed_forward'"),
+        (Layout, {"mlp": ["feed_forward"]}, "mlp of a Layout must be a tuple of names, got ['feed_forward']"),
+        (Layout, {"after_attention": "gamma"}, "after_attention of a Layout must be a tuple of names, got 'gamma'"),
+        (Layout, {"options": (1,)}, "options of a Layout must be a tuple of names, got (1,)"),
+        (SelfAttention, {"after": "out"}, "after of a SelfAttention must be a tuple of names, got 'out'"),
+        (SelfAttention, {"qkv": ("q", "k")}, "qkv of a SelfAttention must be a tuple of 3 names, got ('q', 'k')"),
+        (SelfAttention, {"qk_norm": ("q",)}, "qk_norm of a SelfAttention must be a tuple of 2 names, got ('q',)"),
+    ],
+)  # a forgotten comma makes a name of a tuple, and its letters name no parts
+def test_names_of_a_layout_are_tuples(kind: Any, fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ArgumentError, match=re.escape(message)):
+        kind(**fields)
+
+
 LAYOUT = Layout(
-    SelfAttention("to_qkv", "dim_head", after=("to_out",)),
+    MY_ATTENTION,
     "attention",
     "norm_before",
     ("gamma",),

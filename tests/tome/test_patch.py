@@ -442,6 +442,57 @@ def test_an_attention_of_transformers_that_was_replaced_is_refused() -> None:
         del AttentionInterface._global_mapping["mine"]
 
 
+def test_an_attention_that_is_replaced_behind_the_patch_is_refused() -> None:
+    """As before it: by a wrapper, by another class, and by another function."""
+    from transformers import AttentionInterface
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    class Wrapper(nn.Module):
+        def __init__(self, base: Any) -> None:
+            super().__init__()
+            self.base, self.qkv, self.proj, self.head_dim = base, base.qkv, base.proj, base.head_dim
+
+        def forward(self, x: Tensor) -> Tensor:
+            return 5 * self.base(x)
+
+    class Scaled(timm.layers.Attention):
+        def forward(self, *args: Any, **options: Any) -> Tensor:
+            return 2 * super().forward(*args, **options)
+
+    model: Any = alt_fast.apply_patch(timm_vit(), r=3)
+    plain = model.blocks[1].attn
+    model.blocks[1].attn = Wrapper(plain)
+    with pytest.raises(
+        ArgumentError, match="attn of a Block was Attention and is Wrapper, which a merging block would"
+    ):
+        run(model)
+    model.blocks[1].attn = plain
+    plain.__class__ = Scaled
+    with pytest.raises(ArgumentError, match="attn of a Block was Attention and is Scaled"):
+        run(model)
+    plain.__class__ = type("Renamed", (timm.layers.Attention,), {})  # as parametrizations and FSDP make them
+    run(model)
+    clip: Any = alt_fast.apply_patch(open_clip_tower(), r=3)
+    clip.transformer.resblocks[1].attn = nn.Identity()
+    with pytest.raises(ArgumentError, match="was MultiheadAttention and is Identity"):
+        run(clip)
+    theirs: Any = alt_fast.apply_patch(hugging_face("ViTModel"), r=3)
+    AttentionInterface.register("mine", lambda *args, **options: sdpa_attention_forward(*args, **options))
+    try:
+        theirs.set_attn_implementation("mine")
+        with pytest.raises(ArgumentError, match="attends by 'mine', which transformers does not bring"):
+            run(theirs)
+        theirs.set_attn_implementation("sdpa")
+        run(theirs)
+    finally:
+        del AttentionInterface._global_mapping["mine"]
+
+
+def test_torch_fx_is_refused() -> None:
+    with pytest.raises(ArgumentError, match=r"cannot be traced by torch\.fx: extract features first, then patch"):
+        torch.fx.symbolic_trace(alt_fast.apply_patch(timm_vit(dynamic_img_size=False), r=3))
+
+
 def test_layers_that_only_share_a_name_are_none_of_transformers() -> None:
     """As those of code that a model brings along."""
     model = hugging_face("ViTModel")

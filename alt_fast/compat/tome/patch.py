@@ -81,10 +81,13 @@ class Steered(Patched):
 
     @property
     def r(self) -> R:
-        """Tokens that every layer removes: an int, a list, or (r, inflect), as in `utils.parse_r`."""
+        """Tokens that every layer removes: an int, a list, or (r, inflect), as in `utils.parse_r`.
+
+        A list is set as a whole: the one that is read cannot be changed.
+        """
         schedule = [block.tome.r for block in self._merging_blocks()]
-        given = self.tome_r
-        return given if parse_r(len(schedule), given) == schedule else schedule  # type: ignore[return-value]
+        given = self.tome_r if parse_r(len(schedule), self.tome_r) == schedule else schedule
+        return Schedule(given) if isinstance(given, list) else given  # type: ignore[arg-type]
 
     @r.setter
     def r(self, r: R) -> None:
@@ -104,7 +107,7 @@ class Steered(Patched):
         blocks = self._merging_blocks()
         settings = blocks[-1].tome
         size = source = None
-        if settings.trace and blocks[-1].last_trace is not None:
+        if settings.trace and (blocks[-1].last_trace is not None or not settings.last):  # of a cut model: an error
             trace = merge_trace(self)
             size = trace.size.unsqueeze(-1)
             source = F.one_hot(trace.source.long(), size.shape[1]).transpose(1, 2).float()
@@ -124,7 +127,10 @@ class Steered(Patched):
         del self.tome_r
 
     def _merging_blocks(self) -> list[MergingBlock]:
-        return [module for module in self.modules() if isinstance(module, MergingBlock)]
+        blocks = [module for module in self.modules() if isinstance(module, MergingBlock)]
+        if not blocks:
+            raise ArgumentError("no block of the model merges any more: patch it again")
+        return blocks
 
     def _has(self, *names: str) -> bool:
         return any(isinstance(getattr(self, name, None), Tensor) for name in names)
@@ -132,6 +138,19 @@ class Steered(Patched):
     def __reduce_ex__(self, protocol: object) -> tuple[Any, ...]:
         """Pickle and copy by the class that the model had: the one made of it has no name to be found by."""
         return _new, (self.host,), self.__getstate__()
+
+
+class Schedule(list[int]):
+    """Read from a model; writing to it would change nothing, and is an error. Copies are plain lists."""
+
+    def _refuse(self, *args: Any, **options: Any) -> NoReturn:
+        raise ArgumentError("a list in model.r is set as a whole: model.r = [...]")
+
+    __setitem__ = __delitem__ = __iadd__ = __imul__ = _refuse
+    append = extend = insert = pop = remove = clear = sort = reverse = _refuse
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return list, (list(self),)
 
 
 class Info(dict[str, Any]):

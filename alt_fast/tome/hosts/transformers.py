@@ -242,21 +242,26 @@ def find_tower(module: nn.Module) -> Tower | None:
         layout = LAYOUTS[kind]
         for block in blocks:
             check_attention(block, layout)
-        layout = replace(layout, options=(*layout.options, *OPTIONS))
+        layout = replace(layout, options=(*layout.options, *OPTIONS), check_attention=check_function)
         return Tower(blocks, prefix + (getattr(config, "num_register_tokens", None) or 0), {layer: layout})
     return None
 
 
 def check_attention(block: nn.Module, layout: Layout) -> None:
     """Raise ArgumentError where a layer's attention, or the function that it attends by, is not transformers' own."""
-    for module in attentions(block, layout):
+    for _, module in attentions(block, layout):
         if not _is_own(module):
             kind = type(module).__name__
             raise ArgumentError(f"attention of {type(block).__name__} must be transformers' own, got {kind}")
-        name = getattr(getattr(module, "config", None), "_attn_implementation", None) or "eager"
-        function = ALL_ATTENTION_FUNCTIONS.get(name)
-        if function is not None and "/" not in name and not function.__module__.startswith("transformers."):
-            raise ArgumentError(f"{type(block).__name__} attends by {name!r}, which transformers does not bring")
+        check_function(module)
+
+
+def check_function(attention: nn.Module) -> None:
+    """Raise ArgumentError where the function that an attention attends by is not transformers' own."""
+    name = getattr(getattr(attention, "config", None), "_attn_implementation", None) or "eager"
+    function = ALL_ATTENTION_FUNCTIONS.get(name)
+    if function is not None and "/" not in name and not function.__module__.startswith("transformers."):
+        raise ArgumentError(f"{type(attention).__name__} attends by {name!r}, which transformers does not bring")
 
 
 def _is_own(module: nn.Module) -> bool:

@@ -32,7 +32,13 @@ def merge_reference(x: Tensor, size: Tensor, slot: Tensor, order: Tensor, num_sl
 
     mixed = rows(first)
     step = (rows(merged) - rows(first.gather(1, target))) * share
-    mixed.scatter_add_(1, target.unsqueeze(-1).expand_as(step), step)
+    index = target.unsqueeze(-1).expand_as(step)
+    if (
+        torch._C._are_functorch_transforms_active()
+    ):  # vmap over sizes alone cannot write into tokens that are not mapped
+        mixed = mixed.scatter_add(1, index, step)
+    else:
+        mixed.scatter_add_(1, index, step)
     return mixed.to(x.dtype), new_size
 
 
