@@ -4,6 +4,7 @@ Nothing here, and nothing that a command needs to build its parser, imports PyTo
 """
 
 import argparse
+import errno
 import io
 import os
 import re
@@ -40,6 +41,9 @@ EXTRAS = {
 }
 """Optional packages, by the name that is imported, and the extra that installs each."""
 
+OF_PATHS = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOSPC, errno.EROFS)
+"""What a path, or a full disk, can be to blame for wherever it is met."""
+
 SHOWN = 20
 """Lines that a command prints of what --json has all of."""
 
@@ -59,7 +63,8 @@ def run(
         sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be UTF-8
     try:
         status = work(make_parser().parse_args(argv))
-        sys.stdout.flush()
+        if sys.stdout is not None:  # it may be closed
+            sys.stdout.flush()
     except AltFastError as e:
         print(f"error: {e}", file=sys.stderr)
         return e.status
@@ -75,9 +80,21 @@ def run(
     except BrokenPipeError:
         if not _has_no_reader(sys.stdout):
             raise  # another pipe broke
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # "... | head" has seen enough
+        _drop_output()  # "... | head" has seen enough
         return 141
+    except OSError as e:
+        if e.errno not in OF_PATHS:
+            raise
+        if e.filename is None and e.errno == errno.ENOSPC:
+            _drop_output()  # it may be what is full, and would be written to once more
+        named = "" if e.filename is None else f"{os.fsdecode(e.filename)}: "
+        print(f"error: {named}{e.strerror}", file=sys.stderr)
+        return 1
     return status
+
+
+def _drop_output() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _has_no_reader(file: TextIO) -> bool:
@@ -365,8 +382,11 @@ def open_model(arguments: argparse.Namespace) -> "TrainedModel":
     return clip
 
 
-def check_tower(arguments: argparse.Namespace) -> str:
-    """Return the weights that --interpolate starts from; "" without it. Raises ArgumentError or RunError."""
+def check_tower(arguments: argparse.Namespace, trained: "TrainedModel") -> str:
+    """Return the weights that --interpolate starts from; "" without it.
+
+    They are read once, before a test that may take hours. Raises ArgumentError, RunError or WeightsError.
+    """
     from alt_fast.inference.lists import starting_tower
 
     for share in arguments.interpolate:
@@ -376,7 +396,9 @@ def check_tower(arguments: argparse.Namespace) -> str:
         if arguments.tower:
             raise ArgumentError("--tower belongs to --interpolate")
         return ""
-    return starting_tower(Path(arguments.checkpoint), arguments.tower)
+    tower = starting_tower(Path(arguments.checkpoint), arguments.tower)
+    trained.tower_of(tower)
+    return tower
 
 
 def load_between(

@@ -32,6 +32,13 @@ def check_at_least(settings: object, **least: float) -> None:
             raise ArgumentError(f"{name} must be >= {limit:g}, got {getattr(settings, name)}")
 
 
+def check_named(settings: object, *paths: str) -> None:
+    """Raise ArgumentError for paths that are given and empty, as of a shell's variable that is not set."""
+    for name in paths:
+        if getattr(settings, name) == "":
+            raise ArgumentError(f"{name} must name a file or folder, got ''")
+
+
 def check_seed(name: str, *seeds: int) -> None:
     """Raise ArgumentError for seeds that `alt_fast.data.rng` does not take: below 0, or of over 128 bits."""
     for seed in seeds:

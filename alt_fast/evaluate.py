@@ -129,7 +129,7 @@ def run(arguments: argparse.Namespace) -> int:
             lists = run_lists(Path(arguments.checkpoint), trained)
         labels = [label for _, _, names in lists for label in names]
         trained.use_texts(arguments.texts, labels)
-        tower = cli.check_tower(arguments)
+        tower = cli.check_tower(arguments, trained)
         rows, parts = [], []
         for number, (name, videos, names) in enumerate(lists, start=1):
             row, tested = score(name, videos, names, trained, testing, world)

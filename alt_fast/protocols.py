@@ -156,7 +156,7 @@ def test(arguments: argparse.Namespace) -> int:
             tests = tests_of(lists, *where, arguments.names)
             labels = [label for _, _, names in tests for label in names]
             trained.use_texts(arguments.texts, labels)
-            tower = cli.check_tower(arguments)
+            tower = cli.check_tower(arguments, trained)
             rows = zero_shot(trained, tests, arguments.only_unseen, testing, world)
             for between, told in cli.load_between(arguments, tower, labels):
                 rows += [row | told for row in zero_shot(between, tests, arguments.only_unseen, testing, world)]

@@ -24,6 +24,10 @@ def make_settings_parser(
     class SettingsParser(jsonargparse.ArgumentParser):
         def parse_args(self, args: Sequence[str] | None = None, *rest: Any, **named: Any) -> Any:  # type: ignore[override]
             given = [with_underscores(argument) for argument in (sys.argv[1:] if args is None else args)]
+            for argument in given:
+                value = argument.partition("=")[2] if argument.startswith("--") else argument
+                if value.startswith(("#", "&")):  # a comment or an anchor in YAML, so nothing
+                    self.error(f"{value!r} cannot be told from nothing: a path may begin with ./")
             try:
                 found = super().parse_args(rewrite(given), *rest, **named)
                 self.check_sections(found, self.get_defaults())

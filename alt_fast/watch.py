@@ -20,7 +20,11 @@ from alt_fast.errors import AltFastError, ArgumentError, RunError
 from alt_fast.files import CONFIG, ENVIRONMENT, LOG, METRICS, read_json
 
 _BARS = "▁▂▃▄▅▆▇█"
+_DAY = 86400  # seconds
 _NARROWEST = 44  # columns that a run needs
+MEASURED = ("time", "step", "steps", "loss", "lr", "clips_per_s", "wait_share", "peak_bytes", "batch_size")
+"""Numbers of a line with a loss."""
+
 _QUIET = 300  # seconds without news after which a run is said to be quiet
 
 
@@ -41,11 +45,14 @@ def read_log(run: Path) -> dict[str, StageLog]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
         for line in lines:
-            if line.endswith("\n"):  # the last one may be under way
+            if line.endswith("\n") and "\0" not in line:  # the last may be under way; a crashed file system's are zeros
                 entry = json.loads(line)
-                _ = entry["time"], entry["step"]  # every line has them
                 stage = stages.setdefault(entry["stage"], StageLog())
-                (stage.measured if "loss" in entry else stage.scores).append(entry)
+                measured = "loss" in entry
+                for name in MEASURED if measured else entry.keys() - {"stage"}:
+                    float(entry[name])
+                _ = entry["time"], entry["step"]
+                (stage.measured if measured else stage.scores).append(entry)
     except OSError as e:
         raise RunError(f"cannot read {path}: {e.strerror}. Is {run} the folder of a run?") from e
     except (ValueError, KeyError, TypeError) as e:
@@ -185,8 +192,8 @@ def make_parser() -> argparse.ArgumentParser:
 def run(arguments: argparse.Namespace) -> int:
     """Look, again and again."""
     every = 5.0 if arguments.every is None else arguments.every
-    if every <= 0:
-        raise ArgumentError(f"--every must be > 0, got {every:g}")
+    if not 0 < every <= _DAY:
+        raise ArgumentError(f"--every must be > 0 and at most {_DAY}, got {every:g}")
     if arguments.once and arguments.every is not None:
         raise ArgumentError("--every has no effect on --once")
     while True:

@@ -1,6 +1,7 @@
 """The one door: commands, exit statuses, options that mean one thing."""
 
 import argparse
+import errno
 import subprocess
 import sys
 from pathlib import Path
@@ -25,6 +26,33 @@ def test_our_errors_are_a_line_and_a_status(capsys: pytest.CaptureFixture[str]) 
     assert status_of(FileError("no such file: a.csv"), capsys) == (1, "error: no such file: a.csv\n")
     assert status_of(ArgumentError("--r must be >= 0, got -1"), capsys) == (2, "error: --r must be >= 0, got -1\n")
     assert status_of(KeyboardInterrupt(), capsys) == (130, "interrupted; go on with --resume\n")
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (PermissionError(errno.EACCES, "Permission denied", "priv/x.csv"), "priv/x.csv: Permission denied"),
+        (OSError(errno.ENAMETOOLONG, "File name too long", b"aaa"), "aaa: File name too long"),
+        (OSError(errno.EROFS, "Read-only file system", Path("runs/a")), "runs/a: Read-only file system"),
+    ],
+)
+def test_what_a_path_is_to_blame_for_is_a_line(error: OSError, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Wherever it is met: Path.exists() raises where a folder may not be entered, or a name is too long."""
+    assert status_of(error, capsys) == (1, f"error: {said}\n")
+
+
+def test_a_name_that_is_too_long_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["classify", "x.mp4", "--checkpoint", "a" * 300]) == 1
+    assert capsys.readouterr().err == f"error: {'a' * 300}: File name too long\n"
+
+
+@pytest.mark.parametrize(
+    ("where", "status", "said"), [(">&-", 0, ""), ("> /dev/full", 1, "error: No space left on device\n")]
+)
+def test_an_output_that_is_closed_or_full(where: str, status: int, said: str) -> None:
+    command = f"{sys.executable} -m alt_fast ls configs {where}"
+    found = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert (found.returncode, found.stderr) == (status, said)
 
 
 @pytest.mark.parametrize("error", [ValueError("shape mismatch"), RuntimeError("CUDA error"), OSError("pipe")])
@@ -186,6 +214,10 @@ def test_settings_that_contradict_each_other(capsys: pytest.CaptureFixture[str])
         (["--optim.accumulate", "3"], "accumulate must divide batch_size 32, got 3"),
         (["--keep", "0"], "keep must be >= 1, got 0"),
         (["--start-from", "runs/a"], "start_from has all weights"),
+        (["--out", ""], "out must name a file or folder, got ''"),
+        (["--data.root", ""], "root must name a file or folder, got ''"),
+        (["--out", "#1"], "'#1' cannot be told from nothing: a path may begin with ./"),
+        (["--data.train=&clips"], "'&clips' cannot be told from nothing"),
     ):
         try:
             status: object = train(options)

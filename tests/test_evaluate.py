@@ -6,6 +6,7 @@ import shutil
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -332,6 +333,10 @@ def test_interpolated_towers(trained_run: Path, tmp_path: Path, capsys: pytest.C
     assert (same["interpolate"], same["top1"]) == (1, test["top1"])
     assert clip["list"].endswith("test.txt, interpolated 0")
     assert not same["same_tower"]
+    unknown = ["--checkpoint", str(trained_run), "--interpolate", "0.5", "--tower", "nowhere.pt", "--json"]
+    with patch("alt_fast.evaluate.score", side_effect=AssertionError("tested before the tower was read")):
+        assert main(unknown) == 1
+    assert "pretrained='nowhere.pt' is neither a file nor a tag" in capsys.readouterr().err
     assert main(["--checkpoint", str(trained_run), "--interpolate", "2"]) == 2
     assert main(["--checkpoint", str(trained_run), "--tower", "x"]) == 2
     shutil.copy(trained_run / "model.safetensors", tmp_path)

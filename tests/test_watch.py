@@ -81,7 +81,25 @@ def test_what_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert "is no log of a run" in capsys.readouterr().err
     assert read_log(write(tmp_path / "a", entry(1)))["alt"].measured[0]["step"] == 1
     assert main([str(tmp_path), "--every", "0"]) == 2
-    assert "--every must be > 0, got 0" in capsys.readouterr().err
+    assert "--every must be > 0 and at most 86400, got 0" in capsys.readouterr().err
+    for seconds in ("nan", "inf"):
+        assert main([str(tmp_path), "--every", seconds]) == 2
+        assert f"got {seconds}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "strange",
+    [{"time": 1, "stage": "alt", "step": 3, "loss": 1.0}, {"time": 1, "stage": "alt", "step": 3, "top1": None}],
+)
+def test_lines_that_lack_numbers_are_no_log(
+    strange: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(write(tmp_path / "a", entry(1), strange))]) == 1
+    assert "is no log of a run" in capsys.readouterr().err
+
+
+def test_zeros_of_a_file_system_that_crashed_are_passed_over(tmp_path: Path) -> None:
+    assert len(read_log(write(tmp_path / "a", entry(1), end="\0\0\0\n"))["alt"].measured) == 1
 
 
 def test_a_run_that_has_just_begun(tmp_path: Path) -> None:

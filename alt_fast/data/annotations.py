@@ -252,7 +252,8 @@ def merge_lists(lists: Mapping[str, tuple[Sequence[Video], Sequence[str]]]) -> t
 def read_paths(path: str | Path, root: str | Path | None = None) -> list[Path]:
     """Return the videos of a list, in its order, whatever their labels. path, root: as in `read_list`.
 
-    A file whose lines all end as names of videos do has a path a line. Raises AnnotationError.
+    A file whose lines all end as names of videos do, quoted or not, below a header `path` or none, has a path a line.
+    Raises AnnotationError.
     """
     path = Path(path)
     folder = Path(root) if root is not None else path.parent
@@ -260,7 +261,11 @@ def read_paths(path: str | Path, root: str | Path | None = None) -> list[Path]:
         rows = _read_hmdb(path, "train") + _read_hmdb(path, "test")
     else:
         lines = [line.strip() for _, line in content_lines(read_text(path))]
-        alone = all(map(is_video, lines))
+        if lines and lines[0].strip('"').lower() == "path":
+            lines = lines[1:]
+        quoted = [line[1:-1] if len(line) > 1 and line[0] == line[-1] == '"' else line for line in lines]
+        alone = all(map(is_video, quoted))
+        lines = quoted if alone else lines
         rows = [_Row(str(path), (line,), "") for line in lines] if alone else _read_rows(path)
     if not rows:
         raise AnnotationError(f"{path}: the list names no videos")

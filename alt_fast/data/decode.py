@@ -4,6 +4,7 @@ Whoever needs less than whole frames says what to take of each: the rest is gone
 """
 
 import bisect
+import errno
 import math
 from array import array
 from collections.abc import Callable, Iterator, Sequence
@@ -38,6 +39,10 @@ _TOLD_BY_PICTURES = ("mpeg1video", "mpeg2video")  # when frames of these are sho
 
 _MISSING_FRAMES = 2  # packets at the end that may give no frame, as in some AVIs
 _MISSING_SHARE = 0.1  # of the promised duration: more than this missing is a truncated file
+
+
+OF_SYSTEM = (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO)
+"""Errors that say nothing of what is in a file."""
 
 
 class VideoError(AltFastError, ValueError):
@@ -158,7 +163,8 @@ def _errors_of(path: str | Path) -> Iterator[None]:
     try:
         yield
     except av.error.FFmpegError as e:
-        raise VideoError(path, f"truncated, damaged or no video ({e.strerror})") from e
+        kind = "cannot be read" if e.errno in OF_SYSTEM else "truncated, damaged or no video"
+        raise VideoError(path, f"{kind} ({e.strerror})") from e
     except StorageError as e:
         raise VideoError(path, str(e)) from e
 

@@ -51,7 +51,7 @@ def _entries(folder: Path) -> tuple[list[str], list[str]]:
     """Names of the files, and of the folders that are not hidden."""
     try:
         with os.scandir(folder) as found:
-            entries = sorted((entry.name, entry.is_dir()) for entry in found)
+            entries = sorted((entry.name, os.path.isdir(entry.path)) for entry in found)
     except OSError as e:
         raise AnnotationError(f"cannot read folder {folder}: {e.strerror or e}") from e
     folders = [name for name, is_folder in entries if is_folder and not name.startswith(".")]

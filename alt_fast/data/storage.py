@@ -5,6 +5,7 @@ One large file is read where thousands of small ones would be slow, and still at
 """
 
 import json
+import os
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -41,9 +42,11 @@ class Location:
 def locate(path: str | Path) -> Location:
     """Find a video. Raises StorageError for what is missing, empty, or not in its archive."""
     path = Path(path)
-    archive, _, member = str(path).partition(".tar/")
-    if member:
-        return _locate_member(Path(archive + ".tar"), member)
+    name, end = str(path), str(path).find(".tar/")
+    while end >= 0 and os.path.isdir(name[: end + len(".tar")]):  # folders may have such names
+        end = name.find(".tar/", end + 1)
+    if end >= 0:
+        return _locate_member(Path(name[: end + len(".tar")]), name[end + len(".tar/") :])
     try:
         if not path.is_file():
             raise StorageError("not a regular file" if path.exists() else "no such file")

@@ -91,7 +91,7 @@ def read_table(path: Path, text: str, columns: Sequence[str]) -> list[tuple[str,
         if len(cells) > len(names):
             _refuse(where, cells, delimiter)
         row = dict(zip(names, cells, strict=False))
-        if not all(row.get(column) for column in columns):
+        if not all((row.get(column) or "").strip() for column in columns):
             raise AnnotationError(f"{where}: {', '.join(columns)} must not be empty")
         rows.append((where, row))
     return rows

@@ -129,13 +129,17 @@ class TrainedModel:
         """
         if not 0 <= share <= 1:
             raise ArgumentError(f"share must be in [0, 1], got {share}")
-        config = self.model.config
-        start = build_clip(config.backbone, pretrained, config.image_size).visual.state_dict()
+        start = self.tower_of(pretrained)
         tower = self.model.encoder.visual
         moved = any(not torch.equal(start[name].to(own), own) for name, own in tower.state_dict().items())
         move_back(tower, start, share)
         self.probed.clear()
         return moved
+
+    def tower_of(self, pretrained: str) -> dict[str, Tensor]:
+        """Return the weights of an image tower of the model's kind. Raises WeightsError or ArgumentError."""
+        config = self.model.config
+        return build_clip(config.backbone, pretrained, config.image_size).visual.state_dict()
 
     def _check_trained(self) -> None:
         if self.head != "alt":
@@ -163,6 +167,8 @@ class TrainedModel:
         seen: dict[str, str] = {}
         for label in labels:
             key = " ".join(label.casefold().split())
+            if not key:
+                raise ArgumentError(f"labels must say something, got {label!r}")
             if key in seen:
                 again = "twice" if seen[key] == label else f"and {label!r}, which CLIP reads alike"
                 raise ArgumentError(f"labels must differ, got {seen[key]!r} {again}")
@@ -398,6 +404,7 @@ def load(path: str | Path) -> TrainedModel:
             raise CheckpointError(f"{path} holds no {WEIGHTS}: {hint}")
         path = path / WEIGHTS
     try:
+        open(path, "rb").close()  # safetensors says of any file that it cannot open that there is none
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
         if metadata.get("format") != "alt-fast":

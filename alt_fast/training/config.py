@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from alt_fast.data.config import AugmentConfig, LoaderName, Loading, MotionShapesConfig
-from alt_fast.errors import ArgumentError, check_at_least, check_seed
+from alt_fast.errors import ArgumentError, check_at_least, check_named, check_seed
 from alt_fast.model.config import ModelConfig
 from alt_fast.settings import make_settings_parser
 
@@ -54,6 +54,7 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         check_at_least(self, workers=0, max_bad_share=0)
+        check_named(self, "train", "test", "unseen", "root")
         check_seed("split_seed", self.split_seed)
         if self.test_size is not None and not 0 < self.test_size < 1:
             raise ArgumentError(f"test_size must be in (0, 1), got {self.test_size}")
@@ -230,6 +231,7 @@ class TrainConfig:
         if self.start_from is not None and (self.pretrain is not None or self.model.pretrained is not None):
             raise ArgumentError("start_from has all weights: set pretrain and model.pretrained to null")
         check_at_least(self, checkpoint_every=1, keep=1, eval_every=0)
+        check_named(self, "out", "start_from")
         check_seed("seed", self.seed)
         if self.model.tuning == "frozen" and not (self.start_from or self.pretrain or self.model.pretrained):
             raise ArgumentError(

@@ -16,6 +16,7 @@ from alt_fast.data.annotations import (
     read_classes,
     read_labels,
     read_list,
+    read_paths,
     spoken,
     write_list,
 )
@@ -307,6 +308,7 @@ def test_case_and_punctuation_tell_no_classes_apart() -> None:
         ("a.csv", "label,video_path\nrun,a.mp4\njump,b.mp4\n", "the path comes first, or a header names the columns"),
         ("a.csv", "run;a.mp4\njump;b.mp4\n", "the path comes first, or a header names the columns: path,label"),
         ("a.csv", "path,label\na.mp4,\n", "line 2: path, label must not be empty"),
+        ("a.csv", 'path,label\na.mp4,"  "\n', "line 2: path, label must not be empty"),
         ("a.json", "{", "is not JSON"),
         ("a.json", "3", "unexpected JSON"),
         ("a.json", '[{"label": "x"}]', "entry 1: expected an object with id"),
@@ -376,3 +378,8 @@ def test_missing_files(tmp_path: Path) -> None:
 def test_numbers_need_a_class_file(tmp_path: Path) -> None:
     with pytest.raises(AnnotationError, match="a class file is needed"):
         read_list(write(tmp_path / "a.txt", "a.mp4 0\n"))
+
+
+@pytest.mark.parametrize("text", ["a.mp4\nb c.mp4\n", "path\na.mp4\nb c.mp4\n", '"Path"\n"a.mp4"\n"b c.mp4"\n'])
+def test_a_path_a_line(tmp_path: Path, text: str) -> None:
+    assert read_paths(write(tmp_path / "a.csv", text)) == [tmp_path / "a.mp4", tmp_path / "b c.mp4"]

@@ -1,5 +1,6 @@
 """Exact frames from every codec the installed FFmpeg writes, and a clear error for every kind of bad file."""
 
+import errno
 import os
 import tracemalloc
 import wave
@@ -19,6 +20,7 @@ from alt_fast.data.decode import (
     Planes,
     Turn,
     VideoError,
+    _errors_of,
     decode_clip,
     decode_frames,
     index_video,
@@ -586,3 +588,9 @@ def test_files_that_are_no_videos(tmp_path: Path) -> None:
         assert name in str(caught.value)
     with pytest.raises(VideoError, match="not a regular file"):
         decode_clip(tmp_path, [0.5])
+
+
+def test_a_file_that_may_not_be_read_is_not_called_damaged() -> None:
+    for kind, said in ((errno.EACCES, "cannot be read"), (errno.EINVAL, "truncated, damaged or no video")):
+        with pytest.raises(VideoError, match=rf"^a\.mp4: {said} \("), _errors_of("a.mp4"):
+            raise av.error.FFmpegError(kind, os.strerror(kind))

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from alt_fast.data.annotations import read_list
+from alt_fast.data.storage import StorageError, locate
 from alt_fast.data.tables import AnnotationError
 
 
@@ -94,3 +95,14 @@ def test_a_name_that_no_list_can_hold_is_refused(tmp_path: Path) -> None:
         pytest.skip("this file system takes no such name")
     with pytest.raises(AnnotationError, match=r"the file name '\\udce9.mp4' is not UTF-8: rename it"):
         read_list(tmp_path)
+
+
+def test_a_link_in_circles_and_a_folder_called_tar_are_no_fault_of_the_rest(tmp_path: Path) -> None:
+    folder = fill(tmp_path / "set.tar", "a/1.mp4", "b/2.mp4")
+    (folder / "a" / "x.mp4").symlink_to("x.mp4")
+    videos, _ = read_list(folder, None, None, "test")
+    assert [str(video.path.relative_to(folder)) for video in videos] == ["a/1.mp4", "a/x.mp4", "b/2.mp4"]
+    (folder / "a" / "1.mp4").write_bytes(b"some")
+    assert locate(folder / "a" / "1.mp4").size == 4
+    with pytest.raises(StorageError, match="no such archive: other.tar"):
+        locate(folder / "other.tar" / "1.mp4")

@@ -272,5 +272,7 @@ def test_what_cannot_be_asked(model: alt_fast.TrainedModel, long: Path) -> None:
         model.find_segments(long, LABELS, every=0)
     with pytest.raises(ArgumentError, match="labels must not be empty"):
         model.find_segments(long, [])
+    with pytest.raises(ArgumentError, match="labels must say something, got ' '"):
+        model.find_segments(long, ["surfing", " "])
     with pytest.raises(ArgumentError, match="labels must differ, got 'surfing' twice"):
         model.find_segments(long, ["surfing", "eating", "surfing"])
