@@ -22,7 +22,7 @@ from alt_fast.files import CONFIG, ENVIRONMENT, LOG, METRICS, read_json
 _BARS = "▁▂▃▄▅▆▇█"
 _DAY = 86400  # seconds
 _NARROWEST = 44  # columns that a run needs
-MEASURED = ("time", "step", "steps", "loss", "lr", "clips_per_s", "wait_share", "peak_bytes", "batch_size")
+_MEASURED = ("time", "step", "steps", "loss", "lr", "clips_per_s", "wait_share", "peak_bytes", "batch_size")
 """Numbers of a line with a loss."""
 
 _QUIET = 300  # seconds without news after which a run is said to be quiet
@@ -49,9 +49,8 @@ def read_log(run: Path) -> dict[str, StageLog]:
                 entry = json.loads(line)
                 stage = stages.setdefault(entry["stage"], StageLog())
                 measured = "loss" in entry
-                for name in MEASURED if measured else entry.keys() - {"stage"}:
+                for name in _MEASURED if measured else {"time", "step", *entry} - {"stage"}:
                     float(entry[name])
-                _ = entry["time"], entry["step"]
                 (stage.measured if measured else stage.scores).append(entry)
     except OSError as e:
         raise RunError(f"cannot read {path}: {e.strerror}. Is {run} the folder of a run?") from e
