@@ -313,7 +313,7 @@ def sweep_rows(arguments: argparse.Namespace, case: Case) -> list[dict[str, Any]
 
     def measured() -> Iterator[list[dict[str, Any]]]:
         for method in methods:
-            values = arguments.r or method.values
+            values = list(dict.fromkeys(arguments.r or method.values))
             done = {str(row["r"]): row for row in kept if row["method"] == method.name}
             missing = [r for r in values if str(r) not in done]
             for row in sweep(case.model, method.apply, missing, case.images, batch, settings.rounds) if missing else ():
@@ -322,7 +322,7 @@ def sweep_rows(arguments: argparse.Namespace, case: Case) -> list[dict[str, Any]
                     append_row(arguments.out, done[str(row["r"])])
             yield [done[str(r)] for r in values]
 
-    total = sum(len(arguments.r or method.values) for method in methods)
+    total = sum(len(set(arguments.r or method.values)) for method in methods)
     return [row for rows in Progress(measured(), "sweep", "setting", total, size=len) for row in rows]
 
 

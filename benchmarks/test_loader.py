@@ -260,7 +260,7 @@ def test_training_waits(files: dict[str, list[Path]], race: RunRace, device: str
             batch = next(batches)
             waited += time.perf_counter() - before
             train(batch.video, batch.label)
-        batches.close()  # type: ignore[attr-defined]
+        batches.close()
         waits[loader].append(waited / (time.perf_counter() - started))
         wait_share[f"{OURS}, {loader}"] = statistics.median(waits[loader])
 

@@ -222,6 +222,20 @@ def test_all_is_every_category_whatever_the_configuration_aligns_to(tmp_path: Pa
     assert kinetics.folder(row, 0).name == "base"
 
 
+def test_nothing_is_trained_after_a_row_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the thread that is free at that moment, too."""
+    commands, sweep = fake(tmp_path, monkeypatch, "--config", "kinetics400_b16", "--data.train", "a.csv")
+
+    def fail(command: list[str], **_: Any) -> CompletedProcess[str]:
+        commands.append(command)
+        return CompletedProcess(command, 3)
+
+    monkeypatch.setattr(SUBPROCESS_RUN, fail)
+    with pytest.raises(RunError, match="status 3 of"):
+        run_all(sweep, ["8"], [0, 1, 2, 3], jobs=1)
+    assert len(commands) == 1
+
+
 def test_a_row_that_fails_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["8", "--out", str(tmp_path), "--", "--data.generate", "null", "--data.train", "none.csv"]) == 1
     error = capsys.readouterr().err

@@ -7,7 +7,7 @@ for batch in Loader(clips, keys, backend, Loading(workers=8)):
 
 import importlib.util
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import get_args
 
 import torch
@@ -66,7 +66,7 @@ class Loader:
     def __len__(self) -> int:
         return len(self._keys)
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Generator[Batch, None, None]:
         loading, lost = self._loading, dict[int, str]()
         with Workers(self._backend.reader(), loading.workers, loading.timeout) as pool:
 

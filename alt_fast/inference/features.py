@@ -19,6 +19,7 @@ from alt_fast.data.dataset import EvalClips
 from alt_fast.distributed import World
 from alt_fast.errors import RunError
 from alt_fast.files import differences, make_folder, read_json, sole_writer, write_atomically, write_json
+from alt_fast.inference.predict import check_finite
 from alt_fast.inference.scoring import EvalConfig, mean_over_views
 from alt_fast.model.alt import ALT
 from alt_fast.progress import Progress
@@ -49,7 +50,8 @@ def features(
         return torch.cat([vectors := model.describe(video)[0], blank.to(vectors.dtype)], 1)
 
     mean, causes, _ = mean_over_views(clips, testing, device, described, width + 1, name)
-    readable = torch.tensor([str(video.path) not in causes for video in videos])
+    readable = torch.tensor([str(video.path) not in causes for video in videos], dtype=torch.bool)
+    check_finite(mean[readable])
     vectors, blank = mean[:, :width] * readable[:, None], (mean[:, width] == 1) & readable
     of_one_colour = [str(video.path) for video, nothing in zip(videos, blank.tolist(), strict=True) if nothing]
     return Features(vectors, [Failure(path, cause) for path, cause in causes.items()], of_one_colour)

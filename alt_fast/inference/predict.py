@@ -1,7 +1,8 @@
 """Name the action in one video, or in many at once."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from itertools import chain, islice
 from pathlib import Path
@@ -122,7 +123,7 @@ def predict_batches(
     choice: Choice,
     testing: EvalConfig,
     shares: Sequence[range] | None = None,
-) -> Iterator[list[Prediction | Failure]]:
+) -> Generator[list[Prediction | Failure], None, None]:
     """Score videos against all labels, `testing.batch_size` clips at once, while other processes decode the next ones.
 
     Yields what was found by share, in order; of several views the mean probabilities; a Failure for what cannot be
@@ -137,28 +138,29 @@ def predict_batches(
     views = range(clips.views)
     keys = [list(batched([(number, view) for number in share for view in views], size)) for share in shares]
     backend, _ = open_backend(testing.loading.loader, clips, device, threads=max(1, testing.loading.workers))
-    loaded = iter(Loader(clips, list(chain.from_iterable(keys)), backend, testing.loading))
-    for share, own in zip(shares, keys, strict=True):
-        scores, entities, blanks, causes = [], [], [], dict[str, str]()
-        for batch in islice(loaded, len(own)):
-            with torch.inference_mode():
-                probabilities, entity = model.probabilities(batch.video, choice.classes, testing.head)
-            scores.append(probabilities.cpu())
-            entities.append(entity.cpu())
-            blanks.append(is_blank(batch.video, spec.augment.normalize).all(1).cpu())
-            causes |= dict(batch.failures)
-        mean = torch.cat(scores).unflatten(0, (-1, clips.views)).mean(1)
-        seen = torch.cat(entities).unflatten(0, (-1, clips.views)).flatten(1, 2)
-        blank = torch.cat(blanks).unflatten(0, (-1, clips.views)).all(1).tolist()
-        found: list[Prediction | Failure] = []
-        for number, probabilities, entity, is_nothing in zip(share, mean, seen, blank, strict=True):
-            nothing = f"nothing can be told: {ONE_COLOUR}" if is_nothing else None
-            cause = causes.get(str(clips.videos[number].path), nothing)
-            name = str(paths[number])
-            found.append(
-                Failure(name, cause) if cause else choice.prediction(name, probabilities, entity, model.corpus)
-            )
-        yield found
+    loader = Loader(clips, list(chain.from_iterable(keys)), backend, testing.loading)
+    with closing(iter(loader)) as loaded:  # an error that a session keeps would keep what decodes, too
+        for share, own in zip(shares, keys, strict=True):
+            scores, entities, blanks, causes = [], [], [], dict[str, str]()
+            for batch in islice(loaded, len(own)):
+                with torch.inference_mode():
+                    probabilities, entity = model.probabilities(batch.video, choice.classes, testing.head)
+                scores.append(probabilities.cpu())
+                entities.append(entity.cpu())
+                blanks.append(is_blank(batch.video, spec.augment.normalize).all(1).cpu())
+                causes |= dict(batch.failures)
+            mean = torch.cat(scores).unflatten(0, (-1, clips.views)).mean(1)
+            seen = torch.cat(entities).unflatten(0, (-1, clips.views)).flatten(1, 2)
+            blank = torch.cat(blanks).unflatten(0, (-1, clips.views)).all(1).tolist()
+            found: list[Prediction | Failure] = []
+            for number, probabilities, entity, is_nothing in zip(share, mean, seen, blank, strict=True):
+                nothing = f"nothing can be told: {ONE_COLOUR}" if is_nothing else None
+                cause = causes.get(str(clips.videos[number].path), nothing)
+                name = str(paths[number])
+                found.append(
+                    Failure(name, cause) if cause else choice.prediction(name, probabilities, entity, model.corpus)
+                )
+            yield found
 
 
 def rank(labels: Sequence[str], probabilities: Tensor) -> list[tuple[str, float]]:

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ from alt_fast.data.loader import Loader, open_backend
 from alt_fast.distributed import World
 from alt_fast.errors import check_at_least
 from alt_fast.model.alt import ALT
-from alt_fast.model.config import Head
+from alt_fast.model.config import Head, check_head
 from alt_fast.model.encoder import MergeSchedule
 from alt_fast.progress import Progress
 
@@ -33,6 +34,7 @@ class EvalConfig:
 
     def __post_init__(self) -> None:
         check_at_least(self, batch_size=1, crops=1, clips=1)
+        check_head(self.head)
 
 
 @dataclass(frozen=True)
@@ -81,10 +83,11 @@ def mean_over_views(
     loader = Loader(clips, list(batched(clips.keys(), testing.batch_size)), backend, loading)
     results = [torch.zeros(0, width)]
     causes: dict[str, str] = {}
-    for batch in Progress(loader, name or "", "batch", shown=name is not None):
-        with torch.inference_mode():
-            results.append(forward(batch.video).float().cpu())
-        causes |= dict(batch.failures)
+    with closing(iter(loader)) as batches:  # an error that a session keeps would keep what decodes, too
+        for batch in Progress(batches, name or "", "batch", len(loader), shown=name is not None):
+            with torch.inference_mode():
+                results.append(forward(batch.video).float().cpu())
+            causes |= dict(batch.failures)
     mean = torch.cat(results).view(len(clips.videos), clips.views, width).mean(1)
     return MeanScores(mean, causes, backend.counts)
 

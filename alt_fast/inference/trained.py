@@ -5,6 +5,7 @@ Loading runs no code from the file.
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, overload
@@ -33,7 +34,7 @@ from alt_fast.inference.segments import Hysteresis
 from alt_fast.inference.windows import Judge, find_segments
 from alt_fast.model.alt import ALT
 from alt_fast.model.clip_weights import build_clip, move_back
-from alt_fast.model.config import Head, ModelConfig
+from alt_fast.model.config import Head, ModelConfig, check_head
 from alt_fast.model.hashing import hash_weights
 from alt_fast.model.text import TEMPLATES
 from alt_fast.progress import Progress
@@ -136,6 +137,14 @@ class TrainedModel:
         self.probed.clear()
         return moved
 
+    def _head(self, head: Head | None) -> Head:
+        """Return who scores, by default the model's own. Raises ArgumentError for none of Head, or one untrained."""
+        head = self.head if head is None else head
+        check_head(head)
+        if head != "clip":
+            self._check_trained()
+        return head
+
     def tower_of(self, pretrained: str) -> dict[str, Tensor]:
         """Return the weights of an image tower of the model's kind. Raises WeightsError or ArgumentError."""
         config = self.model.config
@@ -180,6 +189,8 @@ class TrainedModel:
         """Return the labels given, or the classes trained on. Raises ArgumentError for a text, which has letters."""
         if isinstance(labels, str):
             raise ArgumentError(f"labels must be a list of texts, got {labels!r}")
+        if wrong := [label for label in labels or () if not isinstance(label, str)]:
+            raise ArgumentError(f"labels must be texts, got {wrong[0]!r}")
         return self.classes if labels is None else list(labels)
 
     def choice(self, labels: Sequence[str] | None = None, top_k: int | None = 5) -> Choice:
@@ -237,19 +248,19 @@ class TrainedModel:
         views, batch size and decoding processes; who scores, `head` says. Raises VideoError, and ArgumentError for no
         labels or top_k < 1.
         """
-        choice, head = self.choice(labels, top_k), self.head if head is None else head
-        if head != "clip":
-            self._check_trained()
+        choice, head = self.choice(labels, top_k), self._head(head)
+        if errors not in ("raise", "return"):
+            raise ArgumentError(f"errors must be 'raise' or 'return', got {errors!r}")
         if isinstance(videos, str | Path):
             return predict(videos, self.model.eval(), self.spec, choice, head)
         testing = replace(testing or EvalConfig(), head=head)
-        batches = predict_batches(videos, self.model, self.spec, choice, testing)
         results: list[Prediction | Failure] = []
-        for found in Progress(batches, "classify", "video", len(videos), shown=len(videos) > 1, size=len):
-            results += found
-            failed = next((one for one in found if isinstance(one, Failure)), None)
-            if failed and errors == "raise":
-                raise VideoError(failed.path, failed.cause)
+        with closing(predict_batches(videos, self.model, self.spec, choice, testing)) as batches:
+            for found in Progress(batches, "classify", "video", len(videos), shown=len(videos) > 1, size=len):
+                results += found
+                failed = next((one for one in found if isinstance(one, Failure)), None)
+                if failed and errors == "raise":
+                    raise VideoError(failed.path, failed.cause)
         return results
 
     def find_segments(
@@ -272,9 +283,7 @@ class TrainedModel:
         for name, value in (("every", every), ("window", window)):
             if not value > 0:
                 raise ArgumentError(f"{name} must be > 0 seconds, got {value}")
-        head = self.head if head is None else head
-        if head != "clip":
-            self._check_trained()
+        head = self._head(head)
         labels = self._given(labels)
         judge = Judge(self.model, self.spec, self.embed(labels), head)
         return find_segments(video, judge, labels, window, every, rule or Hysteresis(), loading or Loading())

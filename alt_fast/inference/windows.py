@@ -3,7 +3,8 @@
 import io
 import math
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
@@ -94,7 +95,7 @@ class ChunkReader:
 
 def read_frames(
     reader: ChunkReader, numbers: Sequence[int], loading: Loading
-) -> Iterator[tuple[list[int], NDArray[np.uint8] | str]]:
+) -> Generator[tuple[list[int], NDArray[np.uint8] | str], None, None]:
     """Yield frames in order, some at a time: their numbers, and uint8 [n, 3, H, W] or why they cannot be read.
 
     Where several cannot be decoded together, each half is tried again: one damaged frame costs no other.
@@ -170,11 +171,10 @@ def find_segments(
     reader = ChunkReader(str(path), index, judge.spec)
     wanted = np.unique(windows.numbers).tolist()
     scan = _Scan(index, windows, judge, Segmenter(labels, rule))
-    for numbers, found in Progress(
-        read_frames(reader, wanted, loading), Path(path).name, "part", total=ceil(len(wanted) / CHUNK)
-    ):
-        scan.take(numbers, found)
-    scan.segmenter.stop(windows.steps[-1])
+    with closing(read_frames(reader, wanted, loading)) as parts:
+        for numbers, found in Progress(parts, Path(path).name, "part", total=ceil(len(wanted) / CHUNK)):
+            scan.take(numbers, found)
+    scan.segmenter.stop(float(windows.steps[-1]))
     if not scan.judged:
         raise VideoError(path, f"nothing can be told: {scan.gaps[0].cause}")
     times, top, probability = (np.concatenate(parts) for parts in zip(*scan.judged, strict=True))

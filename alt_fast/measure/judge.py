@@ -237,10 +237,15 @@ def batch_of(images: Tensor, batch: int) -> Tensor:
     return images.repeat(-(-batch // len(images)), 1, 1, 1)[:batch]
 
 
+def _same(a: Tensor, b: Tensor) -> bool:
+    """Return whether two results are equal, where both are no number, too."""
+    return torch.equal(a.isnan(), b.isnan()) and torch.equal(a.nan_to_num(), b.nan_to_num())
+
+
 def properties(model: nn.Module, method: nn.Module, images: Tensor) -> dict[str, str]:
     """What else a user wants to know of a method, each "yes" or why not."""
     found = {
-        "deterministic": "yes" if torch.equal(*(_unseeded(method, images) for _ in range(2))) else "two calls differ",
+        "deterministic": "yes" if _same(*(_unseeded(method, images) for _ in range(2))) else "two calls differ",
         "gradients": _gradients(model, method, images),
         "compiles without breaks": _compiles(method, images),
     }

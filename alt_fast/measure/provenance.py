@@ -43,8 +43,10 @@ def hash_code(modules: Iterable[str] = ()) -> str:
     files: list[Path] = []
     others = sorted({name.partition(".")[0] for name in modules})
     for module in (alt_fast, alt_fast_kernels, *(sys.modules[name] for name in others)):
-        folder = Path(module.__file__ or "").parent
-        files += sorted(folder.rglob("*.py") if hasattr(module, "__path__") else folder.glob("*.py"))
+        if hasattr(module, "__path__"):  # a package, in one folder or, without an __init__.py, in several
+            files += [path for folder in module.__path__ for path in sorted(Path(folder).rglob("*.py"))]
+        else:
+            files += sorted(Path(module.__file__ or "").parent.glob("*.py"))
     digest = hashlib.sha256()
     for path in files:
         digest.update(path.read_bytes())

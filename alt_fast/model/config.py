@@ -3,7 +3,7 @@
 import math
 import operator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from alt_fast.errors import ArgumentError, check_at_least
 from alt_fast.tome.rules import RotaryRule, check_rule
@@ -19,6 +19,13 @@ Head = Literal["alt", "clip", "both"]
 """Who scores videos: ALT; "clip", the frame tokens against class names; or both, the mean of their probabilities. The
 second is CLIP's own zero-shot classifier, over merged tokens, only while the image tower is CLIP's: not trained, frozen
 in training, or put back by `TrainedModel.interpolate` with share 0."""
+
+
+def check_head(head: str) -> None:
+    """Raise ArgumentError for none of Head."""
+    if head not in get_args(Head):
+        raise ArgumentError(f"head must be one of {', '.join(get_args(Head))}, got {head!r}")
+
 
 Pooling = Literal["mean", "size", "attention", "distinct"]
 """How the entities that a frame's tokens chose become one: every token alike (the paper), by the patches it stands for,

@@ -4,6 +4,7 @@ import json
 import shlex
 import statistics
 import subprocess
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -187,11 +188,25 @@ def run_all(sweep: Sweep, tables: Iterable[str], seeds: Sequence[int], jobs: int
     """Train what the tables need, `jobs` at a time: the unchanged model of every seed first. Raises RunError."""
     rows = {sweep.folder(row, 0): row for table in tables for row in TABLES[table] if sweep.changes(row)}
 
+    failed = threading.Event()  # a pool's thread takes the next training before anybody can cancel it
+
+    def train(row: Row, seed: int) -> None:
+        if failed.is_set():
+            return
+        try:
+            sweep.train(row, seed)
+        except BaseException:
+            failed.set()
+            raise
+
     def trainings(pool: ThreadPoolExecutor) -> Iterator[None]:
         for stage in ([BASE], rows.values()):
-            futures = [pool.submit(sweep.train, row, seed) for row in stage for seed in seeds]
+            futures = [pool.submit(train, row, seed) for row in stage for seed in seeds]
             try:
                 yield from (future.result() for future in futures)
+            except BaseException:
+                failed.set()
+                raise
             finally:
                 for future in futures:
                     future.cancel()

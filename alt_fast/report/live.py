@@ -51,7 +51,7 @@ class LivePage:
             raise ArgumentError(f"the port of the page must be in 0 ... 65535, got {port}")
         try:
             self._server = _Server(self, host, port)
-        except OSError as e:
+        except (OSError, UnicodeError) as e:  # what is no name of a host
             raise ArgumentError(f"the page cannot be served on {host}, port {port}: {e}") from e
         host = _reachable(host, self._server)
         where = f"[{host}]" if ":" in host else host

@@ -39,7 +39,7 @@ def owed_text(view: View) -> str:
 
 def r_text(schedule: Sequence[int | float]) -> str:
     """Spell r as a reader knows it: one number where all layers have the same."""
-    return ", ".join(map(str, schedule if len(set(schedule)) > 1 else schedule[:1]))
+    return ", ".join(f"{r:g}" for r in (schedule if len(set(schedule)) > 1 else schedule[:1]))
 
 
 def page_data(seen: Seen) -> dict[str, Any]:

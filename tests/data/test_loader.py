@@ -173,7 +173,7 @@ def test_memory_does_not_grow_with_the_number_of_clips(videos: list[Video]) -> N
     for _ in range(3):
         next(batches)
     assert len(asked) <= 3 + 3
-    batches.close()  # type: ignore[attr-defined]
+    batches.close()
 
 
 def test_which_loader_is_chosen_and_why(videos: list[Video], monkeypatch: pytest.MonkeyPatch) -> None:

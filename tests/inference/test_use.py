@@ -1,6 +1,7 @@
 """The calls a stranger makes: classify, features, explain, on a path or several."""
 
 import copy
+import multiprocessing
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -98,10 +99,38 @@ def test_what_cannot_be_asked(model: alt_fast.TrainedModel, videos: list[Path]) 
         model.classify(videos, ["surfing", "eating", "surfing"])
     with pytest.raises(alt_fast.AltFastError, match=r"got 'tai chi' and ' Tai  Chi', which CLIP reads alike"):
         model.classify(videos[0], ["tai chi", " Tai  Chi"])
+    with pytest.raises(alt_fast.AltFastError, match="labels must be texts, got 1"):
+        model.classify(videos[0], [1])  # type: ignore[list-item]
+    for use in (model.classify, model.find_segments):
+        with pytest.raises(alt_fast.AltFastError, match="head must be one of alt, clip, both, got 'CLIP'"):
+            use(videos[0], LABELS, head="CLIP")  # type: ignore[call-overload, arg-type]
+    with pytest.raises(alt_fast.AltFastError, match="head must be one of alt, clip, both, got ''"):
+        EvalConfig(head="")  # type: ignore[arg-type]
+    with pytest.raises(alt_fast.AltFastError, match="errors must be 'raise' or 'return', got 'ignore'"):
+        model.classify(videos, LABELS, errors="ignore")  # type: ignore[call-overload]
     with pytest.raises(ValueError, match="top_k must be >= 1, got 0"):
         model.classify(videos[0], top_k=0)
     with pytest.raises(ValueError, match=r"must end in \.html, \.png, \.webm, got a\.txt"):
         model.explain(videos[0], LABELS, []).save("a.txt")
+
+
+def test_an_error_that_a_session_keeps_keeps_no_processes(model: alt_fast.TrainedModel, videos: list[Path]) -> None:
+    """A notebook holds the last exception, its traceback and all that its frames refer to."""
+    loading = Loading("torch", workers=2)
+    with pytest.raises(VideoError) as kept:
+        model.classify([videos[0], "nowhere.mp4"] * 20, LABELS, testing=EvalConfig(2, loading=loading))
+    assert multiprocessing.active_children() == []
+    broken = replace(model, model=copy.deepcopy(model.model))
+    torch.nn.init.constant_(next(broken.model.decoder.parameters()), float("nan"))
+    with pytest.raises(RunError) as kept_too:
+        broken.features(videos * 4, EvalConfig(2, loading=loading))
+    assert multiprocessing.active_children() == []
+    assert "nowhere.mp4" in str(kept.value)
+    assert "not finite" in str(kept_too.value)
+
+
+def test_features_of_no_videos(model: alt_fast.TrainedModel) -> None:
+    assert len(model.features([])) == 0
 
 
 def test_what_shows_nothing_is_not_named(

@@ -157,6 +157,10 @@ def found(model: nn.Module, method: Callable[..., Any], images: Tensor) -> dict[
     return properties(model, patched, images)
 
 
+def nothing_but_nan(model: nn.Module, r: int) -> None:
+    nn.init.constant_(next(model.parameters()), float("nan"))
+
+
 @pytest.fixture
 def fresh_dynamo() -> Iterator[None]:
     torch.compiler.reset()
@@ -170,6 +174,7 @@ def test_properties_say_yes_or_why_not(model: nn.Module, images: Tensor) -> None
     assert of_right.pop("CUDA graph") == "not tried: needs a GPU"
     assert set(of_right.values()) == {"yes"}
     assert found(model, broken.random_every_time, images)["deterministic"] == "two calls differ"
+    assert found(model, nothing_but_nan, images)["deterministic"] == "yes"
     assert found(model, broken.detaches, images)["gradients"].startswith("none for ")
     assert found(model, broken.detaches, images)["gradients"].endswith("such as blocks.0.attn.proj.bias")
     assert "Unsupported" in found(model, broken.breaks_the_graph, images)["compiles without breaks"]

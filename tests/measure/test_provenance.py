@@ -30,6 +30,23 @@ def test_code_of_others_is_what_stands_beside_it_too(
     assert hash_code([module]) != before
 
 
+def test_a_package_without_an_init_is_hashed_where_it_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not by the folder that a command was started in."""
+    path = tmp_path / "lonely" / "method.py"
+    path.parent.mkdir()
+    path.write_text("SCALE = 1\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    import_module("lonely.method")
+    before = hash_code(["lonely.method"])
+    (elsewhere / "other.py").write_text("")
+    assert hash_code(["lonely.method"]) == before
+    path.write_text("SCALE = 2\n")
+    assert hash_code(["lonely.method"]) != before
+
+
 def test_the_commit_is_that_of_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
     """A checkout that moves on while something is measured does not change what is said of it."""
 

@@ -149,6 +149,8 @@ def test_what_cannot_be_served() -> None:
             LivePage(port, None, NAME)
     with pytest.raises(ArgumentError, match="cannot be served on nonsense.invalid, port 0"):
         LivePage(0, "nonsense.invalid", NAME)
+    with pytest.raises(ArgumentError, match=r"the page cannot be served on a\.\.b, port 0"):
+        LivePage(0, "a..b", NAME)
     with pytest.raises(ArgumentError, match="in 0 ... 65535, got 70000"):
         LivePage(70000, None, NAME)
 
