@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,8 @@ def test_the_card_says_what_was_measured(trained_run: Path, folder: Path, tmp_pa
 def test_the_program_runs_without_our_models(tmp_path: Path) -> None:
     """In a process that imports the operations only, on another number of clips."""
     model = export_small(tmp_path, "--program")
+    with zipfile.ZipFile(tmp_path / "new" / "video_encoder.pt2") as packed:
+        assert not any(b".py" in packed.read(name) for name in packed.namelist() if name.endswith(".json"))
     video = torch.randn(3, model.config.frames, 3, *model.image_size)
     torch.save(video, tmp_path / "video.pt")
     code = (

@@ -73,9 +73,13 @@ def export_program(model: ALT) -> torch.export.ExportedProgram:
     device = model.logit_scale.device
     video = torch.zeros(2, config.frames, 3, *model.image_size, device=device)
     with torch.no_grad():
-        return torch.export.export(
+        program = torch.export.export(
             VideoEncoder(model), (video,), dynamic_shapes=({0: torch.export.Dim("clips", max=1024)},)
         )
+    for module in program.graph_module.modules():
+        for node in module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ():
+            node.meta.pop("stack_trace", None)  # paths of this machine, to a file for others
+    return program
 
 
 def compile_program(program: torch.export.ExportedProgram, path: Path) -> None:

@@ -153,6 +153,9 @@ def to_onnx(module: nn.Module, inputs: Mapping[str, Tensor], outputs: Sequence[s
         raise RunError(
             f"{type(module).__name__} has {size / 2**30:.1f} GiB of weights, and an ONNX file takes no more than 2 GiB"
         )
+    for graph in (found.model.graph, *found.model.functions.values()):
+        for node in ir.traversal.RecursiveGraphIterator(graph):
+            node.metadata_props.clear()  # paths of this machine, to a file for others
     return found.model
 
 

@@ -44,6 +44,12 @@ def trained(onnx_folder: Path) -> TrainedModel:
         return load(onnx_folder)
 
 
+def test_files_for_others_tell_nothing_of_this_machine(onnx_folder: Path) -> None:
+    files = list(onnx_folder.glob("*.onnx"))
+    assert files
+    assert not any(b".py" in path.read_bytes() for path in files)
+
+
 @pytest.mark.parametrize("count", [1, 2, 5])
 def test_halves_are_the_model_for_any_number_of_frames_clips_and_labels(
     trained: TrainedModel, onnx_folder: Path, count: int
