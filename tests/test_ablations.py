@@ -1,12 +1,14 @@
 """The sweep over the paper's tables: what each row trains, what is kept, and the printed table."""
 
 import json
+import os
 import re
+import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
-from subprocess import CompletedProcess
-from typing import Any, TextIO
+from typing import TextIO
 
 import pytest
 
@@ -18,7 +20,7 @@ from alt_fast.training.config import parse
 from tests.conftest import SMALL_JOB
 from tests.processes import start
 
-SUBPROCESS_RUN = "alt_fast.paper.ablations.subprocess.run"
+CALL = "alt_fast.paper.ablations.call"
 
 
 @pytest.mark.parametrize("row", [row for rows in TABLES.values() for row in rows], ids=lambda row: row.name)
@@ -28,14 +30,13 @@ def test_rows_are_models(row: Row) -> None:
     assert row.paper[0] is not None
 
 
-def run_forked(command: list[str], stdout: TextIO, stderr: TextIO) -> CompletedProcess[str]:
-    """What subprocess.run does with a command of Python, from a fork."""
+def run_forked(command: list[str], log: TextIO) -> int:
+    """What `call` does with a command of Python, from a fork."""
     assert command[:2] == [sys.executable, "-m"]
-    assert stdout is stderr
     with start(*command[2:]) as process:
         status = process.wait()
-        stdout.write(process.output + process.errors)
-    return CompletedProcess(command, status)
+        log.write(process.output + process.errors)
+    return status
 
 
 def test_a_table_on_motion_shapes(
@@ -44,7 +45,7 @@ def test_a_table_on_motion_shapes(
     """Two rows of Table C4: trained, few-shot trained from there, printed, and kept when asked for again."""
     rows = TABLES["C4"][2:]
     monkeypatch.setitem(TABLES, "C4", rows)
-    monkeypatch.setattr(SUBPROCESS_RUN, run_forked)
+    monkeypatch.setattr(CALL, run_forked)
     short = ["--model.frames", "2", "--optim.epochs", "1", "--optim.warmup_epochs", "0"]
     monkeypatch.setattr("alt_fast.ablations.SHAPES_FEW_SHOT", " ".join([SHAPES_FEW_SHOT, *short]))
     command = ["C4", "--out", str(tmp_path), "--seeds", "0", "--"]
@@ -76,15 +77,15 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *options: str) -> tupl
     """A sweep whose trainings only leave metrics; returns their commands too."""
     commands: list[list[str]] = []
 
-    def run(command: list[str], **_: Any) -> CompletedProcess[str]:
+    def run(command: list[str], _: object) -> int:
         commands.append(command)
         folder = Path(next(o for o in command if o.startswith("--out=")).removeprefix("--out="))
         folder.mkdir(parents=True)
         seed = next(float(o.removeprefix("--seed=")) for o in command if o.startswith("--seed="))
         (folder / "metrics.json").write_text(json.dumps({"top1": 0.5 + seed / 10, "top1_zero_shot": 0.25}))
-        return CompletedProcess(command, 0)
+        return 0
 
-    monkeypatch.setattr(SUBPROCESS_RUN, run)
+    monkeypatch.setattr(CALL, run)
     return commands, Sweep(parse(options), options, None, ["torchrun"], tmp_path, 8)
 
 
@@ -226,14 +227,29 @@ def test_nothing_is_trained_after_a_row_that_fails(tmp_path: Path, monkeypatch: 
     """By the thread that is free at that moment, too."""
     commands, sweep = fake(tmp_path, monkeypatch, "--config", "kinetics400_b16", "--data.train", "a.csv")
 
-    def fail(command: list[str], **_: Any) -> CompletedProcess[str]:
+    def fail(command: list[str], _: object) -> int:
         commands.append(command)
-        return CompletedProcess(command, 3)
+        return 3
 
-    monkeypatch.setattr(SUBPROCESS_RUN, fail)
+    monkeypatch.setattr(CALL, fail)
     with pytest.raises(RunError, match="status 3 of"):
         run_all(sweep, ["8"], [0, 1, 2, 3], jobs=1)
     assert len(commands) == 1
+
+
+def test_sigterm_ends_the_training_too(tmp_path: Path) -> None:
+    """Which would go on, and keep its folder from the same command."""
+    slow = tmp_path / "slow.sh"
+    slow.write_text(f"echo $$ > {tmp_path}/pid\nexec sleep 100\n")
+    command = [sys.executable, "-m", "alt_fast", "ablations", "8", "--out", str(tmp_path / "out")]
+    with subprocess.Popen([*command, "--launch", f"sh {slow}"], stderr=subprocess.DEVNULL) as process:
+        while not ((tmp_path / "pid").exists() and (tmp_path / "pid").read_text().endswith("\n")):
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.terminate()
+        assert process.wait(30) == 143
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), 0)
 
 
 def test_a_row_that_fails_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,14 +2,16 @@
 
 import json
 import shlex
+import signal
 import statistics
 import subprocess
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, NoReturn
 
 from alt_fast.errors import RunError
 from alt_fast.files import CLIP, METRICS, make_folder, read_json
@@ -156,7 +158,7 @@ class Sweep:
         command = [*self.launch, "-m", "alt_fast.train", *options, f"--out={run}", "--resume"]
         try:
             with run.with_name(f"{run.name}.log").open("a") as log:
-                status = subprocess.run(command, stdout=log, stderr=log).returncode
+                status = call(command, log)
         except OSError as e:
             raise RunError(f"cannot start {shlex.join(command)}: {e}") from e
         if status != 0:
@@ -178,6 +180,35 @@ class Sweep:
             if measured := [metrics[name] for name in names if name in metrics]:
                 found[column] = 100 * measured[0]
         return found
+
+
+_running: set["subprocess.Popen[bytes]"] = set()
+
+
+def call(command: Sequence[str], log: IO[str]) -> int:
+    """Run a command to its end and return its status. log: where its output goes."""
+    process = subprocess.Popen(command, stdout=log, stderr=log)
+    _running.add(process)
+    try:
+        return process.wait()
+    finally:
+        _running.discard(process)
+
+
+@contextmanager
+def ended_together() -> Iterator[None]:
+    """Inside, SIGTERM ends what `call` runs, and then this process: a training writes a checkpoint first."""
+
+    def end(number: int, frame: object) -> NoReturn:
+        for process in [*_running]:
+            process.terminate()
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _text(value: Any) -> str:
@@ -211,7 +242,7 @@ def run_all(sweep: Sweep, tables: Iterable[str], seeds: Sequence[int], jobs: int
                 for future in futures:
                     future.cancel()
 
-    with ThreadPoolExecutor(jobs) as pool:
+    with ended_together(), ThreadPoolExecutor(jobs) as pool:
         for _ in Progress(trainings(pool), "ablations", "row", len(seeds) * (1 + len(rows))):
             pass
 
