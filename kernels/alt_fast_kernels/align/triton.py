@@ -196,9 +196,8 @@ def align_fwd_held_kernel(
     scale = tl.load(factor + m, mask=m < num_tokens, other=0.0)
     row = tokens + tl.minimum(m, num_tokens - 1)[:, None].to(tl.int64) * WIDTH + tl.arange(0, half)[None, :]
     inside = (m < num_tokens)[:, None]
-    x0 = tl.where(
-        inside, tl.load(row), 0.0
-    )  # computed, which changes no result: what is only loaded stays in shared memory
+    # Computed, which changes no result: what is only loaded would be kept in shared memory.
+    x0 = tl.where(inside, tl.load(row), 0.0)
     x1 = tl.where(inside, tl.load(row + half), 0.0)
     best = tl.full([BLOCK_M], float("-inf"), tl.float32)
     who = tl.zeros([BLOCK_M], tl.int32)
