@@ -85,12 +85,20 @@ def run(
     except OSError as e:
         if e.errno not in OF_PATHS:
             raise
-        if e.filename is None and e.errno == errno.ENOSPC:
-            _drop_output()  # it may be what is full, and would be written to once more
+        _flush_or_drop()
         named = "" if e.filename is None else f"{os.fsdecode(e.filename)}: "
         print(f"error: {named}{e.strerror}", file=sys.stderr)
         return 1
     return status
+
+
+def _flush_or_drop() -> None:
+    """Write out what was printed; where that fails, nothing tries it again, with a traceback, as Python ends."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError:
+        _drop_output()
 
 
 def _drop_output() -> None:

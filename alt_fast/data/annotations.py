@@ -263,10 +263,9 @@ def read_paths(path: str | Path, root: str | Path | None = None) -> list[Path]:
         lines = [line.strip() for _, line in content_lines(read_text(path))]
         if lines and lines[0].strip('"').lower() == "path":
             lines = lines[1:]
-        quoted = [line[1:-1] if len(line) > 1 and line[0] == line[-1] == '"' else line for line in lines]
-        alone = all(map(is_video, quoted))
-        lines = quoted if alone else lines
-        rows = [_Row(str(path), (line,), "") for line in lines] if alone else _read_rows(path)
+        names = [line[1:-1] if len(line) > 1 and line[0] == line[-1] == '"' else line for line in lines]
+        alone = all(map(is_video, names))
+        rows = [_Row(str(path), (name,), "") for name in names] if alone else _read_rows(path)
     if not rows:
         raise AnnotationError(f"{path}: the list names no videos")
     return [_find(row, folder) for row in rows]

@@ -51,11 +51,16 @@ def _entries(folder: Path) -> tuple[list[str], list[str]]:
     """Names of the files, and of the folders that are not hidden."""
     try:
         with os.scandir(folder) as found:
-            entries = sorted((entry.name, os.path.isdir(entry.path)) for entry in found)
+            entries = sorted((entry.name, _is_folder(entry)) for entry in found)
     except OSError as e:
         raise AnnotationError(f"cannot read folder {folder}: {e.strerror or e}") from e
     folders = [name for name, is_folder in entries if is_folder and not name.startswith(".")]
     return [name for name, is_folder in entries if not is_folder], folders
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """What `entry.is_dir` says, but of a link in circles, of which it raises; asking the file system of links alone."""
+    return os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()
 
 
 def _writable(name: str) -> str:

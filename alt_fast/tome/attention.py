@@ -45,7 +45,7 @@ class ToMeAttention(Attention):
             if "hook" not in name:
                 taken.__dict__[name] = copy.copy(value)  # parts may be replaced in one and not in the other
         for name, layer in attention.named_children():
-            if not any(True for _ in layer.parameters()):  # dropouts have a mode
+            if next(layer.parameters(), None) is None:  # dropouts have a mode
                 setattr(taken, name, copy.deepcopy(layer))
         return taken
 
