@@ -257,9 +257,27 @@ MUTATIONS = [
     ),
     Mutation(
         "kernels/alt_fast_kernels/align/triton.py",
-        "total += tl.sum(tl.exp2(score), 1)\n        best, who",
-        "best, who",
+        "total += tl.sum(weight, 1)\n    best, who = _better(score, last",
+        "best, who = _better(score, last",
         f"{_ALIGN}::test_what_forward_leaves_for_backward",
+    ),
+    Mutation(
+        "kernels/alt_fast_kernels/align/triton.py",
+        "[tl.minimum(near, far)]",
+        "[far]",
+        f"{_ALIGN}::test_kernels_draw_the_noise_of_the_reference",
+    ),
+    Mutation(
+        "kernels/alt_fast_kernels/align/triton.py",
+        "return tl.zeros([BLOCK_M], tl.int32)",
+        "return tl.full([BLOCK_M], 2**30, tl.int32)",
+        f"{_ALIGN}::test_tokens_held_in_registers_are_as_accurate",
+    ),
+    Mutation(
+        "kernels/alt_fast_kernels/align/rows.py",
+        "mix(at.to(tl.uint32)",
+        "mix(at.to(tl.uint32) // 2",
+        f"{_ALIGN}::test_tokens_held_in_registers_are_as_accurate",
     ),
     Mutation(
         "kernels/alt_fast_kernels/align/triton.py",

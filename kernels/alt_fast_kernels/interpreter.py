@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,8 @@ RECIPROCAL_ERROR = SQRT_ERROR = 2.0**-23
 EXP2_ERROR = 2.0**-22
 RSQRT_ERROR = 2.0**-22.9
 """Relative, of rcp.approx.f32, sqrt.approx.f32, ex2.approx.f32 and rsqrt.approx.f32 (PTX ISA, section 9.7.3)."""
+LG2_ERROR = 2.0**-22
+"""Absolute, of lg2.approx.f32 of numbers between 1/2 and 2, and relative, of others (the same)."""
 
 _is_exact = True
 
@@ -47,6 +50,7 @@ def mend() -> None:
     _mend_dot()
     _reduce_xor_in_one_step()
     _offer_the_arithmetic_of_a_gpu()
+    _offer_ptx()
     _patch_the_language_once()
     _describe_tiles_once()
     _check_no_sums_in_vain()
@@ -198,6 +202,19 @@ def log2(x: Floats) -> Floats:
     return _off_by_an_ulp(np.log2(x), x)
 
 
+def lg2(x: Floats) -> Floats:
+    """lg2.approx.ftz.f32."""
+    x = _flush(x)
+    result = np.log2(x.astype(np.float64))
+    return (result + LG2_ERROR * np.maximum(1, np.abs(result)) * _drawn(x)).astype(np.float32)
+
+
+def reciprocal(x: Floats) -> Floats:
+    """rcp.approx.ftz.f32."""
+    x = _flush(x)
+    return _flush(_off_by(RECIPROCAL_ERROR, 1 / x.astype(np.float64), x))
+
+
 def _off_by_an_ulp(result: Floats, argument: Floats) -> Floats:
     off = result + np.spacing(result).astype(np.float64) * _drawn(argument)
     return np.where(_is_power_of_two(argument), result, off).astype(np.float32)
@@ -228,6 +245,27 @@ def _offer_the_arithmetic_of_a_gpu() -> None:
     for name, function in ours.items():
         method = f"create_{name}"
         setattr(InterpreterBuilder, method, on_fp32(getattr(InterpreterBuilder, method), function))
+
+
+def _offer_ptx() -> None:
+    """What our kernels have of it: the special function unit's logarithm, and its reciprocal of a number negated."""
+    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+
+    exact: dict[str, Callable[[Floats], Floats]] = {
+        "lg2.approx.ftz.f32 $0, $1;": np.log2,
+        "neg.f32 $0, $1; rcp.approx.ftz.f32 $0, $0;": lambda x: -1 / x,
+    }
+    approximate = dict(zip(exact, (lg2, lambda x: reciprocal(-x)), strict=True))
+
+    def create_inline_asm(
+        self: Any, text: str, constraints: str, values: list[Any], types: list[Any], is_pure: bool, pack: int
+    ) -> Any:
+        (x,) = values
+        with np.errstate(all="ignore"):
+            result = (exact if _is_exact else approximate)[text](x.data)
+        return SimpleNamespace(get_result=lambda _: TensorHandle(result, x.dtype.scalar))
+
+    InterpreterBuilder.create_inline_asm = create_inline_asm
 
 
 def _patch_the_language_once() -> None:

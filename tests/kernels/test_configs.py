@@ -35,11 +35,8 @@ WIDTHS = {
     "attention_bwd_kv_rotary": HEADS,
     "align_rows": (ANY_WIDTH,),
     "align_fwd": (ANY_WIDTH,),
-    "align_fwd_noisy": (ANY_WIDTH,),
     "align_fwd_online": (ANY_WIDTH,),
-    "align_fwd_online_noisy": (ANY_WIDTH,),
     "align_bwd": (ANY_WIDTH,),
-    "align_bwd_noisy": (ANY_WIDTH,),
 }
 """Widths that users can reach, by kernel."""
 

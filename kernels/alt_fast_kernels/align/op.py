@@ -29,7 +29,8 @@ def align_op(
     """Align: tokens [M, C], entities [K, C] -> aligned [M, C], index [M] int64, and stats [M, 2] fp32 for backward.
 
     Entities have the tokens' dtype. period: a token's row in the noise is its index modulo that. stats: log of the sum
-    of exponentials of each token's logits, in base 2, and softmax's weight of the entity chosen.
+    of exponentials of each token's logits, in base 2 (with noise but for a constant), and softmax's weight of the
+    entity chosen.
     """
     from alt_fast_kernels.align.rows import pick_launch
     from alt_fast_kernels.align.triton import align_fwd_launch
@@ -118,13 +119,14 @@ def _fp16_headroom(grad_aligned: Tensor, inverse: Tensor) -> Tensor:
 
 def _prepare(tokens: Tensor, entities: Tensor, tau: float, seed: Tensor | None, period: int) -> "Inputs":
     from alt_fast_kernels.align.rows import norm_launch
-    from alt_fast_kernels.align.triton import Inputs
+    from alt_fast_kernels.align.triton import PADDING, Inputs
 
     tokens, entities = tokens.contiguous(), entities.contiguous()
-    factor, inverse = (x.new_empty(len(x), dtype=torch.float32) for x in (tokens, entities))
+    factor = tokens.new_empty(len(tokens), dtype=torch.float32)
+    columns = entities.new_empty(len(entities) + PADDING, dtype=torch.float32 if seed is None else torch.int64)
     norm_launch(tokens, math.log2(math.e) / tau, factor).run()
-    norm_launch(entities, 1.0, inverse).run()
-    return Inputs(tokens, entities, factor, inverse, seed, period)
+    norm_launch(entities, 1.0, columns).run()
+    return Inputs(tokens, entities, factor, columns, seed, period)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:

@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from alt_fast_kernels.align.triton import mix
 from alt_fast_kernels.configs import arch_of, config_of
 from alt_fast_kernels.launch import Launch, cdiv
 
@@ -24,18 +25,26 @@ def _owned(num_rows, ROWS: tl.constexpr):
     return tl.minimum(row, num_rows - 1).to(tl.int64), row < num_rows
 
 
-@triton.jit(do_not_specialize=["num_rows"])
+@triton.jit(do_not_specialize=["num_rows", "num_out"])
 def align_norm_kernel(
-    x, out, scale, num_rows, width, ROWS: tl.constexpr, BLOCK_C: tl.constexpr
+    x, out, scale, num_rows, num_out, width, ROWS: tl.constexpr, BLOCK_C: tl.constexpr
 ):  # fmt: skip
-    """Write out [M] fp32, scale / norm of the rows of x [M, C]."""
-    row, inside = _owned(num_rows, ROWS)
+    """Write scale / norm of the rows of x [M, C], fp32, to out, of which those beyond M take the last row's.
+
+    Where out is int64, in its lower halves: the upper ones take what an entity puts into the hash of the noise.
+    """
+    at, inside = _owned(num_out, ROWS)
+    row = tl.minimum(at, num_rows - 1)
     squares = tl.zeros([ROWS, BLOCK_C], tl.float32)
     for c0 in range(0, width, BLOCK_C):
         tile = tl.load(x + row[:, None] * width + c0 + tl.arange(0, BLOCK_C)[None, :]).to(tl.float32)
         squares += tile * tile
     norm = tl.maximum(tl.sqrt(tl.sum(squares, 1)), TINY)
-    tl.store(out + row, scale / norm, mask=inside)
+    found = scale / norm
+    if out.dtype.element_ty == tl.int64:
+        bits = mix(at.to(tl.uint32) + tl.full([], 0x9E3779B9, tl.uint32))
+        found = (bits.to(tl.int64) << 32) | found.to(tl.uint32, bitcast=True).to(tl.int64)
+    tl.store(out + at, found, mask=inside)
 
 
 @triton.jit(do_not_specialize=["num_tokens"])
@@ -138,8 +147,8 @@ def align_finish_kernel(
 
 
 def norm_launch(x: Tensor, scale: float, out: Tensor) -> Launch:
-    """Write out [M] fp32, scale / norm of the rows of x [M, C]; norms are 1e-12 at least."""
-    return _launch(align_norm_kernel, len(x), (x, out, scale, *x.shape), x)
+    """Write out, scale / norm of the rows of x [M, C] in fp32, or int64 (see the kernel); norms are 1e-12 at least."""
+    return _launch(align_norm_kernel, len(out), (x, out, scale, len(x), len(out), x.shape[1]), x)
 
 
 def pick_launch(

@@ -5,13 +5,14 @@ backward the weights of a chunk of the corpus. Logits are recomputed and the noi
 counters, in backward. All read
 
     tokens [M, C] and entities [K, C], contiguous, of one dtype, C whole blocks of channels; factor [M] fp32 =
-    log2(e) / (norm * tau) of the tokens and inverse [K] fp32 = 1 / norm of the entities, so that x s^T * factor *
-    inverse are logits in base 2; seed, one int64 number (only if HAS_NOISE), and period: a token's row in the noise is
-    its index modulo that.
+    log2(e) / (norm * tau) of the tokens and columns [K] fp32 = 1 / norm of the entities, so that x s^T * factor *
+    columns are logits in base 2. With noise columns are int64: 1 / norm in the lower half, in the upper what an entity
+    puts into the hash; seed is one int64 number, and a token's row in the noise is its index modulo period. Behind the
+    last column there are PADDING more, which count for nothing: a tile reads them without a mask.
 
-The noise is never a logarithm twice: with u uniform and E = -log u, exp(logit + Gumbel) = exp(logit) / E, and the best
-logit with noise is the largest such weight. Grids are flat: tiles of BLOCK_M tokens lie side by side within a part of
-the corpus.
+The noise is never a logarithm twice: with u uniform and E = -log2 u, exp(logit + Gumbel) is exp(logit) / E but for a
+factor, ln 2, that all have, and the best logit with noise is the largest such weight. Grids are flat: tiles of BLOCK_M
+tokens lie side by side within a part of the corpus.
 """
 
 from functools import cache
@@ -22,18 +23,19 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from alt_fast_kernels.configs import HOLDS_TOKENS, Arch, arch_of, config_of
+from alt_fast_kernels.configs import APPROXIMATES, HOLDS_TOKENS, Arch, arch_of, config_of
 from alt_fast_kernels.launch import Launch, cdiv
 
 SPLITS = 8  # parts of the corpus walked side by side: enough programs for a whole GPU even when tokens are few
 HELD_WIDTHS = (64, 128, 256, 512)  # of tokens that registers can hold, in halves that are tiles
 HELD_PROGRAMS = 1024  # beyond so many, which fill any GPU, no more parts: each would load these tokens once more
-CHUNK = 2048  # entities whose weights are in memory at a time, in backward
+CHUNK = 2048  # entities whose weights are in memory at a time, in backward; a multiple of 16
+PADDING = 128  # entities that the widest tile has
 MAX_BOUND = 57.0  # of |logit| in base 2, below which exp2 of logit - bound is a normal number, with noise too
 
 
 @triton.jit
-def _mix(x):
+def mix(x):
     """murmur3's finalizer on uint32."""
     x = x ^ (x >> 16)
     x = x * tl.full([], 0x85EBCA6B, tl.uint32)
@@ -47,31 +49,59 @@ def _rows(seed, row):
     """What the tokens put into the hash; see reference.py."""
     number = tl.load(seed)
     low, high = number.to(tl.uint32), (number >> 32).to(tl.uint32)
-    return _mix(row.to(tl.uint32) ^ _mix(low ^ _mix(high)))
+    return mix(row.to(tl.uint32) ^ mix(low ^ mix(high)))
 
 
 @triton.jit
-def _reciprocal_exponential(row_bits, column):
-    """exp of reference.py's Gumbel noise [rows, columns]: 1 / E, E = -log u of its uniform numbers u."""
-    bits = row_bits[:, None] ^ _mix(column.to(tl.uint32) + tl.full([], 0x9E3779B9, tl.uint32))[None, :]
+def _unpack(columns, HAS_NOISE: tl.constexpr):
+    """1 / norm of entities, and what they put into the hash, which without noise nobody reads."""
+    if HAS_NOISE:
+        length, bits = columns.to(tl.int32).to(tl.float32, bitcast=True), (columns >> 32).to(tl.uint32)
+    else:
+        length, bits = columns, columns
+    return length, bits
+
+
+@triton.jit
+def _reciprocal_exponential(row_bits, column_bits, APPROXIMATE: tl.constexpr):
+    """exp of reference.py's Gumbel noise [rows, columns], times ln 2: 1 / E, E = -log2 u of its uniform numbers u.
+
+    Relative error: 3e-7; APPROXIMATE, which is in PTX, 8e-6. Nothing else here is computed so often.
+    """
+    bits = row_bits[:, None] ^ column_bits[None, :]
     bits = bits * tl.full([], 0x85EBCA6B, tl.uint32)
     bits = bits ^ (bits >> 15)
-    bits = bits * tl.full([], 0xC2B2AE35, tl.uint32)
+    bits = bits * tl.full([], 0x3D4D51CB, tl.uint32) + tl.full([], 0xFFFFFFFF, tl.uint32)  # the reference's, inverted
     one_to_two = ((bits >> 9) + tl.full([], 0x3F800000, tl.uint32)).to(tl.float32, bitcast=True)
-    uniform = (one_to_two - 0.999999940395355224609375).to(tl.int32, bitcast=True)  # 1 - 2 ** -24: exact, in (0, 1)
-    # u = 2 ** e * (1 + f) with 1 + f between sqrt(1/2) and sqrt(2), so that nothing cancels where u is nearly 1. The
-    # polynomial is -log(1 + f) / f fitted at Chebyshev's nodes: 3e-7 relative error of the sample, everywhere.
-    exponent = (uniform - 0x3F3504F3) >> 23
-    f = (uniform - (exponent << 23)).to(tl.float32, bitcast=True) - 1.0
-    q = 0.10134056955575943 * f - 0.1623418927192688
-    q = q * f + 0.17247013747692108
-    q = q * f - 0.19898565113544464
-    q = q * f + 0.24970071017742157
-    q = q * f - 0.33335113525390625
-    q = q * f + 0.5000036358833313
-    q = q * f - 0.9999999403953552
-    root = tl.rsqrt(q * f - exponent.to(tl.float32) * 0.6931471805599453)  # division would first scale, for any E
-    return root * root
+    rest = one_to_two - 0.999999940395355224609375  # 1 - 2 ** -24, so that this is 1 - u: exact, in (0, 1)
+    if APPROXIMATE:
+        # The logarithm is off by up to 2 ** -22 (PTX ISA, section 9.7.3): too much where u is nearly 1, as that of what
+        # is chosen is. There a polynomial is right; elsewhere it is too near 0, and so is a logarithm of a little more.
+        near = ((-0.4959 * rest - 0.7213475204444817) * rest - 1.4426950408889634) * rest
+        far = tl.inline_asm_elementwise(
+            "lg2.approx.ftz.f32 $0, $1;", "=f,f", [tl.fma(rest, -1.0000002384185791015625, 1.0000002384185791015625)],
+            dtype=tl.float32, is_pure=True, pack=1,
+        )  # fmt: skip
+        reciprocal = tl.inline_asm_elementwise(
+            "neg.f32 $0, $1; rcp.approx.ftz.f32 $0, $0;", "=f,f", [tl.minimum(near, far)],
+            dtype=tl.float32, is_pure=True, pack=1,
+        )  # fmt: skip
+    else:
+        # u = 2 ** e * (1 + f) with 1 + f between sqrt(1/2) and sqrt(2), so that nothing cancels where u is nearly 1.
+        # The polynomial is -log2(1 + f) / f fitted at Chebyshev's nodes.
+        uniform = (1.0 - rest).to(tl.int32, bitcast=True)
+        exponent = (uniform - 0x3F3504F3) >> 23
+        f = (uniform - (exponent << 23)).to(tl.float32, bitcast=True) - 1.0
+        q = 0.14275974035263062 * f - 0.23265257477760315
+        q = q * f + 0.24927182495594025
+        q = q * f - 0.2872888743877411
+        q = q * f + 0.3602251708507538
+        q = q * f - 0.48091670870780945
+        q = q * f + 0.7213529348373413
+        q = q * f - 1.4426950216293335
+        root = tl.rsqrt(q * f - exponent.to(tl.float32))  # division would first scale, for any E
+        reciprocal = root * root
+    return reciprocal
 
 
 @triton.jit
@@ -95,6 +125,12 @@ def _dot(
 
 
 @triton.jit
+def _worst(BLOCK_M: tl.constexpr, HAS_NOISE: tl.constexpr):
+    """Where `_better` begins: it compares logits or, with noise, the bits of weights, which are in the same order."""
+    return tl.zeros([BLOCK_M], tl.int32) if HAS_NOISE else tl.full([BLOCK_M], float("-inf"), tl.float32)
+
+
+@triton.jit
 def _better(score, n0, best, who, BLOCK_N: tl.constexpr):
     """The best of a tile whose first entity is n0, and which it is, where it is better than best [BLOCK_M], of who."""
     tile_best = tl.max(score, 1)
@@ -106,12 +142,12 @@ def _better(score, n0, best, who, BLOCK_N: tl.constexpr):
 @triton.jit(do_not_specialize=["num_tokens", "period"])
 def align_fwd_kernel(
     # reads
-    tokens, entities, factor, inverse, seed,
+    tokens, entities, factor, columns, seed,
     # writes
     best_out, index, lse_out,
     # extents, and the bound of the logits
     num_tokens, num_entities, width, period, per_split, bound,
-    HAS_NOISE: tl.constexpr, BOUNDED: tl.constexpr,
+    HAS_NOISE: tl.constexpr, APPROXIMATE: tl.constexpr, BOUNDED: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """Find each token's best entity and the sum of its softmax, in every part of the corpus.
@@ -127,15 +163,14 @@ def align_fwd_kernel(
     scale = tl.load(factor + m, mask=m < num_tokens, other=0.0)
     if HAS_NOISE:
         row_bits = _rows(seed, m % period)
-    # Weights are relative to 2 ** shift. What is compared is the weight with noise, the logit without.
-    shift = tl.full([BLOCK_M], float("-inf"), tl.float32)
-    best = tl.full([BLOCK_M], -1.0 if HAS_NOISE else float("-inf"), tl.float32)
+    shift = tl.full([BLOCK_M], float("-inf"), tl.float32)  # weights are relative to 2 ** shift
+    best = _worst(BLOCK_M, HAS_NOISE)
     total = tl.zeros([BLOCK_M], tl.float32)
     who = tl.zeros([BLOCK_M], tl.int32)
     first = split * per_split
     for n0 in range(first, tl.minimum(first + per_split, num_entities), BLOCK_N):
         n = n0 + tl.arange(0, BLOCK_N)
-        column = tl.load(inverse + n, mask=n < num_entities, other=0.0)
+        column, bits = _unpack(tl.load(columns + n), HAS_NOISE)
         ceiling = tl.where(n < num_entities, -bound if BOUNDED else 0.0, float("-inf"))
         dot = _dot(tokens, entities, m, n, num_tokens, num_entities, width, BLOCK_M, BLOCK_N, BLOCK_C)
         score = dot * column[None, :] * scale[:, None] + ceiling[None, :]
@@ -146,18 +181,18 @@ def align_fwd_kernel(
             rescale = tl.exp2(shift - new_shift)
             total *= rescale
             if HAS_NOISE:
-                best = tl.where(best < 0.0, best, best * rescale)
+                best = (best.to(tl.float32, bitcast=True) * rescale).to(tl.int32, bitcast=True)
             weight = tl.exp2(score - new_shift[:, None])
             shift = new_shift
         if HAS_NOISE:
-            weight *= _reciprocal_exponential(row_bits, n)
-            score = weight
+            weight *= _reciprocal_exponential(row_bits, bits, APPROXIMATE)
+            score = weight.to(tl.int32, bitcast=True)
         total += tl.sum(weight, 1)
         best, who = _better(score, n0, best, who, BLOCK_N)
     if BOUNDED:
         shift = tl.full([BLOCK_M], 0.0, tl.float32) + bound
     if HAS_NOISE:
-        best = tl.log2(best) + shift
+        best = tl.log2(best.to(tl.float32, bitcast=True)) + shift
     elif BOUNDED:
         best += bound
     at = split.to(tl.int64) * num_tokens + m
@@ -173,17 +208,18 @@ def _half(entities, n, num_entities, which, HALF: tl.constexpr):
     return tl.load(column + which * HALF + tl.arange(0, HALF)[:, None])
 
 
-@triton.jit(do_not_specialize=["num_tokens"])
+@triton.jit(do_not_specialize=["num_tokens", "period"])
 def align_fwd_held_kernel(
     # reads
-    tokens, entities, factor, inverse,
+    tokens, entities, factor, columns, seed,
     # writes
     best_out, index, lse_out,
     # extents, and the bound of the logits
-    num_tokens, num_entities, per_split, bound,
-    WIDTH: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    num_tokens, num_entities, period, per_split, bound,
+    HAS_NOISE: tl.constexpr, APPROXIMATE: tl.constexpr, WIDTH: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """Do what `align_fwd_kernel` does without noise, BOUNDED, on the same grid, with its tokens held in registers.
+    """Do what `align_fwd_kernel` does, BOUNDED, on the same grid, with its tokens held in registers.
 
     A tile's product is summed over two halves of the channels. While a tile is counted in, the first half of the next
     product is under way, in the registers of sums that have just become logits. In any other order the compiler waits
@@ -199,7 +235,9 @@ def align_fwd_held_kernel(
     # Computed, which changes no result: what is only loaded would be kept in shared memory.
     x0 = tl.where(inside, tl.load(row), 0.0)
     x1 = tl.where(inside, tl.load(row + half), 0.0)
-    best = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    if HAS_NOISE:
+        row_bits = _rows(seed, m % period)
+    best = _worst(BLOCK_M, HAS_NOISE)
     who = tl.zeros([BLOCK_M], tl.int32)
     total = tl.zeros([BLOCK_M], tl.float32)
     first = split * per_split
@@ -208,31 +246,42 @@ def align_fwd_held_kernel(
     for n0 in range(first, last, BLOCK_N):
         n = n0 + tl.arange(0, BLOCK_N)
         dot = tl.dot(x1, _half(entities, n, num_entities, 1, half), begun)
-        score = dot * tl.load(inverse + n)[None, :] * scale[:, None] - bound
+        column, bits = _unpack(tl.load(columns + n0 + tl.arange(0, BLOCK_N)), HAS_NOISE)
+        score = dot * column[None, :] * scale[:, None] - bound
         begun = tl.dot(x0, _half(entities, n + BLOCK_N, num_entities, 0, half))
-        total += tl.sum(tl.exp2(score), 1)
+        weight = tl.exp2(score)
+        if HAS_NOISE:
+            weight *= _reciprocal_exponential(row_bits, bits, APPROXIMATE)
+            score = weight.to(tl.int32, bitcast=True)
+        total += tl.sum(weight, 1)
         best, who = _better(score, n0, best, who, BLOCK_N)
     n = last + tl.arange(0, BLOCK_N)
     dot = tl.dot(x1, _half(entities, n, num_entities, 1, half), begun)
-    column = tl.load(inverse + n, mask=n < num_entities, other=0.0)
+    column, bits = _unpack(tl.load(columns + n), HAS_NOISE)
     score = dot * column[None, :] * scale[:, None] + tl.where(n < num_entities, -bound, float("-inf"))[None, :]
-    total += tl.sum(tl.exp2(score), 1)
+    weight = tl.exp2(score)
+    if HAS_NOISE:
+        weight *= _reciprocal_exponential(row_bits, bits, APPROXIMATE)
+        score = weight.to(tl.int32, bitcast=True)
+    total += tl.sum(weight, 1)
     best, who = _better(score, last, best, who, BLOCK_N)
+    if HAS_NOISE:
+        best = tl.log2(best.to(tl.float32, bitcast=True))
     at = split.to(tl.int64) * num_tokens + m
     tl.store(best_out + at, best + bound, mask=m < num_tokens)
     tl.store(index + at, who, mask=m < num_tokens)
     tl.store(lse_out + at, tl.log2(total) + bound, mask=m < num_tokens)
 
 
-@triton.jit(do_not_specialize=["num_tokens", "period", "first"])
+@triton.jit(do_not_specialize=["num_tokens", "period"])
 def align_bwd_kernel(
     # reads
-    tokens, entities, factor, inverse, seed, lse, grad_out, pivot,
+    tokens, entities, factor, columns, seed, lse, grad_out, pivot,
     # writes
     weights, sums,
     # extents
     num_tokens, num_entities, width, period, first, chunk,
-    HAS_NOISE: tl.constexpr,
+    HAS_NOISE: tl.constexpr, APPROXIMATE: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """Compute softmax's weights w of `chunk` entities, those from `first` on, and w times their gradient g.
@@ -247,26 +296,27 @@ def align_bwd_kernel(
     tile = tl.program_id(0) % tiles
     column = tile * BLOCK_N + tl.arange(0, BLOCK_N)
     m = (tl.program_id(0) // tiles) * BLOCK_M + tl.arange(0, BLOCK_M)
-    n = tl.where(column < chunk, first + column, num_entities)
+    n = first + column
     scale = tl.load(factor + m, mask=m < num_tokens, other=0.0)
     shift = tl.load(lse + m, mask=m < num_tokens, other=0.0)
     middle = tl.load(pivot + m, mask=m < num_tokens, other=0.0)
-    length = tl.load(inverse + n, mask=n < num_entities, other=0.0)
-    ceiling = tl.where(n < num_entities, 0.0, float("-inf"))
+    length, bits = _unpack(tl.load(columns + n), HAS_NOISE)
+    ceiling = tl.where((column < chunk) & (n < num_entities), 0.0, float("-inf"))
     dot = _dot(tokens, entities, m, n, num_tokens, num_entities, width, BLOCK_M, BLOCK_N, BLOCK_C)
     weight = tl.exp2(dot * length[None, :] * scale[:, None] + (ceiling[None, :] - shift[:, None]))
     if HAS_NOISE:
-        weight *= _reciprocal_exponential(_rows(seed, m % period), n)
-    grad = _dot(grad_out, entities, m, n, num_tokens, num_entities, width, BLOCK_M, BLOCK_N, BLOCK_C)
-    grad = weight * (grad - middle[:, None])
+        weight *= _reciprocal_exponential(_rows(seed, m % period), bits, APPROXIMATE)
     at = m[:, None].to(tl.int64) * chunk + column[None, :]
     inside = (m[:, None] < num_tokens) & (column[None, :] < chunk)
     plane = num_tokens.to(tl.int64) * chunk
-    tl.store(weights + at, grad.to(weights.dtype.element_ty), mask=inside)
-    tl.store(weights + plane + at, weight.to(weights.dtype.element_ty), mask=inside)
     part = sums + tile.to(tl.int64) * num_tokens + m
-    tl.store(part, tl.sum(grad, 1), mask=m < num_tokens)
+    # Stored at once: what noise needs would be kept until then.
+    tl.store(weights + plane + at, weight.to(weights.dtype.element_ty), mask=inside)
     tl.store(part + tiles.to(tl.int64) * num_tokens, tl.sum(weight, 1), mask=m < num_tokens)
+    grad = _dot(grad_out, entities, m, n, num_tokens, num_entities, width, BLOCK_M, BLOCK_N, BLOCK_C)
+    grad = weight * (grad - middle[:, None])
+    tl.store(weights + at, grad.to(weights.dtype.element_ty), mask=inside)
+    tl.store(part, tl.sum(grad, 1), mask=m < num_tokens)
 
 
 class Inputs(NamedTuple):
@@ -275,14 +325,20 @@ class Inputs(NamedTuple):
     tokens: Tensor
     entities: Tensor
     factor: Tensor
-    inverse: Tensor
+    columns: Tensor
     seed: Tensor | None
     period: int
 
     @property
     def head(self) -> tuple[Tensor, ...]:
-        """The first arguments where noise may be read; tokens stand in for a seed that is not."""
+        """The first arguments of every kernel; tokens stand in for a seed that is not."""
         return *self[:4], self.tokens if self.seed is None else self.seed
+
+    @property
+    def inverse(self) -> Tensor:
+        """1 / norm of the entities, [K] fp32."""
+        columns = self.columns[: len(self.entities)]
+        return columns if self.seed is None else columns.view(torch.float32)[::2]
 
     @property
     def extents(self) -> tuple[int, int, int, int]:
@@ -296,7 +352,8 @@ class Inputs(NamedTuple):
 
 @cache
 def _options(kernel: str, noise: bool, arch: Arch, dtype: torch.dtype) -> dict[str, Any]:
-    return {"HAS_NOISE": noise, **config_of(f"{kernel}_noisy" if noise else kernel, arch, dtype)}
+    approximate = noise and (arch, dtype.itemsize) in APPROXIMATES
+    return {"HAS_NOISE": noise, "APPROXIMATE": approximate, **config_of(kernel, arch, dtype)}
 
 
 class Saved(NamedTuple):
@@ -310,8 +367,8 @@ class Saved(NamedTuple):
 @cache
 def _forward(noise: bool, bounded: bool, arch: Arch, dtype: torch.dtype, width: int) -> tuple[Any, dict[str, Any]]:
     """Return the forward kernel, and its constexpr parameters and compile options."""
-    if arch in HOLDS_TOKENS and dtype.itemsize == 2 and bounded and not noise and width in HELD_WIDTHS:
-        return align_fwd_held_kernel, {"WIDTH": width, **config_of("align_fwd_held", arch, dtype)}
+    if arch in HOLDS_TOKENS and dtype.itemsize == 2 and bounded and width in HELD_WIDTHS:
+        return align_fwd_held_kernel, {"WIDTH": width, **_options("align_fwd_held", noise, arch, dtype)}
     options = _options("align_fwd" if bounded else "align_fwd_online", noise, arch, dtype)
     return align_fwd_kernel, {"BOUNDED": bounded, **options}
 
@@ -321,7 +378,7 @@ def align_fwd_launch(inputs: Inputs, bound: float) -> tuple[Launch, tuple[Tensor
 
     They are [parts of the corpus, M], no part empty. bound: no logit, without noise and in base 2, is larger.
     """
-    tokens, noise, (num_tokens, num_entities, width, _) = inputs.tokens, inputs.seed is not None, inputs.extents
+    tokens, noise, (num_tokens, num_entities, width, period) = inputs.tokens, inputs.seed is not None, inputs.extents
     kernel, options = _forward(noise, bound <= MAX_BOUND, arch_of(tokens.device), tokens.dtype, width)
     held = kernel is align_fwd_held_kernel
     tiles, most = cdiv(num_tokens, options["BLOCK_M"]), SPLITS
@@ -331,8 +388,8 @@ def align_fwd_launch(inputs: Inputs, bound: float) -> tuple[Launch, tuple[Tensor
     splits = cdiv(num_entities, per_split)
     best, lse = inputs.factor.new_empty(2, splits, num_tokens)
     index = torch.empty_like(best, dtype=torch.int32)
-    reads, extents = (inputs[:4], inputs.extents[:2]) if held else (inputs.head, inputs.extents)
-    args = (*reads, best, index, lse, *extents, per_split, bound)
+    extents = (num_tokens, num_entities, period) if held else inputs.extents
+    args = (*inputs.head, best, index, lse, *extents, per_split, bound)
     return Launch(kernel, splits * tiles, args, options), (best, index, lse)
 
 

@@ -201,5 +201,5 @@ def reachable() -> Iterator[Case]:
                 yield align_case(101, 5000, 768, dtype, noise=noise, backward=backward)
         for noise in (False, True):
             yield align_case(101, 5000, 768, dtype, noise=noise, tau=0.01)  # too small for a bound
-        for width in HELD_WIDTHS:
-            yield align_case(101, 5000, width, dtype)
+            for width in HELD_WIDTHS:
+                yield align_case(101, 5000, width, dtype, noise=noise)
