@@ -16,6 +16,7 @@ from alt_fast.tome.rotary import Turns, begin, merge_turns, rotation
 from alt_fast.tome.rules import RotaryRule
 from alt_fast.tome.tokens import Attended, Step, Tokens, as_dense, merge_step
 from alt_fast_kernels import Rotary
+from alt_fast_kernels.checks import is_plain
 from alt_fast_kernels.lane import lane
 
 
@@ -113,7 +114,7 @@ def tapped_class(host: Any) -> type[Tapped] | None:
     taps = dense_taps(host)
     if issubclass(host, Patched) or not taps:
         return None
-    return type(f"Merging{host.__name__}", (Tapped, host), {"host": host, **taps})
+    return type(host.__name__, (Tapped, host), {"host": host, **taps})
 
 
 def _empty_tapped(host: Any) -> Tapped:
@@ -143,7 +144,10 @@ class MergingBlock(Patched):
             raise ArgumentError(f"a merging block takes tokens, as {self.arguments[0]}, and got none")
         hidden = options.pop(self.arguments[0])
         if isinstance(hidden, torch.fx.Proxy):
-            raise ArgumentError("a merging block cannot be traced by torch.fx: extract features first, then patch")
+            raise ArgumentError(
+                "a merging block cannot be traced by torch.fx: ask for features by forward_intermediates, "
+                "features_only or output_hidden_states"
+            )
         if self._backward_hooks or self._backward_pre_hooks:
             raise ArgumentError("a merging block cannot call full backward hooks: hook a norm1 instead")
         refuse_options(options, self.layout.options)
@@ -151,7 +155,7 @@ class MergingBlock(Patched):
         if x.requires_grad and not torch.is_grad_enabled():
             raise RuntimeError(
                 "tokens that need a gradient came without one being recorded: give reentrant activation checkpointing "
-                "use_reentrant=False, or call the whole model under no_grad"
+                "use_reentrant=False, call the whole model under no_grad, or detach the tokens first"
             )
         if isinstance(hidden, Tokens):
             tokens = hidden
@@ -256,7 +260,9 @@ class MergingBlock(Patched):
 
     def _finish(self, tokens: Tokens) -> Tensor:
         if self.tome.trace:
-            self.last_trace = (tokens.source(), tokens.sizes())
+            source, size = tokens.source(), tokens.sizes()
+            kept = torch.compiler.is_compiling() or (is_plain(source) and is_plain(size))
+            self.last_trace = (source, size) if kept else None
         return tokens.dense()
 
     @classmethod
@@ -281,7 +287,7 @@ def merging_class(host: type[nn.Module], layout: Layout) -> type[MergingBlock]:
     arguments = tuple(p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD))
     arguments = arguments or ("hidden",)  # of a forward(*args)
     members = {"host": host, "layout": layout, "arguments": arguments, "__reduce_ex__": _reduce}
-    return type(f"Merging{host.__name__}", (MergingBlock, host), members)
+    return type(host.__name__, (MergingBlock, host), members)
 
 
 def _reduce(block: MergingBlock, protocol: Any) -> Any:
@@ -302,6 +308,7 @@ def check_reached(block: nn.Module, layout: Layout) -> None:
             f"a {type(block).__name__} has a forward of its own, as accelerate's hooks give it, which merging would "
             "not reach"
         )
+    _refuse_foreign_forward(type(block))
     for _, attention in attentions(block, layout):
         _refuse_bypassed(attention)
 
@@ -316,6 +323,17 @@ def _refuse_bypassed(attention: nn.Module) -> None:
     if own or weights:
         what = "a forward of its own" if own else "weights that a hook computes (pruning, weight_norm)"
         raise ArgumentError(f"{type(attention).__name__} has {what}, which a merging block would pass over")
+    _refuse_foreign_forward(type(attention))
+
+
+def _refuse_foreign_forward(kind: type[nn.Module]) -> None:
+    """Raise ArgumentError where another package put its forward on a class, as recorders of attention do."""
+    owner = next(cls for cls in kind.__mro__ if "forward" in vars(cls))
+    given = getattr(owner.forward, "__module__", "")
+    if given.partition(".")[0] != owner.__module__.partition(".")[0]:
+        raise ArgumentError(
+            f"{kind.__name__} has a forward of {given}, put in the place of its own, which merging would not reach"
+        )
 
 
 MASKS = ("attn_mask", "attention_mask")

@@ -32,8 +32,10 @@ class SelfAttention:
     qkv: one projection of queries, keys and values side by side, or the names of three. head_dim: the attribute with
     the width of a head. scale: that with the factor of the scores; None for 1 / sqrt(D). dropout: that with the
     dropout of weights, a number or nn.Dropout. qk_norm: norms of queries and keys, head by head, or with
-    `norm_all_heads` all heads at once. after: what follows, in order. gate: a layer on x whose sigmoid multiplies what
-    attention returns, before the last projection.
+    `norm_all_heads` all heads at once. inner_norm: a norm of what attention returns. gate: a layer on x whose sigmoid
+    multiplies that, before the last projection. after: what follows, in order.
+
+    BEiT's parameters q_bias and v_bias (and k_bias), where there are any, are the bias of one projection.
     """
 
     qkv: str | tuple[str, str, str] = "qkv"
@@ -42,14 +44,17 @@ class SelfAttention:
     dropout: str = "attn_drop"
     qk_norm: tuple[str, str] = ("q_norm", "k_norm")
     norm_all_heads: bool = False
-    inner_norm: str = "norm"
-    gate: str = "gate"
+    inner_norm: str | None = None
+    gate: str | None = None
     after: tuple[str, ...] = ("proj", "proj_drop")
 
     def __post_init__(self) -> None:
         if not isinstance(self.qkv, str):
             _check_names(self, qkv=3)
         _check_names(self, qk_norm=2, after=None)
+        for field in ("inner_norm", "gate"):
+            if getattr(self, field) == "":  # which would be the attention itself
+                raise ArgumentError(f"{field} of a SelfAttention must be a name or None, got ''")
 
     def __call__(
         self, attention: nn.Module, x: Tensor, size: Tensor | None, rotary: Rotary | None
@@ -70,8 +75,9 @@ class SelfAttention:
         else:
             q, key, v = self.project(attention, x, norms)
             out = proportional_attention(q, key, v, size, **options)
-        out = apply_parts(attention, (self.inner_norm,), out)
-        gate = part(attention, self.gate)
+        if self.inner_norm is not None:
+            out = apply_parts(attention, (self.inner_norm,), out)
+        gate = None if self.gate is None else part(attention, self.gate)
         if gate is not None:
             out = out * gate(x).sigmoid()
         return apply_parts(attention, self.after, out), key
@@ -100,7 +106,8 @@ def packed_projection(attention: nn.Module, name: str, x: Tensor) -> Tensor:
     q_bias = part(attention, "q_bias")
     if q_bias is None:
         return projection(x)
-    bias = torch.cat((q_bias, part(attention, "k_bias"), part(attention, "v_bias")))
+    k_bias = part(attention, "k_bias")
+    bias = torch.cat((q_bias, torch.zeros_like(q_bias) if k_bias is None else k_bias, part(attention, "v_bias")))
     if part(attention, "qkv_bias_separate"):  # timm's Eva, for layers that are more than their weight
         return projection(x) + bias
     return F.linear(x, projection.weight, bias)

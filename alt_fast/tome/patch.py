@@ -108,6 +108,8 @@ def apply_patch(
     try:
         check_rule(rotary)
         destinations = check_destinations(destinations)
+        if not callable(step):
+            raise ArgumentError(f"step must be a function of Attended, as alt_fast.methods has, got {step!r}")
         towers = list(find_towers(model, find_tower))
         if not towers:
             raise ArgumentError(_nothing_found(model, find_tower))
@@ -120,8 +122,7 @@ def apply_patch(
                 raise ArgumentError("a tower has the same block twice, and merging differs from layer to layer")
         classes = [[_class_of(tower, block) for block in tower.blocks] for tower in towers]
         schedules = [merge_schedule(r, len(tower.blocks), destinations) for tower in towers]
-        merging = {block for tower in towers for block in tower.blocks}
-        holders = [each for each in model.modules() if each not in merging and merging.intersection(each.modules())]
+        holders = [each for each in model.modules() if _holds_one_of(towers, each)]
         tapped_classes = [tapped_class(type(module)) for module in holders]  # type: ignore[arg-type]
     except BaseException:  # the model is left as it was
         for cls, (patched, settings, trace) in zip(ours, before, strict=True):
@@ -182,11 +183,17 @@ def _take_off(model: nn.Module, kinds: tuple[type[Patched], ...]) -> None:
 
 
 def _add_hooks(holders: Iterable[nn.Module]) -> None:
-    """holders: modules that hold blocks."""
+    """holders: modules that hold a tower's blocks."""
     for module in holders:
         module._forward_pre_hooks[HOOK] = refuse_outputs
         module._forward_pre_hooks_with_kwargs[HOOK] = True
         module._forward_hooks[HOOK] = dense_outputs
+
+
+def _holds_one_of(towers: list[Tower], module: nn.Module) -> bool:
+    """Whether all blocks of a tower are below a module: what holds a few, or wraps one, passes tokens on."""
+    below = set(module.modules()) - {module}
+    return any(below.issuperset(tower.blocks) for tower in towers)
 
 
 def _class_of(tower: Tower, block: nn.Module) -> type[MergingBlock]:
@@ -227,7 +234,7 @@ def merge_trace(model: nn.Module) -> MergeTrace:
     if not last.tome.last:
         raise ArgumentError("the model lost its last block since it was patched, which keeps the trace: patch it again")
     if last.last_trace is None:
-        raise ArgumentError("the model has not run since it was patched")
+        raise ArgumentError("the model has not run since it was patched, or last inside a transform, which keeps none")
     return MergeTrace(*last.last_trace)
 
 

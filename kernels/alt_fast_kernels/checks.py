@@ -32,7 +32,12 @@ def may_read_values(x: Tensor) -> bool:
     if torch.compiler.is_compiling() or is_intercepted():
         return False
     wanted = x.is_cpu if _check_values is None else _check_values and not x.is_meta
-    return wanted and type(x) is Tensor and debug_unwrap(x, recurse=False) is x  # not traced, nor inside vmap or grad
+    return wanted and is_plain(x)
+
+
+def is_plain(x: Tensor) -> bool:
+    """Return whether x is a tensor itself, that outlives what runs: not traced, nor inside vmap or grad."""
+    return type(x) is Tensor and debug_unwrap(x, recurse=False) is x
 
 
 def check_size(size: Tensor, like: Tensor) -> None:

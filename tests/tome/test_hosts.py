@@ -1,5 +1,6 @@
 """What docs/hosts.md says of every structure holds, and a host of one's own takes ten lines."""
 
+import copy
 import random
 import re
 from collections import defaultdict
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
 import alt_fast
 from alt_fast.errors import ArgumentError
@@ -340,6 +342,59 @@ LAYOUT = Layout(
     "norm_after",
     ("feed_forward",),
 )
+
+
+@pytest.mark.parametrize("wrap", [None, "nested", "checkpoint", "compiled"])
+def test_blocks_of_ones_own_host_may_lie_anywhere(wrap: str | None) -> None:
+    """Below modules that hold only some of them merging goes on from one to the next."""
+    model, x = MyViT(), torch.randn(2, 33, 32)
+
+    def find_tower(module: nn.Module) -> Tower | None:
+        blocks: list[nn.Module] = [each for each in model.modules() if isinstance(each, MyBlock)]
+        return Tower(blocks, 1, {MyBlock: LAYOUT}) if module is model else None
+
+    expected = alt_fast.apply_patch(copy.deepcopy(model), 4, find_tower=lambda each: own_tower(each, 1))(x)
+    if wrap == "nested":
+        model.layers = nn.ModuleList([nn.Sequential(*model.layers[:2]), nn.Sequential(model.layers[2])])
+    elif wrap == "checkpoint":
+        model.layers = nn.ModuleList(checkpoint_wrapper(layer) for layer in model.layers)
+    elif wrap == "compiled":
+        model.layers = nn.ModuleList(torch.compile(layer, backend="eager") for layer in model.layers)
+    alt_fast.apply_patch(model, 4, trace_source=True, find_tower=find_tower)
+    torch.testing.assert_close(model(x), expected)
+    assert alt_fast.merge_trace(model).size.shape == (2, 33 - 12)
+
+
+def own_tower(module: nn.Module, protected: int) -> Tower | None:
+    return Tower([*module.layers], protected, {MyBlock: LAYOUT}) if isinstance(module, MyViT) else None
+
+
+def test_parts_of_an_attention_that_nobody_names_are_left_alone() -> None:
+    """Another one than timm's may have a `norm` before its projections, or a `gate` of another kind."""
+    model, x = MyViT(), torch.randn(2, 33, 32)
+    expected = model(x)
+    for layer in model.layers:
+        layer.attention.norm = layer.attention.gate = nn.LayerNorm(32)
+    alt_fast.apply_patch(model, 0, find_tower=lambda module: own_tower(module, 1))
+    torch.testing.assert_close(model(x), expected)
+    for name in ("inner_norm", "gate"):
+        with pytest.raises(ArgumentError, match=f"{name} of a SelfAttention must be a name or None, got ''"):
+            replace(MY_ATTENTION, **{name: ""})
+
+
+def test_biases_of_queries_and_values_alone() -> None:
+    """BEiT's attention, as VideoMAE's and EVA's repositories have it."""
+    model, x = MyViT(), torch.randn(2, 33, 32)
+    q_bias, v_bias = torch.randn(2, 32)
+    for layer in model.layers:
+        with torch.no_grad():
+            layer.attention.to_qkv.bias.copy_(torch.cat((q_bias, torch.zeros(32), v_bias)))
+    expected = model(x)
+    for layer in model.layers:
+        layer.attention.to_qkv.bias = None
+        layer.attention.q_bias, layer.attention.v_bias = nn.Parameter(q_bias), nn.Parameter(v_bias)
+    alt_fast.apply_patch(model, 0, find_tower=lambda module: own_tower(module, 1))
+    torch.testing.assert_close(model(x), expected)
 
 
 def test_options_of_ones_own_host_are_named_in_its_layout() -> None:

@@ -488,8 +488,49 @@ def test_an_attention_that_is_replaced_behind_the_patch_is_refused() -> None:
         del AttentionInterface._global_mapping["mine"]
 
 
+@pytest.mark.parametrize(
+    "kind", [timm.models.vision_transformer.Attention, timm.models.vision_transformer.Block], ids=["attention", "block"]
+)
+def test_a_forward_put_on_a_class_is_refused(kind: type[nn.Module], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As recorders of attention do: it would be passed over."""
+    own, calls = kind.forward, []
+
+    def record(self: nn.Module, *args: Any, **options: Any) -> Any:
+        calls.append(self)
+        return own(self, *args, **options)
+
+    model = timm_vit()
+    monkeypatch.setattr(kind, "forward", record)
+    with pytest.raises(ArgumentError, match=f"{kind.__name__} has a forward of tests.tome.test_patch, put in the pl"):
+        alt_fast.apply_patch(model, r=3)
+    model(torch.randn(1, 3, IMAGE, IMAGE))
+    assert len(calls) == 3
+
+
+def test_a_patched_model_goes_by_its_own_name() -> None:
+    """Files of transformers name classes, and so do settings of FSDP."""
+    model = alt_fast.apply_patch(timm_vit(), r=3)
+    assert [type(part).__name__ for part in (model, *model.blocks)] == ["VisionTransformer", *3 * ["Block"]]
+
+
+def test_no_trace_is_kept_of_a_transform() -> None:
+    """Its tensors do not outlive it."""
+    model, x = alt_fast.apply_patch(timm_vit().eval(), r=3, trace_source=True), torch.randn(1, 3, IMAGE, IMAGE)
+    torch.func.grad(lambda image: model(image).sum())(x)
+    copy.deepcopy(model)
+    with pytest.raises(ArgumentError, match="or last inside a transform"):
+        alt_fast.merge_trace(model)
+    model(x)
+    assert alt_fast.merge_trace(model).size.shape == (1, 17 - 9)
+
+
+def test_a_step_is_a_function() -> None:
+    with pytest.raises(ArgumentError, match="step must be a function of Attended, as alt_fast.methods has, got 'evit'"):
+        alt_fast.apply_patch(timm_vit(), step="evit")  # type: ignore[arg-type]
+
+
 def test_torch_fx_is_refused() -> None:
-    with pytest.raises(ArgumentError, match=r"cannot be traced by torch\.fx: extract features first, then patch"):
+    with pytest.raises(ArgumentError, match=r"cannot be traced by torch\.fx: ask for features by forward_interm"):
         torch.fx.symbolic_trace(alt_fast.apply_patch(timm_vit(dynamic_img_size=False), r=3))
 
 

@@ -168,7 +168,7 @@ class Info(dict[str, Any]):
 @cache
 def _steered(host: Any) -> type[Steered]:
     members = {"host": host, "__doc__": Steered.__doc__, **dense_taps(host)}
-    return type(f"ToMe{host.__name__}", (Steered, host), members)
+    return type(host.__name__, (Steered, host), members)
 
 
 def _new(host: Any) -> Steered:

@@ -36,8 +36,8 @@ REFUSED = {
 }
 """Relatives by the names of their classes, and what they do that merged tokens cannot honour."""
 
-FUSED = SelfAttention()
-SEPARATE = SelfAttention(qkv=("q_proj", "k_proj", "v_proj"))
+FUSED = SelfAttention(inner_norm="norm", gate="gate")
+SEPARATE = replace(FUSED, qkv=("q_proj", "k_proj", "v_proj"))
 
 
 def attend(attention: nn.Module, x: Tensor, size: Tensor | None, rotary: Rotary | None) -> tuple[Tensor, Tensor]:
