@@ -29,6 +29,9 @@ def make_parser() -> argparse.ArgumentParser:
     )
     cli.add_testing(parser)
     cli.add_list(parser, True, "list of videos", "the classes trained on")
+    parser.add_argument(
+        "--subset", choices=["train", "test"], default="test", help="rows of a list that holds both (default test)"
+    )
     parser.add_argument("--per-file", type=int, default=1000, metavar="N", help="videos in a file (default 1000)")
     cli.add_out(parser, "DIR", "folder to write to")
     return parser
@@ -47,7 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise ArgumentError(f"--per-file must be >= 1, got {arguments.per_file}")
     with join_world(arguments.device) as world, cli.load_tested(arguments) as (trained, testing):
         classes = arguments.classes or trained_classes(Path(arguments.checkpoint), trained)
-        videos, _ = read_list(arguments.list, classes, arguments.root, "test")
+        videos, _ = read_list(arguments.list, classes, arguments.root, arguments.subset)
         settings = {name: getattr(arguments, name) for name in SETTINGS}
         labelled = text_of([f"{video.path} {video.label}" for video in videos])
         settings |= {"videos": labelled, "weights": hash_weights(trained.model).hexdigest()}

@@ -18,6 +18,7 @@ delimiters and comments: `tables`.
 """
 
 import json
+import os
 import re
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
@@ -176,7 +177,7 @@ def read_list(
     classes = list(classes)
     if numbered and first is None and not starts_at_one:
         _check_numbers(rows, classes, path)
-    return _look_up(rows, folder, _label_lookup(classes, starts_at_one)), classes
+    return _look_up(rows, folder, _label_lookup(rows, classes, starts_at_one, path)), classes
 
 
 def _names_of(rows: Sequence[_Row], path: Path) -> list[str]:
@@ -199,7 +200,7 @@ def _check_numbers(rows: Sequence[_Row], names: Sequence[str], path: Path) -> No
 
 def _look_up(rows: Sequence[_Row], folder: Path, lookup: Mapping[str, int]) -> list[Video]:
     videos: list[Video] = []
-    seen: dict[Path, str] = {}
+    seen: dict[str, str] = {}
     for row in rows:
         label = lookup.get(row.label, lookup.get(spoken(row.label)))
         if label is None:
@@ -207,9 +208,9 @@ def _look_up(rows: Sequence[_Row], folder: Path, lookup: Mapping[str, int]) -> l
                 f"{row.where}: label {row.label!r} is not among the {len(set(lookup.values()))} classes"
             )
         found = _find(row, folder)
-        if found in seen:
-            raise AnnotationError(f"{row.where}: {found} was listed before ({seen[found]})")
-        seen[found] = row.where
+        first = seen.setdefault(os.path.abspath(found), row.where)  # a file may be spelled in two ways
+        if first != row.where:
+            raise AnnotationError(f"{row.where}: {found} was listed before ({first})")
         videos.append(Video(found, label))
     return videos
 
@@ -241,7 +242,7 @@ def merge_lists(lists: Mapping[str, tuple[Sequence[Video], Sequence[str]]]) -> t
     merged: dict[Path, int] = {}
     for source, (videos, own) in lists.items():
         for video in videos:
-            path, label = video.path.absolute(), place[name_key(own[video.label])]
+            path, label = Path(os.path.abspath(video.path)), place[name_key(own[video.label])]
             if merged.setdefault(path, label) != label:
                 first, second = (list(names.values())[number] for number in (merged[path], label))
                 raise AnnotationError(f"{source}: {path} is of class {second!r}, and of {first!r} in a list before")
@@ -314,9 +315,20 @@ def keep_classes(
     return chosen, [names[number] for number in numbers]
 
 
-def _label_lookup(classes: Sequence[str], starts_at_one: bool) -> dict[str, int]:
-    lookup = {str(index + starts_at_one): index for index in range(len(classes))}
-    return lookup | {name: index for index, name in enumerate(classes)}
+def _label_lookup(rows: Sequence[_Row], classes: Sequence[str], starts_at_one: bool, path: Path) -> dict[str, int]:
+    """Return the class of every label, by name or, where some label is no name, by number.
+
+    Raises AnnotationError where all labels are names and numbers, and these are not of the same classes.
+    """
+    ids = {str(index + starts_at_one): index for index in range(len(classes))}
+    names = {name: index for index, name in enumerate(classes)}
+    labels = {row.label for row in rows}
+    if labels <= ids.keys():
+        if not labels <= names.keys():
+            return names | ids
+        if any(ids[label] != names[label] for label in labels):
+            raise AnnotationError(f"{path}: its numbers may be ids or names of classes, and not the same ones")
+    return ids | names
 
 
 def _labelled_by_folder(rows: Sequence[_Row]) -> list[_Row]:
@@ -413,8 +425,10 @@ def _read_hmdb(pattern: Path, subset: Subset) -> list[_Row]:
         match = re.fullmatch(r"(.+)_test_split\d\.txt", file.name)
         if match is None:
             raise AnnotationError(f"{file}: a pattern must match HMDB-51's split files, CLASS_test_splitN.txt")
-        for number, line in content_lines(read_text(file)):
+        for number, line in enumerate(read_text(file).splitlines(), start=1):  # names may begin with "#", no comments
             parts = line.split()
+            if not parts:
+                continue
             if len(parts) != 2 or parts[1] not in ("0", "1", "2"):
                 raise AnnotationError(f"{file}, line {number}: expected `name.avi 0|1|2`, got {line!r}")
             if parts[1] == wanted:

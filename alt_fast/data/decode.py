@@ -18,9 +18,11 @@ from typing import Any, NamedTuple
 
 import av
 import numpy as np
+from av.stream import Disposition
 from av.video.reformatter import Interpolation, VideoReformatter
 from numpy.typing import NDArray
 
+from alt_fast.data.sampling import frame_number
 from alt_fast.data.storage import StorageError, locate
 from alt_fast.errors import AltFastError
 
@@ -90,7 +92,7 @@ class VideoIndex:
 
     def frames_at(self, positions: Sequence[float]) -> list[int]:
         """Numbers of the frames at relative positions in [0, 1); the first keyframe for those before it."""
-        return [max(min(int(position * self.count), self.count - 1), self.first) for position in positions]
+        return [max(frame_number(position, self.count), self.first) for position in positions]
 
     def time_of(self, number: int) -> Fraction:
         """When a frame is shown, in seconds from the first one."""
@@ -98,11 +100,11 @@ class VideoIndex:
         return self.tick * (number if self.times is None else self.times[number] - self.times[0])
 
     def frame_at(self, time: Fraction) -> int:
-        """Number of the frame that is shown at a time, in seconds from the first one."""
+        """Number of the frame that is shown at a time, in seconds from the first one; the first keyframe before it."""
         assert self.tick is not None
         ticks = int(time / self.tick)
         number = ticks if self.times is None else bisect.bisect_right(self.times, self.times[0] + ticks) - 1
-        return min(number, self.count - 1)
+        return max(min(number, self.count - 1), self.first)
 
     @property
     def duration(self) -> Fraction:
@@ -171,10 +173,11 @@ def _errors_of(path: str | Path) -> Iterator[None]:
 
 def video_stream(path: str | Path, container: "av.container.InputContainer") -> "av.video.stream.VideoStream":
     """Return the first video stream of what was opened as `path`. Raises VideoError for none that can be decoded."""
-    if not container.streams.video:
+    moving = [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
+    if not moving:  # a picture on the cover is none
         kinds = ", ".join(sorted({stream.type for stream in container.streams})) or "no"
         raise VideoError(path, f"no video stream (it has {kinds} streams)")
-    video = container.streams.video[0]
+    video = moving[0]
     if video.codec_context is None:
         raise VideoError(path, "FFmpeg, as PyAV brings it, has no decoder for its video codec")
     return video
@@ -261,11 +264,13 @@ def _check_duration(
     if len(times) == 1:
         return  # one frame may stand for any time
     tick = float(video.time_base or 0)  # seconds
+    # Of a cut that begins later than at 0 some headers say how long it is, others when it ends.
     step = (times[-1] - times[0]) / (len(times) - 1) * tick
     if video.duration is not None:
-        promised, found = video.duration * tick, max(times[-1] * tick + step, shown * tick) - times[0] * tick
+        start = min(0, times[0] * tick)
+        promised, found = video.duration * tick, max(times[-1] * tick + step, shown * tick) - start
     elif container.duration is not None:
-        start = (container.start_time or 0) / av.time_base
+        start = min(0, container.start_time or 0) / av.time_base
         promised, found = container.duration / av.time_base, max(end, times[-1] * tick + step) - start
     else:
         return

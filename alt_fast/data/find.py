@@ -2,8 +2,9 @@
 
 import glob
 import os
+import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from alt_fast.data.annotations import read_paths
@@ -25,7 +26,7 @@ def find_videos(
     |---|---|
     | a folder | all videos in it and in the folders below, sorted; neither hidden ones nor folders behind links |
     | what ends in .txt, .csv or .json | a list (`annotations.read_paths`), from `root` on |
-    | what has `*`, `?` or `[` in it and is no file | the files that it matches, sorted; `**` is any number of folders |
+    | what has `*`, `?` or `[` in it and is no file | files that it matches, sorted; `**`: folders, not behind links |
     | any other | a video; whether it is there shows when it is opened |
 
     tell: takes a line for each folder in which something was passed over, that says how much and why; what hidden
@@ -60,9 +61,24 @@ def _find(name: str, root: str | Path | None, tell: Callable[[str], object]) -> 
     if _is_list(name):
         return read_paths(name, root)
     if glob.has_magic(name) and not os.path.exists(name):
-        matches = (Path(match) for match in glob.iglob(name, recursive=True))
+        matches = map(Path, _matches(name))
         return _found(sorted(filter(Path.is_file, matches)), f"no file matches {name}")
     return [Path(name)]
+
+
+def _matches(pattern: str) -> Iterator[str]:
+    """What a pattern matches; `**` does not follow links, which may lead back."""
+    head, found, tail = (
+        re.split(r"((?:^|(?<=/))\*\*(?:/+|$))", pattern, maxsplit=1) if "**" in pattern else ("", "", "")
+    )
+    if not found:
+        yield from glob.iglob(pattern)
+        return
+    for base in glob.iglob(head) if head else [""]:
+        for place, folders, _ in os.walk(base or "."):
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            below = place if base else os.path.relpath(place)
+            yield from _matches(os.path.join("" if below == "." else glob.escape(below), tail or "*"))
 
 
 def _walk(folder: str) -> tuple[list[Path], Counter[str]]:

@@ -6,6 +6,11 @@ Positions = tuple[float, ...]
 """Relative positions of frames, ascending in [0, 1): position p of a video of n frames is frame floor(p * n)."""
 
 
+def frame_number(position: float, count: int) -> int:
+    """Return which frame of `count` a position is. A product a few digits below a whole number, as of 0.35, is that."""
+    return min(int(position * count + 1e-6), count - 1)
+
+
 def segment_positions(num_segments: int, rng: np.random.Generator | None = None, offset: float = 0.5) -> Positions:
     """One position in each of `num_segments` equal parts: random, or without a generator at `offset` of each.
 

@@ -10,7 +10,7 @@ import posixpath
 import re
 import tarfile
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from alt_fast.data.annotations import CLASS_COLUMNS, LIST_COLUMNS, Video
 from alt_fast.data.storage import StorageError, locate
@@ -25,9 +25,9 @@ Numbered = tuple[int, Video]
 def pack(videos: Sequence[Video], classes: Sequence[str], name: str, folder: Path, max_bytes: int) -> dict[str, str]:
     """Write FOLDER/NAME-00000.tar, ..., each with its index, FOLDER/NAME.csv and FOLDER/classes.csv.
 
-    A sample is NUMBER.EXTENSION, the file as it is, and NUMBER.json: {"path", "label", "class"}. Archives that
-    hold these videos already stay, so an interrupted run goes on. Returns the causes of files that could not be packed,
-    by path.
+    A sample is NUMBER/NAME.EXTENSION, the file as it is, and NUMBER/NAME.json: {"path", "label", "class"}. Dots in a
+    name become "_", as WebDataset ends it at the first. Archives that hold these videos already stay, so an interrupted
+    run goes on. Returns the causes of files that could not be packed, by path.
     """
     make_folder(folder)
     listed = folder / f"{name}.csv"
@@ -43,7 +43,7 @@ def pack(videos: Sequence[Video], classes: Sequence[str], name: str, folder: Pat
     groups = list(enumerate(_groups(videos, max_bytes, failures)))
     for number, group in Progress(groups, name, "archive"):
         archive = folder / f"{name}-{number:05}.tar"
-        names = [f"{i:08}{video.path.suffix}" for i, video in group]
+        names = [f"{i:08}/{video.path.stem.replace('.', '_')}{video.path.suffix}" for i, video in group]
         if not _is_complete(archive, group, names, classes):
             _write(archive, group, names, classes)
         rows += [
@@ -90,11 +90,15 @@ def _is_complete(archive: Path, group: Sequence[Numbered], names: Sequence[str],
         with tarfile.open(archive, "r:") as tar:
             return all(
                 tar.getmember(name).size == locate(video.path).size
-                and _content(tar, f"{Path(name).stem}.json") == _about(video, classes)
+                and _content(tar, _json_of(name)) == _about(video, classes)
                 for name, (_, video) in zip(names, group, strict=True)
             )
     except (FileError, OSError, tarfile.TarError, KeyError):
         return False
+
+
+def _json_of(name: str) -> str:
+    return str(PurePosixPath(name).with_suffix(".json"))
 
 
 def _about(video: Video, classes: Sequence[str]) -> bytes:
@@ -111,7 +115,7 @@ def _write(archive: Path, group: Sequence[Numbered], names: Sequence[str], class
         with tarfile.open(partial, "w") as tar:
             for name, (_, video) in zip(names, group, strict=True):
                 _add(tar, name, locate(video.path).read().tobytes())
-                _add(tar, f"{Path(name).stem}.json", _about(video, classes))
+                _add(tar, _json_of(name), _about(video, classes))
 
     write_atomically(archive, write)
     write_index(archive, set(names))
@@ -127,15 +131,32 @@ def write_index(archive: Path, names: set[str] | None = None) -> None:
     """Write ARCHIVE.json, {"NAME": [offset, size]}, of the members called `names`, or of all. Raises StorageError.
 
     Names are as paths have them: `tar -C DIR .` calls a.mp4 "./a.mp4". Of two members of one name the last one counts,
-    as where they are extracted.
+    as where they are extracted, and a link stands for what it names in the archive. What is sparse has no bytes to
+    point to, and a link may name what is not there: StorageError.
     """
     try:
         with tarfile.open(archive, "r:") as tar:
-            members = [m for m in tar if m.isfile() and (names is None or m.name in names)]
+            members = {_in_archive(m.name): m for m in tar if not m.isdir() and (names is None or m.name in names)}
     except (OSError, tarfile.TarError) as e:
         raise StorageError(f"{archive} is no tar archive: {e}") from e
-    places = {posixpath.normpath(m.name).lstrip("/"): (m.offset_data, m.size) for m in members}
+    places = {}
+    for name, member in members.items():
+        for _ in range(len(members)):
+            if not (member.issym() or member.islnk()):
+                break
+            beside = posixpath.dirname(member.name) if member.issym() else ""
+            named = _in_archive(posixpath.join(beside, member.linkname))
+            if named not in members:
+                raise StorageError(f"{archive}: {name} is a link to {member.linkname}, which is not in it")
+            member = members[named]
+        if not member.isfile() or member.issparse():
+            raise StorageError(f"{archive}: {name} is no plain file (a sparse one, or of a device): pack it as one")
+        places[name] = (member.offset_data, member.size)
     write_text(archive.with_name(archive.name + ".json"), json.dumps(places))
+
+
+def _in_archive(name: str) -> str:
+    return posixpath.normpath(name).lstrip("/")
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ VIDEO_SUFFIXES = frozenset(f".{kind}" for kind in _KINDS.split())
 
 _DELIMITERS = ",;\t"
 _BLANKS = ""  # stands for them among delimiters
+_QUOTED = re.compile(r'"([^"]+)"\s+(.*)')  # a path with blanks, as pandas writes it among blanks
 _LOOKED_AT = 100  # lines, to tell the delimiter
 _EXCEL = re.compile(r"sep=.", re.IGNORECASE)  # a line by which Excel is told the delimiter
 _NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?")
@@ -152,6 +153,8 @@ def _cells(where: str, line: str, delimiter: str) -> list[str]:
     """Split one line, which is not blank. Among blanks: the path, which may hold some, and the words behind it."""
     if delimiter != _BLANKS:
         return _split(where, line, delimiter)
+    if quoted := _QUOTED.fullmatch(line):
+        return [quoted[1], *quoted[2].split()]
     path, *label = line.rsplit(maxsplit=1)
     more = None if is_video(path) else _BEHIND_VIDEO.fullmatch(line) or _NUMBERS.fullmatch(line)
     return [path, *label] if more is None else [more[1], *more[2].split()]

@@ -329,7 +329,7 @@ def _refuse_bypassed(attention: nn.Module) -> None:
 def _refuse_foreign_forward(kind: type[nn.Module]) -> None:
     """Raise ArgumentError where another package put its forward on a class, as recorders of attention do."""
     owner = next(cls for cls in kind.__mro__ if "forward" in vars(cls))
-    given = getattr(owner.forward, "__module__", "")
+    given = getattr(vars(owner)["forward"], "__module__", "")
     if given.partition(".")[0] != owner.__module__.partition(".")[0]:
         raise ArgumentError(
             f"{kind.__name__} has a forward of {given}, put in the place of its own, which merging would not reach"

@@ -1,6 +1,7 @@
 """The stage that trains ALT on clips of the training list, alone or in several processes."""
 
 import copy
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -130,9 +131,10 @@ def check_batch(optim: OptimConfig, world: World, videos: int) -> None:
     parts = optim.accumulate * world.size
     least = parts * 2 if optim.mixup or optim.cutmix else parts
     if optim.batch_size % least:
+        even = ", each even for mixup and cutmix" if least > parts else ""
         raise RunError(
             f"optim.batch_size {optim.batch_size} must be made of {parts} equal parts ({world.size} processes x "
-            f"optim.accumulate {optim.accumulate}), each even for mixup and cutmix"
+            f"optim.accumulate {optim.accumulate}){even}: {max(1, round(optim.batch_size / least)) * least} can be"
         )
     if optim.batch_size > videos:
         fits = videos // least * least
@@ -161,6 +163,12 @@ def _settings(job: Job) -> StageSettings:
 
 Forward = Callable[..., Any]
 
+_SYNCS_BUFFERS = next(
+    name for name in ("forward_sync_buffers", "broadcast_buffers")
+    if name in inspect.signature(DistributedDataParallel).parameters
+)  # fmt: skip
+"""DistributedDataParallel's option of that name, which PyTorch 2.13 renamed."""
+
 
 def wrap_parallel(
     model: ALT, optim: OptimConfig, world: World, device: torch.device
@@ -180,7 +188,8 @@ def wrap_parallel(
         mlps = [block.mlp for block in module.encoder.visual.transformer.resblocks]
         shard(module, [*mlps, *module.decoder.blocks], device)
         return module, module, module.set_requires_gradient_sync  # type: ignore[return-value]
-    parallel = DistributedDataParallel(module, broadcast_buffers=False)  # the entities never change
+    options: dict[str, Any] = {_SYNCS_BUFFERS: False}  # the entities never change
+    parallel = DistributedDataParallel(module, **options)
 
     def synchronize(last: bool) -> None:
         parallel.require_backward_grad_sync = last  # what no_sync() sets, which as a context must span the backward

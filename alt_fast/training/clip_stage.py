@@ -11,6 +11,7 @@ by their number is told here:
   where it is and how large.
 """
 
+import signal
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -137,6 +138,11 @@ class Seen(NamedTuple):
     scale: Tensor
 
 
+def _finish_on_sigterm(worker: int) -> None:
+    """Ignore what a whole group of processes is sent: the main one writes a checkpoint, and ends its workers."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
 class ClipStage:
     """Trains `clip` in place on a level of Motion Shapes (see `loop.Stage`)."""
 
@@ -180,7 +186,9 @@ class ClipStage:
         """Return batches of frames, their captions and what they show, from a step and on."""
         size = self.config.batch_size
         indices = [list(range(s * size, (s + 1) * size)) for s in range(step, self.config.steps)]
-        return DataLoader(self.frames, batch_sampler=indices, num_workers=self.workers)
+        return DataLoader(
+            self.frames, batch_sampler=indices, num_workers=self.workers, worker_init_fn=_finish_on_sigterm
+        )
 
     def loss(self, batch: tuple[Tensor, list[str], Tensor, Tensor], number: int) -> dict[str, Tensor]:
         """Return CLIP's loss of frames against captions, of labels against rewordings, and the grounding term."""

@@ -60,10 +60,14 @@ class DataConfig:
             raise ArgumentError(f"test_size must be in (0, 1), got {self.test_size}")
         if self.test_size is not None and self.test is not None:
             raise ArgumentError("test_size is for jobs without a test list: leave out test or test_size")
-        if self.generate is not None and (self.train or self.test or self.unseen):
+        if self.unseen_classes is not None and self.unseen is None:
+            raise ArgumentError("unseen_classes names the classes of unseen: name its videos, too")
+        own = ("train", "test", "test_size", "classes", "unseen")
+        strange = [name for name in own if getattr(self, name) is not None] + ["missing"] * (self.missing == "skip")
+        if self.generate is not None and strange:
             raise ArgumentError(
-                f"generate {self.generate} has lists of its own: take another --config, or --data.generate null, to "
-                "train on the videos that train, test and unseen name"
+                f"generate {self.generate} has lists of its own, which {', '.join(strange)} would not change: take "
+                "another --config, or --data.generate null, to train on other videos"
             )
         if not self.timeout > 0:
             raise ArgumentError(f"timeout must be > 0, got {self.timeout}")
@@ -200,7 +204,7 @@ class TrainConfig:
             ActionCLIP's sixteen; "name", the name alone, as in X-CLIP's code; "plain" for whole sentences.
         out: run folder; by default a new one under runs/.
         resume: go on with the run in `out` from its last checkpoint, or start it when there is none.
-        compile: compile the model with torch.compile.
+        compile: compile the model with torch.compile; not frame_only's, which is trained to compare.
         frame_only: also train and test the same model on single frames, to show what time adds.
         seed: of everything random.
         checkpoint_every: steps between checkpoints.

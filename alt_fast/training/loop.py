@@ -231,13 +231,18 @@ class _Trainer:
         self.bar.annotate(f"loss={losses['loss']:.3f}")
         name, done, steps = self.stage.name, self.state.step, self.settings.schedule.steps
         if self.log is not None:
-            self.log.step(name, done, steps, losses, self.optimizer.param_groups[0]["lr"])
+            self.log.step(name, done, steps, losses, max(group["lr"] for group in self.optimizer.param_groups))
         if done % LOG_EVERY == 0 or done % self.settings.steps_per_epoch == 0 or self.finished:
-            measured = self.meter.read()
-            if self.log is not None:
-                self.log.measured(name, done, measured)
-                if self.bar.lines and done % self.settings.steps_per_epoch == 0:
-                    print(_line(name, done, steps, measured), flush=True)
+            measured = self.measure()
+            if self.log is not None and self.bar.lines and done % self.settings.steps_per_epoch == 0:
+                print(_line(name, done, steps, measured), flush=True)
+
+    def measure(self) -> dict[str, float | None]:
+        """Return what the steps were like since this was asked for, and write it down."""
+        measured = self.meter.read()
+        if self.log is not None:
+            self.log.measured(self.stage.name, self.state.step, measured)
+        return measured
 
     def end_epoch(self) -> None:
         """Let the stage test what it has become."""
@@ -247,7 +252,9 @@ class _Trainer:
         self.meter.restart()  # testing is no training
 
     def save(self) -> None:
-        """Write a checkpoint."""
+        """Write a checkpoint, and before it what led there: whoever goes on from it has no more of that."""
+        if self.meter.steps:
+            self.measure()
         self.state.seconds = self.seconds
         self.files.save(self.stage.module, self.optimizer, self.state)
 
@@ -262,10 +269,11 @@ class _Trainer:
             target[name].copy_(source.full_tensor() if hasattr(source, "full_tensor") else source)
 
 
-def _line(name: str, done: int, steps: int, measured: dict[str, float]) -> str:
-    speed, gib = measured["clips_per_s"], measured["peak_bytes"] / 2**30
-    line = f"{name}: step {done} of {steps}, loss {measured['loss']:.3f}, {speed:.1f} samples/s"
-    return f"{line}, {measured['wait_share']:.0%} of the time waiting for data, {gib:.2f} GiB"
+def _line(name: str, done: int, steps: int, measured: Mapping[str, float | None]) -> str:
+    loss, speed, waited, size = (measured[key] for key in ("loss", "clips_per_s", "wait_share", "peak_bytes"))
+    told = "no step taken" if loss is None else f"loss {loss:.3f}"
+    line = f"{name}: step {done} of {steps}, {told}, {speed:.1f} samples/s"
+    return f"{line}, {waited:.0%} of the time waiting for data, {(size or 0) / 2**30:.2f} GiB"
 
 
 def _trainable(module: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -48,7 +48,7 @@ from alt_fast.training.config import PretrainConfig, TrainConfig
 from alt_fast.training.job import Job
 from alt_fast.training.lists import check_presence, count_missing, prepare_data, read_lists
 from alt_fast.training.loop import fit
-from alt_fast.training.run_folder import check_same_lists, open_run_folder
+from alt_fast.training.run_folder import check_same_inputs, open_run_folder
 from alt_fast.training.run_log import RunLog
 
 
@@ -73,7 +73,7 @@ def run(config: TrainConfig, world: World | None = None) -> dict[str, Any]:
         lists, corpus = read_lists(data), load_corpus(config)
         check_batch(config.optim, world, len(lists.train))
         if world.main:
-            check_same_lists(folder, lists)
+            check_same_inputs(folder, config, lists, corpus)
             check_presence(data, lists)
             log = open_files.enter_context(RunLog(folder))
         job = Job(config, folder, device, lists, corpus, log, world)

@@ -1,5 +1,6 @@
 """The folder of a run: what it was started with, and where it ran."""
 
+import hashlib
 import json
 import os
 import platform
@@ -17,10 +18,12 @@ import yaml
 
 import alt_fast
 from alt_fast.checkout import find_checkout
+from alt_fast.corpus import Corpus
 from alt_fast.distributed import World
 from alt_fast.errors import RunError
 from alt_fast.files import (
     BEST_RECORD,
+    CARD,
     CLASSES,
     CONFIG,
     ENVIRONMENT,
@@ -29,6 +32,7 @@ from alt_fast.files import (
     METRICS,
     MISSING,
     QUARANTINE,
+    WEIGHTS,
     differences,
     make_folder,
     read_json,
@@ -56,14 +60,17 @@ _OF_A_BEGINNING = (CONFIG, ENVIRONMENT, CLASSES, *LISTS.values(), MISSING, QUARA
 _OF_TRAINING = ("*.state", "*.safetensors", METRICS, BEST_RECORD)
 """What only a run that has kept a step leaves; weights may have been moved away."""
 
+_OF_A_RUN = (*_OF_A_BEGINNING, *_OF_TRAINING, CARD)
+"""What a run writes, and would overwrite where it is somebody else's."""
+
 
 @contextmanager
 def open_run_folder(config: TrainConfig, world: World | None = None) -> Iterator[Path]:
     """Create the run folder with config.yaml and environment.json, or check that it is this run's to go on with.
 
-    A run that has kept no step of training, as after a mistake in its settings, is begun anew, unless it is resumed
-    with the same settings. Where torchrun started the processes anew, a run of this launch is gone on with; without
-    --out too. world: the processes of the job. Inside, no other process can open the folder. Raises RunError.
+    A run that has kept no step of training, as after a mistake in its settings, is begun anew. Where torchrun started
+    the processes anew, a run of this launch is gone on with; without --out too. world: the processes of the job.
+    Inside, no other process can open the folder. Raises RunError.
     """
     world = world or World()
     if config.out is None and config.resume:
@@ -88,10 +95,11 @@ def has_result(folder: Path, config: TrainConfig) -> bool:
     return True
 
 
-def check_same_lists(folder: Path, lists: Lists) -> None:
-    """Record what the lists of a run hold, or check that they hold what they did when it was started.
+def check_same_inputs(folder: Path, config: TrainConfig, lists: Lists, corpus: Corpus | None) -> None:
+    """Record what a run is made from, or check that it is what it was when it was started: the files may be others.
 
-    And where the run is and was started: relative paths of its settings start there. Raises RunError.
+    Its lists, its corpus, the weights that it starts from. And where the run is and was started: relative paths of its
+    settings start there. Raises RunError.
     """
     parts = {"train": lists.train, "test": lists.test, "unseen": lists.unseen}
     held = {name: text_of([f"{video.path} {video.label}" for video in videos]) for name, videos in parts.items()}
@@ -100,7 +108,21 @@ def check_same_lists(folder: Path, lists: Lists) -> None:
     changed = differences(environment.setdefault("lists", held), held, "data")
     if changed:
         raise RunError(f"{folder} was started with other lists: {'; '.join(changed)}. Choose another --out")
+    texts = [] if corpus is None else [f"{entity.category} {entity.text}" for entity in corpus.entities]
+    weights = {
+        "start_from": None if config.start_from is None else Path(config.start_from) / WEIGHTS,
+        "model.pretrained": None if config.model.pretrained is None else Path(config.model.pretrained),
+    }
+    read = {"corpus": text_of(texts)} | {name: _hash(path) for name, path in weights.items() if path and path.is_file()}
+    changed = differences(environment.setdefault("read", read), read)
+    if changed:
+        raise RunError(f"{folder} was started from other files: {'; '.join(changed)}. Choose another --out")
     write_json(folder / ENVIRONMENT, environment | {"started_in": os.getcwd(), "run": str(folder.resolve())})
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 def _changes(folder: Path, settings: dict[str, Any]) -> list[str]:
@@ -130,19 +152,17 @@ def _goes_on(folder: Path, settings: dict[str, Any], resume: bool, world: World)
     """Whether there is a run to go on with; what one without a step has left is removed. Raises RunError."""
     recorded = folder / CONFIG
     if not recorded.exists():
-        strange = [name for name in (CLASSES, *LISTS.values(), MISSING) if (folder / name).exists()]
+        strange = [path.name for kind in _OF_A_RUN for path in folder.glob(kind)]
         if strange:
             raise RunError(f"{folder} holds {strange[0]}, and no run that it is of: choose another --out")
         return False
     ours = (folder / ENVIRONMENT).exists()  # else somebody else's config.yaml, which stays
     trained = not ours or any(path for kind in _OF_TRAINING for path in folder.glob(kind))
-    goes_on = resume or (world.restarts > 0 and _is_of_this_launch(folder, world))
-    if trained and not goes_on:
-        raise RunError(f"{folder} holds a run already: add --resume to go on with it, or choose another --out")
-    changed = _changes(folder, settings) + _changed_parts(folder, settings, world, trained) if goes_on else []
-    if trained and changed:
-        raise RunError(f"{folder} was started with other settings: {'; '.join(changed)}")
-    if goes_on and not changed:
+    if trained:
+        if not resume and not (world.restarts > 0 and _is_of_this_launch(folder, world)):
+            raise RunError(f"{folder} holds a run already: add --resume to go on with it, or choose another --out")
+        if changed := _changes(folder, settings) + _changed_parts(folder, settings, world):
+            raise RunError(f"{folder} was started with other settings: {'; '.join(changed)}")
         return True
     given = [Path(value) for value in settings["data"].values() if isinstance(value, str)]
     needed = {place for path in given for place in (path.resolve(), path.parent.resolve() / path.name)}
@@ -152,12 +172,12 @@ def _goes_on(folder: Path, settings: dict[str, Any], resume: bool, world: World)
     return False
 
 
-def _changed_parts(folder: Path, settings: dict[str, Any], world: World, trained: bool) -> list[str]:
-    """What changed in the parts of a batch; a sharded run that is trained may go on with others, and it is said."""
+def _changed_parts(folder: Path, settings: dict[str, Any], world: World) -> list[str]:
+    """What changed in the parts of a batch; a sharded run may go on with others, and it is said."""
     now = world.size * settings["optim"]["accumulate"]
     before = read_json(folder / ENVIRONMENT).get(_PARTS, now) if (folder / ENVIRONMENT).exists() else now
     changed = differences(before, now, _PARTS)
-    if changed and trained and settings["optim"]["sharded"]:
+    if changed and settings["optim"]["sharded"]:
         print_line(f"{changed[0]}: pairs of mixup and noise are not those of the run before")
         return []
     return changed

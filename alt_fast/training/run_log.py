@@ -2,11 +2,13 @@
 
 import contextlib
 import json
+import math
 import resource
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from statistics import fmean
 
 import torch
 from torch.utils.tensorboard import SummaryWriter
@@ -25,7 +27,8 @@ class Meter:
 
     def restart(self) -> None:
         """Count from now on."""
-        self.start, self.steps, self.waited, self.losses = time.monotonic(), 0, 0.0, defaultdict[str, float](float)
+        self.start, self.steps, self.waited = time.monotonic(), 0, 0.0
+        self.losses = defaultdict[str, list[float]](list)
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
@@ -35,18 +38,18 @@ class Meter:
         self.waited += time.monotonic() - start
 
     def step(self, losses: Mapping[str, float]) -> None:
-        """One more step is done. losses: by name, the same names for every step."""
+        """One more step is done. losses: by name, the same names for every step; NaN, too, of one that is skipped."""
         self.steps += 1
         for name, loss in losses.items():
-            self.losses[name] += loss
+            self.losses[name] += [loss] if math.isfinite(loss) else []
 
-    def read(self) -> dict[str, float]:
-        """Each loss by its name: the mean. clips_per_s: of all processes. wait_share: of the time, 0 to 1. peak_bytes,
-        batch_size.
+    def read(self) -> dict[str, float | None]:
+        """Each loss by its name: the mean of those that are numbers, None without. clips_per_s: of all processes.
+        wait_share: of the time, 0 to 1. peak_bytes, batch_size.
         """
         seconds = time.monotonic() - self.start
-        values = {
-            **{name: total / self.steps for name, total in self.losses.items()},
+        values: dict[str, float | None] = {
+            **{name: fmean(losses) if losses else None for name, losses in self.losses.items()},
             "clips_per_s": self.steps * self.batch_size / seconds,
             "wait_share": self.waited / seconds,
             "peak_bytes": peak_bytes(),
@@ -70,8 +73,8 @@ class RunLog:
     """The log of a run folder; every stage and restart writes to the same.
 
     log.jsonl has an object a line: time (Unix seconds), stage, step, steps (of the stage), and what was measured since
-    the line before: loss, other losses by name (distill), lr, clips_per_s, wait_share, peak_bytes, batch_size; or a
-    score, such as top1.
+    the line before: loss, other losses by name (distill), lr (the largest), clips_per_s, wait_share, peak_bytes,
+    batch_size; or a score, such as top1. A mean loss is null where all steps were skipped.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -96,10 +99,10 @@ class RunLog:
         for name, value in {**losses, "lr": lr}.items():
             self.writer.add_scalar(f"{stage}/{name}", value, step - 1)
 
-    def measured(self, stage: str, step: int, values: dict[str, float]) -> None:
+    def measured(self, stage: str, step: int, values: Mapping[str, float | None]) -> None:
         """What a meter read."""
         for name, value in values.items():
-            if name not in self.told:
+            if name not in self.told and value is not None:
                 self.writer.add_scalar(f"{stage}/{name}", value, step - 1)
         self._write(stage, step, {"lr": self.lr, **values})
 
@@ -137,7 +140,7 @@ class RunLog:
         if len(kept) < len(lines):
             write_text(self.path, "".join(kept))
 
-    def _write(self, stage: str, step: int, values: dict[str, float]) -> None:
+    def _write(self, stage: str, step: int, values: Mapping[str, float | None]) -> None:
         entry = {"time": round(time.time(), 3), "stage": stage, "step": step, "steps": self.steps, **values}
         try:
             with self.path.open("a") as file:

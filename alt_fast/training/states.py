@@ -113,7 +113,7 @@ class StateFiles:
             state.step, state.seconds, state.skipped = found["step"], found["seconds"], found["skipped"]
         except CheckpointError:
             raise
-        except (KeyError, RuntimeError, ValueError) as e:
+        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as e:
             raise CheckpointError(f"{path} does not fit this run: {e}") from e
 
     def _save_parts(self, path: Path, content: dict[str, Any]) -> None:
@@ -127,7 +127,7 @@ class StateFiles:
         except (CheckpointException, OSError, RuntimeError) as e:
             if self.world.main:
                 shutil.rmtree(partial, ignore_errors=True)
-            raise FileError(f"cannot write {path}: {e}") from e
+            raise FileError(f"cannot write {path}: {_cause(e)}") from e
 
     def _load_parts(self, path: Path, content: dict[str, Any]) -> dict[str, Any]:
         state = {"version": 0, "step": 0, "seconds": 0.0, "skipped": 0, **content}
@@ -135,9 +135,14 @@ class StateFiles:
             with _alone_or_together() as alone:
                 state_dict_loader.load(state, checkpoint_id=path, no_dist=alone)
         except (CheckpointException, OSError) as e:
-            raise CheckpointError(f"cannot read training state {path}: {e}") from e
+            raise CheckpointError(f"cannot read training state {path}: {_cause(e)}") from e
         _check_version(path, state["version"])
         return state
+
+
+def _cause(error: BaseException) -> str:
+    """What went wrong in a line: PyTorch tells whole tracebacks, of every process."""
+    return next((str(line).strip() for line in reversed(str(error).splitlines()) if line.strip()), repr(error))
 
 
 @contextlib.contextmanager

@@ -211,6 +211,30 @@ def test_among_names_numbers_begin_at_zero_if_one_of_them_does(tmp_path: Path) -
     assert [video.label for video in read_list(named, ["1", "2"])[0]] == [0, 1]
 
 
+def test_numbers_that_are_ids_are_none_of_the_names(tmp_path: Path) -> None:
+    """Where classes are called by numbers: all labels are the one or the other, or nobody can tell."""
+    classes = write(tmp_path / "classes.csv", "id,name\n0,1\n1,2\n2,3\n")
+    for labels, expected in (((0, 1, 2), ["1", "2", "3"]), ((1, 2, 3), ["1", "2", "3"]), ((3, 3), ["3", "3"])):
+        path = write(tmp_path / "list.txt", "".join(f"{i}.mp4 {label}\n" for i, label in enumerate(labels)))
+        assert [label for _, label in labelled(path, classes)] == expected
+    with pytest.raises(AnnotationError, match="its numbers may be ids or names of classes, and not the same ones"):
+        read_list(write(tmp_path / "list.txt", "0.mp4 1\n1.mp4 2\n"), classes)
+    same = write(tmp_path / "same.csv", "id,name\n0,0\n1,1\n")
+    assert labelled(write(tmp_path / "list.txt", "0.mp4 1\n1.mp4 0\n"), same) == [("0.mp4", "1"), ("1.mp4", "0")]
+
+
+def test_a_file_in_two_spellings_is_listed_twice(tmp_path: Path) -> None:
+    for other in (tmp_path / "a.mp4", "sub/../a.mp4", "./a.mp4"):
+        path = write(tmp_path / "list.txt", f"a.mp4 wave\n{other} wave\n")
+        with pytest.raises(AnnotationError, match=r"line 2: .*a\.mp4 was listed before \(.*line 1\)"):
+            read_list(path)
+
+
+def test_quoted_paths_among_blanks(tmp_path: Path) -> None:
+    path = write(tmp_path / "list.csv", '"a b.webm" 0\nc.webm 1\n"d.webm" 1\n')
+    assert labelled(path, ["x", "y"]) == [("a b.webm", "x"), ("c.webm", "y"), ("d.webm", "y")]
+
+
 def test_labels_that_would_be_told_alike_are_not_one_class(tmp_path: Path) -> None:
     rows = "a.mp4,jump_up\nb.mp4,walk\nc.mp4,JumpUp\n"
     with pytest.raises(AnnotationError, match="labels 'jump_up' and 'JumpUp' would both be class 'jump up'"):
@@ -238,11 +262,13 @@ def test_numbers_count_as_names_for_who_only_counts(tmp_path: Path) -> None:
 
 def test_hmdb51(tmp_path: Path) -> None:
     write(tmp_path / "brush_hair_test_split1.txt", "April_09.avi 1 \nAtheism.avi 2 \nunused.avi 0 \n")
+    write(tmp_path / "clap_test_split1.txt", "#20_Rhythm_clap.avi 1 \n\n")  # no comment
     write(tmp_path / "wave_test_split1.txt", "hello.avi 1 \n")
     write(tmp_path / "wave_test_split2.txt", "hello.avi 2 \n")
     pattern = tmp_path / "*_test_split1.txt"
-    assert labelled(pattern, None) == [("brush_hair/April_09.avi", "brush hair"), ("wave/hello.avi", "wave")]
-    classes = ["brush hair", "wave"]
+    clap, wave = ("clap/#20_Rhythm_clap.avi", "clap"), ("wave/hello.avi", "wave")
+    assert labelled(pattern, None) == [("brush_hair/April_09.avi", "brush hair"), clap, wave]
+    classes = ["brush hair", "clap", "wave"]
     assert labelled(pattern, classes, subset="test") == [("brush_hair/Atheism.avi", "brush hair")]
 
 

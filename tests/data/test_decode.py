@@ -12,6 +12,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from av.stream import Disposition
 from av.video.stream import VideoStream
 
 from alt_fast.data.decode import (
@@ -28,6 +29,7 @@ from alt_fast.data.decode import (
     upright,
     whole,
 )
+from alt_fast.data.sampling import segment_positions
 from tests.conftest import NoiseWriter, VideoWriter, hold_upright, set_display_matrix
 
 CODECS = [
@@ -546,6 +548,57 @@ def write_late(source: Path, name: str, dropped: int = 5) -> Path:
             packet.pts, packet.dts, packet.stream = packet.pts - start, packet.dts - start, stream
             new.mux(packet)
     return path
+
+
+@pytest.mark.parametrize(("name", "codec"), LATE)
+def test_a_time_before_the_first_keyframe_shows_it(write_video: VideoWriter, name: str, codec: str) -> None:
+    index = index_video(write_late(write_video(f"whole-{name}", codec, gop=10), name))
+    assert index.frame_at(Fraction(0)) == index.first > 0
+
+
+PARTS = [
+    *(("part.mkv", "mpeg4"), ("part.webm", "libvpx-vp9"), ("part.wmv", "wmv2"), ("part.nut", "mpeg4")),
+    ("part.mp4", "mpeg4"),
+]
+
+
+@pytest.mark.parametrize(("name", "codec"), PARTS)
+def test_parts_that_do_not_begin_at_0_are_whole(write_video: VideoWriter, name: str, codec: str) -> None:
+    """Of a longer video, with its times: their headers say when they end, not how long they are."""
+    source = write_video("whole.nut", codec, gop=10)
+    path = source.with_name(name)
+    with av.open(str(source)) as old, av.open(str(path), "w") as new:
+        stream = new.add_stream_from_template(old.streams.video[0])
+        for packet in old.demux(video=0):
+            if packet.dts is not None:
+                late = round(20 / packet.time_base)
+                packet.pts, packet.dts, packet.stream = packet.pts + late, packet.dts + late, stream
+                new.mux(packet)
+    assert frame_numbers(decode_clip(path, [0.0, 0.5, 0.99])) == [0, 15, 29]
+
+
+def test_a_picture_on_the_cover_of_music_is_no_video(tmp_path: Path) -> None:
+    path = tmp_path / "song.mp4"
+    with av.open(str(path), "w") as out:
+        sound, cover = out.add_stream("aac", rate=16000), out.add_stream("mjpeg", rate=25)
+        cover.width, cover.height, cover.pix_fmt = 64, 48, "yuvj420p"
+        cover.disposition = Disposition.attached_pic
+        silence = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), "fltp", "mono")
+        silence.sample_rate = 16000
+        picture = av.VideoFrame.from_ndarray(np.zeros((48, 64, 3), np.uint8))
+        out.mux([*sound.encode(silence), *sound.encode(), *cover.encode(picture), *cover.encode()])
+    with pytest.raises(VideoError, match="no video stream"):
+        index_video(path)
+
+
+def test_positions_that_are_whole_frames_are_these(write_video: VideoWriter) -> None:
+    """Whatever the last digits of their products: 0.35 of 180 frames is frame 63."""
+    index = index_video(write_video("whole.mp4"))
+    for segments in range(1, 31):
+        found = index.frames_at([(i + 0.5) / segments for i in range(segments)])
+        assert found == [(2 * i + 1) * index.count // (2 * segments) for i in range(segments)]
+    many = replace(index, count=180, times=None, keyframes=())
+    assert many.frames_at(segment_positions(10)) == [(2 * i + 1) * 9 for i in range(10)]
 
 
 @pytest.mark.parametrize("b_frames", [0, 3])

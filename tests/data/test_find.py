@@ -48,9 +48,17 @@ def test_what_a_folder_holds_beside_is_counted(clips: Path, tmp_path: Path, caps
         find_videos([tmp_path / "links"])
 
 
-def test_a_glob_is_what_it_matches(clips: Path) -> None:
+def test_a_glob_is_what_it_matches(clips: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without what is hidden, and without links that lead back where `**` stands for folders."""
     assert find_videos([f"{clips}/b/*"]) == [clips / "b/10.AVI", clips / "b/2.mp4", clips / "b/labels.srt"]
     assert find_videos([f"{clips}/**/*.webm"]) == [clips / "b/deep/er/x.webm"]
+    assert find_videos([f"{clips}/**/deep/**"]) == [clips / "b/deep/er/x.webm"]
+    monkeypatch.chdir(clips)
+    assert find_videos(["**/*.mp4"]) == [Path("b/2.mp4"), Path("clip[1].mp4"), Path("odd, name.mp4")]
+    (clips / "loop").symlink_to(clips)
+    (clips / "again").symlink_to(clips)
+    assert find_videos([f"{clips}/**/*.webm"]) == [clips / "b/deep/er/x.webm"]
+    assert find_videos([f"{clips}/loop/b/*.mp4"]) == [clips / "loop/b/2.mp4"]  # which is named
     assert find_videos([str(clips / "clip[1].mp4")]) == [clips / "clip[1].mp4"]
 
 

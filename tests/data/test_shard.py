@@ -1,6 +1,7 @@
 """Archives give the same clips as the files packed into them."""
 
 import json
+import os
 import shutil
 import tarfile
 from pathlib import Path
@@ -14,7 +15,8 @@ from alt_fast.data.config import AugmentConfig, ClipSpec, Loading
 from alt_fast.data.dataset import TrainClips
 from alt_fast.data.decode import VideoError, decode_clip
 from alt_fast.data.loader import Loader, open_backend
-from alt_fast.data.shard import pack
+from alt_fast.data.shard import pack, write_index
+from alt_fast.data.split import by_source
 from alt_fast.data.storage import StorageError, locate
 
 
@@ -49,7 +51,7 @@ def test_archives_are_webdataset_s(shapes: Path, packed: Path) -> None:
         first, second = tar.next(), tar.next()
         assert first is not None
         assert second is not None
-        assert (first.name, second.name) == ("00000000.webm", "00000000.json")
+        assert (first.name, second.name) == ("00000000/00000.webm", "00000000/00000.json")
         content, facts = tar.extractfile(first), tar.extractfile(second)
         assert content is not None
         assert facts is not None
@@ -86,7 +88,8 @@ def test_what_is_other_than_it_was_is_packed_anew(shapes: Path, tmp_path: Path) 
         assert [member.label for member in packed] == [video.label for video in videos]
         with tarfile.open(tmp_path / "mine-00000.tar") as tar:
             for number, video in enumerate(videos):
-                content, about = (tar.extractfile(f"{number:08}.{ending}") for ending in ("webm", "json"))
+                stem = f"{number:08}/{video.path.stem}"
+                content, about = (tar.extractfile(f"{stem}.{ending}") for ending in ("webm", "json"))
                 assert content is not None
                 assert about is not None
                 assert content.read() == video.path.read_bytes()
@@ -181,13 +184,57 @@ def test_members_have_the_names_that_paths_have(shapes: Path, tmp_path: Path) ->
         assert (found == decode_clip(shapes / f"train/0000{number}.webm", [0.5])).all()
 
 
+def test_what_clips_were_cut_from_is_told_by_archives_too(shapes: Path, tmp_path: Path) -> None:
+    """A sample keeps the name of its video, up to dots, at which WebDataset ends names."""
+    names = ["v_YoYo_g01_c01.webm", "v_YoYo_g01_c02.webm", "a.b.webm"]
+    for name in names:
+        shutil.copy(shapes / "train/00000.webm", tmp_path / name)
+    assert pack([Video(tmp_path / name, 0) for name in names], ["a"], "mine", tmp_path / "out", 2**30) == {}
+    videos, _ = read_list(tmp_path / "out/mine.csv")
+    assert [video.path.name for video in videos] == [*names[:2], "a_b.webm"]
+    assert [len(clips) for clips in by_source(videos).values()] == [1, 2]
+
+
+def test_links_in_archives_stand_for_what_they_name(shapes: Path, tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    shutil.copy(shapes / "train/00000.webm", tmp_path / "a/a.webm")
+    os.link(tmp_path / "a/a.webm", tmp_path / "a/hard.webm")
+    (tmp_path / "a/soft.webm").symlink_to("a.webm")
+    (tmp_path / "a/softer.webm").symlink_to("soft.webm")
+    archive = tmp_path / "theirs.tar"
+    with tarfile.open(archive, "w") as tar:
+        tar.add(tmp_path / "a", arcname="a")
+    write_index(archive)
+    places = json.loads((tmp_path / "theirs.tar.json").read_text())
+    assert places.keys() == {"a/a.webm", "a/hard.webm", "a/soft.webm", "a/softer.webm"}
+    assert len({tuple(place) for place in places.values()}) == 1
+    expected = decode_clip(shapes / "train/00000.webm", [0.5])
+    assert (decode_clip(f"{archive}/a/softer.webm", [0.5]) == expected).all()
+
+
+def test_members_without_bytes_of_their_own_are_named(tmp_path: Path) -> None:
+    archive = tmp_path / "theirs.tar"
+    for kind, linked, said in (
+        (tarfile.SYMTYPE, "gone.webm", "a.webm is a link to gone.webm, which is not in it"),
+        (tarfile.SYMTYPE, "a.webm", "a.webm is no plain file"),  # a link to itself
+        (tarfile.GNUTYPE_SPARSE, "", "a.webm is no plain file"),
+        (tarfile.FIFOTYPE, "", "a.webm is no plain file"),
+    ):
+        with tarfile.open(archive, "w") as tar:
+            member = tarfile.TarInfo("a.webm")
+            member.type, member.linkname = kind, linked
+            tar.addfile(member)
+        with pytest.raises(StorageError, match=said):
+            write_index(archive)
+
+
 def test_archives_whose_names_look_like_addresses(
     shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     videos = [Video(shapes / "train/00000.webm", 0)]
     assert pack(videos, ["a"], "12:30", Path(), 2**30) == {}
-    for member in ("12:30-00000.tar/00000000.webm", tmp_path / "12:30-00000.tar/00000000.webm"):
+    for member in ("12:30-00000.tar/00000000/00000.webm", tmp_path / "12:30-00000.tar/00000000/00000.webm"):
         assert (decode_clip(member, [0.5]) == decode_clip(videos[0].path, [0.5])).all()
 
 

@@ -17,6 +17,7 @@ from alt_fast.data.split import source, split
         ("YoYo/v_YoYo_g01_c02.avi", "v_YoYo_g01"),
         ("train/-a_b--1_000010_000020.mp4", "-a_b--1"),
         ("train-0.tar/ID_000010_000020.mp4", "ID"),
+        ("train-0.tar/00000012/v_YoYo_g01_c02.avi", "v_YoYo_g01"),
         ("run/clip_01_02.mp4", "run/clip_01_02.mp4"),
         ("run/Screen_240115_101500.mp4", "run/Screen_240115_101500.mp4"),  # a date and a time
         ("run/Screen_100115_201500.mp4", "run/Screen_100115_201500.mp4"),

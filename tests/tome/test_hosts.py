@@ -359,7 +359,8 @@ def test_blocks_of_ones_own_host_may_lie_anywhere(wrap: str | None) -> None:
     elif wrap == "checkpoint":
         model.layers = nn.ModuleList(checkpoint_wrapper(layer) for layer in model.layers)
     elif wrap == "compiled":
-        model.layers = nn.ModuleList(torch.compile(layer, backend="eager") for layer in model.layers)
+        compiled: list[Any] = [torch.compile(layer, backend="eager") for layer in model.layers]
+        model.layers = nn.ModuleList(compiled)
     alt_fast.apply_patch(model, 4, trace_source=True, find_tower=find_tower)
     torch.testing.assert_close(model(x), expected)
     assert alt_fast.merge_trace(model).size.shape == (2, 33 - 12)
@@ -373,13 +374,14 @@ def test_parts_of_an_attention_that_nobody_names_are_left_alone() -> None:
     """Another one than timm's may have a `norm` before its projections, or a `gate` of another kind."""
     model, x = MyViT(), torch.randn(2, 33, 32)
     expected = model(x)
+    layer: Any
     for layer in model.layers:
         layer.attention.norm = layer.attention.gate = nn.LayerNorm(32)
     alt_fast.apply_patch(model, 0, find_tower=lambda module: own_tower(module, 1))
     torch.testing.assert_close(model(x), expected)
     for name in ("inner_norm", "gate"):
         with pytest.raises(ArgumentError, match=f"{name} of a SelfAttention must be a name or None, got ''"):
-            replace(MY_ATTENTION, **{name: ""})
+            SelfAttention(**{name: ""})  # type: ignore[arg-type]
 
 
 def test_biases_of_queries_and_values_alone() -> None:

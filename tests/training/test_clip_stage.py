@@ -1,6 +1,9 @@
 """What the tiny CLIP learns from: captioned frames with what their patches show, and the losses on it."""
 
+import os
 import pickle
+import signal
+from typing import Any
 
 import pytest
 import torch
@@ -8,7 +11,8 @@ import torch.nn.functional as F
 
 from alt_fast.corpus import Corpus
 from alt_fast.data.motion_shapes import ALIGNED, LEVELS
-from alt_fast.training.clip_stage import BACKGROUND_WEIGHT, CaptionedFrames, frame_loss, patch_loss
+from alt_fast.training.clip_stage import BACKGROUND_WEIGHT, CaptionedFrames, ClipStage, frame_loss, patch_loss
+from alt_fast.training.config import PretrainConfig
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -34,6 +38,19 @@ def test_patches_show_what_is_there(level: int) -> None:
         assert frame[len(corpus) :].sum() == pytest.approx(len(captioned.layout))
         told += caption in texts
     assert told > 0
+
+
+def test_a_signal_to_all_processes_ends_no_batch() -> None:
+    """As `timeout` sends it, and clusters: the main process finishes its step and writes a checkpoint."""
+    corpus = Corpus.load(LEVELS[1].CORPUS).select(ALIGNED)
+    stage = ClipStage.__new__(ClipStage)
+    stage.frames = CaptionedFrames(1, corpus, 0, 64, (8, 8), "imagenet")
+    stage.config, stage.workers = PretrainConfig(steps=12, batch_size=2), 1
+    batches: Any = iter(stage.batches(0))
+    next(batches)
+    for worker in batches._workers:
+        os.kill(worker.pid, signal.SIGTERM)
+    assert len(list(batches)) == 11
 
 
 def test_the_losses_are_cross_entropies() -> None:

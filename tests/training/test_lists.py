@@ -179,6 +179,9 @@ def test_what_is_not_there_is_counted_before_training(
         ({"test_size": 0.2, "test": "a.csv"}, "leave out test or test_size"),
         ({"split_seed": -1}, "split_seed must be >= 0"),
         ({"generate": "motion_shapes", "train": "clips"}, "generate motion_shapes has lists of its own"),
+        ({"generate": "motion_shapes", "test_size": 0.5}, "lists of its own, which test_size would not change"),
+        ({"generate": "motion_shapes", "classes": "c.csv", "missing": "skip"}, "which classes, missing would not ch"),
+        ({"train": "clips", "unseen_classes": "c.csv"}, "unseen_classes names the classes of unseen: name its vid"),
     ],
 )
 def test_settings_that_contradict_each_other(settings: dict, message: str) -> None:

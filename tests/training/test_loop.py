@@ -17,7 +17,7 @@ from alt_fast.errors import CheckpointError, FileError
 from alt_fast.training.loop import DivergedError, StageSettings, TerminatedError, fit
 from alt_fast.training.run_log import RunLog
 from alt_fast.training.schedule import Schedule, parameter_groups
-from alt_fast.training.states import SaveEvery, load_state
+from alt_fast.training.states import FORMAT_VERSION, SaveEvery, load_state
 
 
 class Toy:
@@ -229,8 +229,9 @@ def test_parts_that_cannot_be_read(tmp_path: Path) -> None:
     fit(Toy(sharded=True), tmp_path, SaveEvery(100))
     for part in (tmp_path / "toy-00000012.state").glob("*.distcp"):
         part.write_bytes(b"")
-    with pytest.raises(CheckpointError, match=r"cannot read training state .*toy-00000012\.state"):
+    with pytest.raises(CheckpointError, match=r"cannot read training state .*toy-00000012\.state: .+") as caught:
         fit(Toy(sharded=True), tmp_path, SaveEvery(100))
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("sharded", [False, True])
@@ -274,12 +275,47 @@ def test_the_log_has_every_stretch_once(tmp_path: Path) -> None:
         fit(Toy(), tmp_path, SaveEvery(3), log)
     entries = [json.loads(line) for line in log.path.read_text().splitlines()]
     assert [(e["stage"], e["step"]) for e in entries] == [
-        *(("toy", 4), ("toy", 8), ("toy", 4), ("other", 11), ("toy", 10), ("toy", 12)),
+        *(("toy", 3), ("toy", 4), ("toy", 6), ("toy", 8), ("toy", 9), ("toy", 4), ("other", 11)),
+        *(("toy", 10), ("toy", 12)),
     ]
     measured = [entry for entry in entries if "loss" in entry]
+    with RunLog(tmp_path / "whole") as log:
+        fit(Toy(), tmp_path / "whole", SaveEvery(100), log)
+    steps = [0, 4, 8, 10, 12]
+    lines = map(json.loads, log.path.read_text().splitlines())
+    whole = [line["loss"] * (line["step"] - before) for line, before in zip(lines, steps, strict=False)]
+    steps = [0, *(entry["step"] for entry in measured)]
+    told = sum(entry["loss"] * (entry["step"] - before) for entry, before in zip(measured, steps, strict=False))
+    assert told == pytest.approx(sum(whole))
     assert all(0 <= entry["wait_share"] <= 1 and entry["clips_per_s"] > 0 for entry in measured)
     assert all(entry["peak_bytes"] > 2**20 and entry["steps"] == 12 for entry in measured)
     assert measured[-1]["lr"] == pytest.approx(0.02 * Schedule(12, 3).factor(11))
+
+
+def test_a_skipped_step_is_in_no_mean_of_the_log(tmp_path: Path) -> None:
+    """And NaN, which JSON does not have, in no line."""
+    with RunLog(tmp_path) as log:
+        fit(Toy(diverging=[3, 4, 5, 6, 7], max_skipped=5), tmp_path, SaveEvery(100), log)
+    entries = [json.loads(line, parse_constant=pytest.fail) for line in log.path.read_text().splitlines()]
+    found = {entry["step"]: entry["loss"] for entry in entries}
+    assert found.keys() == {4, 8, 10, 12}
+    assert found[8] is None
+    assert all(loss > 0 for step, loss in found.items() if step != 8)
+
+
+def test_the_rate_that_is_told_is_the_largest(tmp_path: Path) -> None:
+    toy = Toy()
+    toy.learning_rate = lambda parameter: 0.001 if parameter.startswith("0.") else 0.02  # type: ignore[method-assign]
+    with RunLog(tmp_path) as log:
+        fit(toy, tmp_path, SaveEvery(100), log)
+    rates = [json.loads(line)["lr"] for line in log.path.read_text().splitlines()]
+    assert rates == pytest.approx([0.02 * Schedule(12, 3).factor(step - 1) for step in (4, 8, 10, 12)])
+
+
+def test_a_state_of_something_else_is_named(tmp_path: Path) -> None:
+    torch.save({"version": FORMAT_VERSION, "module": 1}, tmp_path / "toy-00000003.state")
+    with pytest.raises(CheckpointError, match=r"toy-00000003\.state does not fit this run"):
+        fit(Toy(), tmp_path, SaveEvery(100))
 
 
 def test_lines_of_a_log_that_the_disk_has_lost_are_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,12 +5,14 @@ from pathlib import Path
 
 import pytest
 
+from alt_fast.corpus import Corpus, Entity
 from alt_fast.distributed import World
 from alt_fast.errors import RunError
 from alt_fast.inference.trained import TrainedModel
 from alt_fast.training import run
 from alt_fast.training.config import DataConfig, OptimConfig, TrainConfig
-from alt_fast.training.run_folder import open_run_folder
+from alt_fast.training.job import Lists
+from alt_fast.training.run_folder import check_same_inputs, open_run_folder
 
 
 @pytest.fixture
@@ -77,6 +79,44 @@ def test_a_run_whose_weights_were_moved_away_is_not_begun_anew(left: str, tmp_pa
     with pytest.raises(RunError, match="holds a run already: add --resume"), open_run_folder(config):
         pass
     assert sorted(folder.iterdir()) == before
+
+
+@pytest.mark.parametrize("name", ["README.md", "environment.json", "model.safetensors", "alt-00000009.state"])
+def test_nobody_else_s_files_are_overwritten_or_gone_on_with(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text("mine")
+    for resume in (False, True):
+        config = TrainConfig(out=str(tmp_path), resume=resume)
+        with pytest.raises(RunError, match=f"holds {name}, and no run that it is of"), open_run_folder(config):
+            pass
+    assert (tmp_path / name).read_text() == "mine"
+
+
+def test_a_run_that_has_kept_no_step_makes_its_lists_anew(tmp_path: Path) -> None:
+    """Resumed or not: more videos may have come since."""
+    for resume in (False, True, True):
+        with open_run_folder(TrainConfig(out=str(tmp_path / "run"), resume=resume)) as folder:
+            assert not (folder / "train.csv").exists()
+            (folder / "train.csv").touch()
+    (folder / "alt-00000001.state").touch()
+    with open_run_folder(TrainConfig(out=str(folder), resume=True)):
+        assert (folder / "train.csv").exists()
+
+
+def test_a_run_goes_on_from_the_files_that_it_was_started_from(tmp_path: Path) -> None:
+    """Under the same names there may be others: of the corpus, and of weights."""
+    start, corpus = tmp_path / "start", Corpus((Entity("bow", "a weapon", "objects"),))
+    start.mkdir()
+    (start / "model.safetensors").write_bytes(b"one")
+    config, lists = TrainConfig(out=str(tmp_path / "run"), start_from=str(start)), Lists([], [], [], [], [])
+    with open_run_folder(config) as folder:
+        check_same_inputs(folder, config, lists, corpus)
+        check_same_inputs(folder, config, lists, corpus)
+        other = Corpus((Entity("bow", "a knot", "objects"),))
+        with pytest.raises(RunError, match=r"was started from other files: corpus was '1 \(.*Choose another --out"):
+            check_same_inputs(folder, config, lists, other)
+        (start / "model.safetensors").write_bytes(b"two")
+        with pytest.raises(RunError, match="was started from other files: start_from was '"):
+            check_same_inputs(folder, config, lists, corpus)
 
 
 def test_the_best_weights_are_kept_again_where_they_were_moved_away(

@@ -11,6 +11,7 @@ from alt_fast.data.config import MotionShapesConfig
 from alt_fast.data.motion_shapes import LEVELS
 from alt_fast.data.motion_shapes.drawing import Thing
 from alt_fast.data.motion_shapes.generate import splits, times_of
+from alt_fast.data.sampling import frame_number
 
 
 def read_dataset(video: Path) -> MotionShapesConfig | None:
@@ -48,7 +49,8 @@ def things_in(video: Path, record: ClipRecord, size: tuple[int, int]) -> list[li
     if config is None or clip is None:
         return None
     level, times = LEVELS[config.level], times_of(config.frames)
-    frames = [level.things(clip, times[int(position * config.frames)], config.size) for position in record.positions]
+    numbers = [frame_number(position, config.frames) for position in record.positions]
+    frames = [level.things(clip, times[number], config.size) for number in numbers]
     masks = np.stack([np.stack([thing.mask for thing in things], -1) for things in frames])
     cut_masks = cut(record, (255 * masks).round().astype(np.uint8), size).float() / 255
     return [
