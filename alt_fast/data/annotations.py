@@ -76,9 +76,9 @@ def read_classes(path: str | Path) -> list[str]:
 def _numbered_classes(path: Path) -> tuple[list[str], int]:
     """Return class names in the order of their ids, and the first id: 0 or 1."""
     text = read_text(path)
-    if path.suffix == ".json":
+    if path.suffix.lower() == ".json":
         numbered = [(str(number), name) for name, number in _json(path, text, dict).items()]
-    elif path.suffix == ".csv":
+    elif path.suffix.lower() == ".csv":
         numbered = [(row["id"], row["name"]) for _, row in read_table(path, text, ("id", "name"))]
     else:  # UCF-101's classInd.txt: `1 ApplyEyeMakeup`
         pairs = [line.split(maxsplit=1) for _, line in content_lines(text)]
@@ -103,7 +103,7 @@ def read_labels(given: Sequence[str]) -> list[str]:
 
     What ends in .txt, .csv or .json is a file, and so is what names one. Raises AnnotationError for those that are not.
     """
-    files = {text for text in given if Path(text).suffix in (".txt", ".csv", ".json") or _is_file(text)}
+    files = {text for text in given if Path(text).suffix.lower() in (".txt", ".csv", ".json") or _is_file(text)}
     named = ((read_names(text) if text in files or text == KINETICS else [text]) for text in given)
     return [label for labels in named for label in labels]
 
@@ -117,7 +117,7 @@ def read_names(path: str) -> list[str]:
         from torchvision.models.video import R3D_18_Weights  # takes seconds
 
         return list(R3D_18_Weights.KINETICS400_V1.meta["categories"])
-    if Path(path).suffix in (".csv", ".json"):
+    if Path(path).suffix.lower() in (".csv", ".json"):
         return read_classes(path)
     lines = [line for _, line in content_lines(read_text(Path(path)))]
     if not lines:
@@ -347,7 +347,7 @@ def _labelled_by_folder(rows: Sequence[_Row]) -> list[_Row]:
 
 def _read_rows(path: Path) -> list[_Row]:
     text = read_text(path)
-    if path.suffix == ".json":
+    if path.suffix.lower() == ".json":
         content = _json(path, text, (list, dict))
         return _something_rows(path, content) if isinstance(content, list) else _kinetics_json_rows(path, content)
     names = header(path, text)
@@ -359,8 +359,8 @@ def _read_rows(path: Path) -> list[_Row]:
     if {"path", "label"} <= set(names):
         table = read_table(path, text, ("path", "label"))
         return [_row(Pair(where, row["path"], row["label"])) for where, row in table]
-    if _UCF_TEST.fullmatch(path.name):  # paths alone, whose folders are the classes
-        lines = content_lines(text)
+    lines = list(content_lines(text))
+    if _UCF_TEST.fullmatch(path.name) and any(is_video(line) for _, line in lines):  # paths alone, in class folders
         return [_row(Pair(f"{path}, line {number}", line, _folder(line))) for number, line in lines]
     return [_row(pair) for pair in read_pairs(path, text)]
 

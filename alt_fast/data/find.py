@@ -47,7 +47,7 @@ def find_videos(
 
 
 def _is_list(name: str | Path) -> bool:
-    return Path(name).suffix in LIST_SUFFIXES and not os.path.isdir(name)
+    return Path(name).suffix.lower() in LIST_SUFFIXES and not os.path.isdir(name)
 
 
 def _find(name: str, root: str | Path | None, tell: Callable[[str], object]) -> Sequence[Path]:

@@ -87,6 +87,9 @@ def read_table(path: Path, text: str, columns: Sequence[str]) -> list[tuple[str,
     missing = sorted(set(columns) - set(names))
     if missing:
         raise AnnotationError(f"{path}: column {missing[0]!r} is missing (found {', '.join(names) or 'nothing'})")
+    doubled = [column for column in columns if names.count(column) > 1]
+    if doubled:
+        raise AnnotationError(f"{path}: column {doubled[0]!r} is there twice")
     rows = []
     for where, cells in list(_records(path, text, delimiter, spaced))[1:]:
         if len(cells) > len(names):
@@ -146,7 +149,7 @@ def _delimiter(path: Path, lines: Sequence[tuple[str, str]]) -> str:
     if any(fitting.values()):
         return max(fitting, key=fitting.__getitem__)
     most = max(_DELIMITERS, key=lambda delimiter: len(parted[delimiter]))
-    return most if path.suffix in (".csv", ".tsv") and parted[most] else _BLANKS
+    return most if path.suffix.lower() in (".csv", ".tsv") and parted[most] else _BLANKS
 
 
 def _cells(where: str, line: str, delimiter: str) -> list[str]:

@@ -223,6 +223,17 @@ def test_numbers_that_are_ids_are_none_of_the_names(tmp_path: Path) -> None:
     assert labelled(write(tmp_path / "list.txt", "0.mp4 1\n1.mp4 0\n"), same) == [("0.mp4", "1"), ("1.mp4", "0")]
 
 
+def test_suffixes_are_read_in_any_case(tmp_path: Path) -> None:
+    assert read_classes(write(tmp_path / "C.CSV", "id,name\n0,a\n1,b\n")) == ["a", "b"]
+    assert read_classes(write(tmp_path / "C.JSON", '{"a": 0, "b": 1}')) == ["a", "b"]
+
+
+def test_a_test_list_of_ucf101_may_have_numbers(tmp_path: Path) -> None:
+    path = write(tmp_path / "testlist01.txt", "Waving/v_Waving_g01_c01.avi 2\nJumping/v_Jumping_g01_c01.avi 1\n")
+    classes = write(tmp_path / "classInd.txt", "1 Jumping\n2 Waving\n")
+    assert [label for _, label in labelled(path, classes)] == ["waving", "jumping"]
+
+
 def test_a_file_in_two_spellings_is_listed_twice(tmp_path: Path) -> None:
     for other in (tmp_path / "a.mp4", "sub/../a.mp4", "./a.mp4"):
         path = write(tmp_path / "list.txt", f"a.mp4 wave\n{other} wave\n")
@@ -331,6 +342,7 @@ def test_case_and_punctuation_tell_no_classes_apart() -> None:
         ("a.csv", "# nothing yet\n", "names no videos"),
         ("a.csv", "path,label\n", "names no videos"),
         ("a.csv", "file,label\na.mp4,0\n", "column 'path' is missing"),
+        ("a.csv", "path,label,label\na.mp4,0,1\n", "column 'label' is there twice"),
         ("a.csv", "label,video_path\nrun,a.mp4\njump,b.mp4\n", "the path comes first, or a header names the columns"),
         ("a.csv", "run;a.mp4\njump;b.mp4\n", "the path comes first, or a header names the columns: path,label"),
         ("a.csv", "path,label\na.mp4,\n", "line 2: path, label must not be empty"),
