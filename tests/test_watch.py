@@ -48,6 +48,11 @@ def test_a_run_under_way(tmp_path: Path) -> None:
     assert describe(write(tmp_path / "new"), 0, 60)[-1] == "  nothing logged yet"
 
 
+def test_a_stretch_without_a_step_taken(tmp_path: Path) -> None:
+    run = write(tmp_path / "run", entry(10, 3.0), entry(20) | {"loss": None})
+    assert "  loss      nan ▁?" in describe(run, now=1030.0, width=60)
+
+
 def test_time_left_is_that_of_the_latest_speed() -> None:
     slow, fast = entry(10, clips_per_s=1.0), [entry(20 + i, clips_per_s=40.0) for i in range(10)]
     assert time_left([slow, *fast], 4) == pytest.approx(71 * 4 / 40)
