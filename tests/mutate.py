@@ -274,6 +274,24 @@ MUTATIONS = [
         f"{_ALIGN}::test_tokens_held_in_registers_are_as_accurate",
     ),
     Mutation(
+        "kernels/alt_fast_kernels/align/triton.py",
+        "(best.to(tl.float32, bitcast=True) * rescale).to(tl.int32, bitcast=True)",
+        "best",
+        f"{_ALIGN}::test_a_small_tau_keeps_a_running_maximum",
+    ),
+    Mutation(
+        "kernels/alt_fast_kernels/align/triton.py",
+        "row_bits = _rows(seed, m % period)\n    best = _worst(BLOCK_M, HAS_NOISE)\n    who",
+        "row_bits = _rows(seed, m)\n    best = _worst(BLOCK_M, HAS_NOISE)\n    who",
+        f"{_ALIGN}::test_function_transforms",
+    ),
+    Mutation(
+        "kernels/alt_fast_kernels/align/triton.py",
+        "best = tl.log2(best.to(tl.float32, bitcast=True)) + shift",
+        "best = tl.log2(best.to(tl.float32, bitcast=True))",
+        f"{_ALIGN}::test_what_forward_leaves_for_backward",
+    ),
+    Mutation(
         "kernels/alt_fast_kernels/align/rows.py",
         "mix(at.to(tl.uint32)",
         "mix(at.to(tl.uint32) // 2",

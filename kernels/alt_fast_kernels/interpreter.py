@@ -48,6 +48,7 @@ def mend() -> None:
     """Mend what the interpreter gets wrong, does too well or does needlessly, once."""
     _mend_bf16()
     _mend_dot()
+    _mend_fma()
     _reduce_xor_in_one_step()
     _offer_the_arithmetic_of_a_gpu()
     _offer_ptx()
@@ -113,6 +114,17 @@ def _mend_dot() -> None:
         return TensorHandle(product + acc.data, acc.dtype.scalar)
 
     InterpreterBuilder.create_dot = create_dot
+
+
+def _mend_fma() -> None:
+    """Round x * y + z once, as a GPU does."""
+    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+
+    def create_fma(self: Any, x: Any, y: Any, z: Any) -> Any:
+        wide = x.data.astype(np.float64) * y.data + z.data
+        return TensorHandle(wide.astype(x.data.dtype), z.dtype.scalar)
+
+    InterpreterBuilder.create_fma = create_fma
 
 
 def tf32(x: Floats) -> Floats:

@@ -294,15 +294,19 @@ def test_a_token_that_is_no_number_chooses_some_entity_and_spoils_no_other(
 @pytest.mark.kernel_only
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("num_entities", [5, 300])
+@pytest.mark.parametrize("noisy", [False, True])
 def test_what_forward_leaves_for_backward(
-    num_entities: int, dtype: torch.dtype, interpreted: bool, monkeypatch: pytest.MonkeyPatch
+    num_entities: int, dtype: torch.dtype, noisy: bool, interpreted: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A gradient tells little of it: most errors of these sums are divided out. No cosine here is above 0."""
     if interpreted:
         monkeypatch.setattr(triton_kernels, "SPLITS", 2)
     tokens, entities, tau = -torch.rand(9, 64).to(dtype), torch.rand(num_entities, 64).to(dtype), 0.2
-    _, index, stats = torch.ops.alt_fast.align(tokens, entities, tau, None, 9)
+    seed = torch.tensor(3) if noisy else None
+    _, index, stats = torch.ops.alt_fast.align(tokens, entities, tau, seed, 9)
     logits = F.normalize(tokens.double(), dim=-1) @ F.normalize(entities.double(), dim=-1).T / tau
+    if seed is not None:
+        logits = logits + gumbel_noise(seed, 9, num_entities, torch.float64) + math.log(math.log(2))
     assert (logits.amax(-1) - logits.gather(1, index[:, None])[:, 0]).max() < 1e-5
     torch.testing.assert_close(stats[:, 0].double() * math.log(2), logits.logsumexp(-1), rtol=0, atol=1e-5)
     torch.testing.assert_close(stats[:, 1].double(), logits.softmax(-1).amax(-1), rtol=1e-4, atol=0)
@@ -340,9 +344,11 @@ def test_repeats_exactly() -> None:
 
 
 @pytest.mark.parametrize("tau", [1.0, 0.01])
-def test_a_small_tau_keeps_a_running_maximum(tau: float) -> None:
+@pytest.mark.parametrize("num_entities", [40, 300])  # a part of the corpus is a tile, and several
+def test_a_small_tau_keeps_a_running_maximum(tau: float, num_entities: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Logits of +-100 natural units are beyond what exp can hold; of those of tau = 1 a bound is enough."""
-    tokens, entities = torch.randn(5, 16), torch.randn(40, 16)
+    monkeypatch.setattr(triton_kernels, "SPLITS", 2)
+    tokens, entities = torch.randn(5, 16), torch.randn(num_entities, 16)
     for seed in (None, torch.tensor(3)):
         leaf, exact = tokens.clone().requires_grad_(), tokens.double().requires_grad_()
         index, aligned = align(leaf, entities, tau, seed)
@@ -456,9 +462,11 @@ def test_gradient_is_exact_when_backward_runs_inside_autocast() -> None:
     assert torch.equal(gradient(True), gradient(False))
 
 
-def test_function_transforms() -> None:
+@pytest.mark.usefixtures("held")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_function_transforms(dtype: torch.dtype) -> None:
     """vmap gives every mapped token what it has alone, the noise included; vmap(grad) likewise."""
-    tokens, entities, seed = torch.randn(3, 5, 16), torch.randn(20, 16), torch.tensor(5)
+    tokens, entities, seed = torch.randn(3, 5, 16).to(dtype), torch.randn(20, 16).to(dtype), torch.tensor(5)
 
     def loss(x: torch.Tensor) -> torch.Tensor:
         return align(x, entities, 0.5, seed)[1].sin().sum()

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from alt_fast_kernels import configs
+from alt_fast_kernels.align.triton import CHUNK, PADDING
 from alt_fast_kernels.attention.backends import MAX_HEAD_DIM
 from alt_fast_kernels.attention.triton import height
 from alt_fast_kernels.configs import ANY_WIDTH, HOLDS_TOKENS, TABLE, arch_of, config_of
@@ -61,6 +62,18 @@ def test_no_two_rows_are_for_the_same_kernel() -> None:
     assert {key for key in keys if not key[0].endswith(("_tall", "_tallest", "_held"))} == set(
         itertools.product(WIDTHS, ARCHS, ("fp32", "half"))
     )
+
+
+def test_no_tile_of_entities_is_wider_than_what_is_behind_them() -> None:
+    """Columns are read without a mask."""
+    widths = {
+        config["BLOCK_N"]
+        for kernels, _, _, configs in TABLE
+        for config in configs.values()
+        if kernels.startswith("align_") and "BLOCK_N" in config
+    }
+    assert max(widths) <= PADDING
+    assert all(CHUNK % width == 0 for width in widths)
 
 
 def test_where_tokens_are_held_there_are_tiles_for_it() -> None:

@@ -6,6 +6,7 @@ A program owns ROWS tokens and walks their channels, BLOCK_C at a time; tensors 
 import math
 from typing import Any
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -27,11 +28,11 @@ def _owned(num_rows, ROWS: tl.constexpr):
 
 @triton.jit(do_not_specialize=["num_rows", "num_out"])
 def align_norm_kernel(
-    x, out, scale, num_rows, num_out, width, ROWS: tl.constexpr, BLOCK_C: tl.constexpr
+    x, out, scale, num_rows, num_out, width, PACKED: tl.constexpr, ROWS: tl.constexpr, BLOCK_C: tl.constexpr
 ):  # fmt: skip
     """Write scale / norm of the rows of x [M, C], fp32, to out, of which those beyond M take the last row's.
 
-    Where out is int64, in its lower halves: the upper ones take what an entity puts into the hash of the noise.
+    PACKED: out is int64, and they are its lower halves; the upper ones take what an entity puts into the noise's hash.
     """
     at, inside = _owned(num_out, ROWS)
     row = tl.minimum(at, num_rows - 1)
@@ -41,7 +42,7 @@ def align_norm_kernel(
         squares += tile * tile
     norm = tl.maximum(tl.sqrt(tl.sum(squares, 1)), TINY)
     found = scale / norm
-    if out.dtype.element_ty == tl.int64:
+    if PACKED:
         bits = mix(at.to(tl.uint32) + tl.full([], 0x9E3779B9, tl.uint32))
         found = (bits.to(tl.int64) << 32) | found.to(tl.uint32, bitcast=True).to(tl.int64)
     tl.store(out + at, found, mask=inside)
@@ -148,7 +149,8 @@ def align_finish_kernel(
 
 def norm_launch(x: Tensor, scale: float, out: Tensor) -> Launch:
     """Write out, scale / norm of the rows of x [M, C] in fp32, or int64 (see the kernel); norms are 1e-12 at least."""
-    return _launch(align_norm_kernel, len(out), (x, out, scale, len(x), len(out), x.shape[1]), x)
+    args = (x, out, scale, len(x), len(out), x.shape[1])
+    return _launch(align_norm_kernel, len(out), args, x, PACKED=out.dtype == torch.int64)
 
 
 def pick_launch(
