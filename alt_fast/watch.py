@@ -49,7 +49,7 @@ def read_log(run: Path) -> dict[str, StageLog]:
                 entry = json.loads(line)
                 stage = stages.setdefault(entry["stage"], StageLog())
                 measured = "loss" in entry
-                if measured and entry["loss"] is None:  # all steps were skipped
+                if measured and entry["loss"] is None:  # no step had a finite one
                     entry["loss"] = float("nan")
                 for name in _MEASURED if measured else {"time", "step", *entry} - {"stage"}:
                     float(entry[name])

@@ -53,9 +53,9 @@ class Replayed(ClipStage):
 
     drawn: list[Any]
 
-    def batches(self, step: int) -> Iterator[Any]:  # type: ignore[override]
+    def batches(self, step: int) -> Iterator[Any]:
         """Return batches from a step and on, drawing those that no term has had yet."""
-        others = iter(super().batches(len(self.drawn)))
+        others = super().batches(len(self.drawn))
         for number in range(self.config.steps):
             if number == len(self.drawn):
                 self.drawn.append(next(others))

@@ -177,7 +177,7 @@ def read_list(
     classes = list(classes)
     if numbered and first is None and not starts_at_one:
         _check_numbers(rows, classes, path)
-    return _look_up(rows, folder, _label_lookup(rows, classes, starts_at_one, path)), classes
+    return _look_up(rows, folder, _label_lookup({row.label for row in rows}, classes, starts_at_one)), classes
 
 
 def _names_of(rows: Sequence[_Row], path: Path) -> list[str]:
@@ -315,20 +315,11 @@ def keep_classes(
     return chosen, [names[number] for number in numbers]
 
 
-def _label_lookup(rows: Sequence[_Row], classes: Sequence[str], starts_at_one: bool, path: Path) -> dict[str, int]:
-    """Return the class of every label, by name or, where some label is no name, by number.
-
-    Raises AnnotationError where all labels are names and numbers, and these are not of the same classes.
-    """
+def _label_lookup(labels: set[str], classes: Sequence[str], starts_at_one: bool) -> dict[str, int]:
+    """Return the class of every label: by number where all are numbers and some is no name, else first by name."""
     ids = {str(index + starts_at_one): index for index in range(len(classes))}
     names = {name: index for index, name in enumerate(classes)}
-    labels = {row.label for row in rows}
-    if labels <= ids.keys():
-        if not labels <= names.keys():
-            return names | ids
-        if any(ids[label] != names[label] for label in labels):
-            raise AnnotationError(f"{path}: its numbers may be ids or names of classes, and not the same ones")
-    return ids | names
+    return names | ids if labels <= ids.keys() and not labels <= names.keys() else ids | names
 
 
 def _labelled_by_folder(rows: Sequence[_Row]) -> list[_Row]:

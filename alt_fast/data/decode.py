@@ -120,8 +120,8 @@ def whole(planes: Planes) -> Frames:
 def decode_clip(path: str | Path, positions: Sequence[float], take: Take = whole) -> Frames:
     """Frames at relative positions of a video.
 
-    path: a file, or a member of a tar archive as ARCHIVE.tar/NAME. positions: ascending numbers in [0, 1); position p
-    of a video of n frames is frame floor(p * n). take: of each upright frame. Returns what it took, stacked: by default
+    path: a file, or a member of a tar archive as ARCHIVE.tar/NAME. positions: ascending numbers in [0, 1), of which
+    `sampling.frame_number` tells the frames. take: of each upright frame. Returns what it took, stacked: by default
     uint8 RGB [len(positions), H, W, 3].
 
     The packets are listed first (demuxing decodes nothing), so frame counts are true whatever the header says; then
@@ -155,7 +155,7 @@ def decode_frames(path: str | Path, index: VideoIndex, wanted: Sequence[int], ta
 def is_turned(path: str | Path) -> bool:
     """Whether the first picture is to be turned or mirrored. Raises VideoError."""
     with _errors_of(path), _open(path) as container:
-        stream = container.streams.video[0]
+        stream = video_stream(path, container)
         stream.thread_type = "NONE"
         return any(any(turn_of(frame)) for frame in islice(container.decode(stream), 1))
 
@@ -267,7 +267,7 @@ def _check_duration(
     # Of a cut that begins later than at 0 some headers say how long it is, others when it ends.
     step = (times[-1] - times[0]) / (len(times) - 1) * tick
     if video.duration is not None:
-        start = min(0, times[0] * tick)
+        start = min(0, times[0] * tick) if container.format.name == "asf" else times[0] * tick
         promised, found = video.duration * tick, max(times[-1] * tick + step, shown * tick) - start
     elif container.duration is not None:
         start = min(0, container.start_time or 0) / av.time_base
@@ -311,7 +311,7 @@ def _decode(
 ) -> Frames:
     distinct = sorted(set(wanted))
     pictures = _Pictures(take)
-    if index.counted or not _Seeking(container, index).read(distinct, pictures):
+    if index.counted or not _Seeking(path, container, index).read(distinct, pictures):
         pictures = _Pictures(take)
         _Linear(path, index).read(distinct, pictures)
     return pictures.stack(path, wanted)
@@ -329,10 +329,10 @@ class _Needed:
 class _Seeking:
     """Decodes each wanted frame from the keyframe before it, or on from where it is where that is nearer."""
 
-    def __init__(self, container: "av.container.InputContainer", index: VideoIndex) -> None:
+    def __init__(self, path: str | Path, container: "av.container.InputContainer", index: VideoIndex) -> None:
         assert index.times is not None
         self._container, self._times, self._keyframes = container, index.times, index.keyframes
-        self._stream = container.streams.video[0]
+        self._stream = video_stream(path, container)
         self._stream.thread_type = "NONE"  # loader workers are the parallelism
         self._needed = _Needed()
         self._frames: Iterator[av.VideoFrame] = iter(())  # looks at `_needed`
@@ -410,7 +410,7 @@ class FrameReader:
     def _read(self, distinct: Sequence[int], wanted: Sequence[int]) -> Frames:
         pictures = _Pictures(self._take)
         if not self._index.counted:
-            self._seeking = self._seeking or _Seeking(_open(self._path), self._index)
+            self._seeking = self._seeking or _Seeking(self._path, _open(self._path), self._index)
             if self._seeking.read(distinct, pictures, goes_on=True):
                 return pictures.stack(self._path, wanted)
             self._seeking, pictures = None, _Pictures(self._take)
@@ -432,7 +432,7 @@ class _Linear:
         self._path, self._count, self._timed = path, index.count, not index.counted
         self._order: Sequence[int] = range(index.count) if index.times is None or index.counted else index.times
         container = _open(path)
-        stream = container.streams.video[0]
+        stream = video_stream(path, container)
         stream.thread_type = "NONE"
         self._frames = enumerate(container.decode(stream))
         self._frame: av.VideoFrame | None = None

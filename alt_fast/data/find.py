@@ -61,24 +61,28 @@ def _find(name: str, root: str | Path | None, tell: Callable[[str], object]) -> 
     if _is_list(name):
         return read_paths(name, root)
     if glob.has_magic(name) and not os.path.exists(name):
-        matches = map(Path, _matches(name))
-        return _found(sorted(filter(Path.is_file, matches)), f"no file matches {name}")
+        links: set[str] = set()
+        matches = map(Path, _matches(name, links))
+        found = sorted(filter(Path.is_file, matches))
+        linked = f"{len(links)} {LINKED}"
+        if found and links:
+            tell(f"{name}: {len(found)} files; passed over: {linked}")
+        return _found(found, f"no file matches {name}" + f"; passed over: {linked}" * bool(links))
     return [Path(name)]
 
 
-def _matches(pattern: str) -> Iterator[str]:
-    """What a pattern matches; `**` does not follow links, which may lead back."""
-    head, found, tail = (
-        re.split(r"((?:^|(?<=/))\*\*(?:/+|$))", pattern, maxsplit=1) if "**" in pattern else ("", "", "")
-    )
-    if not found:
+def _matches(pattern: str, links: set[str]) -> Iterator[str]:
+    """What a pattern matches; `**` does not follow links, which may lead back. links: takes those to folders."""
+    head, *rest = re.split(r"(?:^|(?<=/))\*\*(?:/+|$)", pattern, maxsplit=1)
+    if not rest:
         yield from glob.iglob(pattern)
         return
     for base in glob.iglob(head) if head else [""]:
         for place, folders, _ in os.walk(base or "."):
             folders[:] = [name for name in folders if not name.startswith(".")]
+            links.update(link for name in folders if os.path.islink(link := os.path.join(place, name)))
             below = place if base else os.path.relpath(place)
-            yield from _matches(os.path.join("" if below == "." else glob.escape(below), tail or "*"))
+            yield from _matches(os.path.join("" if below == "." else glob.escape(below), rest[0] or "*"), links)
 
 
 def _walk(folder: str) -> tuple[list[Path], Counter[str]]:

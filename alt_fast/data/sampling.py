@@ -3,7 +3,7 @@
 import numpy as np
 
 Positions = tuple[float, ...]
-"""Relative positions of frames, ascending in [0, 1): position p of a video of n frames is frame floor(p * n)."""
+"""Relative positions of frames, ascending in [0, 1): see `frame_number`."""
 
 
 def frame_number(position: float, count: int) -> int:

@@ -6,15 +6,16 @@ alt-fast train --data.train shards/train.csv --data.test shards/val.csv --data.c
 
 import io
 import json
+import os
 import posixpath
 import re
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 from alt_fast.data.annotations import CLASS_COLUMNS, LIST_COLUMNS, Video
 from alt_fast.data.storage import StorageError, locate
-from alt_fast.data.tables import content_lines, read_text
+from alt_fast.data.tables import content_lines, is_video, read_text
 from alt_fast.errors import FileError
 from alt_fast.files import check_not_others, make_folder, read_json, write_atomically, write_csv, write_text
 from alt_fast.progress import Progress
@@ -25,9 +26,9 @@ Numbered = tuple[int, Video]
 def pack(videos: Sequence[Video], classes: Sequence[str], name: str, folder: Path, max_bytes: int) -> dict[str, str]:
     """Write FOLDER/NAME-00000.tar, ..., each with its index, FOLDER/NAME.csv and FOLDER/classes.csv.
 
-    A sample is NUMBER/NAME.EXTENSION, the file as it is, and NUMBER/NAME.json: {"path", "label", "class"}. Dots in a
-    name become "_", as WebDataset ends it at the first. Archives that hold these videos already stay, so an interrupted
-    run goes on. Returns the causes of files that could not be packed, by path.
+    A sample is NUMBER/NAME.EXTENSION, the file as it is, and NUMBER/NAME.json: {"path", "label", "class"}. Archives
+    that hold these videos already stay, so an interrupted run goes on. Returns the causes of files that could not be
+    packed, by path.
     """
     make_folder(folder)
     listed = folder / f"{name}.csv"
@@ -43,7 +44,7 @@ def pack(videos: Sequence[Video], classes: Sequence[str], name: str, folder: Pat
     groups = list(enumerate(_groups(videos, max_bytes, failures)))
     for number, group in Progress(groups, name, "archive"):
         archive = folder / f"{name}-{number:05}.tar"
-        names = [f"{i:08}/{video.path.stem.replace('.', '_')}{video.path.suffix}" for i, video in group]
+        names = [f"{i:08}/{_stem(video.path)}{video.path.suffix}" for i, video in group]
         if not _is_complete(archive, group, names, classes):
             _write(archive, group, names, classes)
         rows += [
@@ -97,6 +98,11 @@ def _is_complete(archive: Path, group: Sequence[Numbered], names: Sequence[str],
         return False
 
 
+def _stem(path: Path) -> str:
+    """The name of a video, without dots, at the first of which WebDataset ends it, and what no list can hold."""
+    return re.sub(r"[.\x00-\x1f\x7f]", "_", os.fsencode(path.stem).decode("utf-8", "replace"))
+
+
 def _json_of(name: str) -> str:
     return str(PurePosixPath(name).with_suffix(".json"))
 
@@ -131,28 +137,38 @@ def write_index(archive: Path, names: set[str] | None = None) -> None:
     """Write ARCHIVE.json, {"NAME": [offset, size]}, of the members called `names`, or of all. Raises StorageError.
 
     Names are as paths have them: `tar -C DIR .` calls a.mp4 "./a.mp4". Of two members of one name the last one counts,
-    as where they are extracted, and a link stands for what it names in the archive. What is sparse has no bytes to
-    point to, and a link may name what is not there: StorageError.
+    as where they are extracted, and a link stands for what it names in the archive. What has no bytes of its own there,
+    a sparse file or a link to elsewhere, is left out, or where it is called as a video is, refused.
     """
+    members: dict[str, tarfile.TarInfo] = {}
     try:
         with tarfile.open(archive, "r:") as tar:
-            members = {_in_archive(m.name): m for m in tar if not m.isdir() and (names is None or m.name in names)}
+            for member in tar:
+                name = _in_archive(member.name)
+                again = member.islnk() and _in_archive(member.linkname) == name  # tar was given one file twice
+                if (names is None or member.name in names) and not again:
+                    members[name] = member
     except (OSError, tarfile.TarError) as e:
         raise StorageError(f"{archive} is no tar archive: {e}") from e
     places = {}
-    for name, member in members.items():
-        for _ in range(len(members)):
-            if not (member.issym() or member.islnk()):
-                break
-            beside = posixpath.dirname(member.name) if member.issym() else ""
-            named = _in_archive(posixpath.join(beside, member.linkname))
-            if named not in members:
-                raise StorageError(f"{archive}: {name} is a link to {member.linkname}, which is not in it")
-            member = members[named]
-        if not member.isfile() or member.issparse():
-            raise StorageError(f"{archive}: {name} is no plain file (a sparse one, or of a device): pack it as one")
-        places[name] = (member.offset_data, member.size)
+    for name in members:
+        target = _target(name, members)
+        if target is not None:
+            places[name] = (target.offset_data, target.size)
+        elif is_video(name):
+            raise StorageError(f"{archive}: {name} has no bytes of its own there, as links and sparse files have none")
     write_text(archive.with_name(archive.name + ".json"), json.dumps(places))
+
+
+def _target(name: str, members: Mapping[str, tarfile.TarInfo]) -> tarfile.TarInfo | None:
+    """Return the plain file that a member is, or links to; None where there is none."""
+    for _ in members:  # links may be a circle
+        member = members.get(name)
+        if member is None or not (member.issym() or member.islnk()):
+            return member if member is not None and member.isfile() and not member.issparse() else None
+        beside = posixpath.dirname(member.name) if member.issym() else ""
+        name = _in_archive(posixpath.join(beside, member.linkname))
+    return None
 
 
 def _in_archive(name: str) -> str:

@@ -9,10 +9,8 @@ from timm.layers import Attention
 from torch import Tensor, nn
 
 from alt_fast.errors import ArgumentError
-from alt_fast.tome.layout import SelfAttention
+from alt_fast.tome.layout import TIMMS_ATTENTION
 from alt_fast_kernels import Rotary, proportional_attention_qkvpacked
-
-SELF_ATTENTION = SelfAttention()
 
 
 class ToMeAttention(Attention):
@@ -29,7 +27,7 @@ class ToMeAttention(Attention):
 
         Returns the output and the keys to match, as they are before they turn.
         """
-        return SELF_ATTENTION(self, x, size, rotary)
+        return TIMMS_ATTENTION(self, x, size, rotary)
 
     @classmethod
     def from_timm(cls, attention: Attention) -> "ToMeAttention":

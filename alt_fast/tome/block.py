@@ -326,11 +326,16 @@ def _refuse_bypassed(attention: nn.Module) -> None:
     _refuse_foreign_forward(type(attention))
 
 
+LIBRARIES = ("timm", "open_clip", "transformers", "torchvision", "clip", "torch")
+"""Top modules of classes whose forward is their own, as PyTorch decorates it at most."""
+
+
 def _refuse_foreign_forward(kind: type[nn.Module]) -> None:
-    """Raise ArgumentError where another package put its forward on a class, as recorders of attention do."""
+    """Raise ArgumentError where somebody put another forward on a class of a library, as recorders of attention do."""
     owner = next(cls for cls in kind.__mro__ if "forward" in vars(cls))
-    given = getattr(vars(owner)["forward"], "__module__", "")
-    if given.partition(".")[0] != owner.__module__.partition(".")[0]:
+    library = owner.__module__.partition(".")[0]
+    given = getattr(vars(owner)["forward"], "__globals__", {}).get("__name__")  # wraps() copies all but that
+    if library in LIBRARIES and given is not None and given.partition(".")[0] not in (library, "torch"):
         raise ArgumentError(
             f"{kind.__name__} has a forward of {given}, put in the place of its own, which merging would not reach"
         )

@@ -100,6 +100,9 @@ class SelfAttention:
         return q.to(v.dtype), k.to(v.dtype), v
 
 
+TIMMS_ATTENTION = SelfAttention(inner_norm="norm", gate="gate")
+
+
 def packed_projection(attention: nn.Module, name: str, x: Tensor) -> Tensor:
     """Queries, keys and values side by side [B, N, 3 * H * D], with BEiT's separate biases where there are any."""
     projection = part(attention, name)
@@ -115,7 +118,7 @@ def packed_projection(attention: nn.Module, name: str, x: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Layout:
-    """A block: x + after(attention(norm1(x))), merged, plus mlp(norm2(that)), by the names of its parts.
+    """A block: x + after(attention(norm1(x))), merged, plus mlp(norm2(that)), by the names of its parts; timm's Block.
 
     A name may have dots. A part that is missing or None is left out; a parameter multiplies.
 
@@ -129,7 +132,7 @@ class Layout:
     for an attention module, in every eager forward pass, that does more than the layout says.
     """
 
-    attend: Attend = SelfAttention()
+    attend: Attend = TIMMS_ATTENTION
     attention: str = "attn"
     norm1: str | None = "norm1"
     after_attention: tuple[str, ...] = ("ls1", "drop_path1")

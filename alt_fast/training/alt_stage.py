@@ -163,11 +163,9 @@ def _settings(job: Job) -> StageSettings:
 
 Forward = Callable[..., Any]
 
-_SYNCS_BUFFERS = next(
-    name for name in ("forward_sync_buffers", "broadcast_buffers")
-    if name in inspect.signature(DistributedDataParallel).parameters
-)  # fmt: skip
-"""DistributedDataParallel's option of that name, which PyTorch 2.13 renamed."""
+_RENAMED = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
+_SYNCS_BUFFERS = "forward_sync_buffers" if _RENAMED else "broadcast_buffers"
+"""DistributedDataParallel's option, which PyTorch 2.13 renamed."""
 
 
 def wrap_parallel(

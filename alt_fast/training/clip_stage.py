@@ -12,7 +12,7 @@ by their number is told here:
 """
 
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -139,7 +139,7 @@ class Seen(NamedTuple):
 
 
 def _finish_on_sigterm(worker: int) -> None:
-    """Ignore what a whole group of processes is sent: the main one writes a checkpoint, and ends its workers."""
+    """Ignore what a whole group of processes is sent: the main one writes a checkpoint, and ends its workers itself."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
@@ -182,11 +182,11 @@ class ClipStage:
         """Return the same for all."""
         return self.config.lr
 
-    def batches(self, step: int) -> "DataLoader[Any]":
-        """Return batches of frames, their captions and what they show, from a step and on."""
+    def batches(self, step: int) -> Iterator[Any]:
+        """Give batches of frames, their captions and what they show, from a step and on."""
         size = self.config.batch_size
         indices = [list(range(s * size, (s + 1) * size)) for s in range(step, self.config.steps)]
-        return DataLoader(
+        yield from DataLoader(
             self.frames, batch_sampler=indices, num_workers=self.workers, worker_init_fn=_finish_on_sigterm
         )
 

@@ -5,7 +5,7 @@ import math
 import signal
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -107,8 +107,7 @@ def fit(stage: Stage, folder: Path, saving: SaveEvery, log: RunLog | None = None
     """
     world = world or World()
     trainer = _Trainer(stage, folder, saving, log, world)
-    batches = iter(stage.batches(trainer.state.step))
-    with _termination() as asked:
+    with _termination() as asked, contextlib.closing(_each(stage.batches(trainer.state.step))) as batches:
         for step in trainer.bar:
             own = trainer.backward(batches, step)
             stop, *means = world.mean(float(bool(asked)), *own.values())
@@ -126,6 +125,11 @@ def fit(stage: Stage, folder: Path, saving: SaveEvery, log: RunLog | None = None
             raise trainer.terminated()
     trainer.publish()
     return trainer.seconds
+
+
+def _each(batches: Iterable[Any]) -> Generator[Any, None, None]:
+    """Give them until this is closed, which ends the processes that make them."""
+    yield from batches
 
 
 @contextlib.contextmanager
@@ -271,7 +275,7 @@ class _Trainer:
 
 def _line(name: str, done: int, steps: int, measured: Mapping[str, float | None]) -> str:
     loss, speed, waited, size = (measured[key] for key in ("loss", "clips_per_s", "wait_share", "peak_bytes"))
-    told = "no step taken" if loss is None else f"loss {loss:.3f}"
+    told = "no finite loss" if loss is None else f"loss {loss:.3f}"
     line = f"{name}: step {done} of {steps}, {told}, {speed:.1f} samples/s"
     return f"{line}, {waited:.0%} of the time waiting for data, {(size or 0) / 2**30:.2f} GiB"
 

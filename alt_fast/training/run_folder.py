@@ -82,7 +82,11 @@ def open_run_folder(config: TrainConfig, world: World | None = None) -> Iterator
         if not _goes_on(folder, settings, config.resume, world):
             parts = world.size * config.optim.accumulate
             write_json(folder / ENVIRONMENT, describe_environment() | {"launch": world.launch, _PARTS: parts})
-            write_text(folder / CONFIG, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
+            try:
+                write_text(folder / CONFIG, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
+            except BaseException:
+                (folder / ENVIRONMENT).unlink()  # without the other it would be somebody else's
+                raise
         yield folder
 
 
@@ -109,11 +113,11 @@ def check_same_inputs(folder: Path, config: TrainConfig, lists: Lists, corpus: C
     if changed:
         raise RunError(f"{folder} was started with other lists: {'; '.join(changed)}. Choose another --out")
     texts = [] if corpus is None else [f"{entity.category} {entity.text}" for entity in corpus.entities]
-    weights = {
-        "start_from": None if config.start_from is None else Path(config.start_from) / WEIGHTS,
-        "model.pretrained": None if config.model.pretrained is None else Path(config.model.pretrained),
-    }
-    read = {"corpus": text_of(texts)} | {name: _hash(path) for name, path in weights.items() if path and path.is_file()}
+    read = {"corpus": text_of(texts)}
+    for name, given in (("start_from", config.start_from), ("model.pretrained", config.model.pretrained)):
+        if given is not None:
+            path = Path(given) / WEIGHTS if Path(given).is_dir() else Path(given)
+            read[name] = _hash(path) if path.is_file() else f"no file {given}"  # a tag of open_clip is none
     changed = differences(environment.setdefault("read", read), read)
     if changed:
         raise RunError(f"{folder} was started from other files: {'; '.join(changed)}. Choose another --out")

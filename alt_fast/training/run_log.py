@@ -74,7 +74,7 @@ class RunLog:
 
     log.jsonl has an object a line: time (Unix seconds), stage, step, steps (of the stage), and what was measured since
     the line before: loss, other losses by name (distill), lr (the largest), clips_per_s, wait_share, peak_bytes,
-    batch_size; or a score, such as top1. A mean loss is null where all steps were skipped.
+    batch_size; or a score, such as top1. A mean loss is null where no step had a finite one.
     """
 
     def __init__(self, folder: Path) -> None:

@@ -591,6 +591,22 @@ def test_a_picture_on_the_cover_of_music_is_no_video(tmp_path: Path) -> None:
         index_video(path)
 
 
+def test_a_cover_that_comes_first_is_not_the_video(write_video: VideoWriter) -> None:
+    source = write_video("whole.mp4")
+    path = source.with_name("covered.mp4")
+    with av.open(str(source)) as old, av.open(str(path), "w") as new:
+        cover = new.add_stream("mjpeg", rate=25)
+        cover.width, cover.height, cover.pix_fmt, cover.disposition = 64, 48, "yuvj420p", Disposition.attached_pic
+        stream = new.add_stream_from_template(old.streams.video[0])
+        new.mux([*cover.encode(av.VideoFrame.from_ndarray(np.zeros((48, 64, 3), np.uint8))), *cover.encode()])
+        for packet in old.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = stream
+                new.mux(packet)
+    for positions in ([0.0, 0.5, 0.99], [(i + 0.5) / 30 for i in range(30)]):  # by seeking, and one after the other
+        assert (decode_clip(path, positions) == decode_clip(source, positions)).all()
+
+
 def test_positions_that_are_whole_frames_are_these(write_video: VideoWriter) -> None:
     """Whatever the last digits of their products: 0.35 of 180 frames is frame 63."""
     index = index_video(write_video("whole.mp4"))

@@ -57,6 +57,12 @@ def test_a_glob_is_what_it_matches(clips: Path, monkeypatch: pytest.MonkeyPatch)
     assert find_videos(["**/*.mp4"]) == [Path("b/2.mp4"), Path("clip[1].mp4"), Path("odd, name.mp4")]
     (clips / "loop").symlink_to(clips)
     (clips / "again").symlink_to(clips)
+    told: list[str] = []
+    assert find_videos([f"{clips}/**/*.webm"], tell=told.append) == [clips / "b/deep/er/x.webm"]
+    assert told == [f"{clips}/**/*.webm: 1 files; passed over: 2 folders behind links"]
+    with pytest.raises(ArgumentError, match=r"no file matches .*; passed over: 2 folders behind links$"):
+        find_videos([f"{clips}/**/none*"])
+    assert find_videos([f"{clips}/b**/2.mp4", f"{clips}/**.mkv"]) == [clips / "b/2.mp4", clips / "a.mkv"]
     assert find_videos([f"{clips}/**/*.webm"]) == [clips / "b/deep/er/x.webm"]
     assert find_videos([f"{clips}/loop/b/*.mp4"]) == [clips / "loop/b/2.mp4"]  # which is named
     assert find_videos([str(clips / "clip[1].mp4")]) == [clips / "clip[1].mp4"]

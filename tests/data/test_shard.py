@@ -212,20 +212,46 @@ def test_links_in_archives_stand_for_what_they_name(shapes: Path, tmp_path: Path
     assert (decode_clip(f"{archive}/a/softer.webm", [0.5]) == expected).all()
 
 
-def test_members_without_bytes_of_their_own_are_named(tmp_path: Path) -> None:
+def test_members_without_bytes_of_their_own_are_named_where_they_are_videos(tmp_path: Path) -> None:
     archive = tmp_path / "theirs.tar"
-    for kind, linked, said in (
-        (tarfile.SYMTYPE, "gone.webm", "a.webm is a link to gone.webm, which is not in it"),
-        (tarfile.SYMTYPE, "a.webm", "a.webm is no plain file"),  # a link to itself
-        (tarfile.GNUTYPE_SPARSE, "", "a.webm is no plain file"),
-        (tarfile.FIFOTYPE, "", "a.webm is no plain file"),
+    for kind, linked in (
+        *((tarfile.SYMTYPE, "gone.webm"), (tarfile.SYMTYPE, "a.webm"), (tarfile.SYMTYPE, "folder")),
+        *((tarfile.GNUTYPE_SPARSE, ""), (tarfile.FIFOTYPE, "")),
     ):
-        with tarfile.open(archive, "w") as tar:
-            member = tarfile.TarInfo("a.webm")
-            member.type, member.linkname = kind, linked
-            tar.addfile(member)
-        with pytest.raises(StorageError, match=said):
-            write_index(archive)
+        for name in ("a.webm", "README"):
+            with tarfile.open(archive, "w") as tar:
+                member, folder = tarfile.TarInfo(name), tarfile.TarInfo("folder")
+                member.type, member.linkname, folder.type = kind, linked, tarfile.DIRTYPE
+                tar.addfile(folder)
+                tar.addfile(member)
+            if name == "README":
+                write_index(archive)
+                assert (tmp_path / "theirs.tar.json").read_text() == "{}"
+            else:
+                with pytest.raises(StorageError, match=r"a\.webm has no bytes of its own there"):
+                    write_index(archive)
+
+
+def test_a_file_that_tar_was_given_twice_is_the_first(shapes: Path, tmp_path: Path) -> None:
+    archive = tmp_path / "theirs.tar"
+    with tarfile.open(archive, "w") as tar:
+        tar.add(shapes / "train/00000.webm", arcname="a.webm")
+        again = tarfile.TarInfo("./a.webm")
+        again.type, again.linkname = tarfile.LNKTYPE, "a.webm"
+        tar.addfile(again)
+    write_index(archive)
+    assert (decode_clip(f"{archive}/a.webm", [0.5]) == decode_clip(shapes / "train/00000.webm", [0.5])).all()
+
+
+def test_names_that_no_list_can_hold_are_packed(shapes: Path, tmp_path: Path) -> None:
+    names = [os.fsdecode(b"caf\xe9.webm"), "two\nlines.webm"]
+    for name in names:
+        shutil.copy(shapes / "train/00000.webm", tmp_path / name)
+    for _ in range(2):
+        assert pack([Video(tmp_path / name, 0) for name in names], ["a"], "mine", tmp_path / "out", 2**30) == {}
+        videos, _ = read_list(tmp_path / "out/mine.csv")
+        assert [video.path.stem for video in videos] == ["caf\N{REPLACEMENT CHARACTER}", "two_lines"]
+        assert all(locate(video.path).size for video in videos)
 
 
 def test_archives_whose_names_look_like_addresses(

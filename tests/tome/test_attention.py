@@ -7,10 +7,13 @@ from typing import Any
 import pytest
 import torch
 from timm.layers import Attention
+from timm.models.vision_transformer import Block
 from torch import nn
 
+import alt_fast
 from alt_fast.errors import ArgumentError
 from alt_fast.tome.attention import ToMeAttention
+from alt_fast.tome.layout import Layout, Tower
 from alt_fast.tome.schedule import merge_schedule
 
 
@@ -66,6 +69,28 @@ def test_takes_over_timm() -> None:
     torch.testing.assert_close(ours(x)[0], theirs(x))
     with pytest.raises(TypeError, match="must be timm"):
         ToMeAttention.from_timm(nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize("options", [{"scale_norm": True}, {"gated": True}, {"qk_norm": True}])
+def test_has_all_that_timms_has(options: dict[str, bool]) -> None:
+    theirs = Attention(32, num_heads=4, norm_layer=nn.LayerNorm, **options)
+    for parameter in theirs.parameters():
+        nn.init.normal_(parameter)
+    x = torch.randn(2, 9, 32)
+    torch.testing.assert_close(ToMeAttention.from_timm(theirs)(x)[0], theirs(x))
+
+
+def test_a_layout_that_says_nothing_is_timms() -> None:
+    model, x = nn.Sequential(Block(32, 4, scale_attn_norm=True)), torch.randn(2, 9, 32)
+    for parameter in model.parameters():
+        nn.init.normal_(parameter)
+    expected = model(x)
+
+    def find_tower(module: nn.Module) -> Tower | None:
+        return Tower(list(model), 1, {Block: Layout()}) if module is model else None
+
+    alt_fast.apply_patch(model, 0, find_tower=find_tower)
+    torch.testing.assert_close(model(x), expected)
 
 
 def test_what_is_changed_in_one_is_not_in_the_other() -> None:

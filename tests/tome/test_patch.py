@@ -1,6 +1,7 @@
 """apply_patch on every host library: nothing changes at r = 0, and r > 0 is merging as defined."""
 
 import copy
+import functools
 import io
 import pickle
 import sys
@@ -20,6 +21,7 @@ from torch.nn.utils import prune
 
 import alt_fast
 from alt_fast.errors import ArgumentError
+from alt_fast.tome.patch import find_towers
 from alt_fast.tome.schedule import merge_schedule
 from alt_fast_kernels import use_backend
 from tests.oracles import match_by_loops
@@ -495,6 +497,7 @@ def test_a_forward_put_on_a_class_is_refused(kind: type[nn.Module], monkeypatch:
     """As recorders of attention do: it would be passed over."""
     own, calls = kind.forward, []
 
+    @functools.wraps(own)  # which makes it look like the library's
     def record(self: nn.Module, *args: Any, **options: Any) -> Any:
         calls.append(self)
         return own(self, *args, **options)
@@ -505,6 +508,14 @@ def test_a_forward_put_on_a_class_is_refused(kind: type[nn.Module], monkeypatch:
         alt_fast.apply_patch(model, r=3)
     model(torch.randn(1, 3, IMAGE, IMAGE))
     assert len(calls) == 3
+
+
+def test_what_is_patched_is_no_tower_to_ask_about() -> None:
+    model = timm_vit()
+    alt_fast.apply_patch(model, r=3)
+    with pytest.raises(ArgumentError, match="the blocks of this VisionTransformer merge already"):
+        list(find_towers(model))
+    alt_fast.apply_patch(model, r=2)
 
 
 def test_a_patched_model_goes_by_its_own_name() -> None:

@@ -1,5 +1,6 @@
 """What the tiny CLIP learns from: captioned frames with what their patches show, and the losses on it."""
 
+import multiprocessing
 import os
 import pickle
 import signal
@@ -46,11 +47,17 @@ def test_a_signal_to_all_processes_ends_no_batch() -> None:
     stage = ClipStage.__new__(ClipStage)
     stage.frames = CaptionedFrames(1, corpus, 0, 64, (8, 8), "imagenet")
     stage.config, stage.workers = PretrainConfig(steps=12, batch_size=2), 1
-    batches: Any = iter(stage.batches(0))
+    batches: Any = stage.batches(0)
     next(batches)
-    for worker in batches._workers:
-        os.kill(worker.pid, signal.SIGTERM)
+    (worker,) = multiprocessing.active_children()
+    assert worker.pid is not None
+    os.kill(worker.pid, signal.SIGTERM)
     assert len(list(batches)) == 11
+    again: Any = stage.batches(0)
+    next(again)
+    assert multiprocessing.active_children()
+    again.close()  # as the loop does whatever happens: at its end Python would wait for ever
+    assert not multiprocessing.active_children()
 
 
 def test_the_losses_are_cross_entropies() -> None:

@@ -312,6 +312,23 @@ def test_the_rate_that_is_told_is_the_largest(tmp_path: Path) -> None:
     assert rates == pytest.approx([0.02 * Schedule(12, 3).factor(step - 1) for step in (4, 8, 10, 12)])
 
 
+def test_what_makes_batches_is_closed_by_any_error(tmp_path: Path) -> None:
+    closed = []
+
+    def batches(step: int) -> Iterator[Tensor]:
+        try:
+            yield from Toy().batches(step)
+        finally:
+            closed.append(step)
+
+    toy = Toy()
+    toy.batches = batches  # type: ignore[method-assign]
+    toy.before_loss = lambda number: 1 // (number - 2)
+    with pytest.raises(ZeroDivisionError):
+        fit(toy, tmp_path, SaveEvery(100))
+    assert closed == [0]
+
+
 def test_a_state_of_something_else_is_named(tmp_path: Path) -> None:
     torch.save({"version": FORMAT_VERSION, "module": 1}, tmp_path / "toy-00000003.state")
     with pytest.raises(CheckpointError, match=r"toy-00000003\.state does not fit this run"):

@@ -7,7 +7,7 @@ import pytest
 
 from alt_fast.corpus import Corpus, Entity
 from alt_fast.distributed import World
-from alt_fast.errors import RunError
+from alt_fast.errors import FileError, RunError
 from alt_fast.inference.trained import TrainedModel
 from alt_fast.training import run
 from alt_fast.training.config import DataConfig, OptimConfig, TrainConfig
@@ -117,6 +117,35 @@ def test_a_run_goes_on_from_the_files_that_it_was_started_from(tmp_path: Path) -
         (start / "model.safetensors").write_bytes(b"two")
         with pytest.raises(RunError, match="was started from other files: start_from was '"):
             check_same_inputs(folder, config, lists, corpus)
+        (start / "model.safetensors").unlink()
+        with pytest.raises(RunError, match="start_from was '.*', now 'no file "):
+            check_same_inputs(folder, config, lists, corpus)
+
+
+def test_weights_to_start_from_may_be_a_file(tmp_path: Path) -> None:
+    best = tmp_path / "best.safetensors"
+    best.write_bytes(b"one")
+    config, lists = TrainConfig(out=str(tmp_path / "run"), start_from=str(best)), Lists([], [], [], [], [])
+    with open_run_folder(config) as folder:
+        check_same_inputs(folder, config, lists, None)
+        best.write_bytes(b"two")
+        with pytest.raises(RunError, match="was started from other files: start_from was '"):
+            check_same_inputs(folder, config, lists, None)
+
+
+def test_a_folder_whose_first_files_could_not_be_written_is_begun_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, text: str) -> None:
+        raise FileError("cannot write: no space left")
+
+    config = TrainConfig(out=str(tmp_path / "run"))
+    with monkeypatch.context() as patch:
+        patch.setattr("alt_fast.training.run_folder.write_text", full)
+        with pytest.raises(FileError, match="no space left"), open_run_folder(config):
+            pass
+    with open_run_folder(config):
+        pass
 
 
 def test_the_best_weights_are_kept_again_where_they_were_moved_away(

@@ -10,8 +10,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from alt_fast.errors import ArgumentError
-from alt_fast.tome.block import host_of
-from alt_fast.tome.layout import Layout, SelfAttention, Tower
+from alt_fast.tome.block import Patched, host_of
+from alt_fast.tome.layout import TIMMS_ATTENTION, Layout, Tower
 from alt_fast_kernels import Rotary, proportional_attention
 
 REFUSED = {
@@ -36,15 +36,14 @@ REFUSED = {
 }
 """Relatives by the names of their classes, and what they do that merged tokens cannot honour."""
 
-FUSED = SelfAttention(inner_norm="norm", gate="gate")
-SEPARATE = replace(FUSED, qkv=("q_proj", "k_proj", "v_proj"))
+SEPARATE = replace(TIMMS_ATTENTION, qkv=("q_proj", "k_proj", "v_proj"))
 
 
 def attend(attention: nn.Module, x: Tensor, size: Tensor | None, rotary: Rotary | None) -> tuple[Tensor, Tensor]:
     """Attend as timm's Attention, AttentionRope, EvaAttention or DiffAttention do."""
     if hasattr(attention, "sub_norm"):
         return attend_differentially(attention, x, size)
-    return (SEPARATE if attention.qkv is None else FUSED)(attention, x, size, rotary)
+    return (SEPARATE if attention.qkv is None else TIMMS_ATTENTION)(attention, x, size, rotary)
 
 
 def attend_differentially(attention: Any, x: Tensor, size: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -169,6 +168,8 @@ def tower_of(module: Any) -> Tower:
     layouts = {}
     for block in module.blocks:
         kind = type(block).__name__
+        if isinstance(block, Patched):
+            raise ArgumentError(f"the blocks of this {name} merge already: ask before apply_patch")
         if kind not in LAYOUTS or not _is_timms(block):
             raise ArgumentError(f"block of {name} must be one of timm's {', '.join(LAYOUTS)}, got {kind}")
         for path, attention in block.named_modules():
