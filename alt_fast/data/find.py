@@ -62,8 +62,7 @@ def _find(name: str, root: str | Path | None, tell: Callable[[str], object]) -> 
         return read_paths(name, root)
     if glob.has_magic(name) and not os.path.exists(name):
         links: set[str] = set()
-        matches = map(Path, _matches(name, links))
-        found = sorted(filter(Path.is_file, matches))
+        found = sorted(filter(Path.is_file, set(map(Path, _matches(name, links)))))  # several `**` meet again
         linked = f"{len(links)} {LINKED}"
         if found and links:
             tell(f"{name}: {len(found)} files; passed over: {linked}")

@@ -16,6 +16,9 @@ FILES = [
 ]
 
 
+STARS = ("**/*.webm", "**/**/*.webm")
+
+
 @pytest.fixture
 def clips(tmp_path: Path) -> Path:
     for name in FILES:
@@ -59,7 +62,8 @@ def test_a_glob_is_what_it_matches(clips: Path, monkeypatch: pytest.MonkeyPatch)
     (clips / "again").symlink_to(clips)
     told: list[str] = []
     assert find_videos([f"{clips}/**/*.webm"], tell=told.append) == [clips / "b/deep/er/x.webm"]
-    assert told == [f"{clips}/**/*.webm: 1 files; passed over: 2 folders behind links"]
+    find_videos([f"{clips}/**/**/*.webm"], tell=told.append)
+    assert told == [f"{clips}/{stars}: 1 files; passed over: 2 folders behind links" for stars in STARS]
     with pytest.raises(ArgumentError, match=r"no file matches .*; passed over: 2 folders behind links$"):
         find_videos([f"{clips}/**/none*"])
     assert find_videos([f"{clips}/b**/2.mp4", f"{clips}/**.mkv"]) == [clips / "b/2.mp4", clips / "a.mkv"]
