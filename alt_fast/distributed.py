@@ -17,6 +17,10 @@ from alt_fast.errors import ArgumentError
 
 T = TypeVar("T")
 
+_LEFT: list[dist.ProcessGroup | None] = []
+"""The groups that this process has left. PyTorch ends a group where its last reference goes, with Python's lock held if
+that is a DistributedDataParallel's, and may then wait for ever for a thread of gloo that waits for the lock."""
+
 PATIENCE = timedelta(days=7)
 """How long a process waits for the others. PyTorch's 10 minutes (NCCL) and 30 (gloo) end a job whose shares of the
 videos take unequally long, or whose main process prepares data alone. A process that dies is torchrun's to notice."""
@@ -78,6 +82,7 @@ def join_world(device: str) -> Iterator[World]:
         yield _join(device)
     finally:
         if dist.is_initialized():
+            _LEFT.append(dist.group.WORLD)
             dist.destroy_process_group()
 
 

@@ -1,12 +1,12 @@
 """Recognising a stream from the command line: what is printed, how it ends, and what is refused."""
 
+import io
 import json
 import os
 import re
 import signal
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -112,19 +112,34 @@ def test_json_holds_every_clip_with_all_there_is(
         assert 0 <= row["latency"] <= 0.2
 
 
+class Heard(io.StringIO):
+    """Standard output that tells when something is written to it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.something = threading.Event()
+
+    def write(self, text: str) -> int:
+        self.something.set()
+        return super().write(text)
+
+
 def test_standard_input_until_its_writer_ends(
     trained_run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As of `ffmpeg ... | alt-fast live -`."""
     read, write = os.pipe()
+    out = Heard()
+    monkeypatch.setattr("sys.stdout", out)
 
     def send() -> None:
         with os.fdopen(write, "wb") as pipe:
-            stream = mpegts(40)
-            for first in range(0, len(stream), 8192):
-                pipe.write(stream[first : first + 8192])
+            stream = mpegts(2000)
+            for first in range(0, len(stream), 1024):  # a picture or two
+                pipe.write(stream[first : first + 1024])
                 pipe.flush()
-                time.sleep(0.02)
+                if out.something.wait(0.02):
+                    return
 
     with os.fdopen(read, "rb") as stdin:
         monkeypatch.setattr("sys.stdin", stdin)
@@ -132,9 +147,9 @@ def test_standard_input_until_its_writer_ends(
         sender.start()
         assert main(command(trained_run, "-", "--window", "400ms", "--json")) == 0
         sender.join()
-    out, err = capsys.readouterr()
-    assert {found["label"] for line in out.splitlines() for found in json.loads(line)["labels"]} == set(LABELS)
-    assert "-: waiting for its first picture" in err
+    lines = out.getvalue().splitlines()
+    assert {found["label"] for line in lines for found in json.loads(line)["labels"]} == set(LABELS)
+    assert "-: waiting for its first picture" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("in_no_time")

@@ -1,10 +1,12 @@
 """Several processes under torchrun do what one does; when one dies, the job goes on from its last checkpoint."""
 
+import gc
 import json
 import os
 import shutil
 import signal
 import socket
+import weakref
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
+from torch import nn
 
 from alt_fast.distributed import World, join_world
 from alt_fast.extract import main as extract
@@ -229,18 +232,40 @@ def test_without_torchrun_a_process_is_alone(monkeypatch: pytest.MonkeyPatch) ->
         assert world.mean(1.0, 2.0) == [1.0, 2.0]
 
 
-def test_processes_wait_for_each_other_for_days(monkeypatch: pytest.MonkeyPatch) -> None:
-    """PyTorch's own limits are minutes, and shares of the work are as long as the videos in them."""
+@pytest.fixture
+def alone() -> dict[str, str]:
+    """The environment of the only process of a job."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    job = {"TORCHELASTIC_RUN_ID": "a", "RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0}
-    for name, value in (job | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}).items():
-        monkeypatch.setenv(name, str(value))
+    job = {"TORCHELASTIC_RUN_ID": "a", "RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
+    return job | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+
+
+def test_processes_wait_for_each_other_for_days(alone: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch's own limits are minutes, and shares of the work are as long as the videos in them."""
+    for name, value in alone.items():
+        monkeypatch.setenv(name, value)
     with join_world("cpu"):
         group = torch.distributed.group.WORLD
         assert group is not None
         assert group._get_backend(torch.device("cpu")).options._timeout >= timedelta(days=3)
+
+
+def test_a_group_outlives_what_trained_in_it(alone: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """With an exception, a DistributedDataParallel leaves `join_world`. If its group went with it, one time in thirty
+    or so it would wait for ever."""
+    import torch.distributed.nn  # whose functions keep the group that is the default when it is imported
+
+    for name, value in (alone | {"MASTER_PORT": "0"}).items():
+        monkeypatch.setenv(name, value)
+    with join_world("cpu"):
+        group = weakref.ref(torch.distributed.group.WORLD)
+        model = nn.parallel.DistributedDataParallel(nn.Linear(2, 2))
+    model(torch.ones(1, 2)).sum().backward()
+    del model
+    gc.collect()
+    assert group() is not None
 
 
 def test_batches_that_cannot_be_shared(data: list[str], tmp_path: Path) -> None:
