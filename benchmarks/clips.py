@@ -23,7 +23,7 @@ from alt_fast.data.config import AugmentConfig
 from alt_fast.data.decode import decode_clip
 from alt_fast.data.pyav import read_clip
 from alt_fast.errors import ArgumentError
-from alt_fast.measure.lines import Row, append_row
+from alt_fast.measure.lines import Row, append_row, check_rows
 from benchmarks.apart import apart, peak_bytes
 from benchmarks.rounds import measure, show
 from benchmarks.videos import parse_size, write_video
@@ -67,6 +67,7 @@ def work(options: argparse.Namespace) -> int:
     for name, least in (("frames", 1), ("rounds", 2)):
         if getattr(options, name) < least:
             raise ArgumentError(f"--{name} must be at least {least}, got {getattr(options, name)}")
+    check_rows(options.out)
     with tempfile.TemporaryDirectory() as folder:
         small = Path(folder, "small.mp4")
         write_video(small, "libx264", 0, frames=2)

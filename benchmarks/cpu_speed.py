@@ -25,7 +25,7 @@ from alt_fast.data.config import AugmentConfig
 from alt_fast.errors import ArgumentError
 from alt_fast.inference import onnx
 from alt_fast.inference.trained import TrainedModel
-from alt_fast.measure.lines import append_row
+from alt_fast.measure.lines import append_row, check_rows
 from alt_fast.measure.timing import Race
 from alt_fast.model.alt import ALT
 from alt_fast.model.config import PRESETS
@@ -129,6 +129,7 @@ def work(options: argparse.Namespace) -> int:
     for name, least in (("batch", 1), ("rounds", 2)):
         if getattr(options, name) < least:
             raise ArgumentError(f"--{name} must be at least {least}, got {getattr(options, name)}")
+    check_rows(options.results)
     for name in options.models or MODELS:
         row = measure(name, options.ways, options.batch, options.rounds)
         for way in options.ways:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 import alt_fast
 from alt_fast.errors import AltFastError
 from alt_fast.measure.counting import count_macs
-from alt_fast.measure.lines import append_row
+from alt_fast.measure.lines import append_row, check_rows
 from alt_fast.model.image_models import load_image_model
 from benchmarks.quality import embed, find_images, read_images
 
@@ -95,6 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--results", type=Path, help="add rows to this file as they come, JSON lines")
     options = parser.parse_args(arguments)
     try:
+        check_rows(options.results)
         loaded = load_image_model(options.model, options.weights, options.image_size)
         paths = by_scene(find_images(options.images))
         scenes = {name: read_images(frames, loaded.transform) for name, frames in paths.items()}

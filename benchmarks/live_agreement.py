@@ -31,7 +31,7 @@ from alt_fast.errors import ArgumentError
 from alt_fast.inference.scoring import EvalConfig
 from alt_fast.inference.stream import WINDOW, Recogniser, Watch
 from alt_fast.inference.trained import TrainedModel, load
-from alt_fast.measure.lines import Row, append_row
+from alt_fast.measure.lines import Row, append_row, check_rows
 from benchmarks.clock import SharedClock
 
 TOGETHER = 32  # clips that are cut and classified at once
@@ -157,6 +157,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def work(options: argparse.Namespace) -> int:
     """Print the share, and the windows of which they say two things."""
+    check_rows(options.out)
     trained = load(options.checkpoint)
     videos = find_videos([options.list], options.root)
     random.Random(options.seed).shuffle(videos)

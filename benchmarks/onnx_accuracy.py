@@ -25,7 +25,7 @@ from alt_fast.inference.lists import run_lists
 from alt_fast.inference.onnx import METADATA
 from alt_fast.inference.scoring import EvalConfig, Result, mean_over_views
 from alt_fast.inference.trained import TrainedModel, load
-from alt_fast.measure.lines import append_row
+from alt_fast.measure.lines import append_row, check_rows
 
 FILES = {"ONNX": ".onnx", "ONNX, int8": ".int8.onnx"}
 """Runs, by the ending of their files."""
@@ -93,6 +93,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def work(options: argparse.Namespace) -> int:
     """Print a table for every list."""
+    check_rows(options.out)
     trained = load(options.folder)
     if options.list is None:
         lists = run_lists(options.folder, trained)

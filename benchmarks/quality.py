@@ -20,7 +20,7 @@ from torch import Tensor, nn
 import alt_fast
 from alt_fast.data.images import SUFFIXES, read_image
 from alt_fast.errors import AltFastError, ArgumentError
-from alt_fast.measure.lines import append_row
+from alt_fast.measure.lines import append_row, check_rows
 from alt_fast.measure.outputs import as_tensor
 from alt_fast.model.image_models import load_image_model
 from alt_fast.tome.rotary import begin
@@ -102,6 +102,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--results", type=Path, help="add rows to this file as they come, JSON lines")
     options = parser.parse_args(arguments)
     try:
+        check_rows(options.results)
         loaded = load_image_model(options.model, options.weights, options.image_size)
         images = read_images(find_images(options.images), loaded.transform)
         if options.rope:

@@ -22,7 +22,7 @@ from alt_fast import cli
 from alt_fast.errors import ArgumentError
 from alt_fast.measure.ceiling import drop_last_step
 from alt_fast.measure.counting import count_macs
-from alt_fast.measure.lines import append_row
+from alt_fast.measure.lines import append_row, check_rows
 from alt_fast.measure.timing import Race
 
 PLAIN, MERGED, DROPPED = "un-merged", "merged", "dropped"
@@ -138,6 +138,7 @@ def work(options: argparse.Namespace) -> int:
         raise ArgumentError(f"towers are {', '.join(CASES)}, got {', '.join(unknown)}")
     if options.rounds < 2:
         raise ArgumentError(f"--rounds must be at least 2, got {options.rounds}")
+    check_rows(options.results)
     for name in options.towers or CASES:
         row = measure(name, options.share, options.batch, options.rounds, options.device)
         print(

@@ -59,7 +59,7 @@ from alt_fast.errors import ArgumentError, RunError
 from alt_fast.inference.speed import computing, computing_beside
 from alt_fast.inference.stream import WINDOW, Recogniser, Watch
 from alt_fast.inference.trained import TrainedModel, load
-from alt_fast.measure.lines import Row, append_row
+from alt_fast.measure.lines import Row, append_row, check_rows
 from alt_fast.measure.timing import Race, in_turn
 from alt_fast.model.config import PRESETS
 from alt_fast.model.text import TextTower
@@ -322,6 +322,7 @@ def work(options: argparse.Namespace) -> int:
     for name, least in (("rounds", 2), ("chunk", 1)):
         if getattr(options, name, least) < least:
             raise ArgumentError(f"--{name} must be at least {least}, got {getattr(options, name)}")
+    check_rows(options.out)
     row = PARTS[options.part](options)
     if options.out is not None:
         checked = {"using": options.part, "checkpoint": options.checkpoint, "list": getattr(options, "list", None)}

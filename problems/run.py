@@ -20,7 +20,7 @@ import torch
 from alt_fast import cli
 from alt_fast.distributed import pick_device
 from alt_fast.errors import ArgumentError
-from alt_fast.measure.lines import Row, append_row
+from alt_fast.measure.lines import Row, append_row, check_rows
 from alt_fast.measure.timing import Race
 from problems import trial
 
@@ -48,6 +48,7 @@ def run(options: argparse.Namespace) -> int:
     """Test, race and print; returns the exit status."""
     if options.rounds < 2:
         raise ArgumentError(f"--rounds must be at least 2, got {options.rounds}")
+    check_rows(options.results)
     device = pick_device(options.device)
     seed = random.SystemRandom().getrandbits(31) if options.seed is None else options.seed
     problem = trial.load_problem(options.op)

@@ -123,6 +123,10 @@ def test_what_cannot_be_exported(
     assert f"that was killed, or still runs, left {left.name} in it: remove that, or" in capsys.readouterr().err
     command = ["--checkpoint", str(folder), "--out", str(tmp_path / "new")]
     with monkeypatch.context() as patch:
+        patch.setattr("alt_fast.inference.export.export_program", lambda model: pytest.fail("before what is refused"))
+        assert main([*command, "--program", "--onnx", "encoder"]) == 2
+    assert "parts of a model as ONNX are frame_encoder, decoder, video_encoder, got encoder" in capsys.readouterr().err
+    with monkeypatch.context() as patch:
         patch.setattr("shutil.which", lambda name: None)
         assert main([*command, "--aoti"]) == 1
         assert "--aoti on a CPU needs a C++ compiler, g++ or clang++" in capsys.readouterr().err

@@ -143,14 +143,14 @@ def _write_model(folder: Path, trained: TrainedModel, run: Path | None) -> None:
 
 
 def _write_programs(folder: Path, trained: TrainedModel, programs: Programs, labels: Sequence[str]) -> None:
+    if programs.onnx is not None:  # first: of these something may be refused
+        from alt_fast.inference import onnx  # an extra
+
+        files = onnx.build(trained, programs.onnx, labels, programs.head or trained.head)
+        onnx.save(folder, files, programs.int8)
     if programs.program or programs.aoti:
         exported = export_program(trained.model)
         if programs.program:
             write_atomically(folder / PROGRAM, lambda file: torch.export.save(exported, file))
         if programs.aoti:
             compile_program(exported, folder / COMPILED)
-    if programs.onnx is not None:
-        from alt_fast.inference import onnx  # an extra
-
-        files = onnx.build(trained, programs.onnx, labels, programs.head or trained.head)
-        onnx.save(folder, files, programs.int8)

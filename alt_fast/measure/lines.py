@@ -28,8 +28,18 @@ def read_rows(path: Path) -> list[Row]:
     return found
 
 
+def check_rows(path: Path | None) -> None:
+    """See before the work that rows can be added to a file, if one is given. Raises FileError."""
+    if path is not None:
+        _append(path, b"")
+
+
 def append_row(path: Path, row: Row) -> None:
     """Add a result, with where it was measured. Raises FileError."""
+    _append(path, json.dumps({**row, "provenance": provenance()}).encode() + b"\n")
+
+
+def _append(path: Path, line: bytes) -> None:
     make_folder(path.parent)
     try:
         with path.open("a+b") as file:
@@ -37,6 +47,6 @@ def append_row(path: Path, row: Row) -> None:
                 file.seek(-1, 2)
                 if file.read() != b"\n":  # of a line that was cut short
                     file.write(b"\n")
-            file.write(json.dumps({**row, "provenance": provenance()}).encode() + b"\n")
+            file.write(line)
     except OSError as e:
         raise FileError(f"cannot write {path}: {e.strerror or e}") from e

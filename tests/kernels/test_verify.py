@@ -47,19 +47,22 @@ ON_DATA = "ld.shared.b32 %r14, [global_smem+512]; setp.gt.f32 %p1, %r14, 0f00000
 LABEL = "$L__skip:"
 
 
+def program_of(*body: str) -> Program:
+    lines = [line.strip() for part in body for line in part.split(";") if line.strip()]
+    return Program.of(HEAD + "".join(f"\t{line}{';' * (line[-1] != ':')}\n" for line in lines) + "\tret;\n}\n")
+
+
 def verdict(*body: str, programs: int = 0) -> tuple[str, frozenset[str], str]:
     """Of a block of 64 threads, or of the stores of so many programs."""
-    lines = [
-        line.strip() + (";" if line.strip()[-1] != ":" else "") for part in body for line in part.split(";") if line
-    ]
-    program = Program.of(HEAD + "".join(f"\t{line}\n" for line in lines) + "\tret;\n}\n")
+    program = program_of(*body)
     config = {
         "schema": "spverify.kernel-input/v1",
         "launch": {"grid_dim": [programs or 1, 1, 1], "block_dim": [64, 1, 1]},
         "arguments": [],
         "declarations": [{"parameter": "planted_kernel_param_0", "type": "pointer", "object": "out"}],
     }
-    return verify._proof(program.grid() if programs else program.block(0), config, 60)
+    part = program.grid() if programs else program.block(0).with_new_barriers().stored_by_row()
+    return verify._proof(part, config, 60)
 
 
 def test_a_barrier_between_write_and_read_is_needed() -> None:
@@ -88,6 +91,50 @@ def test_a_branch_on_data_is_taken_both_ways() -> None:
     assert found == GIVEN
     assert any("both ways" in text for text in given)
     assert verdict(WRITE, BARRIER, ON_DATA, WRITE, LABEL, READ, TILE)[0] == RACE  # of one of the two ways
+
+
+FOR_ALL = "setp.eq.s32 %p2, %r1, 0"
+INIT, END = "@%p2 mbarrier.init.shared::cta.b64 [%r15], 64;", "@%p2 mbarrier.inval.shared::cta.b64 [%r15];"
+ARRIVE = "mbarrier.arrive.shared::cta.b64 %rd4, [%r15];"
+WAIT = "$L__wait:; mbarrier.try_wait.parity.shared::cta.b64 %p3, [%r15], 0; @!%p3 bra $L__wait;"
+
+
+@pytest.mark.parametrize(("wait", "expected"), [(WAIT, PROVEN), ("", RACE)], ids=["waits", "does not wait"])
+def test_a_barrier_has_a_life_in_each_turn_of_a_loop(wait: str, expected: str) -> None:
+    """At one address: the verifier takes a single life of each."""
+    turn = [INIT, BARRIER, WRITE, ARRIVE, wait, READ, BARRIER, END, BARRIER]
+    loop = [FOR_ALL, "add.s32 %r15, %r2, 1024; mov.u32 %r16, 0; $L__turn:;", *turn]
+    found = verdict(*loop, "add.s32 %r16, %r16, 1; setp.lt.s32 %p4, %r16, 2; @%p4 bra $L__turn;", TILE)
+    assert found[0] == expected, found
+
+
+STORE_MATRIX = "stmatrix.sync.aligned.m8n8.x1.shared.b16 [%r13], {%r10};"
+
+
+@pytest.mark.parametrize(("rows", "expected"), [(3, GIVEN), (7, PROVEN)], ids=["four rows twice", "eight rows"])
+def test_lanes_that_store_one_row_of_a_matrix_are_named(rows: int, expected: str) -> None:
+    address = f"and.b32 %r12, %r1, {rows}; shl.b32 %r12, %r12, 4; and.b32 %r14, %r1, 32; shl.b32 %r14, %r14, 2;"
+    found, given, reason = verdict(address, "add.s32 %r12, %r12, %r14; add.s32 %r13, %r2, %r12;", STORE_MATRIX)
+    assert found == expected, reason
+    assert any("thread bits 0b100)" in text for text in given) == (expected == GIVEN)
+
+
+def test_descriptors_keep_their_bits_and_lose_their_sign() -> None:
+    product = "@%p1 tcgen05.mma.cta_group::1.kind::f16 [ %r1 + 0 ], %rd5, %rd6, %r17, %p2;"
+    body = ["mov.b32 %r17, {}; or.b64 %rd5, %rd4, -{}; add.s64 %rd6, %rd4, -{}; add.s64 %rd7, %rd4, -8;", product]
+    ends = 1 << 63 | 0x120_0004_0000_0000, 1 << 62 | 1 << 63 | 5
+    written = "".join(body).format(68158608, *(2**64 - end for end in ends))
+    expected = "".join(body).format(68158608 - (1 << 7) - (1 << 10), *ends).replace("-", "", 2)
+    found = program_of(written).respelt().lines
+    assert found == program_of(expected.replace("add.s64 %rd6", "add.u64 %rd6")).lines
+    assert program_of(expected).respelt().lines == program_of(expected).lines
+
+
+def test_kernels_that_differ_in_which_16_bits_they_take_are_verified_together() -> None:
+    keys: list[verify.Key] = [
+        ("sm_80", "planted", chosen) for chosen in ("bf16 M=1", "bf16 M=2", "fp16 M=1", "fp32 M=1")
+    ]
+    assert verify._varied(keys) == [[keys[0], keys[2]], [keys[3]], [keys[1]]]
 
 
 def row(grid: str, block: str) -> Row:

@@ -27,8 +27,9 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
+from itertools import zip_longest
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -49,11 +50,19 @@ PROVEN, GIVEN, UNDECIDED, RACE = VERDICTS = ("proven", "proven given", "undecide
 ROWS = "a lane that gives ldmatrix a row's address reads the row: of writes to it by that very lane nothing is said"
 """Given where `ldmatrix` was verified as loads by row: the same bytes for a warp, and a tenth of the time."""
 
+STORED_ROWS = (
+    "a lane that gives stmatrix a row's address writes the row: of what that very lane reads of it nothing is said"
+)
+"""Given where `stmatrix` was verified as stores by row, so that lanes that write one row may be one writer."""
+
 QUICK = 8.0  # seconds of CPU; longer ones are not sampled
 
 NEW_BARRIERS = "mbarriers initialised again after their invalidation count as new ones, at another address"
 
 ELECTION = "elect.sync chooses lane 0 of a warp: an assumption that the verifier makes by default"
+
+BF16 = 1 << 7 | 1 << 10
+"""The bits of tcgen05's descriptor of a product that say bf16, where 0 says fp16 (PTX, "Instruction descriptor")."""
 
 MOST_PROGRAMS = 8  # of a grid, where it has more
 
@@ -64,6 +73,10 @@ _EFFECT = re.compile(
 _LABEL = re.compile(r"\s*([$\w]+):")
 _INSTRUCTION = re.compile(r"\s*(?:@!?([%\w$]+)\s+)?([a-z][\w.:]*)\s*(.*?);\s*$")
 _NAME = re.compile(r"[%A-Za-z_$][\w$.]*")
+
+
+Key = tuple[Arch, str, str]
+"""Target, kernel, configuration."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +98,7 @@ class Row:
     made_of: str
 
     @property
-    def key(self) -> tuple[Arch, str, str]:
+    def key(self) -> Key:
         return self.target, self.kernel, self.configuration
 
     @property
@@ -224,15 +237,43 @@ class Program:
     def with_new_barriers(self) -> "Program":
         """With another place for barriers that are initialised again after `mbarrier.inval`, as NEW_BARRIERS says.
 
-        Triton gives the barriers of a second loop the addresses of the first's; the verifier takes one life of each.
+        Triton gives the barriers of a second loop the addresses of the first's, and those of a loop's next turn the
+        addresses of this one's; the verifier takes one life of each. Here a register tells lives apart: after the last
+        `mbarrier.inval` in a row all barriers are further on, by more than there is shared memory.
         """
-        lines, life, over = [], 0, False
-        for line in self.lines:
-            over |= "mbarrier.inval" in line
-            if over and "mbarrier.init" in line:
-                life, over = life + 1, False
-            if life and "mbarrier" in line:
-                line = re.sub(r"\[\s*(%\w+)\s*\]", rf"[\1+{life << 18}]", line)  # beyond all shared memory
+        uses = [i for i, found in self.code.items() if "mbarrier" in found.name or found.name.startswith("bra")]
+        ends = [i for i in uses if self.code[i].name.startswith("mbarrier.inval")]
+        begins = [i for i in uses if self.code[i].name.startswith("mbarrier.init")]
+        if not ends or not any(i > ends[0] or self.in_loop(i) for i in begins):
+            return self
+        moving = {i for i, after in zip_longest(uses, uses[1:]) if i in ends and after not in ends}
+        program = self
+        for i in reversed(uses):
+            line, address = self.lines[i], re.search(r"\[\s*(%\w+)\s*\]", self.lines[i])
+            if address is not None:
+                moved = f"{line[: address.start()]}[%place]{line[address.end() :]}"
+                further = ["\tadd.u32 \t%life, %life, 262144;"] * (i in moving)
+                program = program.replace(i, f"\tadd.u32 \t%place, {address[1]}, %life;", moved, *further)
+        body = self.lines.index("{")
+        return program.replace(body, "{", "\t.reg .b32 \t%life, %place;", "\tmov.b32 \t%life, 0;")
+
+    def respelt(self) -> "Program":
+        """The same accesses in other words.
+
+        Descriptors of shared memory in its 64-byte layout have the highest bit, which PTX writes as a sign and the
+        verifier takes for one: they are written without. Products of bf16 become those of fp16, which are of the same
+        size, so that what differs in the dtype alone is verified once.
+        """
+        products = [found for found in self.code.values() if re.match(r"tcgen05\.mma\..*kind::f16", found.name)]
+        kinds = {found.operands.split(",")[-2].strip() for found in products}
+        lines = []
+        for i, line in enumerate(self.lines):
+            found = self.code.get(i)
+            if found is not None and found.name in ("or.b64", "add.s64"):
+                line = re.sub(r"-(\d{19});", lambda digits: f"{(1 << 64) - int(digits[1])};", line)
+                line = line.replace("add.s64", "add.u64") if line != self.lines[i] else line
+            elif found is not None and found.name == "mov.b32" and found.writes & kinds:
+                line = re.sub(r"\b(\d+);", lambda digits: f"{int(digits[1]) & ~BF16};", line)
             lines.append(line)
         return Program(lines, self.sources)
 
@@ -259,6 +300,19 @@ class Program:
         """With each `ldmatrix` of four matrices as loads of a row by the lane that gives its address, as ROWS says."""
         pattern = r"ldmatrix\.sync\.aligned\.m8n8\.x4(\.trans)?\.shared\.b16"
         return Program([re.sub(pattern, "ld.shared.v4.b32", line) for line in self.lines], self.sources)
+
+    def stored_by_row(self) -> "Program":
+        """With each `stmatrix` of one matrix as stores by the lane that gives a row's address, as STORED_ROWS says."""
+        program = self
+        for i, found in reversed(self.code.items()):
+            if found.name == "stmatrix.sync.aligned.m8n8.x1.shared.b16" and not found.guard:
+                address, value = re.findall(r"%\w+", found.operands)
+                program = program.replace(
+                    i, "\t{ .reg .pred %first; .reg .b32 %lane;", "\tmov.u32 %lane, %laneid;",
+                    "\tsetp.lt.u32 %first, %lane, 8;",
+                    f"\t@%first st.shared.v4.b32 [{address}], {{{', '.join([value] * 4)}}};", "\t}",
+                )  # fmt: skip
+        return program
 
     def data(self) -> list[int]:
         """Loads whose values reach an address, a guard or a branch."""
@@ -328,20 +382,25 @@ def _input(launch: Launch, ptx: str, grid: int) -> dict[str, Any]:
 
 def sentryward(program: Program, config: dict[str, Any], timeout: float) -> dict[str, Any]:
     """The verifier's report. Raises RuntimeError when it is not installed, or fails: that is no verdict."""
-    command = [sys.executable, "-m", "sentryward"]
-    with tempfile.TemporaryDirectory() as folder:
-        ptx, settings = Path(folder) / "kernel.ptx", Path(folder) / "input.json"
-        ptx.write_text("\n".join(program.lines) + "\n")
-        settings.write_text(json.dumps(config))
-        done = subprocess.run(
-            [*command, str(ptx), "--input", str(settings), "--timeout", str(timeout)], capture_output=True, text=True
-        )
-    if "No module named" in done.stderr:
-        raise RuntimeError("races are proven by sentryward: pip install 'alt-fast[verify]'")
-    report = dict(json.loads(done.stdout))
+    report: dict[str, Any] = json.loads(_report("\n".join(program.lines) + "\n", json.dumps(config), timeout))
     if report["result"] in ("tool_failure", "invalid_input", "missing_input", "allocation_failed"):
         raise RuntimeError(f"sentryward verified nothing: {report['result']}, {report['diagnostics']}")
     return report
+
+
+@lru_cache(maxsize=64)
+def _report(ptx: str, config: str, timeout: float) -> str:
+    command = [sys.executable, "-m", "sentryward"]
+    with tempfile.TemporaryDirectory() as folder:
+        kernel, settings = Path(folder) / "kernel.ptx", Path(folder) / "input.json"
+        kernel.write_text(ptx)
+        settings.write_text(config)
+        done = subprocess.run(
+            [*command, str(kernel), "--input", str(settings), "--timeout", str(timeout)], capture_output=True, text=True
+        )
+    if "No module named" in done.stderr:
+        raise RuntimeError("races are proven by sentryward: pip install 'alt-fast[verify]'")
+    return done.stdout
 
 
 def _proof(program: Program, config: dict[str, Any], timeout: float) -> tuple[str, frozenset[str], str]:
@@ -454,7 +513,7 @@ def verify(arch: Arch, launch: Launch, timeout: float = 600, *, exact: bool = Fa
     """Compile a launch for a target and verify it. exact: leave each `ldmatrix` as it is, which takes minutes."""
     started = _cpu_seconds()
     ptx = compile_for(arch, launch).assembly
-    program = Program.of(ptx)
+    program = Program.of(ptx).respelt()
     grids, blocks, given, reasons = [], [], set[str](), []
     for reduced in small(launch):
         grid, more, reason = _proof(program.grid(), _input(reduced, ptx, reduced.grid), timeout)
@@ -464,10 +523,15 @@ def verify(arch: Arch, launch: Launch, timeout: float = 600, *, exact: bool = Fa
         if program.has_shared():
             alone = program.block(reduced.grid - 1)
             renewed = alone.with_new_barriers()
-            by_row = renewed if exact else renewed.by_row()
+            stored = renewed.stored_by_row()
+            by_row = stored if exact else stored.by_row()
             block, more, reason = _proof(by_row, _input(reduced, ptx, 1), timeout)
             given |= more
-            changes = {ROWS: by_row.lines != renewed.lines, NEW_BARRIERS: renewed.lines != alone.lines}
+            changes = {
+                NEW_BARRIERS: renewed.lines != alone.lines,
+                STORED_ROWS: stored.lines != renewed.lines,
+                ROWS: by_row.lines != stored.lines,
+            }
             if block in (PROVEN, GIVEN) and any(changes.values()):
                 block, given = GIVEN, given | {what for what, changed in changes.items() if changed}
             blocks.append(block)
@@ -531,7 +595,7 @@ def _cpu_seconds() -> float:
     return used.user + used.system + used.children_user + used.children_system
 
 
-def read() -> dict[tuple[Arch, str, str], Row]:
+def read() -> dict[Key, Row]:
     """The recorded rows by key."""
     if not RECORD.exists():
         return {}
@@ -544,13 +608,13 @@ def write(rows: Iterable[Row]) -> None:
     RECORD.write_text("".join(f"{json.dumps(asdict(row))}\n" for row in sorted(rows, key=lambda row: row.key)))
 
 
-def stale(recorded: dict[tuple[Arch, str, str], Row]) -> list[tuple[Arch, str, str]]:
+def stale(recorded: dict[Key, Row]) -> list[Key]:
     """Keys of rows that were verified of other code than is launched today."""
     today = {key: _launches(key[0]).get(key) for key in recorded}
     return [key for key, launch in today.items() if launch is None or made_of(launch) != recorded[key].made_of]
 
 
-def regressions(rows: Iterable[Row], recorded: dict[tuple[Arch, str, str], Row]) -> list[str]:
+def regressions(rows: Iterable[Row], recorded: dict[Key, Row]) -> list[str]:
     """What has become worse than recorded, and races of what is not recorded, in words."""
     found = []
     for row in rows:
@@ -561,23 +625,31 @@ def regressions(rows: Iterable[Row], recorded: dict[tuple[Arch, str, str], Row])
 
 
 @lru_cache
-def _launches(arch: Arch) -> dict[tuple[Arch, str, str], Launch]:
+def _launches(arch: Arch) -> dict[Key, Launch]:
     return launches(arch)
 
 
-def _one(key: tuple[Arch, str, str], timeout: float, exact: bool) -> Row:
-    return verify(key[0], _launches(key[0])[key], timeout, exact=exact)
+def _verify_keys(keys: Iterable[Key], timeout: float, exact: bool) -> list[Row]:
+    """Of what differs in its dtype alone the first takes the time: it is what each would take."""
+    rows = [verify(key[0], _launches(key[0])[key], timeout, exact=exact) for key in keys]
+    return [replace(row, seconds=max(row.seconds for row in rows)) for row in rows]
 
 
-def _varied(keys: Iterable[tuple[Arch, str, str]]) -> list[tuple[Arch, str, str]]:
-    """One of each kernel, target and dtype first, then another, so that a run that is cut short has seen them all."""
-    turns: Counter[tuple[str, ...]] = Counter()
+def _varied(keys: Iterable[Key]) -> list[list[Key]]:
+    """One of each target, kernel and size of numbers first, then another, so that a run that is cut short has seen all.
+
+    Those that differ in which 16 bits they take are together.
+    """
+    alike: dict[Key, list[Key]] = {}
+    for arch, kernel, chosen in keys:
+        alike.setdefault((arch, kernel, re.sub("^(bf|fp)16", "16", chosen)), []).append((arch, kernel, chosen))
+    turns: Counter[Key] = Counter()
     ordered = []
-    for key in keys:
-        kind = (key[0], key[1], key[2].split()[0])
+    for (arch, kernel, chosen), found in alike.items():
+        kind = (arch, kernel, chosen.split()[0])
         turns[kind] += 1
-        ordered.append((turns[kind], key))
-    return [key for _, key in sorted(ordered, key=lambda item: item[0])]
+        ordered.append((turns[kind], found))
+    return [found for _, found in sorted(ordered, key=lambda item: item[0])]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -606,7 +678,7 @@ def main(argv: list[str] | None = None) -> int:
             if row.seconds <= QUICK and options.kernel in " ".join(key)
         ]  # fmt: skip
         keys = random.Random(seed).sample(quick, min(options.sample, len(quick)))
-        sampled = [_one(key, options.timeout, options.exact) for key in keys]
+        sampled = [row for key in keys for row in _verify_keys([key], options.timeout, options.exact)]
         faults = regressions(sampled, recorded)
         print(
             *(f"{' '.join(row.key)}: {row.verdict}" for row in sampled),
@@ -620,12 +692,12 @@ def main(argv: list[str] | None = None) -> int:
         rows = {key: row for key, row in recorded.items() if key not in old}
         keys = [key for key in reachable if options.kernel in " ".join(key) and (options.all or key not in rows)]
         with ProcessPoolExecutor(options.workers, get_context("spawn")) as pool:  # as `record.compile_rows`
-            tasks = [pool.submit(_one, key, options.timeout, options.exact) for key in _varied(keys)]
+            tasks = [pool.submit(_verify_keys, same, options.timeout, options.exact) for same in _varied(keys)]
             for task in as_completed(tasks):
-                row = task.result()
-                print(f"{row.seconds:6.1f} s  {' '.join(row.key)}: {row.verdict} {row.reason}", flush=True)
-                faults += regressions([row], recorded)
-                rows[row.key] = row
+                for row in task.result():
+                    print(f"{row.seconds:6.1f} s  {' '.join(row.key)}: {row.verdict} {row.reason}", flush=True)
+                    faults += regressions([row], recorded)
+                    rows[row.key] = row
                 write(rows.values())
         recorded = rows
         old.clear()
