@@ -262,7 +262,7 @@ def add_head(parser: Any) -> None:
         choices=("alt", "clip", "both"),
         default="alt",
         help="who scores: alt (default), clip: the frame tokens against class names, which is zero-shot CLIP while the "
-        "image tower is CLIP's, or both: the mean of their probabilities",
+        "image tower and augment.normalize are CLIP's, or both: the mean of their probabilities",
     )
 
 

@@ -190,12 +190,15 @@ def test_rows_of_a_table_differ_whatever_the_configuration(tmp_path: Path) -> No
 def test_few_shot_runs_on_motion_shapes_are_of_the_kind_they_start_from(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options = ["--config", "motion_shapes_clip", "--model.shortcut", "true", "--model.r", "6"]
+    options = ["--config", "motion_shapes_clip", "--model.shortcut", "true", "--model.r", "6", "--templates", "name"]
+    options += ["--augment.normalize", "clip"]
     commands, sweep = fake(tmp_path, monkeypatch, *options)
     monkeypatch.setattr("alt_fast.paper.ablations.write_shots", lambda *_, **__: None)
     run_all(replace(sweep, few_shot=SHAPES_FEW_SHOT.split()), ["C4"], [0], jobs=1)
-    models = [parse(command[3:]).model for command in commands if "few_shot_motion_shapes" in command]
-    assert len(models) == len(TABLES["C4"])
+    jobs = [parse(command[3:]) for command in commands if "few_shot_motion_shapes" in command]
+    assert len(jobs) == len(TABLES["C4"])
+    assert {(job.templates, job.augment.normalize) for job in jobs} == {("name", "clip")}
+    models = [job.model for job in jobs]
     assert {(model.pool, model.shortcut, model.tuning, model.r, model.tau) for model in models} == {
         ("mean", True, "finetune", 6, 0.1)
     }

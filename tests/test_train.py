@@ -258,6 +258,8 @@ def test_goes_on_from_a_trained_model(trained_run: Path, tmp_path: Path, capsys:
             (["--model.query", "frame"], "is another kind of model: model.query is 'entities' there, 'frame' here"),
             (["--start_from", str(tmp_path)], "holds no model.safetensors"),
             (["--model.depth", "3"], "model.depth is 2 there, 3 here"),
+            (["--augment.normalize", "clip"], "augment.normalize is 'imagenet' there, 'clip' here"),
+            (["--templates", "name"], "here"),
         ]
     ):
         assert main([*few, *start, *options, "--out", str(tmp_path / f"refused{number}")]) == 1

@@ -136,7 +136,7 @@ def make_parser() -> argparse.ArgumentParser:
             "--paper",
             action="store_true",
             help="the paper's steps alone: no related concepts, nothing from glosses, and all three questions of every "
-            "phrase, things included",
+            "phrase that WordNet does not have, things included",
         )
         command.add_argument("--reach", type=int, metavar="N", help="steps to related concepts (default 1)")
         command.add_argument("--related", type=int, metavar="N", help="at most so many a step (default 20)")

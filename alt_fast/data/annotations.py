@@ -42,6 +42,7 @@ from alt_fast.progress import print_aside
 
 Subset = Literal["train", "test"]
 
+_HMDB_FILE = re.compile(r"(.+)_test_split\d\.txt")
 _UCF_TRAIN, _UCF_TEST = re.compile(r"trainlist\d\d\.txt"), re.compile(r"testlist\d\d\.txt")
 
 KINETICS = "kinetics400"
@@ -160,6 +161,7 @@ def read_list(
             causes = ", ".join(f"{count} {cause}" for cause, count in passed_over.items())
             tell(f"{path}: {len(rows)} videos; {passed_over.total()} files passed over: {causes}")
     else:
+        _check_whole(path)
         rows = _read_hmdb(path, subset) if "*" in path.name else _read_rows(path)
     if not rows:
         raise AnnotationError(f"{path}: the list names no videos")
@@ -258,6 +260,7 @@ def read_paths(path: str | Path, root: str | Path | None = None) -> list[Path]:
     """
     path = Path(path)
     folder = Path(root) if root is not None else path.parent
+    _check_whole(path)
     if "*" in path.name:
         rows = _read_hmdb(path, "train") + _read_hmdb(path, "test")
     else:
@@ -405,6 +408,15 @@ def _text(where: str, key: str, label: Any) -> str:
     return str(label)
 
 
+def _check_whole(path: Path) -> None:
+    """Raise AnnotationError for one of HMDB-51's files, which a shell makes of their pattern; its labels are flags."""
+    if _HMDB_FILE.fullmatch(path.name) and "*" not in path.name:
+        raise AnnotationError(
+            f"{path} has the videos of one class of HMDB-51: give the pattern of all its files, in quotes, "
+            f"as '{path.parent / '*_test_split1.txt'}'"
+        )
+
+
 def _read_hmdb(pattern: Path, subset: Subset) -> list[_Row]:
     """CLASS_test_splitN.txt files with `name.avi flag` lines: 1 train, 2 test, 0 neither."""
     wanted = {"train": "1", "test": "2"}[subset]
@@ -413,7 +425,7 @@ def _read_hmdb(pattern: Path, subset: Subset) -> list[_Row]:
         raise AnnotationError(f"no file matches {pattern}")
     rows = []
     for file in files:
-        match = re.fullmatch(r"(.+)_test_split\d\.txt", file.name)
+        match = _HMDB_FILE.fullmatch(file.name)
         if match is None:
             raise AnnotationError(f"{file}: a pattern must match HMDB-51's split files, CLASS_test_splitN.txt")
         for number, line in enumerate(read_text(file).splitlines(), start=1):  # names may begin with "#", no comments

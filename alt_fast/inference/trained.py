@@ -442,17 +442,20 @@ _FREE = ("pretrained", "frames", "r", "rotary", "tau", "tau_start", "noise", "ca
 """What a model may have otherwise than the one whose weights it takes."""
 
 
-def load_weights(model: ALT, path: str | Path) -> None:
-    """Give `model` the weights of a trained one, whose corpus may be another. Raises what `load` does."""
-    trained = load(path).model
-    before, now = asdict(trained.config), asdict(model.config)
-    fixed = [name for name in now if name not in _FREE]
-    changed = [f"model.{k} is {before[k]!r} there, {now[k]!r} here" for k in fixed if before[k] != now[k]]
+def load_weights(trained: TrainedModel, path: str | Path) -> None:
+    """Give a model the weights of another, whose corpus and classes may differ. Raises what `load` does."""
+    start = load(path)
+    before, now = (
+        {f"model.{name}": value for name, value in asdict(of.model.config).items() if name not in _FREE}
+        | {"augment.normalize": of.augment.normalize, "templates": tuple(of.templates)}
+        for of in (start, trained)
+    )
+    changed = [f"{name} is {before[name]!r} there, {now[name]!r} here" for name in now if before[name] != now[name]]
     if changed:
         raise CheckpointError(f"{path} is another kind of model: {'; '.join(changed)}")
-    weights = trained.state_dict() | {"alignment.entities": model.alignment.entities}
+    weights = start.model.state_dict() | {"alignment.entities": trained.model.alignment.entities}
     try:
-        model.load_state_dict(weights)
+        trained.model.load_state_dict(weights)
     except RuntimeError as e:
         raise CheckpointError(f"the weights of {path} do not fit: {e}") from e
 

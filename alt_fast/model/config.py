@@ -17,8 +17,8 @@ themselves, without any alignment (Table 5)."""
 
 Head = Literal["alt", "clip", "both"]
 """Who scores videos: ALT; "clip", the frame tokens against class names; or both, the mean of their probabilities. The
-second is CLIP's own zero-shot classifier, over merged tokens, only while the image tower is CLIP's: not trained, frozen
-in training, or put back by `TrainedModel.interpolate` with share 0."""
+second is CLIP's own zero-shot classifier, over merged tokens, only while the image tower is CLIP's (not trained, frozen
+in training, or put back by `TrainedModel.interpolate` with share 0) and pixels are CLIP's (augment.normalize clip)."""
 
 
 def check_head(head: str) -> None:

@@ -140,6 +140,7 @@ class Sweep:
             self._run([*options, *tower, frames], run)
         if self.few_shot is not None:
             second = [option.replace("{seed}", str(seed)).replace("{data}", str(data)) for option in self.few_shot]
+            second += [f"--templates={self.config.templates}", f"--augment.normalize={self.config.augment.normalize}"]
             if generated:
                 same = asdict(self.config.model).items()
                 other = ("pretrained", "frames", "tau_start")

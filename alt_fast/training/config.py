@@ -196,8 +196,9 @@ class TrainConfig:
         optim: how the model trains.
         pretrain: train the image and text towers first, from model.pretrained's weights or from random ones, on
             generated captioned frames; null for none.
-        start_from: run folder of a trained model to start from, of the same kind: only the number of frames, r, rotary,
-            tau and tau_start, noise, categories and the corpus may be others.
+        start_from: run folder of a trained model to start from, of the same kind, with the same templates and
+            augment.normalize: only the number of frames, r, rotary, tau and tau_start, noise, categories and the corpus
+            may be others.
         corpus: corpus file (JSON), "motion_shapes" or "motion_shapes_2"; null when model.query is not "entities", or
             for start_from's.
         templates: prompts for class names: "action", our own for names such as "playing guitar"; "actionclip",

@@ -183,11 +183,11 @@ def train_model(job: Job, name: str, model_config: ModelConfig) -> tuple[Trained
     config, optim = job.config, job.config.optim
     torch.manual_seed(integer(config.seed, Stream.INIT, sample=1))
     model = ALT(model_config, job.corpus, optim.activation_checkpointing).to(job.device)
+    trained = TrainedModel(model, job.lists.classes, list(job.templates), config.augment)
     if config.start_from is not None:
-        load_weights(model, config.start_from)
+        load_weights(trained, config.start_from)
     model.embed_corpus()
     warn_of_chance(job, model)
-    trained = TrainedModel(model, job.lists.classes, list(job.templates), config.augment)
     clips = TrainClips(job.lists.train, trained.spec, config.seed)
     dtype = torch.bfloat16 if optim.amp else torch.float32
     backend, why = open_backend(config.data.loader, clips, job.device, dtype, max(1, config.data.workers))
@@ -245,9 +245,9 @@ def score(job: Job, trained: TrainedModel, name: str, videos: Sequence[Video], n
 
 
 def single_view(job: Job) -> EvalConfig:
-    """Return how a job tests."""
+    """Return how a job tests: each process as many clips at once as in training."""
     optim = job.config.optim
-    return EvalConfig(optim.batch_size // optim.accumulate, loading=job.config.data.loading)
+    return EvalConfig(optim.batch_size // (optim.accumulate * job.world.size), loading=job.config.data.loading)
 
 
 def measure(job: Job, trained: TrainedModel) -> dict[str, Any]:

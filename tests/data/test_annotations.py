@@ -3,6 +3,7 @@
 import codecs
 import json
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -408,6 +409,14 @@ def test_files_of_labels_have_comments_as_lists_have(tmp_path: Path) -> None:
     assert read_labels([str(path), "#1"]) == ["waving", "drinking #1", "#1"]
     with pytest.raises(AnnotationError, match="names no labels"):
         read_labels([str(write(tmp_path / "none.txt", "# nothing\n"))])
+
+
+@pytest.mark.parametrize("read", [read_list, read_paths])
+def test_what_a_shell_makes_of_a_pattern_without_quotes(read: Callable[[Path], object], tmp_path: Path) -> None:
+    """A file of one class, whose flags would be read as numbers of classes."""
+    path = write(tmp_path / "wave_test_split1.txt", "a.avi 1\nb.avi 2\n")
+    with pytest.raises(AnnotationError, match=r"one class of HMDB-51: .* in quotes, as '.*/\*_test_split1\.txt'"):
+        read(path)
 
 
 def test_missing_files(tmp_path: Path) -> None:

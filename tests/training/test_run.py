@@ -13,7 +13,7 @@ from alt_fast.inference.trained import TrainedModel, save_model
 from alt_fast.model.alignment import certainty
 from alt_fast.training.config import parse
 from alt_fast.training.job import Job, Lists
-from alt_fast.training.run import load_corpus, warn_of_chance
+from alt_fast.training.run import load_corpus, single_view, warn_of_chance
 from tests.conftest import SMALL_LABELS, few_blocks, small_alt
 
 
@@ -60,6 +60,14 @@ def test_the_corpus_of_generated_videos_is_that_of_their_level(tmp_path: Path) -
     with pytest.raises(RunError, match=r"name the text corpus: --corpus FILE \(or --model.query learned"):
         load_corpus(parse([*listed, "--corpus", "null"]))
     assert load_corpus(parse([*listed, "--model.query", "learned"])) is None
+
+
+def test_each_process_tests_as_many_clips_at_once_as_it_trains_on(tmp_path: Path) -> None:
+    config = parse(["--optim.batch_size", "48", "--optim.accumulate", "3"])
+    lists = Lists([], [], [], [], [])
+    for processes, expected in ((1, 16), (8, 2)):
+        job = Job(config, tmp_path, torch.device("cpu"), lists, None, None, World(size=processes))
+        assert single_view(job).batch_size == expected
 
 
 def test_categories_that_an_earlier_run_left_out_need_its_corpus(tmp_path: Path) -> None:

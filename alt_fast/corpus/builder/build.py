@@ -38,8 +38,8 @@ class BuildConfig:
         related: concepts that each step takes at most, the most frequent ones first.
         glosses: add the things that the glosses of a label's own concepts speak of.
         body_parts: add body parts, whether labels name them or not.
-        things_as_actions: ask a language model what an action looks like of every phrase, as appendix A has it, things
-            included.
+        things_as_actions: ask a language model what an action looks like of every phrase that it describes, as appendix
+            A has it, things included.
     """
 
     senses: str = "lesk"

@@ -403,12 +403,16 @@ def _report(ptx: str, config: str, timeout: float) -> str:
     return done.stdout
 
 
-def _proof(program: Program, config: dict[str, Any], timeout: float) -> tuple[str, frozenset[str], str]:
+def _proof(
+    program: Program, config: dict[str, Any], timeout: float, masks: dict[int, int] | None = None
+) -> tuple[str, frozenset[str], str]:
     """Verdict, what it is given, and the reason, of a program.
 
     A comparison of data that is one for the block is decided both ways. Lanes that write one word of shared memory in
-    one instruction are assumed to write one value: the first of them is left to write.
+    one instruction are assumed to write one value: the first of them is left to write. masks: of `_one_writer`, what is
+    known of them; those that are found are added.
     """
+    masks = {} if masks is None else masks
     decision = program.decision()
     if decision is not None:
         what = f"data decide {_where(program, decision)} for a whole block: both ways were verified"
@@ -426,7 +430,6 @@ def _proof(program: Program, config: dict[str, Any], timeout: float) -> tuple[st
         verdict = max((part[0] for part in parts), key=VERDICTS.index)
         given = frozenset({what}).union(*(part[1] for part in parts))
         return (GIVEN if verdict == PROVEN else verdict), given, "; ".join(sorted({part[2] for part in parts} - {""}))
-    masks: dict[int, int] = {}
     while True:
         patched = _one_writer(program, masks)
         report = sentryward(patched, config, timeout)
@@ -515,6 +518,7 @@ def verify(arch: Arch, launch: Launch, timeout: float = 600, *, exact: bool = Fa
     ptx = compile_for(arch, launch).assembly
     program = Program.of(ptx).respelt()
     grids, blocks, given, reasons = [], [], set[str](), []
+    masks: dict[int, int] = {}
     for reduced in small(launch):
         grid, more, reason = _proof(program.grid(), _input(reduced, ptx, reduced.grid), timeout)
         grids.append(grid)
@@ -525,7 +529,7 @@ def verify(arch: Arch, launch: Launch, timeout: float = 600, *, exact: bool = Fa
             renewed = alone.with_new_barriers()
             stored = renewed.stored_by_row()
             by_row = stored if exact else stored.by_row()
-            block, more, reason = _proof(by_row, _input(reduced, ptx, 1), timeout)
+            block, more, reason = _proof(by_row, _input(reduced, ptx, 1), timeout, masks)
             given |= more
             changes = {
                 NEW_BARRIERS: renewed.lines != alone.lines,
