@@ -355,7 +355,7 @@ def refuse_options(options: Mapping[str, Any], known: tuple[str, ...]) -> None:
             continue
         if name in MASKS and isinstance(value, Tensor):
             keeps_all = value.all() if value.dtype == torch.bool else (value == 0).all()
-            if torch.compiler.is_compiling():
+            if torch.compiler.is_compiling() or (value.is_cuda and torch.cuda.is_current_stream_capturing()):
                 torch._assert_async(keeps_all, f"a merging block cannot honour {name}")
                 continue
             if bool(keeps_all):

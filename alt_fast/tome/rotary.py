@@ -93,6 +93,11 @@ def with_empty(x: Tensor, plan: MergePlan) -> Tensor:
     return torch.cat((x, x.new_zeros(x.shape[0], more, *x.shape[2:])), 1) if more else x
 
 
+def _summed(steps: Tensor) -> Tensor:
+    """Running sums of angles, in whole numbers: others PyTorch refuses on a GPU where all is to be deterministic."""
+    return (steps * 2.0**32).round().long().cumsum(1).to(steps.dtype) * 2.0**-32
+
+
 def _unwrapped(angle: Tensor) -> Tensor:
     """Angles [B, N, H, D] of the patches of a grid in raster order, beyond whole turns: even along each of its axes.
 
@@ -116,7 +121,7 @@ def _unwrapped(angle: Tensor) -> Tensor:
         uneven = _wrapped(steps - steps[:, :1])
         ends = (uneven.abs() > NEAR).flatten(2).any(-1) & (token[1:] < left)  # [B, N - 1]
         length = torch.where(ends.any(1, keepdim=True), ends.int().argmax(1, keepdim=True) + 1, left)
-        line = torch.cat((torch.zeros_like(predicted[:, :1]), (steps[:, :1] + uneven).cumsum(1)), 1)
+        line = torch.cat((torch.zeros_like(predicted[:, :1]), _summed(steps[:, :1] + uneven)), 1)
         predicted = predicted + _at(line, token // stride % length)
         stride, left = stride * length, (left + length - 1) // length
     turns = torch.round((predicted - known) / (2 * torch.pi))

@@ -17,13 +17,15 @@ HAS_TRITON = find_spec("triton") is not None
 # ContextVars would be safe across threads, but torch.compile cannot trace their get().
 _backend: Backend = "auto"
 _attention: AttentionBackend = "auto"
+_known: dict[torch.device, bool] = {}  # what `_runs_kernels` found
 
 
 @contextmanager
 def use_backend(name: Backend | None = None, *, attention: AttentionBackend | None = None) -> Iterator[None]:
     """Run the ops inside by "reference" (PyTorch), by "triton" (kernels), or by "auto", the default.
 
-    "auto" takes the kernel for fp32, fp16 and bf16 tensors on a GPU and the reference for all else. "triton" on CPU
+    "auto" takes the kernel for fp32, fp16 and bf16 tensors on a GPU (NVIDIA's from Ampere on) and the reference for all
+    else. "triton" on CPU
     tensors works under Triton's interpreter only (TRITON_INTERPRET=1).
     attention: for proportional attention alone "triton", "sdpa" (PyTorch's scaled_dot_product_attention), "flex"
     (FlexAttention) or "xformers", which raise ValueError saying why where they cannot run; "auto" does as the ops.
@@ -51,13 +53,22 @@ def attention_backend() -> AttentionBackend:
 def takes_kernel(x: Tensor) -> bool:
     """Return whether the op on x runs as a Triton kernel."""
     if _backend == "auto":
-        wanted = x.is_cuda and x.dtype in KERNEL_DTYPES and HAS_TRITON
+        wanted = x.is_cuda and x.dtype in KERNEL_DTYPES and HAS_TRITON and _runs_kernels(x.device)
         # ONNX knows PyTorch's operators only. Every export traces, and asking about export takes longer than that.
         traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined]
         return wanted and not (traced and torch.onnx.is_in_onnx_export())
     if _backend == "triton" and x.dtype not in KERNEL_DTYPES:
         raise TypeError(f"the Triton kernels take fp32, fp16 and bf16, got {x.dtype}")
     return _backend == "triton"
+
+
+def _runs_kernels(device: torch.device) -> bool:
+    """Whether a GPU is of Ampere or later, or AMD's: Turing has less shared memory than kernels take, and no bf16."""
+    if torch.compiler.is_compiling():
+        return torch.cuda.get_device_properties(device).major >= 8
+    if device not in _known:
+        _known[device] = torch.cuda.get_device_properties(device).major >= 8
+    return _known[device]
 
 
 def autocast_dtype(x: Tensor) -> torch.dtype | None:

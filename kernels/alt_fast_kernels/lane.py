@@ -11,7 +11,6 @@ read nothing that was made after attention began; so it does not, unless its key
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import cache
 
 import torch
 from torch import Tensor
@@ -56,7 +55,7 @@ def _place(x: Tensor) -> int:
 
 
 _laid = threading.local()
-"""Of every thread the lane that it is in, as `lane`."""
+"""Of every thread the lane that it is in, as `lane`, and its `streams` by device: no two captures may share one."""
 
 
 def lane(x: Tensor) -> AbstractContextManager[object]:
@@ -68,9 +67,12 @@ def lane(x: Tensor) -> AbstractContextManager[object]:
     return _lay(Lane(_stream(x.device)))
 
 
-@cache
 def _stream(device: torch.device) -> torch.cuda.Stream:
-    return torch.cuda.Stream(device)
+    streams = _laid.__dict__.setdefault("streams", {})
+    if device not in streams:
+        streams[device] = torch.cuda.Stream(device)
+    found: torch.cuda.Stream = streams[device]
+    return found
 
 
 @contextmanager

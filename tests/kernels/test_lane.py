@@ -186,6 +186,22 @@ def test_only_few_captured_images_have_a_lane(streams: Streams, monkeypatch: pyt
     assert not streams.told
 
 
+def test_every_thread_has_streams_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two threads that capture must not meet on one."""
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: SimpleNamespace(device=device))
+    found = []
+
+    def find() -> None:
+        found.append([lanes._stream(torch.device("cuda", number)) for number in (0, 1, 0)])
+
+    for _ in range(2):
+        worker = threading.Thread(target=find)
+        worker.start()
+        worker.join()
+    assert all(first is again is not other for first, other, again in found)
+    assert found[0][0] is not found[1][0]
+
+
 def test_another_thread_s_attention_leaves_the_lane_alone(streams: Streams) -> None:
     plan = MergePlan(torch.zeros(1, 2), torch.zeros(1, 2), torch.zeros(1, 2), 2)
     q = torch.randn(1, 3, 1, 4)

@@ -311,6 +311,13 @@ def test_sizes_of_fp64_stay_so() -> None:
 
 
 @pytest.mark.kernel_only
+def test_what_promotes_to_fp64_is_the_reference_s() -> None:
+    x, size, plan = make_case(2, 20, 16, 5)
+    with pytest.raises(TypeError, match="the Triton kernels take fp32, fp16 and bf16, got torch.float64"):
+        merge(x, size, plan, x.double())
+
+
+@pytest.mark.kernel_only
 @pytest.mark.parametrize("norm", [None, random_norm(16)])
 def test_no_kernel_is_given_fp64(norm: nn.LayerNorm | None) -> None:
     """The interpreter would take it; a GPU's compiler does not."""

@@ -3,12 +3,15 @@
 import subprocess
 import sys
 from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 import alt_fast_kernels as ops
+from alt_fast_kernels import dispatch
 from alt_fast_kernels.align.op import align_backward_op, align_op
 from alt_fast_kernels.attention.op import (
     attention_backward_op,
@@ -332,6 +335,22 @@ def test_backend_returns_after_an_error() -> None:
     with pytest.raises(ZeroDivisionError):
         fail()
     assert takes_kernel(torch.empty(1)) == before
+
+
+@pytest.mark.parametrize(("major", "taken"), [(7, False), (8, True), (12, True)])
+def test_gpus_before_ampere_take_the_reference(major: int, taken: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[torch.device] = []
+
+    def properties(device: torch.device) -> SimpleNamespace:
+        asked.append(device)
+        return SimpleNamespace(major=major)
+
+    monkeypatch.setattr(dispatch, "_known", {})
+    monkeypatch.setattr(torch.cuda, "get_device_properties", properties)
+    x: Any = SimpleNamespace(is_cuda=True, dtype=torch.float16, device=torch.device("cuda", 0))
+    with ops.use_backend("auto"):
+        assert takes_kernel(x) == takes_kernel(x) == (taken and dispatch.HAS_TRITON)
+    assert asked == [x.device]
 
 
 @pytest.mark.gpu

@@ -41,6 +41,32 @@ def command(*options: str) -> subprocess.CompletedProcess[str]:
     return python("-m", "alt_fast_kernels.predict", *options)
 
 
+OTHER = """
+import sys
+from dataclasses import replace
+from triton.backends.compiler import GPUTarget
+from alt_fast_kernels.prediction.compiled import TARGETS, bind, targeting
+from alt_fast_kernels.prediction.record import launches
+arch, backend, name, lanes = sys.argv[1:]
+TARGETS[arch] = replace(TARGETS[arch], gpu=GPUTarget(backend, int(name) if name.isdecimal() else name, int(lanes)))
+first = {launch.kernel: launch for launch in reversed(launches(arch).values())}
+with targeting(arch):
+    print(len(first), *(bind(launch).metadata.shared for launch in first.values()))
+"""
+
+
+@pytest.mark.parametrize(
+    "others", [("gfx942", "hip", "gfx1100", "32"), ("gfx942", "hip", "gfx90a", "64"), ("sm_80", "cuda", "120", "32")]
+)
+def test_kernels_compile_for_gpus_without_rows_of_their_own(others: tuple[str, ...]) -> None:
+    """One of each kernel, and fits."""
+    found = python("-c", OTHER, *others)
+    assert found.returncode == 0, found.stderr
+    count, *shared = map(int, found.stdout.split())
+    assert len(shared) == count > 10
+    assert max(shared) <= (64 if others[1] == "hip" else 99) * 1024
+
+
 def test_the_record_is_of_these_sources_and_a_sample_compiles_to_it() -> None:
     found = command("--sample", "4", "--workers", "1")
     assert found.returncode == 0, found.stdout + found.stderr

@@ -21,6 +21,7 @@ from torch.nn.utils import prune
 
 import alt_fast
 from alt_fast.errors import ArgumentError
+from alt_fast.tome.block import refuse_options
 from alt_fast.tome.patch import find_towers
 from alt_fast.tome.schedule import merge_schedule
 from alt_fast_kernels import use_backend
@@ -829,6 +830,20 @@ def test_masks_are_refused_unless_they_mask_nothing() -> None:
     assert torch.equal(model.forward_features(images(), attn_mask=mask), model.forward_features(images()))
     with pytest.raises(ValueError, match="attn_mask"):
         model.forward_features(images(), attn_mask=mask.tril())
+
+
+def test_masks_are_looked_at_by_the_gpu_while_a_graph_is_captured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The host may not wait for it then."""
+
+    class OnGpu(Tensor):
+        is_cuda = True
+
+    asked: list[bool] = []
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    monkeypatch.setattr(torch, "_assert_async", lambda holds, message: asked.append(bool(holds)))
+    for mask in (torch.ones(2, 2, dtype=torch.bool), torch.zeros(2, 2, dtype=torch.bool)):
+        refuse_options({"attention_mask": mask.as_subclass(OnGpu)}, ())
+    assert asked == [True, False]
 
 
 def test_bad_input() -> None:

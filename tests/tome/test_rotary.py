@@ -14,7 +14,7 @@ from torch import Tensor
 
 import alt_fast
 from alt_fast.errors import ArgumentError
-from alt_fast.tome.rotary import begin, merge_turns, rotation
+from alt_fast.tome.rotary import _summed, begin, merge_turns, rotation
 from alt_fast.tome.rules import RotaryRule
 from alt_fast_kernels import MergePlan, Rotary, match, proportional_attention
 from tests.oracles import RotaryBlock, merge_by_hand
@@ -206,6 +206,15 @@ def test_every_image_may_have_a_grid_of_its_own() -> None:
     table = begin(Rotary(cos, sin, True), 36, 0, torch.float64, "centroid").table
     for angles, sides in zip(table[:, :, 0], ((4, 9), (6, 6)), strict=True):
         torch.testing.assert_close(angles[:, ::2], (grid(*sides)[:, :, None] * FREQUENCIES).flatten(1))
+
+
+def test_angles_are_summed_as_whole_numbers() -> None:
+    """Others PyTorch does not sum on a GPU that is to be deterministic."""
+    for dtype, atol in ((torch.float32, 2e-4), (torch.float64, 1e-6)):
+        steps = 6 * torch.rand(2, 4000, 1, 4, dtype=dtype) - 3
+        found = _summed(steps)
+        assert found.dtype == dtype
+        torch.testing.assert_close(found.double(), steps.double().cumsum(1), rtol=0, atol=atol)
 
 
 def test_positions_that_are_no_grid_have_no_centroid() -> None:

@@ -111,15 +111,18 @@ def _dot(left, right, PRECISION: tl.constexpr, sums=None):
     """left [A, C] @ right [C, B], and sums [A, B] where there are some, fp32. No operand is infinite.
 
     PRECISION "split": three products in TF32, of the operands' upper halves and of what these leave, as far as that
-    matters: Triton's "tf32x3" without what it does for infinities.
+    matters: Triton's "tf32x3" without what it does for infinities. Most AMD targets have no TF32, so that this must not
+    stand behind a return, where Triton compiles it, too.
     """
-    if PRECISION != "split":
-        return tl.dot(left, right, sums, input_precision=PRECISION)
-    upper_left, upper_right = _tf32(left), _tf32(right)
-    dot = tl.dot(left - upper_left, upper_right, input_precision="tf32")
-    dot = tl.dot(upper_left, right - upper_right, dot, input_precision="tf32")
-    dot = tl.dot(upper_left, upper_right, dot, input_precision="tf32")
-    return dot if sums is None else sums + dot  # which rounds, where tensor cores cut off
+    if PRECISION == "split":
+        upper_left, upper_right = _tf32(left), _tf32(right)
+        dot = tl.dot(left - upper_left, upper_right, input_precision="tf32")
+        dot = tl.dot(upper_left, right - upper_right, dot, input_precision="tf32")
+        dot = tl.dot(upper_left, upper_right, dot, input_precision="tf32")
+        dot = dot if sums is None else sums + dot  # which rounds, where tensor cores cut off
+    else:
+        dot = tl.dot(left, right, sums, input_precision=PRECISION)
+    return dot
 
 
 @triton.jit

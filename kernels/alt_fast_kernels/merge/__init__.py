@@ -54,7 +54,7 @@ def merge(
         check_norm(norm, x.shape[2])
     fused = norm if is_fusable(norm) else None
     merges = plan.num_slots < x.shape[1]
-    if merges and takes_kernel(x) and x.shape[2] <= MAX_CHANNELS:
+    if merges and all(map(takes_kernel, (x,) if residual is None else (x, residual))) and x.shape[2] <= MAX_CHANNELS:
         weight, bias, eps = (None, None, 0.0) if fused is None else norm_weights(fused, x)
         dtype = None if fused is None else autocast_dtype(x)
         x, size, normed, _ = merge_by_kernel(
