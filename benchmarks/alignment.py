@@ -41,7 +41,7 @@ from alt_fast.data.rng import Stream, integer
 from alt_fast.errors import AltFastError, ArgumentError
 from alt_fast.inference.alignment import others_of
 from alt_fast.inference.trained import TrainedModel
-from alt_fast.measure.lines import Row, append_row, read_rows
+from alt_fast.measure.lines import Row, append_row, check_rows, read_rows
 from alt_fast.model.alt import ALT
 from alt_fast.model.config import ModelConfig
 from alt_fast.model.encoder import Regions
@@ -394,6 +394,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         beside = [] if given.beside is None else read_rows(given.beside)
         if given.beside is not None and not beside:
             raise ArgumentError(f"{given.beside} holds no rows to compare with")
+        check_rows(given.out)
         known = [row for row in read_rows(given.out) if row.get("options") == given.options]
         mine = {(row["case"], row["seed"]): row for row in sorted(known, key=lambda row: columns <= set(row))}
         asked = [(case, seed) for seed in seeds for case in cases]

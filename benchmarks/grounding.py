@@ -33,7 +33,7 @@ from alt_fast.errors import ArgumentError
 from alt_fast.files import CLIP, make_folder
 from alt_fast.inference.scoring import EvalConfig
 from alt_fast.inference.trained import TrainedModel, save_module
-from alt_fast.measure.lines import Row, append_row, read_rows
+from alt_fast.measure.lines import Row, append_row, check_rows, read_rows
 from alt_fast.model.alt import ALT
 from alt_fast.model.text import PROMPTS, encode_tokens
 from alt_fast.paper.ablations import spread_text
@@ -166,6 +166,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def work(given: argparse.Namespace) -> int:
     """Train what --out has not, and print the table."""
+    check_rows(given.out)
 
     def known() -> list[Row]:
         rows = read_rows(given.out)

@@ -14,7 +14,7 @@ from typing import Any
 
 from alt_fast import cli
 from alt_fast.files import METRICS, read_json
-from alt_fast.measure.lines import Row, append_row, read_rows
+from alt_fast.measure.lines import Row, append_row, check_rows, read_rows
 from alt_fast.paper.ablations import spread_text
 from alt_fast.training.config import parse
 from alt_fast.training.run import run
@@ -78,6 +78,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def work(given: argparse.Namespace) -> int:
     """Train what --out has not, and print the table."""
+    check_rows(given.out)
 
     def known() -> dict[int, Row]:
         asked = (given.config, given.options)

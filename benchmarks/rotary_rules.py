@@ -19,7 +19,7 @@ from alt_fast.files import METRICS, read_json
 from alt_fast.inference.lists import run_lists
 from alt_fast.inference.scoring import EvalConfig
 from alt_fast.inference.trained import load
-from alt_fast.measure.lines import Row, append_row, read_rows
+from alt_fast.measure.lines import Row, append_row, check_rows, read_rows
 from alt_fast.model.config import TINY_ROPE
 from alt_fast.paper.ablations import spread_text
 from alt_fast.tome.rules import RotaryRule
@@ -140,6 +140,7 @@ def main(arguments: list[str] | None = None) -> int:
     experiment = Experiment(given.out, given.runs.absolute(), options.split("\0") if options else [])
     kinds = (MERGED, TRAINED) if given.trained else (MERGED,)
     try:
+        check_rows(given.out)
         for kind in kinds:
             measure(experiment, kind, given.seeds, given.r)
     except AltFastError as e:

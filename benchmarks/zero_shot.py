@@ -27,7 +27,7 @@ from alt_fast.files import CLIP
 from alt_fast.inference.lists import run_lists, starting_tower
 from alt_fast.inference.scoring import EvalConfig
 from alt_fast.inference.trained import TrainedModel, load
-from alt_fast.measure.lines import Row, append_row, read_rows
+from alt_fast.measure.lines import Row, append_row, check_rows, read_rows
 from alt_fast.model.config import Head
 from alt_fast.paper.ablations import spread_text
 from alt_fast.training.config import parse
@@ -167,6 +167,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def work(given: argparse.Namespace) -> int:
     """Train and test what --out has not, and print the tables."""
+    check_rows(given.out)
 
     def known() -> list[Row]:
         return [row for row in read_rows(given.out) if "way" in row and row["options"] == given.options]

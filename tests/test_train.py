@@ -259,7 +259,7 @@ def test_goes_on_from_a_trained_model(trained_run: Path, tmp_path: Path, capsys:
             (["--start_from", str(tmp_path)], "holds no model.safetensors"),
             (["--model.depth", "3"], "model.depth is 2 there, 3 here"),
             (["--augment.normalize", "clip"], "augment.normalize is 'imagenet' there, 'clip' here"),
-            (["--templates", "name"], "here"),
+            (["--templates", "name"], "templates is ("),
         ]
     ):
         assert main([*few, *start, *options, "--out", str(tmp_path / f"refused{number}")]) == 1

@@ -410,7 +410,9 @@ def _text(where: str, key: str, label: Any) -> str:
 
 def _check_whole(path: Path) -> None:
     """Raise AnnotationError for one of HMDB-51's files, which a shell makes of their pattern; its labels are flags."""
-    if _HMDB_FILE.fullmatch(path.name) and "*" not in path.name:
+    if not _HMDB_FILE.fullmatch(path.name) or "*" in path.name:
+        return
+    if all(re.fullmatch(r"[^/]+ [012]", line.strip()) for line in read_text(path).splitlines() if line.strip()):
         raise AnnotationError(
             f"{path} has the videos of one class of HMDB-51: give the pattern of all its files, in quotes, "
             f"as '{path.parent / '*_test_split1.txt'}'"

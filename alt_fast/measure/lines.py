@@ -29,7 +29,7 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def check_rows(path: Path | None) -> None:
-    """See before the work that rows can be added to a file, if one is given. Raises FileError."""
+    """See before the work that rows can be added to a file, if one is given: it is there then. Raises FileError."""
     if path is not None:
         _append(path, b"")
 

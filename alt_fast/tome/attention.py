@@ -9,7 +9,7 @@ from timm.layers import Attention
 from torch import Tensor, nn
 
 from alt_fast.errors import ArgumentError
-from alt_fast.tome.layout import TIMMS_ATTENTION
+from alt_fast.tome.layout import TIMMS_ATTENTION, full_name
 from alt_fast_kernels import Rotary, proportional_attention_qkvpacked
 
 
@@ -115,7 +115,7 @@ def check_multihead(attention: nn.Module) -> None:
     kind = type(attention)
     ours = kind.__module__.startswith("alt_fast.")  # with rotary positions, which the layout of its block knows
     if not (isinstance(attention, nn.MultiheadAttention) and (ours or kind.forward is nn.MultiheadAttention.forward)):
-        raise ArgumentError(f"attention must be an nn.MultiheadAttention itself, got {type(attention).__name__}")
+        raise ArgumentError(f"attention must be an nn.MultiheadAttention itself, got {full_name(type(attention))}")
     if attention.in_proj_weight is None or attention.bias_k is not None or attention.add_zero_attn:
         raise ArgumentError("attention must be plain self-attention: one width for q, k, v; no added keys")
 
@@ -125,7 +125,7 @@ def attend_multihead(
 ) -> tuple[Tensor, Tensor]:
     """Self-attention by nn.MultiheadAttention's parameters: x [B, N, C] -> output [B, N, C], keys [B, N, H, D]."""
     if not isinstance(attention, nn.MultiheadAttention):  # something was put in its place
-        raise ArgumentError(f"attention must be an nn.MultiheadAttention itself, got {type(attention).__name__}")
+        raise ArgumentError(f"attention must be an nn.MultiheadAttention itself, got {full_name(type(attention))}")
     qkv = F.linear(x, attention.in_proj_weight, attention.in_proj_bias)
     qkv = qkv.view(*x.shape[:2], 3, attention.num_heads, attention.head_dim)
     dropout = attention.dropout if attention.training else 0.0

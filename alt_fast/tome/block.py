@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from alt_fast.errors import ArgumentError
 from alt_fast.tome.destinations import Destinations
-from alt_fast.tome.layout import Layout, apply_parts, attentions, part
+from alt_fast.tome.layout import Layout, apply_parts, attentions, full_name, part
 from alt_fast.tome.rotary import Turns, begin, merge_turns, rotation
 from alt_fast.tome.rules import RotaryRule
 from alt_fast.tome.tokens import Attended, Step, Tokens, as_dense, merge_step
@@ -227,8 +227,8 @@ class MergingBlock(Patched):
             attention = part(self, path)
             if path and getattr(type(attention), "forward", None) is not kind.forward:
                 raise ArgumentError(
-                    f"{path} of a {self.host.__name__} was {kind.__name__} and is {type(attention).__name__}, which a "
-                    "merging block would pass over: put it in place, then patch"
+                    f"{path} of a {self.host.__name__} was {full_name(kind)} and is {full_name(type(attention))}, "
+                    "which a merging block would pass over: put it in place, then patch"
                 )
             _refuse_bypassed(attention)
             if self.layout.check_attention is not None:

@@ -208,3 +208,8 @@ class Tower:
         if not self.blocks:
             raise ArgumentError("blocks of a tower must be at least one, got none")
         check_at_least(self, protected=0)
+
+
+def full_name(kind: type) -> str:
+    """MODULE.CLASS: packages that wrap classes call theirs by the same names."""
+    return f"{kind.__module__}.{kind.__qualname__}"

@@ -5,9 +5,10 @@ return what blocks gave gets one in which these return tensors. No parameter is 
 state_dict, deepcopy, pickle and optimizers work as before.
 """
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from importlib import import_module
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 from torch import Tensor, nn
 
@@ -188,6 +189,8 @@ def _add_hooks(holders: Iterable[nn.Module]) -> None:
         module._forward_pre_hooks[HOOK] = refuse_outputs
         module._forward_pre_hooks_with_kwargs[HOOK] = True
         module._forward_hooks[HOOK] = dense_outputs
+        # Others, whenever they came, see what a caller does.
+        cast("OrderedDict[Any, Any]", module._forward_hooks).move_to_end(HOOK, last=False)
 
 
 def _holds_one_of(towers: list[Tower], module: nn.Module) -> bool:

@@ -3,11 +3,13 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import register_pytree_node
+from torch.utils.checkpoint import checkpoint
 
 from alt_fast.errors import ArgumentError
 from alt_fast.tome.destinations import Destinations, OnePerCell
@@ -64,6 +66,8 @@ class Tokens:
     @classmethod
     def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         options = kwargs or {}
+        if function is checkpoint:  # torch.compile asks, of what eager mode does not: the tokens go along as they are
+            return checkpoint(lambda **given: args[0](*args[1:], **given), **options)
         name = getattr(function, "__name__", "")
         changed = args[0] if args and (_is_in_place(name) or options.get("inplace")) else options.get("out")
         if isinstance(changed, Tokens):
@@ -89,6 +93,17 @@ class Tokens:
 
     def __len__(self) -> int:
         return len(self.dense())
+
+
+def share_of(r: float, count: int) -> int:
+    """A share of tokens, rounded down, in whole numbers, which torch.export keeps open where it does the count."""
+    numerator, denominator = _fraction(r)
+    return count * numerator // denominator
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _fraction(r: float) -> tuple[int, int]:
+    return Fraction(r).limit_denominator(10**6).as_integer_ratio()
 
 
 def _is_in_place(name: str) -> bool:
@@ -187,7 +202,7 @@ class Attended:
     @property
     def reduction(self) -> int:
         """How many tokens to remove, of as many as there are."""
-        return int(self.r * (self.tokens.x.shape[1] - self.protected)) if isinstance(self.r, float) else self.r
+        return share_of(self.r, self.tokens.x.shape[1] - self.protected) if isinstance(self.r, float) else self.r
 
     def keep(self) -> tuple[Tokens, Tensor]:
         """Add the branch, and remove no token."""

@@ -63,12 +63,18 @@ def takes_kernel(x: Tensor) -> bool:
 
 
 def _runs_kernels(device: torch.device) -> bool:
-    """Whether a GPU is of Ampere or later, or AMD's: Turing has less shared memory than kernels take, and no bf16."""
-    if torch.compiler.is_compiling():
-        return torch.cuda.get_device_properties(device).major >= 8
-    if device not in _known:
-        _known[device] = torch.cuda.get_device_properties(device).major >= 8
-    return _known[device]
+    """Whether a GPU is of Ampere or later, or AMD's: Turing has less shared memory than kernels take, and no bf16.
+
+    Of tensors that are traced for a GPU where there is none, it is taken to be one.
+    """
+    if device in _known:
+        return _known[device]
+    if not torch.cuda.is_available():
+        return True
+    runs = torch.cuda.get_device_properties(device).major >= 8
+    if not torch.compiler.is_compiling():
+        _known[device] = runs
+    return runs
 
 
 def autocast_dtype(x: Tensor) -> torch.dtype | None:

@@ -55,7 +55,8 @@ def _place(x: Tensor) -> int:
 
 
 _laid = threading.local()
-"""Of every thread the lane that it is in, as `lane`, and its `streams` by device: no two captures may share one."""
+"""Of every thread the lane that it is in, as `lane`, and its `streams` by device: two captures may share none.
+PyTorch has 32 streams for all of them, so that those of many threads are not always others."""
 
 
 def lane(x: Tensor) -> AbstractContextManager[object]:

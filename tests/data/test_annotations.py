@@ -417,6 +417,8 @@ def test_what_a_shell_makes_of_a_pattern_without_quotes(read: Callable[[Path], o
     path = write(tmp_path / "wave_test_split1.txt", "a.avi 1\nb.avi 2\n")
     with pytest.raises(AnnotationError, match=r"one class of HMDB-51: .* in quotes, as '.*/\*_test_split1\.txt'"):
         read(path)
+    write(path, "Wave/a.avi 1\nWave/b.avi 2\n")
+    assert len(read_paths(path)) == 2  # a list of that name
 
 
 def test_missing_files(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import alt_fast_kernels as ops
 from alt_fast_kernels import dispatch
@@ -337,6 +338,14 @@ def test_backend_returns_after_an_error() -> None:
     assert takes_kernel(torch.empty(1)) == before
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="of machines without a GPU")
+def test_tensors_of_a_gpu_are_traced_where_there_is_none() -> None:
+    with FakeTensorMode(), ops.use_backend("auto"):
+        assert takes_kernel(torch.empty(2, device="cuda")) == dispatch.HAS_TRITON
+        key = torch.empty(2, 20, 2, 16, device="cuda", dtype=torch.float16)
+        assert ops.match(key, 5).num_slots == 15
+
+
 @pytest.mark.parametrize(("major", "taken"), [(7, False), (8, True), (12, True)])
 def test_gpus_before_ampere_take_the_reference(major: int, taken: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[torch.device] = []
@@ -346,6 +355,7 @@ def test_gpus_before_ampere_take_the_reference(major: int, taken: bool, monkeypa
         return SimpleNamespace(major=major)
 
     monkeypatch.setattr(dispatch, "_known", {})
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_properties", properties)
     x: Any = SimpleNamespace(is_cuda=True, dtype=torch.float16, device=torch.device("cuda", 0))
     with ops.use_backend("auto"):

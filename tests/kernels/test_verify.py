@@ -82,7 +82,7 @@ def test_programs_store_to_tiles_of_their_own() -> None:
 def test_lanes_that_write_one_word_are_named_and_not_called_proven() -> None:
     found, given, _ = verdict(ONE_WORD, BARRIER, READ, TILE)
     assert found == GIVEN
-    assert any("one value" in text and "0b1)" in text for text in given)
+    assert any("differ in bits 0b1 alone write one value" in text for text in given)
     assert verdict(ONE_WORD, READ, TILE)[0] == RACE
 
 
@@ -116,7 +116,11 @@ def test_lanes_that_store_one_row_of_a_matrix_are_named(rows: int, expected: str
     address = f"and.b32 %r12, %r1, {rows}; shl.b32 %r12, %r12, 4; and.b32 %r14, %r1, 32; shl.b32 %r14, %r14, 2;"
     found, given, reason = verdict(address, "add.s32 %r12, %r12, %r14; add.s32 %r13, %r2, %r12;", STORE_MATRIX)
     assert found == expected, reason
-    assert any("thread bits 0b100)" in text for text in given) == (expected == GIVEN)
+    assert any("differ in bits 0b100 alone" in text for text in given) == (expected == GIVEN)
+    further = STORE_MATRIX.replace("%r13]", "%r13+1024]")
+    lanes = (address, "add.s32 %r12, %r12, %r14; add.s32 %r13, %r2, %r12;")
+    assert verdict(*lanes, further, "ld.shared.b32 %r11, [global_smem+1024];", TILE)[0] == RACE
+    assert verdict(*lanes, further, "ld.shared.b32 %r11, [global_smem];", TILE)[0] == expected
 
 
 def test_descriptors_keep_their_bits_and_lose_their_sign() -> None:

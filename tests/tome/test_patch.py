@@ -17,6 +17,7 @@ import pytest
 import timm
 import torch
 from torch import Tensor, nn
+from torch._dynamo.backends.debugging import aot_eager
 from torch.nn.utils import prune
 
 import alt_fast
@@ -339,6 +340,34 @@ def test_activation_checkpointing(host: str) -> None:
             torch.testing.assert_close(parameter.grad, expected[name])
 
 
+@pytest.mark.parametrize("host", ["timm", "open_clip", "ViTModel", "Dinov2Model"])
+def test_compiled_activation_checkpointing(host: str) -> None:
+    """Where torch.compile sees checkpoints, merging must not begin anew behind each."""
+    torch.manual_seed(0)
+    torch.compiler.reset()
+    model = alt_fast.apply_patch(HOSTS[host]().train(), r=3)
+    expected = run(model)
+    expected.square().sum().backward()
+    gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    if hasattr(model, "gradient_checkpointing_enable"):
+        model.gradient_checkpointing_enable()
+    else:
+        model.set_grad_checkpointing()
+    graphs: list[str] = []
+
+    def look(module: torch.fx.GraphModule, inputs: object) -> Callable[..., Any]:
+        graphs.append(module.print_readable(print_output=False))
+        return aot_eager(module, inputs)
+
+    found = run(torch.compile(model, backend=look))
+    torch.testing.assert_close(found, expected)
+    found.square().sum().backward()
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(model.get_parameter(name).grad, gradient)
+    assert any("tag_activation_checkpoint" in graph for graph in graphs)
+
+
 def test_reentrant_checkpointing_is_refused() -> None:
     from torch.utils.checkpoint import checkpoint
 
@@ -390,7 +419,7 @@ def test_a_multihead_attention_that_was_replaced_is_refused(host: str) -> None:
     model = build(host)
     found = next(module for module in model.modules() if isinstance(module, nn.MultiheadAttention))
     found.__class__ = Doubled
-    with pytest.raises(ArgumentError, match="attention must be an nn.MultiheadAttention itself, got Doubled"):
+    with pytest.raises(ArgumentError, match=r"attention must be an nn\.MultiheadAttention itself, got \S+\.Doubled"):
         alt_fast.apply_patch(model, r=3)
     found.__class__ = type("Named", (nn.MultiheadAttention,), {})  # as parametrizations do
     run(alt_fast.apply_patch(model, r=3))
@@ -466,18 +495,19 @@ def test_an_attention_that_is_replaced_behind_the_patch_is_refused() -> None:
     plain = model.blocks[1].attn
     model.blocks[1].attn = Wrapper(plain)
     with pytest.raises(
-        ArgumentError, match="attn of a Block was Attention and is Wrapper, which a merging block would"
+        ArgumentError,
+        match=r"attn of a Block was timm\S+\.Attention and is \S+\.Wrapper, which a merging block would",
     ):
         run(model)
     model.blocks[1].attn = plain
     plain.__class__ = Scaled
-    with pytest.raises(ArgumentError, match="attn of a Block was Attention and is Scaled"):
+    with pytest.raises(ArgumentError, match=r"attn of a Block was timm\S+\.Attention and is \S+\.Scaled"):
         run(model)
     plain.__class__ = type("Renamed", (timm.layers.Attention,), {})  # as parametrizations and FSDP make them
     run(model)
     clip: Any = alt_fast.apply_patch(open_clip_tower(), r=3)
     clip.transformer.resblocks[1].attn = nn.Identity()
-    with pytest.raises(ArgumentError, match="was MultiheadAttention and is Identity"):
+    with pytest.raises(ArgumentError, match=r"was torch\S+\.MultiheadAttention and is torch\S+\.Identity"):
         run(clip)
     theirs: Any = alt_fast.apply_patch(hugging_face("ViTModel"), r=3)
     AttentionInterface.register("mine", lambda *args, **options: sdpa_attention_forward(*args, **options))
@@ -774,6 +804,24 @@ def test_ddp_wrapping(tmp_path: Any) -> None:
     finally:
         torch.distributed.destroy_process_group()
     torch.testing.assert_close(out, expected)
+
+
+def test_a_share_is_exported_for_any_size_of_image() -> None:
+    model = alt_fast.apply_patch(timm_vit(dynamic_img_size=True, depth=2).eval(), r=0.25)
+    axes = dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC)
+    program = torch.export.export(model, (torch.randn(2, 3, 48, 64),), dynamic_shapes=[axes], strict=False).module()
+    for shape in ((2, 3, 48, 64), (1, 3, 32, 32)):
+        x = torch.randn(shape)
+        torch.testing.assert_close(program(x), model(x))
+
+
+def test_hooks_from_before_the_patch_see_grids_of_hidden_states() -> None:
+    model, seen = HOSTS["ViTModel"]().eval(), []
+    model.register_forward_hook(lambda module, args, out: seen.extend(out.hidden_states))
+    alt_fast.apply_patch(model, r=3)
+    model(images(), output_hidden_states=True)
+    assert {type(x) for x in seen} == {Tensor}
+    assert len({x.shape for x in seen}) == 1
 
 
 @pytest.mark.parametrize("host", ["timm", "timm-dinov2", "timm-average", "open_clip", "torchvision", "ViTModel"])

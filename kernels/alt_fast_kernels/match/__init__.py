@@ -1,7 +1,7 @@
 """Bipartite soft matching: which tokens merge into which (ToMe, arXiv 2210.09461, section 3)."""
 
 import operator
-from typing import SupportsIndex
+from typing import SupportsIndex, cast
 
 import torch
 from torch import Tensor
@@ -94,9 +94,14 @@ def _destinations(given: SupportsIndex | Tensor, key: Tensor, protected: int) ->
 
 
 def _int(name: str, value: SupportsIndex, expected: str = "an int") -> int:
-    """Return NumPy's and PyTorch's ints as Python's. Raises TypeError for what is none, bool included."""
+    """Return NumPy's and PyTorch's ints as Python's, and what an export leaves open as it is.
+
+    Raises TypeError for what is none, bool included.
+    """
     if isinstance(value, int) and not isinstance(value, bool):
         return value
+    if isinstance(value, torch.SymInt):
+        return cast("int", value)
     if isinstance(value, bool) or not hasattr(value, "__index__"):
         raise TypeError(f"{name} must be {expected}, got {type(value).__name__}")
     return operator.index(value)

@@ -51,7 +51,7 @@ ROWS = "a lane that gives ldmatrix a row's address reads the row: of writes to i
 """Given where `ldmatrix` was verified as loads by row: the same bytes for a warp, and a tenth of the time."""
 
 STORED_ROWS = (
-    "a lane that gives stmatrix a row's address writes the row: of what that very lane reads of it nothing is said"
+    "a lane that gives stmatrix a row's address writes the row: of its own other accesses to it nothing is said"
 )
 """Given where `stmatrix` was verified as stores by row, so that lanes that write one row may be one writer."""
 
@@ -239,7 +239,8 @@ class Program:
 
         Triton gives the barriers of a second loop the addresses of the first's, and those of a loop's next turn the
         addresses of this one's; the verifier takes one life of each. Here a register tells lives apart: after the last
-        `mbarrier.inval` in a row all barriers are further on, by more than there is shared memory.
+        `mbarrier.inval` in a row all barriers are further on, by more than there is shared memory. One that lives on
+        would be looked for where it was never initialised, which the verifier refuses.
         """
         uses = [i for i, found in self.code.items() if "mbarrier" in found.name or found.name.startswith("bra")]
         ends = [i for i in uses if self.code[i].name.startswith("mbarrier.inval")]
@@ -260,9 +261,9 @@ class Program:
     def respelt(self) -> "Program":
         """The same accesses in other words.
 
-        Descriptors of shared memory in its 64-byte layout have the highest bit, which PTX writes as a sign and the
-        verifier takes for one: they are written without. Products of bf16 become those of fp16, which are of the same
-        size, so that what differs in the dtype alone is verified once.
+        Descriptors of shared memory in its 64- and 32-byte layouts have the highest bit, which PTX writes as a sign and
+        the verifier takes for one: they are written without. Products of bf16 become those of fp16, which are of the
+        same size, so that what differs in the dtype alone is verified once.
         """
         products = [found for found in self.code.values() if re.match(r"tcgen05\.mma\..*kind::f16", found.name)]
         kinds = {found.operands.split(",")[-2].strip() for found in products}
@@ -306,7 +307,7 @@ class Program:
         program = self
         for i, found in reversed(self.code.items()):
             if found.name == "stmatrix.sync.aligned.m8n8.x1.shared.b16" and not found.guard:
-                address, value = re.findall(r"%\w+", found.operands)
+                address, value = found.operands.strip("[}").split("], {")
                 program = program.replace(
                     i, "\t{ .reg .pred %first; .reg .b32 %lane;", "\tmov.u32 %lane, %laneid;",
                     "\tsetp.lt.u32 %first, %lane, 8;",
@@ -408,9 +409,9 @@ def _proof(
 ) -> tuple[str, frozenset[str], str]:
     """Verdict, what it is given, and the reason, of a program.
 
-    A comparison of data that is one for the block is decided both ways. Lanes that write one word of shared memory in
-    one instruction are assumed to write one value: the first of them is left to write. masks: of `_one_writer`, what is
-    known of them; those that are found are added.
+    A comparison of data that is one for the block is decided both ways. Where two lanes write one word of shared memory
+    in one instruction, all that differ as they do are assumed to write the same words, and one value: the first of them
+    is left to write. masks: of `_one_writer`, what is known of them; those that are found are added.
     """
     masks = {} if masks is None else masks
     decision = program.decision()
@@ -434,7 +435,7 @@ def _proof(
         patched = _one_writer(program, masks)
         report = sentryward(patched, config, timeout)
         given = frozenset(
-            f"lanes that write one word at {_where(program, i)} write one value (thread bits {mask:#b})"
+            f"threads that differ in bits {mask:#b} alone write one value to the same words at {_where(program, i)}"
             for i, mask in masks.items()
         )
         if report.get("frontend", {}).get("frontend_assumptions", {}).get("election_uses"):
