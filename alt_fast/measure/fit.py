@@ -22,7 +22,6 @@ from alt_fast.measure.tower_cost import TowerCost, tower_cost
 from alt_fast.progress import Progress
 from alt_fast.tome.patch import apply_patch, find_towers, remove_patch
 from alt_fast.tome.schedule import Reduction, merge_schedule
-from alt_fast.tome.tokens import share_of
 
 OPTIONS = ("destinations", "find_tower", "prop_attn", "rotary")
 """Options of `apply_patch` that change what merging costs, or what it does to the output."""
@@ -181,7 +180,7 @@ def _whole(cost: TowerCost, schedule: Sequence[int | float]) -> list[int]:
     """A schedule as the blocks take it: fractions are of the tokens that there are, and none is more than can merge."""
     whole, num_tokens = [], cost.num_tokens
     for r in schedule:
-        asked = share_of(r, num_tokens - cost.protected) if isinstance(r, float) else r
+        asked = int(r * (num_tokens - cost.protected)) if isinstance(r, float) else r
         whole.append(min(asked, cost.max_r(num_tokens)))
         num_tokens -= whole[-1]
     return whole

@@ -95,17 +95,6 @@ class Tokens:
         return len(self.dense())
 
 
-def share_of(r: float, count: int) -> int:
-    """A share of tokens, rounded down, in whole numbers, which torch.export keeps open where it does the count."""
-    numerator, denominator = _fraction(r)
-    return count * numerator // denominator
-
-
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _fraction(r: float) -> tuple[int, int]:
-    return Fraction(r).limit_denominator(10**6).as_integer_ratio()
-
-
 def _is_in_place(name: str) -> bool:
     """Whether PyTorch's method of this name changes its tensor: add_."""
     return name.endswith("_") and not name.startswith("__")
@@ -201,8 +190,14 @@ class Attended:
 
     @property
     def reduction(self) -> int:
-        """How many tokens to remove, of as many as there are."""
-        return share_of(self.r, self.tokens.x.shape[1] - self.protected) if isinstance(self.r, float) else self.r
+        """How many tokens to remove, of as many as there are: a share is rounded down."""
+        if not isinstance(self.r, float):
+            return self.r
+        count = self.tokens.x.shape[1] - self.protected
+        if isinstance(count, torch.SymInt):  # torch.export leaves whole numbers open, and fixes what int() is asked for
+            numerator, denominator = Fraction(self.r).limit_denominator(10**6).as_integer_ratio()
+            return count * numerator // denominator
+        return int(self.r * count)
 
     def keep(self) -> tuple[Tokens, Tensor]:
         """Add the branch, and remove no token."""
