@@ -93,7 +93,7 @@ def test_a_branch_on_data_is_taken_both_ways() -> None:
     assert verdict(WRITE, BARRIER, ON_DATA, WRITE, LABEL, READ, TILE)[0] == RACE  # of one of the two ways
 
 
-FOR_ALL = "setp.eq.s32 %p2, %r1, 0"
+IS_FIRST = "setp.eq.s32 %p2, %r1, 0"
 INIT, END = "@%p2 mbarrier.init.shared::cta.b64 [%r15], 64;", "@%p2 mbarrier.inval.shared::cta.b64 [%r15];"
 ARRIVE = "mbarrier.arrive.shared::cta.b64 %rd4, [%r15];"
 WAIT = "$L__wait:; mbarrier.try_wait.parity.shared::cta.b64 %p3, [%r15], 0; @!%p3 bra $L__wait;"
@@ -103,7 +103,7 @@ WAIT = "$L__wait:; mbarrier.try_wait.parity.shared::cta.b64 %p3, [%r15], 0; @!%p
 def test_a_barrier_has_a_life_in_each_turn_of_a_loop(wait: str, expected: str) -> None:
     """At one address: the verifier takes a single life of each."""
     turn = [INIT, BARRIER, WRITE, ARRIVE, wait, READ, BARRIER, END, BARRIER]
-    loop = [FOR_ALL, "add.s32 %r15, %r2, 1024; mov.u32 %r16, 0; $L__turn:;", *turn]
+    loop = [IS_FIRST, "add.s32 %r15, %r2, 1024; mov.u32 %r16, 0; $L__turn:;", *turn]
     found = verdict(*loop, "add.s32 %r16, %r16, 1; setp.lt.s32 %p4, %r16, 2; @%p4 bra $L__turn;", TILE)
     assert found[0] == expected, found
 

@@ -323,6 +323,14 @@ def test_dynamic_image_size() -> None:
     assert model.forward_features(torch.randn(1, 3, 48, 40)).shape[1] == 31 - 9
 
 
+def checkpoint_activations(model: Any) -> None:
+    """By the host's own switch."""
+    if hasattr(model, "gradient_checkpointing_enable"):
+        model.gradient_checkpointing_enable()
+    else:
+        model.set_grad_checkpointing()
+
+
 @pytest.mark.parametrize("host", ["timm", "open_clip", "ViTModel", "Dinov2Model"])
 def test_activation_checkpointing(host: str) -> None:
     torch.manual_seed(0)
@@ -330,10 +338,7 @@ def test_activation_checkpointing(host: str) -> None:
     run(model).square().sum().backward()
     expected = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
-    if hasattr(model, "gradient_checkpointing_enable"):
-        model.gradient_checkpointing_enable()
-    else:
-        model.set_grad_checkpointing()
+    checkpoint_activations(model)
     run(model).square().sum().backward()
     for name, parameter in model.named_parameters():
         if name in expected:
@@ -350,10 +355,7 @@ def test_compiled_activation_checkpointing(host: str) -> None:
     expected.square().sum().backward()
     gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
-    if hasattr(model, "gradient_checkpointing_enable"):
-        model.gradient_checkpointing_enable()
-    else:
-        model.set_grad_checkpointing()
+    checkpoint_activations(model)
     graphs: list[str] = []
 
     def look(module: torch.fx.GraphModule, inputs: object) -> Callable[..., Any]:
