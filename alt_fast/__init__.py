@@ -38,8 +38,8 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *_PUBLIC})
 
 
-class _BeforeTorchvision(MetaPathFinder):
-    """Mends PyTorch for torchvision (see `_torchvision`) when that is first imported, before its own code runs."""
+class _MendsTorchvision(MetaPathFinder):
+    """Imports torchvision once more where that failed for want of its operators (see `_torchvision`)."""
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
         if name != "torchvision":
@@ -49,13 +49,17 @@ class _BeforeTorchvision(MetaPathFinder):
         if spec is not None and spec.loader is not None:
             execute = spec.loader.exec_module
 
-            def mend_and_execute(module: ModuleType) -> None:  # here, as importing PyTorch while finding may deadlock
-                import_module("alt_fast._torchvision")
-                execute(module)
+            def execute_and_mend(module: ModuleType) -> None:
+                try:
+                    execute(module)
+                except RuntimeError:
+                    if not import_module("alt_fast._torchvision").declare_missing_operators():
+                        raise
+                    execute(module)
 
-            spec.loader.exec_module = mend_and_execute  # type: ignore[method-assign]
+            spec.loader.exec_module = execute_and_mend  # type: ignore[method-assign]
         return spec
 
 
 if "torchvision" not in sys.modules:
-    sys.meta_path.insert(0, _BeforeTorchvision())
+    sys.meta_path.insert(0, _MendsTorchvision())

@@ -37,13 +37,35 @@ def test_public_names_load_on_first_use() -> None:
         alt_fast.nonsense  # type: ignore[attr-defined]  # noqa: B018
 
 
-def test_torchvision_imports_whether_or_not_its_operators_load() -> None:
+DECLARES = "library = torch.library.Library('torchvision', 'DEF')\nlibrary.define('nms(Tensor x) -> Tensor')\n"
+ASKS = "torch.library.register_fake('torchvision::nms')(lambda x: x)\n"
+"""What torchvision's import does where its operators load, and after that in any case."""
+
+
+def import_torchvision(folder: Path, code: str) -> subprocess.CompletedProcess[str]:
+    """Import a torchvision of this code behind alt_fast, and print how often its code ran."""
+    package = folder / "torchvision"
+    package.mkdir()
+    (package / "__init__.py").write_text("import torch\ntorch.runs = getattr(torch, 'runs', 0) + 1\n" + code)
+    command = [sys.executable, "-c", "import alt_fast, torchvision, torch; print(torch.runs)"]
+    env = {**ONE_THREAD, "PYTHONPATH": f"{folder}{os.pathsep}{ROOT}"}
+    return subprocess.run(command, env=env, cwd=folder, capture_output=True, text=True)
+
+
+def test_torchvision_imports_whether_or_not_its_operators_load(tmp_path: Path) -> None:
     import torchvision.transforms  # dies beside a CPU build of torch unless alt_fast came first
 
-    from alt_fast._torchvision import _declare_missing_schemas
-
     assert torchvision.__version__
-    assert _declare_missing_schemas() is None  # nothing is declared twice
+    for name, code, runs in (("load", DECLARES + ASKS, "1"), ("missing", ASKS, "2")):
+        (tmp_path / name).mkdir()
+        done = import_torchvision(tmp_path / name, code)
+        assert done.stdout.strip() == runs, done.stderr
+
+
+def test_torchvision_that_fails_otherwise_says_so(tmp_path: Path) -> None:
+    done = import_torchvision(tmp_path, DECLARES + "raise RuntimeError('of its own')\n")
+    assert done.returncode != 0
+    assert done.stderr.endswith("RuntimeError: of its own\n")
 
 
 def test_constraints_pin_every_dependency() -> None:
