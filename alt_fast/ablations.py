@@ -59,6 +59,7 @@ def run(arguments: argparse.Namespace, options: Sequence[str]) -> int:
     if arguments.transfer_frames is not None and arguments.transfer_frames < 1:
         raise ArgumentError(f"--transfer-frames must be >= 1, got {arguments.transfer_frames}")
     config, few_shot = parse(options), arguments.few_shot
+    check_options(options, config.data.generate is not None)
     if config.data.generate is not None and few_shot is None:
         few_shot = SHAPES_FEW_SHOT
         if config.data.shapes.few_shot_per_class < 2:
@@ -75,6 +76,21 @@ def run(arguments: argparse.Namespace, options: Sequence[str]) -> int:
         run_all(sweep, arguments.tables, arguments.seeds, arguments.jobs)
     print("\n\n".join(table_text(sweep, table, arguments.seeds) for table in arguments.tables))
     return 0
+
+
+def check_options(options: Sequence[str], generated: bool) -> None:
+    """Raise ArgumentError for an option of training that every run has a value of its own for.
+
+    generated: whether the videos are, by a seed of their own.
+    """
+    own = {"seed": "--seeds before -- says which", "out": "--out before -- is the folder of all", "resume": "they do"}
+    own["frame_only"] = "no table has it"
+    if generated:
+        own |= {"data.root": "it is in --out", "data.shapes.seed": "it is the run's seed"}
+    for option in options:
+        name = option.partition("=")[0].removeprefix("--")
+        if option.startswith("--") and (why := own.get(name.replace("-", "_"))):
+            raise ArgumentError(f"--{name} behind -- has no effect on the runs of a table: {why}")
 
 
 def split(option: str, text: str) -> list[str]:

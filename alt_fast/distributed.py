@@ -76,7 +76,7 @@ class World:
 def join_world(device: str) -> Iterator[World]:
     """Be one of the processes that torchrun started, if it did, and say goodbye to them at the end.
 
-    device: "cpu", "cuda", "cuda:N" or "auto".
+    device: "cpu", "cuda", "cuda:N" or "auto". Raises ArgumentError for GPUs that several processes would share.
     """
     try:
         yield _join(device)
@@ -93,13 +93,26 @@ def _join(device: str) -> World:
     if not dist.is_initialized():
         gpu = device != "cpu" and torch.cuda.is_available()
         if gpu:
-            torch.cuda.set_device(world.local_rank)
+            _take_gpu(device, world)
         # torchrun keeps one store over restarts: without a prefix of its own, an attempt may find dead addresses in it.
         shared, _, _ = next(iter(dist.rendezvous("env://")))  # type: ignore[attr-defined]
         store = dist.PrefixStore(f"attempt {world.restarts}", shared)  # type: ignore[attr-defined]
         backend = "cpu:gloo,cuda:nccl" if gpu else "gloo"
         dist.init_process_group(backend, timeout=PATIENCE, store=store, rank=world.rank, world_size=world.size)
     return world
+
+
+def _take_gpu(device: str, world: World) -> None:
+    """Make the GPU of this process's number the one that "cuda" means. Raises ArgumentError where there is none."""
+    gpus = torch.cuda.device_count()
+    if ":" in device and world.size > 1:
+        raise ArgumentError(f"device {device!r} is one GPU for {world.size} processes: cuda gives each its own")
+    if world.local_rank >= gpus:
+        raise ArgumentError(
+            f"process {world.local_rank + 1} of this machine has no GPU of its own: this PyTorch sees {gpus}, which is "
+            "the most for torchrun's --nproc-per-node"
+        )
+    torch.cuda.set_device(world.local_rank)
 
 
 def shard(model: nn.Module, blocks: Iterable[nn.Module], device: torch.device) -> None:

@@ -174,11 +174,11 @@ def score(
     from alt_fast.inference.scoring import evaluate, summarize
     from alt_fast.inference.zero_shot import unseen_labels, unseen_part
 
-    classes, unseen = trained.embed(names), unseen_labels(names, trained.classes)
+    classes, unseen = trained.embed(names), unseen_labels(names, trained.seen_classes)
     shown = Path(name).name
     result = evaluate(trained.model, videos, trained.spec, classes, testing, shown, world, within=unseen)
     check_finite(result.scores[result.readable])
-    row, part = summarize(name, result, len(names), testing), unseen_part(result, names, trained.classes)
+    row, part = summarize(name, result, len(names), testing), unseen_part(result, names, trained.seen_classes)
     mixed = part["shared"] and "unseen" in part
     return (row | part if mixed else row), TestedList(videos, names, classes, result)
 

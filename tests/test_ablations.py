@@ -181,10 +181,38 @@ def test_metrics_of_earlier_runs_are_read(tmp_path: Path) -> None:
 
 def test_rows_of_a_table_differ_whatever_the_configuration(tmp_path: Path) -> None:
     """The default job's tower is frozen, the paper's trained."""
-    for options in ([], ["--config", "motion_shapes_clip"], ["--config", "kinetics400_b16"]):
+    for options in ([], ["--config", "motion_shapes_clip"], ["--config", "kinetics400_b16"], ["--data.train", "clips"]):
         sweep = Sweep(parse(options), options, None, [], tmp_path, 8)
         for rows in TABLES.values():
             assert len({sweep.folder(row, 0) for row in rows}) == len(rows)
+
+
+def test_rows_are_what_they_are_called_whatever_the_configuration(tmp_path: Path) -> None:
+    """A job on clips of one's own, which lets frame tokens query, is no row that aligns."""
+    options = ["--data.train", "clips", "--model.regions", "false", "--model.conv", "false"]
+    sweep = Sweep(parse(options), options, None, [], tmp_path, 8)
+    changes = {table: [sweep.changes(row) for row in rows] for table, rows in TABLES.items()}
+    assert [change.get("query", "frame") for change in changes["5"]] == ["frame", *["entities"] * 3]
+    assert changes["5"][-1]["regions"] is True
+    assert {change["query"] for change in changes["8"] + changes["C3"][1:]} == {"entities"}
+    assert ["conv" in change for change in changes["C4"]] == [False, False, True, True]
+
+
+def test_options_that_every_run_has_its_own_of_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    listed = ["--data.train", "clips"]
+    for option, data in (
+        ("--seed=3", []),
+        ("--out", []),
+        ("--frame-only", []),
+        ("--data.shapes.seed", []),
+        ("--data.root", []),
+        ("--seed", listed),
+    ):
+        value = [] if "=" in option or option == "--frame-only" else ["3"]
+        assert main(["8", "--out", str(tmp_path), "--", *data, option, *value]) == 2
+        assert f"{option.partition('=')[0]} behind -- has no effect" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+    assert main(["8", "--show", "--out", str(tmp_path), "--", *listed, "--data.root", "videos"]) == 0
 
 
 def test_few_shot_runs_on_motion_shapes_are_of_the_kind_they_start_from(

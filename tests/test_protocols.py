@@ -320,8 +320,11 @@ def test_a_probe_reads_the_numbers_of_both_lists_alike(
     (tmp_path / "classInd.txt").write_text("1 a\n2 b\n3 c\n4 d\n")
     command = ["probe", "--checkpoint", str(trained_run), "--root", str(data), "--workers", "0", "--lr", "0.5"]
     command += ["--classes", str(tmp_path / "classInd.txt"), "--probe-batch-size", "16", "--epochs", "400", "--json"]
-    assert main([*command, "--train", str(tmp_path / "both.txt"), "--list", str(tmp_path / "both.txt")]) == 0
+    both = ["--train", str(tmp_path / "both.txt"), "--list", str(tmp_path / "both.txt")]
+    assert main([*command, *both]) == 0
     assert json.loads(capsys.readouterr().out)["lists"][0]["top1"] > 0.5
+    assert main([*command, *both, "--lr", "inf"]) == 1
+    assert "the model's scores are not finite" in capsys.readouterr().err
 
 
 def test_a_probe_of_splits(trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

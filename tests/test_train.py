@@ -25,7 +25,7 @@ from alt_fast.corpus import Corpus, Entity
 from alt_fast.data.annotations import read_classes, read_list
 from alt_fast.data.batch import Failure
 from alt_fast.data.config import Loading, MotionShapesConfig
-from alt_fast.distributed import pick_device
+from alt_fast.distributed import join_world, pick_device
 from alt_fast.errors import ArgumentError, RunError
 from alt_fast.evaluate import main as evaluate
 from alt_fast.export import main as export
@@ -481,6 +481,16 @@ def test_quarantine_remembers_across_restarts(tmp_path: Path) -> None:
     assert len(path.read_text().splitlines()) == 1
     with pytest.raises(RunError, match="2 of 100"):
         again.add([Failure("b.mp4", "empty")])
+    mended = Quarantine(path, 100, 0.01)
+    mended.add([])
+    mended.add([Failure("b.mp4", "empty")])  # a.mp4 is not met again
+
+
+def test_one_bad_video_stops_no_run_unless_none_is_allowed(tmp_path: Path) -> None:
+    path, failure = tmp_path / "quarantine.jsonl", Failure("a.mp4", "empty")
+    Quarantine(path, 10, 0.01).add([failure])
+    with pytest.raises(RunError, match="1 of 10"):
+        Quarantine(path, 10, 0).add([failure])
 
 
 def test_quarantine_names_twenty_videos_and_lists_all(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -644,3 +654,18 @@ def test_auto_picks_a_device() -> None:
     assert pick_device("cpu").type == "cpu"
     with pytest.raises(ArgumentError, match="device must be .*, got 'toaster'"):
         pick_device("toaster")
+
+
+def test_processes_share_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    for device, number, message in (
+        ("cuda:1", 0, "device 'cuda:1' is one GPU for 3 processes: cuda gives each its own"),
+        ("auto", 2, "process 3 of this machine has no GPU of its own: this PyTorch sees 2, which is the most"),
+    ):
+        monkeypatch.setenv("RANK", str(number))
+        monkeypatch.setenv("LOCAL_RANK", str(number))
+        with pytest.raises(ArgumentError, match=message), join_world(device):
+            pass

@@ -345,6 +345,8 @@ def _read_rows(path: Path) -> list[_Row]:
         content = _json(path, text, (list, dict))
         return _something_rows(path, content) if isinstance(content, list) else _kinetics_json_rows(path, content)
     names = header(path, text)
+    for column in _SPLITS & set(names):
+        _check_one_split(path, {row[column] for _, row in read_table(path, text, (column,))})
     if "youtube_id" in names:
         return [
             _kinetics_row(where, row["youtube_id"], row["time_start"], row["time_end"], row["label"])
@@ -359,6 +361,17 @@ def _read_rows(path: Path) -> list[_Row]:
     return [_row(pair) for pair in read_pairs(path, text)]
 
 
+_SPLITS = {"split", "subset"}
+"""What names, in CSV and in Kinetics' JSON, whether a row is to train or to test with."""
+
+
+def _check_one_split(path: Path, splits: set[str]) -> None:
+    """Raise AnnotationError for a list of several: they would be trained on together."""
+    if len(splits) > 1:
+        named = ", ".join(sorted(splits))
+        raise AnnotationError(f"{path} has rows of several splits, {named}: make a list of each")
+
+
 def _row(pair: Pair) -> _Row:
     return _Row(pair.where, (pair.path,), pair.label)
 
@@ -368,6 +381,8 @@ def _folder(name: str) -> str:
 
 
 def _kinetics_json_rows(path: Path, content: dict[str, Any]) -> list[_Row]:
+    subsets = (entry.get("subset") for entry in content.values() if isinstance(entry, dict))
+    _check_one_split(path, {str(subset) for subset in subsets if subset is not None})
     rows = []
     for youtube_id, entry in content.items():
         where = f"{path}, entry {youtube_id!r}"

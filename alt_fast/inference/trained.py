@@ -54,7 +54,8 @@ class TrainedModel:
 
     classes: names that it was trained on. templates: prompts for class names. augment: how its test clips are cropped
     and normalised. head: who scores, "alt", or "clip" where ALT was not trained (`load_clip`). texts: of `use_texts`,
-    by `name_key` of the class; no file keeps them. probed: what `probe_alignment` found when the run was tested,
+    by `name_key` of the class; no file keeps them. earlier: classes that its weights were trained on before these, in
+    the models it started from. probed: what `probe_alignment` found when the run was tested,
     empty where that is not known, or the model has changed since.
 
         model = alt_fast.load("runs/k400")
@@ -67,12 +68,18 @@ class TrainedModel:
     augment: AugmentConfig
     head: Head = "alt"
     texts: dict[str, str] = field(default_factory=dict)
+    earlier: list[str] = field(default_factory=list)
     probed: dict[str, Any] = field(default_factory=dict)
 
     @property
     def spec(self) -> ClipSpec:
         """What its clips look like."""
         return ClipSpec(self.model.config.frames, self.model.image_size, self.augment)
+
+    @property
+    def seen_classes(self) -> list[str]:
+        """All classes that its weights were ever trained on: of these nothing is zero-shot."""
+        return [*self.classes, *self.earlier]
 
     @property
     def device(self) -> torch.device:
@@ -376,6 +383,7 @@ def save_model(path: Path, trained: TrainedModel) -> None:
     content = {
         "model": asdict(replace(trained.model.config, pretrained=None)),
         "classes": trained.classes,
+        "earlier": trained.earlier,
         "templates": trained.templates,
         "augment": asdict(trained.augment),
         "corpus": None if corpus is None else [asdict(entity) for entity in corpus.entities],
@@ -429,7 +437,8 @@ def load(path: str | Path) -> TrainedModel:
             model = ALT(ModelConfig(**content["model"]), corpus)
         model.load_state_dict(weights)
         augment = AugmentConfig(**content["augment"])
-        trained = TrainedModel(model.eval(), content["classes"], content["templates"], augment)
+        earlier = content.get("earlier", [])  # older files have none
+        trained = TrainedModel(model.eval(), content["classes"], content["templates"], augment, earlier=earlier)
     except (KeyError, RuntimeError, TypeError, ValueError) as e:
         raise CheckpointError(f"{path} does not fit the model it names: {e}") from e
     scores = path.parent / METRICS  # of a finished run
@@ -443,7 +452,10 @@ _FREE = ("pretrained", "frames", "r", "rotary", "tau", "tau_start", "noise", "ca
 
 
 def load_weights(trained: TrainedModel, path: str | Path) -> None:
-    """Give a model the weights of another, whose corpus and classes may differ. Raises what `load` does."""
+    """Give a model the weights of another, whose corpus and classes may differ: those become earlier ones.
+
+    Raises what `load` does.
+    """
     start = load(path)
     before, now = (
         {f"model.{name}": value for name, value in asdict(of.model.config).items() if name not in _FREE}
@@ -458,6 +470,7 @@ def load_weights(trained: TrainedModel, path: str | Path) -> None:
         trained.model.load_state_dict(weights)
     except RuntimeError as e:
         raise CheckpointError(f"the weights of {path} do not fit: {e}") from e
+    trained.earlier.extend(start.seen_classes)
 
 
 def _check_version(path: Path, version: object) -> None:

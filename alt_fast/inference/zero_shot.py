@@ -67,6 +67,6 @@ def score_zero_shot(
     Returns what `TrainedModel.score` does, over all classes, and `unseen_part`. Raises ArgumentError when a head that
     was not trained would score, RunError for scores that are not finite.
     """
-    result = trained.test(name, videos, names, testing, world, unseen_labels(names, trained.classes))
+    result = trained.test(name, videos, names, testing, world, unseen_labels(names, trained.seen_classes))
     check_finite(result.scores[result.readable])
-    return summarize(name, result, len(names), testing) | unseen_part(result, names, trained.classes)
+    return summarize(name, result, len(names), testing) | unseen_part(result, names, trained.seen_classes)

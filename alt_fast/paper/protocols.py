@@ -12,6 +12,7 @@ from alt_fast.data.batch import Failure
 from alt_fast.distributed import World
 from alt_fast.errors import RunError
 from alt_fast.inference.features import features
+from alt_fast.inference.predict import check_finite
 from alt_fast.inference.scoring import EvalConfig, Result, summarize
 from alt_fast.inference.trained import TrainedModel
 from alt_fast.inference.zero_shot import find_unseen, score_zero_shot
@@ -35,7 +36,7 @@ def zero_shot(
     for name, videos, names in tests:
         shared: list[str] = []
         if only_unseen:
-            unseen = [names[label] for label in find_unseen(name, videos, names, trained.classes)]
+            unseen = [names[label] for label in find_unseen(name, videos, names, trained.seen_classes)]
             shared = [other for other in names if other not in unseen]
             videos, names = keep_classes(videos, names, unseen, name)
         chosen.append((name, videos, names, shared))
@@ -72,6 +73,7 @@ def probe(
         readable = _readable(test, failures)
         with torch.inference_mode():
             scores = layer(vectors).softmax(-1) * readable[:, None]
+        check_finite(scores[readable])
         result = Result(scores, torch.tensor([video.label for video in test]), failures, readable, Counter())
         row = summarize(test_path, result, len(names), testing)
         rows.append(row | {"not_trained_on": [failure._asdict() for failure in not_trained_on]})

@@ -138,9 +138,10 @@ class Seen(NamedTuple):
     scale: Tensor
 
 
-def _finish_on_sigterm(worker: int) -> None:
+def _end_by_the_main_process(worker: int) -> None:
     """Ignore what a whole group of processes is sent: the main one writes a checkpoint, and ends its workers itself."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 class ClipStage:
@@ -187,7 +188,7 @@ class ClipStage:
         size = self.config.batch_size
         indices = [list(range(s * size, (s + 1) * size)) for s in range(step, self.config.steps)]
         yield from DataLoader(
-            self.frames, batch_sampler=indices, num_workers=self.workers, worker_init_fn=_finish_on_sigterm
+            self.frames, batch_sampler=indices, num_workers=self.workers, worker_init_fn=_end_by_the_main_process
         )
 
     def loss(self, batch: tuple[Tensor, list[str], Tensor, Tensor], number: int) -> dict[str, Tensor]:

@@ -33,7 +33,8 @@ class DataConfig:
         missing: what to do about videos that are not there, and files that hold no video: "error", they count as
             unusable when their turn comes, or stop the run at its start where too many are not there; "skip", they are
             looked for first, left out, and listed in the run folder.
-        max_bad_share: stop when more than this share of the training videos cannot be used.
+        max_bad_share: stop when more than this share of the training videos, and more than one unless it is 0, cannot
+            be used.
     """
 
     train: str | None = None
@@ -89,7 +90,7 @@ class OptimConfig:
         accumulate: parts that each process computes its share of a batch in, to save memory.
         lr: learning rate of everything but the backbone.
         backbone_lr: learning rate of the image tower.
-        final_lr: where the cosine ends, as a fraction of the learning rate.
+        final_lr: where the cosine ends, behind the last step, as a fraction of the learning rate.
         weight_decay: AdamW's, on parameters with two dimensions or more.
         clip_grad: largest gradient norm; null for no limit.
         max_skipped: steps whose loss or gradient is not finite that are skipped, before the run stops.
@@ -208,7 +209,7 @@ class TrainConfig:
         compile: compile the model with torch.compile; not frame_only's, which is trained to compare.
         frame_only: also train and test the same model on single frames, to show what time adds.
         seed: of everything random.
-        checkpoint_every: steps between checkpoints.
+        checkpoint_every: steps between checkpoints; there is one every ten minutes, too, and after Ctrl-C or SIGTERM.
         keep: checkpoints of a stage that stay, the last ones.
         eval_every: epochs between evaluations while training, the best of which is kept; 0 for one at the end.
         device: "cpu", "cuda", "cuda:N", or "auto".

@@ -1,6 +1,7 @@
 """The lists of a training job: made once, where the settings leave that to be done, and read."""
 
 import json
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -19,6 +20,7 @@ from alt_fast.inference.zero_shot import find_unseen
 from alt_fast.progress import print_line
 from alt_fast.training.config import DataConfig
 from alt_fast.training.job import Lists
+from alt_fast.training.quarantine import most_bad
 
 
 def prepare_data(data: DataConfig, folder: Path) -> DataConfig:
@@ -94,12 +96,21 @@ def check_presence(data: DataConfig, lists: Lists) -> None:
         if not absent:
             continue
         share, causes = _share(name, absent, len(videos))
-        if name == "train" and len(absent) > data.max_bad_share * len(videos):
+        if name == "train" and len(absent) > most_bad(data.max_bad_share, len(videos)):
             raise RunError(
                 f"{share} of data.train are not there ({causes}), more than data.max_bad_share {data.max_bad_share} "
                 "allows: --data.missing skip leaves them out"
             )
         print_line(f"data.{name}: {share} are not there: {causes}")
+
+
+def say_overlap(lists: Lists) -> None:
+    """Say how many videos that are tested are trained on, too: of those a score says little."""
+    trained = {os.path.abspath(video.path) for video in lists.train}
+    for name, videos in (("test", lists.test), ("unseen", lists.unseen)):
+        both = [video.path for video in videos if os.path.abspath(video.path) in trained]
+        if both:
+            print_line(f"data.{name}: {len(both)} of {len(videos)} videos are trained on, too, as {both[0]}")
 
 
 def _share(name: str, gone: Sequence[Failure], count: int) -> tuple[str, str]:

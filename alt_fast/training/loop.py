@@ -2,10 +2,11 @@
 
 import contextlib
 import math
+import os
 import signal
 import time
 from collections import defaultdict
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,7 +20,7 @@ from alt_fast.errors import AltFastError
 from alt_fast.progress import Progress
 from alt_fast.training.run_log import LOG_EVERY, Meter, RunLog
 from alt_fast.training.schedule import Schedule, parameter_groups
-from alt_fast.training.states import SaveEvery, StateFiles, TrainState
+from alt_fast.training.states import SAVE_SECONDS, SaveEvery, StateFiles, TrainState
 
 
 class DivergedError(AltFastError, RuntimeError):
@@ -102,27 +103,28 @@ def fit(stage: Stage, folder: Path, saving: SaveEvery, log: RunLog | None = None
     A checkpoint holds weights, optimizer and step; all randomness is keyed by the step, so nothing else is needed.
     world: the processes that train together; the main one writes. log: the main one's.
 
-    Raises DivergedError past the allowed number of steps without a finite loss and gradient, and TerminatedError after
-    SIGTERM, once the step is done and its state written.
+    Raises DivergedError past the allowed number of steps without a finite loss and gradient; and once the step is done
+    and its state written TerminatedError after SIGTERM, and KeyboardInterrupt after Ctrl-C (a second one raises it at
+    once).
     """
     world = world or World()
     trainer = _Trainer(stage, folder, saving, log, world)
-    with _termination() as asked, contextlib.closing(_each(stage.batches(trainer.state.step))) as batches:
+    with _asked_to_end(world) as asked, contextlib.closing(_each(stage.batches(trainer.state.step))) as batches:
         for step in trainer.bar:
             own = trainer.backward(batches, step)
-            stop, *means = world.mean(float(bool(asked)), *own.values())
+            stop, overdue, *means = world.mean(float(bool(asked)), float(trainer.overdue), *own.values())
             losses = dict(zip(own, means, strict=True))
             trainer.update(step, losses["loss"])
             trainer.record(losses)
             if trainer.state.step % stage.settings.steps_per_epoch == 0:
                 trainer.end_epoch()
-            if stop or trainer.checkpoint_is_due:
+            if stop or overdue or trainer.checkpoint_is_due:
                 trainer.save()
             if stop:
-                raise trainer.terminated()
+                raise trainer.ended(asked)
         (stop,) = world.mean(float(bool(asked)))  # since the last step began
         if stop:
-            raise trainer.terminated()
+            raise trainer.ended(asked)
     trainer.publish()
     return trainer.seconds
 
@@ -133,14 +135,28 @@ def _each(batches: Iterable[Any]) -> Generator[Any, None, None]:
 
 
 @contextlib.contextmanager
-def _termination() -> Iterator[list[int]]:
-    """Give a list that is no longer empty once the process is asked to end."""
+def _asked_to_end(world: World) -> Iterator[list[int]]:
+    """Give a list of the signals by which the process was asked to end: SIGTERM, or SIGINT, which is Ctrl-C.
+
+    A second SIGINT is Python's own, where there is one process: torchrun hands on what they all have had.
+    """
     asked: list[int] = []
-    before = signal.signal(signal.SIGTERM, lambda number, frame: asked.append(number))
+
+    def interrupt(number: int, frame: object) -> None:
+        asked.append(number)
+        if world.size == 1:
+            signal.signal(number, before)
+            os.write(2, b"\nonce this step is done its checkpoint is written; Ctrl-C again ends at once\n")
+
+    before, term = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    signal.signal(signal.SIGTERM, lambda number, frame: asked.append(number))
+    if before is not signal.SIG_IGN:  # as in the background of a shell
+        signal.signal(signal.SIGINT, interrupt)
     try:
         yield asked
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, term)
+        signal.signal(signal.SIGINT, before)
 
 
 class _Trainer:
@@ -157,6 +173,7 @@ class _Trainer:
         if log is not None:
             log.rewind(stage.name, self.state.step)
         self.before, self.start = self.state.seconds, time.monotonic()
+        self.saved = self.start
         self.meter = Meter(stage.settings.batch_size)
         steps = stage.settings.schedule.steps
         self.bar = Progress(
@@ -173,14 +190,21 @@ class _Trainer:
     def finished(self) -> bool:
         return self.state.step == self.settings.schedule.steps
 
-    def terminated(self) -> TerminatedError:
-        """Say where the state is."""
+    def ended(self, asked: Sequence[int]) -> BaseException:
+        """Return what to raise, given the signals that asked for it; says where the state is."""
+        if signal.SIGINT in asked:
+            return KeyboardInterrupt()
         steps, path = self.settings.schedule.steps, self.files.path(self.state.step)
         return TerminatedError(f"{self.stage.name}: asked to end; {self.state.step} of {steps} steps are in {path}")
 
     @property
     def checkpoint_is_due(self) -> bool:
         return self.finished or self.state.step % self.saving.every == 0
+
+    @property
+    def overdue(self) -> bool:
+        """Whether the last checkpoint is so old that the next one does not wait for its step."""
+        return time.monotonic() - self.saved > SAVE_SECONDS
 
     def backward(self, batches: Iterator[Any], step: int) -> dict[str, float]:
         """Add up the gradients of one step; returns the mean losses of this process's batches, by name."""
@@ -261,6 +285,7 @@ class _Trainer:
             self.measure()
         self.state.seconds = self.seconds
         self.files.save(self.stage.module, self.optimizer, self.state)
+        self.saved = time.monotonic()
 
     @torch.no_grad()
     def publish(self) -> None:

@@ -37,7 +37,7 @@ from alt_fast.inference.model_card import model_card
 from alt_fast.inference.scoring import EvalConfig
 from alt_fast.inference.speed import check_compiler
 from alt_fast.inference.trained import TrainedModel, load, load_weights, save_model, save_module
-from alt_fast.inference.zero_shot import score_zero_shot
+from alt_fast.inference.zero_shot import find_unseen, score_zero_shot
 from alt_fast.model.alignment import certainty
 from alt_fast.model.alt import ALT
 from alt_fast.model.clip_weights import build_clip, move_back
@@ -46,7 +46,7 @@ from alt_fast.training.alt_stage import AltStage, check_batch, describe_batch
 from alt_fast.training.clip_stage import ClipStage
 from alt_fast.training.config import PretrainConfig, TrainConfig
 from alt_fast.training.job import Job
-from alt_fast.training.lists import check_presence, count_missing, prepare_data, read_lists
+from alt_fast.training.lists import check_presence, count_missing, prepare_data, read_lists, say_overlap
 from alt_fast.training.loop import fit
 from alt_fast.training.run_folder import check_same_inputs, open_run_folder
 from alt_fast.training.run_log import RunLog
@@ -75,6 +75,7 @@ def run(config: TrainConfig, world: World | None = None) -> dict[str, Any]:
         if world.main:
             check_same_inputs(folder, config, lists, corpus)
             check_presence(data, lists)
+            say_overlap(lists)
             log = open_files.enter_context(RunLog(folder))
         job = Job(config, folder, device, lists, corpus, log, world)
         return run_stages(job, time.monotonic() - started)
@@ -186,6 +187,8 @@ def train_model(job: Job, name: str, model_config: ModelConfig) -> tuple[Trained
     trained = TrainedModel(model, job.lists.classes, list(job.templates), config.augment)
     if config.start_from is not None:
         load_weights(trained, config.start_from)
+        if job.lists.unseen:
+            find_unseen("data.unseen", job.lists.unseen, job.lists.unseen_classes, trained.seen_classes)
     model.embed_corpus()
     warn_of_chance(job, model)
     clips = TrainClips(job.lists.train, trained.spec, config.seed)

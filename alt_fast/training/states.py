@@ -27,6 +27,9 @@ TRAINED_ONLY = StateDictOptions(ignore_frozen_params=True, strict=False)  # read
 
 FORMAT_VERSION = 2
 
+SAVE_SECONDS = 600.0
+"""A checkpoint is written after so long, however few steps that were: they take minutes on some machines."""
+
 
 @dataclass(frozen=True)
 class SaveEvery:

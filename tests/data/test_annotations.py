@@ -352,6 +352,18 @@ def test_case_and_punctuation_tell_no_classes_apart() -> None:
         ("a.csv", "run;a.mp4\njump;b.mp4\n", "the path comes first, or a header names the columns: path,label"),
         ("a.csv", "path,label\na.mp4,\n", "line 2: path, label must not be empty"),
         ("a.csv", 'path,label\na.mp4,"  "\n', "line 2: path, label must not be empty"),
+        ("a.csv", "path,label,split\na.mp4,0,val\nb.mp4,1,train\n", "several splits, train, val: make a list of each"),
+        ("a.csv", "path,label,subset\na.mp4,0,1\nb.mp4,1,2\n", "several splits, 1, 2"),
+        (
+            "b.csv",
+            "label,youtube_id,time_start,time_end,split\nx,y,1,2,train\nx,z,1,2,validate\n",
+            "several splits, train, validate",
+        ),
+        (
+            "a.json",
+            '{"x": {"annotations": {"label": "a", "segment": [1, 2]}, "subset": "train"}, "y": {"subset": "test"}}',
+            "several splits, test, train",
+        ),
         ("a.json", "{", "is not JSON"),
         ("a.json", "3", "unexpected JSON"),
         ("a.json", '[{"label": "x"}]', "entry 1: expected an object with id"),

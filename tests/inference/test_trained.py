@@ -1,6 +1,7 @@
 """Files of weights: what they hold, and what is refused."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -9,10 +10,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from alt_fast import Corpus, create_model
+from alt_fast.data.annotations import Video
 from alt_fast.data.config import AugmentConfig
 from alt_fast.data.tables import AnnotationError
-from alt_fast.errors import CheckpointError
-from alt_fast.inference.trained import TrainedModel, load, save_model
+from alt_fast.errors import CheckpointError, RunError
+from alt_fast.inference.trained import TrainedModel, load, load_weights, save_model
+from alt_fast.inference.zero_shot import find_unseen
 from alt_fast.model.config import Tuning
 
 
@@ -40,6 +43,20 @@ def test_one_file_holds_everything(trained: TrainedModel, tmp_path: Path) -> Non
         classes = trained.model.text.classes(["x", "y"])
         assert torch.equal(loaded.model.text.classes(["x", "y"]), classes)
         assert torch.equal(loaded.model(video, classes).logits, trained.model(video, classes).logits)
+
+
+def test_a_model_knows_what_its_weights_were_trained_on_before(trained: TrainedModel, tmp_path: Path) -> None:
+    paths = [tmp_path / f"{number}.safetensors" for number in range(3)]
+    save_model(paths[0], trained)
+    for number, classes in enumerate((["turning"], ["moving", "growing"])):
+        later = replace(trained, classes=classes, earlier=[])
+        load_weights(later, paths[number])
+        save_model(paths[number + 1], later)
+    loaded = load(paths[2])
+    assert loaded.classes == ["moving", "growing"]
+    assert set(loaded.seen_classes) == {"moving", "growing", "turning", "shrinking"}
+    with pytest.raises(RunError, match="every video is of a class that is trained on"):
+        find_unseen("list", [Video(Path("a.mp4"), 0)], ["Shrinking", "new"], loaded.seen_classes)
 
 
 @pytest.mark.parametrize("tuning", get_args(Tuning))

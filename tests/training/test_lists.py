@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from alt_fast.data.annotations import read_list
+from alt_fast.data.annotations import Video, read_list
 from alt_fast.errors import ArgumentError, RunError
 from alt_fast.files import write_text
 from alt_fast.training.config import DataConfig
-from alt_fast.training.lists import check_presence, count_missing, prepare_data, read_lists
+from alt_fast.training.job import Lists
+from alt_fast.training.lists import check_presence, count_missing, prepare_data, read_lists, say_overlap
 from tests.conftest import VideoWriter
 
 
@@ -170,6 +171,18 @@ def test_what_is_not_there_is_counted_before_training(
     windows = replace(data, train=str(listed), max_bad_share=1.0)
     with pytest.raises(RunError, match=r"\(3 no such file\), as .*\. Paths need slashes in place of backslashes"):
         check_presence(windows, read_lists(windows))
+
+
+def test_videos_trained_on_and_tested_are_counted(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    seen, new = Video(Path("clips/a.mp4"), 0), Video(Path("clips/b.mp4"), 0)
+    say_overlap(Lists([seen], [new], ["run"], [], []))
+    assert capsys.readouterr().out == ""
+    again = Video(Path("clips/../clips/a.mp4"), 0)  # as another list spells it
+    say_overlap(Lists([seen], [new, again], ["run"], [seen], ["run"]))
+    assert capsys.readouterr().out.splitlines() == [
+        "data.test: 1 of 2 videos are trained on, too, as clips/../clips/a.mp4",
+        "data.unseen: 1 of 1 videos are trained on, too, as clips/a.mp4",
+    ]
 
 
 @pytest.mark.parametrize(

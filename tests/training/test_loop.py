@@ -373,6 +373,54 @@ def test_sigterm_ends_after_the_step_with_its_state(tmp_path: Path) -> None:
         fit(ending, tmp_path / "c", SaveEvery(100))
 
 
+def test_interrupt_ends_after_the_step_with_its_state(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    whole = Toy()
+    fit(whole, tmp_path / "whole", SaveEvery(100))
+    asked = Toy()
+    asked.before_loss = lambda number: signal.raise_signal(signal.SIGINT) if number == 5 else None
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        fit(asked, tmp_path / "a", SaveEvery(100))
+    assert "Ctrl-C again ends at once" in capfd.readouterr().err
+    assert signal.getsignal(signal.SIGINT) == before
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["toy-00000006.state"]
+    resumed = Toy()
+    fit(resumed, tmp_path / "a", SaveEvery(100))
+    assert all(torch.equal(a, b) for a, b in zip(weights(whole), weights(resumed), strict=True))
+
+
+def test_a_second_interrupt_ends_at_once(tmp_path: Path) -> None:
+    def twice(number: int) -> None:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        raise AssertionError("it went on")
+
+    asked = Toy()
+    asked.before_loss = twice
+    with pytest.raises(KeyboardInterrupt):
+        fit(asked, tmp_path, SaveEvery(100))
+    assert not list(tmp_path.iterdir())
+
+
+def test_interrupts_that_were_ignored_are_ignored(tmp_path: Path) -> None:
+    asked = Toy()
+    asked.before_loss = lambda number: signal.raise_signal(signal.SIGINT)
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        fit(asked, tmp_path, SaveEvery(100))
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert [path.name for path in tmp_path.iterdir()] == ["toy-00000012.state"]
+
+
+def test_an_old_checkpoint_is_followed_by_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("alt_fast.training.loop.SAVE_SECONDS", -1.0)
+    failing = Toy(exploding=[7])
+    with pytest.raises(DivergedError):
+        fit(failing, tmp_path, SaveEvery(100))
+    assert [path.name for path in tmp_path.iterdir()] == ["toy-00000007.state"]
+
+
 @pytest.mark.parametrize("clip_grad", [None, 1.0])
 def test_steps_without_a_finite_gradient_change_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], clip_grad: float | None
