@@ -93,6 +93,14 @@ def _mend_bf16() -> None:
         return operation
 
     InterpreterBuilder.cast_impl = cast_impl
+    if negate := getattr(InterpreterBuilder, "create_fneg", None):  # before Triton 3.9 that is 0 - x
+
+        def create_fneg(self: Any, x: Any) -> Any:
+            if x.dtype.scalar != tl.bfloat16:
+                return negate(self, x)
+            return TensorHandle(x.data ^ np.uint16(0x8000), tl.bfloat16)
+
+        InterpreterBuilder.create_fneg = create_fneg
     for method, ours in (("create_fadd", np.add), ("create_fsub", np.subtract), ("create_fmul", np.multiply)):
         setattr(InterpreterBuilder, method, on_values(getattr(InterpreterBuilder, method), ours))
 

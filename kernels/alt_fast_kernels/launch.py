@@ -9,6 +9,9 @@ import torch
 from alt_fast_kernels.configs import Arch, configured_for
 from alt_fast_kernels.interpreter import mend
 
+FP_FUSION = True
+"""A product and a sum are one instruction (FMA), as they were by default up to Triton 3.9; it asks for a word."""
+
 _instead: Callable[["Launch"], object] | None = None
 
 
@@ -35,9 +38,9 @@ class Launch(NamedTuple):
         launch = self.kernel[(self.grid,)]
         if x.is_cuda and x.get_device() != torch.cuda.current_device():  # Triton launches on the current device
             with torch.cuda.device_of(x):
-                launch(*self.args, **self.options)
+                launch(*self.args, enable_fp_fusion=FP_FUSION, **self.options)
         else:
-            launch(*self.args, **self.options)
+            launch(*self.args, enable_fp_fusion=FP_FUSION, **self.options)
 
     @property
     def name(self) -> str:

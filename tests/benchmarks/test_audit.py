@@ -131,8 +131,9 @@ def test_formulas_count_a_whole_model() -> None:
         FlopCounterMode(display=False, custom_mapping=flop_formulas()) as counter,
     ):
         model(*inputs)
-    decoder_attention = 2 * 2 * 2 * 8 * 8 * 64  # SDPA on a CPU, which FlopCounterMode misses: two layers, two each
-    assert counter.get_total_flops() // 2 == counts().macs["closed form"] - decoder_attention
+    decoder_attention = 2 * 2 * 2 * 8 * 8 * 64  # SDPA on a CPU: two layers, two products each
+    counts_it = any("scaled_dot_product" in str(op) for op in counter.get_flop_counts()["Global"])  # as of PyTorch 2.15
+    assert counter.get_total_flops() // 2 == counts().macs["closed form"] - (0 if counts_it else decoder_attention)
 
 
 def test_a_row_says_what_the_paper_would_need() -> None:

@@ -1,13 +1,16 @@
 """Every kernel test runs twice: on the reference, and on the Triton kernels.
 
 Without a GPU the kernels run under Triton's interpreter, with a GPU's arithmetic; `make test-gpu` compiles them.
-Inputs are fresh on every
-run; a failure prints its seed, and `--seed` repeats it. Memory from torch.empty is poisoned with NaN.
+Inputs are fresh on every run; a failure prints its seed, and `--seed` repeats it. Memory from torch.empty is poisoned
+with NaN.
 """
 
 import random
+import re
 from collections.abc import Iterator
 from contextlib import nullcontext
+from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +18,12 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from alt_fast_kernels import use_backend
 from alt_fast_kernels.interpreter import device_arithmetic
+
+_CONSTRAINTS = (Path(__file__).parents[2] / "constraints.txt").read_text()
+RECORDED = re.findall(r"^triton==(\S+)", _CONSTRAINTS, re.MULTILINE)
+"""The Triton whose code is recorded."""
+
+of_recorded_code = pytest.mark.skipif([version("triton")] != RECORDED, reason=f"recorded with Triton {RECORDED}")
 
 
 @pytest.fixture(scope="session", autouse=True)

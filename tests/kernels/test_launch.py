@@ -101,7 +101,8 @@ def test_a_kernel_is_launched_on_the_device_of_its_tensors(monkeypatch: pytest.M
         x = SimpleNamespace(is_cuda=True, get_device=lambda index=index: index)
         Launch(Kernel(), 3, (x,), {"num_warps": 4}).run()
     Launch(Kernel(), 0, (x,), {}).run()  # an empty grid is nothing to do
-    assert seen == [((3,), 0, {"num_warps": 4}), ((3,), 1, {"num_warps": 4})]
+    options = {"num_warps": 4, "enable_fp_fusion": True}
+    assert seen == [((3,), 0, options), ((3,), 1, options)]
     assert current == [0]
 
 

@@ -28,6 +28,7 @@ from alt_fast_kernels.prediction.compiled import TARGETS, Code, Instruction, mad
 from alt_fast_kernels.prediction.measured import measured
 from alt_fast_kernels.prediction.model import CACHE_BYTES, TRIPS, Machine, Time, Trips, executed, predict, predict_torch
 from alt_fast_kernels.prediction.towers import B16, L14, Prediction, Predictor, Tower
+from tests.kernels.conftest import of_recorded_code
 
 pytestmark = pytest.mark.kernel_only
 
@@ -67,6 +68,7 @@ def test_kernels_compile_for_gpus_without_rows_of_their_own(others: tuple[str, .
     assert max(shared) <= (64 if others[1] == "hip" else 99) * 1024
 
 
+@of_recorded_code
 def test_the_record_is_of_these_sources_and_a_sample_compiles_to_it() -> None:
     found = command("--sample", "4", "--workers", "1")
     assert found.returncode == 0, found.stdout + found.stderr
@@ -632,6 +634,7 @@ predict.print_towers(predictor)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="beside a GPU the tables have measured times, too")
+@of_recorded_code
 def test_some_of_the_documented_predictions_are_the_command_s() -> None:
     """Others every time: of ops, of blocks and of towers."""
     text = (Path(__file__).parents[2] / "docs" / "kernels.md").read_text()

@@ -10,6 +10,7 @@ import pytest
 
 from alt_fast_kernels.prediction import verify
 from alt_fast_kernels.prediction.verify import GIVEN, PROVEN, RACE, UNDECIDED, Program, Row
+from tests.kernels.conftest import of_recorded_code
 
 pytestmark = [pytest.mark.kernel_only, pytest.mark.verify]
 
@@ -177,6 +178,7 @@ def test_rows_of_other_code_are_stale(monkeypatch: pytest.MonkeyPatch) -> None:
     assert verify.stale(recorded) == [known.key, gone.key]
 
 
+@of_recorded_code
 def test_a_sample_is_no_worse_than_recorded_and_no_row_is_stale() -> None:
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     environment["PYTHONPATH"] = os.pathsep.join([str(Path(verify.__file__).parents[2]), *sys.path])

@@ -6,6 +6,7 @@ import re
 from collections import defaultdict
 from dataclasses import replace
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -179,7 +180,8 @@ def test_attentions_are_refused_however_they_are_asked_for(name: str) -> None:
         run(model, inputs(model))
 
 
-def test_attentions_of_other_parts_are_given() -> None:
+def test_attentions_of_other_parts_are_given_where_the_tower_is_not_asked() -> None:
+    """LLaVA hands its options to its tower since transformers 5.24; one that is given features asks it for nothing."""
     import transformers
 
     small = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
@@ -191,10 +193,16 @@ def test_attentions_of_other_parts_are_given() -> None:
     )
     model: Any = transformers.LlavaModel(config).eval()
     tokens, pixels = torch.tensor([[1, *[49] * 16, 2]]), torch.randn(1, 3, 32, 32)
-    for _ in range(2):
-        attentions = model(tokens, pixels, output_attentions=True).attentions
-        assert [tuple(each.shape) for each in attentions] == [(1, 2, 18, 18)] * 2
-        alt_fast.apply_patch(model, r=2)
+    expected = model(tokens, pixels, output_attentions=True).attentions
+    assert [tuple(each.shape) for each in expected] == [(1, 2, 18, 18)] * 2
+    alt_fast.apply_patch(model, r=0)
+    embeddings = model.get_input_embeddings()(tokens)
+    embeddings[0, 1:17] = torch.stack(list(model.get_image_features(pixels).pooler_output))[0]
+    attentions = model(inputs_embeds=embeddings, output_attentions=True).attentions
+    torch.testing.assert_close(attentions, expected)
+    if tuple(map(int, version("transformers").split(".")[:2])) >= (5, 24):
+        with pytest.raises(ArgumentError, match="cannot honour output_attentions: it does not compute them"):
+            model(tokens, pixels, output_attentions=True)
 
 
 def test_options_that_are_not_known_to_be_harmless_are_refused() -> None:

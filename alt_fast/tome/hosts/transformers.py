@@ -199,6 +199,7 @@ REFUSED = {
     "SwiftFormer": "is a hierarchy of resolutions",
     "GroupViT": "groups its tokens itself",
     "Qwen2VL": "packs its images into one sequence, and groups four patches at its end",
+    "HYV4VL": "packs its images into one sequence, and groups four patches at its end",
     "Qwen2_5_VL": "attends in windows, and groups four patches at its end",
     "Qwen2_5_Vision": "attends in windows, and groups four patches at its end",
     "Timesformer": "attends over space and time in turns",

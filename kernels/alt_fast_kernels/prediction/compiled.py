@@ -21,7 +21,7 @@ from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 
 from alt_fast_kernels.configs import Arch
-from alt_fast_kernels.launch import Launch
+from alt_fast_kernels.launch import FP_FUSION, Launch
 
 KINDS = ("tensor", "memory", "special", "other")
 """Of instructions: matrix products; loads and stores, of shared memory too; exp2, reciprocals, roots, conversions."""
@@ -197,7 +197,8 @@ def targeting(arch: Arch) -> Iterator[None]:
 def bind(launch: Launch) -> Any:
     """What Triton does on the host before it launches: bind the arguments, and look the kernel up, or compile it."""
     # As `kernel[grid](...)` does, but for the launch. `kernel.warmup` would cost a call more for every argument.
-    return launch.kernel.run(*launch.args, grid=(max(1, launch.grid),), warmup=True, **launch.options)
+    grid = (max(1, launch.grid),)
+    return launch.kernel.run(*launch.args, grid=grid, warmup=True, enable_fp_fusion=FP_FUSION, **launch.options)
 
 
 def compile_for(arch: Arch, launch: Launch) -> Code:
