@@ -24,10 +24,13 @@ about = json.loads(encoder.get_modelmeta().custom_metadata_map["alt_fast"])
 classes = np.load(f"{folder}/classes.npy")
 smooth = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
 clip = deque(maxlen=about["frames"])  # what the encoder made of each frame
-for picture in av.open(source, format="v4l2" if source.startswith("/dev/video") else None).decode(video=0):
-    if picture.time < due:
+container = av.open(source, format="v4l2" if source.startswith("/dev/video") else None)
+rate = container.streams.video[0].average_rate or 25  # for streams whose pictures have no time
+for number, picture in enumerate(container.decode(video=0)):
+    now = float(number / rate) if picture.time is None else picture.time
+    if now < due:
         continue
-    due = max(due + every, picture.time)
+    due = max(due + every, now)
     whole = picture.to_ndarray(format="rgb24", interpolation=smooth)
     whole = np.rot90(whole, picture.rotation // 90 % 4)  # as telephones write that they were held
     side = round(about["test_crop"] * min(whole.shape[:2]))  # of the square in the middle
@@ -39,4 +42,4 @@ for picture in av.open(source, format="v4l2" if source.startswith("/dev/video") 
     if len(clip) == clip.maxlen:
         frames, pooled = (np.stack(features, 1) for features in zip(*clip, strict=True))  # [1, T, d] each
         scores = decoder.run(None, {"frame": frames, "pooled": pooled, "classes": classes})[0][0]
-        print(f"{picture.time:8.2f} s  {scores.max():6.1%}  {about['labels'][scores.argmax()]}", flush=True)
+        print(f"{now:8.2f} s  {scores.max():6.1%}  {about['labels'][scores.argmax()]}", flush=True)

@@ -147,7 +147,7 @@ def test_bad_requests(video: Path, tmp_path: Path, trained_run: Path, capsys: py
     }
     ours = (str(video), "--checkpoint", str(trained_run))
     requests |= {
-        (*ours, "--top-k", "0"): "top_k must be >= 1, got 0",
+        (*ours, "--top-k", "0"): "top_k must be an int >= 1, got 0",
         (*ours, "--backbone", "ViT-L-14"): "--backbone is for --head clip without a checkpoint",
         (*ours, "--pretrained", "openai"): "--pretrained is for --head clip without a checkpoint",
         (*ours, "--head", "clip", "--corpus", "motion_shapes"): "have no effect on --head clip",

@@ -57,6 +57,13 @@ print(runs[1], runs[3])
 """Counts how often the encoder, of one input, and the decoder, of three, ran."""
 
 
+def test_live_actions_of_streams_whose_pictures_have_no_time(onnx_folder: Path, write_video: VideoWriter) -> None:
+    raw = write_video("clip.h264", frames=30)
+    command = [sys.executable, str(EXAMPLES / "live_onnx.py"), str(onnx_folder), str(raw), "0.3"]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert len(done.stdout.splitlines()) > 2
+
+
 @pytest.mark.parametrize("upright", [False, True])
 def test_live_actions_need_no_torch_and_every_frame_is_encoded_once(
     onnx_folder: Path, write_video: VideoWriter, upright: bool

@@ -152,7 +152,7 @@ def test_a_sweep_does_not_go_on_with_other_weights_or_code(
 def test_a_claim_without_a_ceiling_is_not_shown_and_the_rest_is(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def none(model: nn.Module, counts: object) -> nn.Module:
+    def none(model: nn.Module, counts: object, images: object) -> nn.Module:
         return nn.Identity()  # which returns no logits
 
     def refuse(*tensors: object) -> None:

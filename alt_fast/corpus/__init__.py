@@ -61,6 +61,8 @@ class Corpus:
         if categories is None:
             return self
         unknown = sorted(set(categories) - set(CATEGORIES))
+        if not categories:
+            raise CorpusError("categories of a corpus must be at least one, or None for all")
         if unknown:
             raise CorpusError(f"unknown corpus category {', '.join(unknown)}; known are {', '.join(CATEGORIES)}")
         chosen = tuple(entity for entity in self.entities if entity.category in categories)

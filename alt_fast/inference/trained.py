@@ -176,7 +176,8 @@ class TrainedModel:
     def embed(self, labels: Sequence[str]) -> Tensor:
         """Return the embeddings of class names, [I, d], with the texts there are.
 
-        Raises ArgumentError for none, and for the same one twice, whatever its case and spaces, as CLIP reads it.
+        Raises ArgumentError for none, and for the same one twice, whatever its case and spaces, as CLIP reads it, or
+        in as many tokens as CLIP reads.
         """
         if not labels:
             raise ArgumentError("labels must not be empty")
@@ -190,6 +191,13 @@ class TrainedModel:
                 raise ArgumentError(f"labels must differ, got {seen[key]!r} {again}")
             seen[key] = label
         texts = {label: self.texts[key] for label in labels if (key := name_key(label)) in self.texts}
+        read: dict[bytes, str] = {}
+        for label, tokens in zip(labels, self.model.text.tokenizer(list(labels)), strict=True):
+            other = read.setdefault(tokens.numpy().tobytes(), label)
+            if other != label and not texts.keys() & {label, other}:
+                raise ArgumentError(
+                    f"labels must differ in what CLIP reads, {len(tokens)} tokens, and {label!r} and {other!r} do not"
+                )
         return self.model.text.classes(labels, self.templates, texts)
 
     def _given(self, labels: Sequence[str] | None) -> list[str]:
@@ -205,8 +213,8 @@ class TrainedModel:
 
         Raises ArgumentError for no labels or top_k < 1.
         """
-        if top_k is not None and top_k < 1:
-            raise ArgumentError(f"top_k must be >= 1, got {top_k}")
+        if top_k is not None and not (isinstance(top_k, int) and top_k >= 1):
+            raise ArgumentError(f"top_k must be an int >= 1, got {top_k!r}")
         labels = self._given(labels)
         return Choice(labels, self.embed(labels), top_k)
 

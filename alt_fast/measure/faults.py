@@ -23,7 +23,8 @@ from alt_fast.measure.outputs import as_tensor
 from alt_fast_kernels import check_values
 
 Patch = Callable[[nn.Module, Any], object]
-"""Patches a model in place: patch(model, r). Returns the model, another one to use in its place, or None."""
+"""Patches a model in place: patch(model, r). Returns the model, another one to use in its place, whose modules have the
+same names, or None."""
 
 FAULTS = {
     "output shape": "it returns another shape or dtype than the model",
@@ -88,7 +89,7 @@ def find_faults(
     counts, _ = _seen(first, images, blocks)
     if claimed is not None and tuple(claimed) != counts.mlp:
         found.append(Fault("other tokens", f"{_text(counts.mlp)} at the MLPs, claimed {_text(claimed)}"))
-    changes = counts != plain or not _close(out, expected)
+    changes = counts != plain or not is_close(out, expected)
     if changes and (alike := _alike(model, patch, r, images, blocks, counts, out)):
         found.append(Fault("r ignored", f"r = {r} and {alike[0]}"))
     changed = _changed(model, first)
@@ -109,13 +110,16 @@ def _state(model: nn.Module, patch: Patch, r: Any, images: Tensor, fresh: Tensor
 
     Where two first calls differ, as with random numbers of its own, nothing can be said: it is not deterministic.
     """
-    if not _close(call(patched(model, patch, r), images), fresh):
+    if not is_close(call(patched(model, patch, r), images), fresh):
         return []
     others = {"the same images": images, "other images": images.flip(0), "fewer images": images[:1]}
     for what, given in others.items():
         kept = patched(model, patch, r)
-        call(kept, given)
-        if not _close(call(kept, images), fresh):
+        try:
+            call(kept, given)
+        except Exception:  # a batch that it does not take shows nothing
+            continue
+        if not is_close(call(kept, images), fresh):
             return [Fault("state", f"after {what}")]
     return []
 
@@ -123,13 +127,13 @@ def _state(model: nn.Module, patch: Patch, r: Any, images: Tensor, fresh: Tensor
 def _hidden_work(model: nn.Module, method: nn.Module, images: Tensor, counts: Counts) -> list[Fault]:
     """Whether fewer MACs are counted than of the model with as many tokens, which are dropped."""
     try:
-        found, least = (inference_macs(who, images) for who in (method, dropping(model, counts)))
+        found, least = (inference_macs(who, images) for who in (method, dropping(model, counts, images)))
     except Exception:  # ops that nobody counts show nothing, nor do towers that cannot run with fewer tokens
         return []
     return [Fault("hidden work", f"{found:,} MACs counted, {least:,} by tokens")] if found < least else []
 
 
-def _close(a: Tensor, b: Tensor) -> bool:
+def is_close(a: Tensor, b: Tensor) -> bool:
     """Whether numbers differ by no more than some roundings."""
     if a.shape != b.shape or a.dtype != b.dtype:
         return False
@@ -158,7 +162,7 @@ def _alike(
             seen, returned = _seen(patched(model, patch, other), images, blocks)
         except Exception:  # an r that it does not take shows nothing
             continue
-        if seen != counts or not _close(returned, out):
+        if seen != counts or not is_close(returned, out):
             return []
         alike.append(other)
     return alike

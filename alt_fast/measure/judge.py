@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from alt_fast.errors import ArgumentError
 from alt_fast.measure.ceiling import dropping
 from alt_fast.measure.counting import inference_macs
-from alt_fast.measure.faults import FAULTS, Fault, Patch, call, find_faults, patched
+from alt_fast.measure.faults import FAULTS, Fault, Patch, call, find_faults, is_close, patched
 from alt_fast.measure.memory import saved_bytes
 from alt_fast.measure.observe import Counts, block_names, count_tokens
 from alt_fast.measure.outputs import agreement, as_tensor
@@ -198,22 +199,25 @@ def judge(
 
     beside = beside or {}
     ratios = {
-        len(given): inference_macs(model, given) / inference_macs(method, given)
+        len(given): inference_macs(model, given) / _macs(method, given)
         for given in (images, *(batch_of(images, batch) for _, batch in settings.races()))
     }
 
     def raced(mode: Mode, batch: int) -> Raced:
         given = batch_of(images, batch)
         counts = count_tokens(method, blocks, given, lambda: call(method, given))  # of some methods they depend on it
-        models = {PLAIN: model, METHOD: method, DROPPED: dropping(model, counts), **beside}
+        models = {PLAIN: model, METHOD: method, DROPPED: dropping(model, counts, given), **beside}
         return replace(race(models, given, mode, settings.rounds), flop_ratio=ratios[batch])
 
     faults, facts = find_faults(model, patch, r, images, blocks, claimed), properties(model, method, images)
+    plain, own = (count_tokens(who, blocks, images, partial(call, who, images)) for who in (model, method))
+    if plain == own and is_close(found, expected):
+        facts["effect"] = "none: all tokens stay, and the result"
     races = [raced(mode, batch) for mode, batch in settings.races()]
     return Judgement(
         name,
         r,
-        count_tokens(method, blocks, images, lambda: call(method, images)),
+        own,
         ratios[len(images)],
         agreement(found, expected),
         facts,
@@ -221,6 +225,14 @@ def judge(
         races,
         {who: agreement(call(other, images), expected) for who, other in beside.items()},
     )
+
+
+def _macs(method: nn.Module, images: Tensor) -> int:
+    """Count the MACs of a call. Raises ArgumentError for none."""
+    macs = inference_macs(method, images)
+    if not macs:
+        raise ArgumentError("method must compute in every call, and one on images that it saw before computed nothing")
+    return macs
 
 
 def too_fast(races: Sequence[Raced]) -> list[Fault]:

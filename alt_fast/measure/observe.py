@@ -47,29 +47,32 @@ def count_tokens(model: nn.Module, blocks: list[str], images: Tensor, run: Calla
     """Count the tokens that pass through a model while `run` runs it on `images`.
 
     blocks: `block_names` of the model as it was. A block's first leaf module is before attention (a norm, or the
-    projection), its last one in or behind the MLP. Raises ArgumentError when a block is gone, or none of its modules
-    ran: there is nothing to see, then.
+    projection), its last one in or behind the MLP. Raises ArgumentError when a block is gone, none of its modules ran,
+    or they did not run on the whole batch: there is nothing to see, then.
     """
-    seen: dict[str, list[int]] = {name: [] for name in blocks}
-    with _hooks(model, seen, len(images)):
+    modules = dict(model.named_modules())
+    if gone := [name for name in blocks if name not in modules]:
+        raise ArgumentError(f"method must keep the names of the model's blocks, and there is no {', '.join(gone)}")
+    seen: dict[str, list[torch.Size]] = {name: [] for name in blocks}
+    with _hooks(modules, seen):
         run()
-    blind = [name for name, counts in seen.items() if not counts]
+    blind = [name for name, shapes in seen.items() if not shapes]
     if blind:
         raise ArgumentError(f"method must keep the blocks of the model, and nothing ran in {', '.join(blind)}")
-    return Counts(tuple(counts[0] for counts in seen.values()), tuple(counts[-1] for counts in seen.values()))
+    first, last = (tuple(_tokens(shapes[at], len(images)) for shapes in seen.values()) for at in (0, -1))
+    return Counts(first, last)
 
 
 @contextmanager
-def _hooks(model: nn.Module, seen: dict[str, list[int]], batch: int) -> Iterator[None]:
-    modules = dict(model.named_modules())
+def _hooks(modules: dict[str, nn.Module], seen: dict[str, list[torch.Size]]) -> Iterator[None]:
     handles = []
-    for name, counts in seen.items():
+    for name, shapes in seen.items():
 
-        def note(module: nn.Module, args: tuple[Any, ...], counts: list[int] = counts) -> None:
+        def note(module: nn.Module, args: tuple[Any, ...], shapes: list[torch.Size] = shapes) -> None:
             if args and isinstance(args[0], Tensor) and args[0].ndim >= 2:
-                counts.append(_tokens(args[0], batch))
+                shapes.append(args[0].shape)
 
-        leaves = [part for part in modules.get(name, nn.Module()).modules() if not list(part.children())]
+        leaves = [part for part in modules[name].modules() if not list(part.children())]
         handles += [leaf.register_forward_pre_hook(note) for leaf in leaves]
     try:
         yield
@@ -78,8 +81,12 @@ def _hooks(model: nn.Module, seen: dict[str, list[int]], batch: int) -> Iterator
             handle.remove()
 
 
-def _tokens(x: Tensor, batch: int) -> int:
-    """N of [B, N, C], [N, B, C] or [B * N, C]."""
-    if x.ndim == 2:
-        return x.shape[0] // batch
-    return x.shape[1] if x.shape[0] == batch else x.shape[0]
+def _tokens(shape: torch.Size, batch: int) -> int:
+    """N of [B, N, C], [N, B, C] or [B * N, C]. Raises ArgumentError for another batch."""
+    if len(shape) == 2 and shape[0] % batch == 0:
+        return shape[0] // batch
+    if len(shape) > 2 and batch in shape[:2]:
+        return shape[1] if shape[0] == batch else shape[0]
+    raise ArgumentError(
+        f"method must run its blocks on the whole batch of {batch} for tokens to be counted, and one got {tuple(shape)}"
+    )

@@ -38,10 +38,10 @@ class Method:
     """A way to leave fewer tokens.
 
     name: in `METHODS`, or module:function. apply: called as apply(model, r), patches the model in place; returns it,
-    another one to use in its place, or None.
-    source: the paper, or "control". what, r: in a line each, what it does, and what its r means. values: of r, for a
-    sweep on a transformer of 197 to 257 tokens. tokens: from num_tokens, protected (leading tokens, which stay),
-    num_layers and r, how many tokens enter the MLP of each layer; None where that depends on the images.
+    another one to use in its place, whose modules have the same names, or None. source: the paper, or "control". what,
+    r: in a line each, what it does, and what its r means. values: of r, for a sweep on a transformer of 197 to 257
+    tokens. tokens: from num_tokens, protected (leading tokens, which stay), num_layers and r, how many tokens enter the
+    MLP of each layer; None where that depends on the images.
     """
 
     name: str
@@ -126,9 +126,9 @@ METHODS = {
 def find_method(name: str) -> Method:
     """The method of a name in `METHODS`, or the one that "module:function" makes.
 
-    The function is called as `Method.apply`, which it is. What it claims of its tokens, if
-    anything, is its attribute `tokens`: a function like `Method.tokens`. Raises ArgumentError for an unknown name,
-    a module that cannot be imported, and a function that is not there or cannot be called.
+    The function is called as `Method.apply`, which it is. What it claims of its tokens, if anything, is its attribute
+    `tokens`: a function like `Method.tokens`. Raises ArgumentError for an unknown name, a module that cannot be
+    imported, and a function that is not there or cannot be called.
     """
     if name in METHODS:
         return METHODS[name]

@@ -95,6 +95,11 @@ def test_what_cannot_be_asked(model: alt_fast.TrainedModel, videos: list[Path]) 
             use("a.mp4", labels="surfing")
     with pytest.raises(alt_fast.AltFastError, match="labels must not be empty"):
         model.classify(videos[0], [])
+    words = " ".join(["word"] * 80)
+    with pytest.raises(alt_fast.AltFastError, match="labels must differ in what CLIP reads, 24 tokens, and '.* y' and"):
+        model.classify(videos[0], [f"{words} x", f"{words} y"])
+    with pytest.raises(alt_fast.AltFastError, match=r"top_k must be an int >= 1, got 2\.5"):
+        model.classify("none.mp4", top_k=2.5)  # type: ignore[call-overload]
     with pytest.raises(alt_fast.AltFastError, match="labels must differ, got 'surfing' twice"):
         model.classify(videos, ["surfing", "eating", "surfing"])
     with pytest.raises(alt_fast.AltFastError, match=r"got 'tai chi' and ' Tai  Chi', which CLIP reads alike"):
@@ -108,7 +113,7 @@ def test_what_cannot_be_asked(model: alt_fast.TrainedModel, videos: list[Path]) 
         EvalConfig(head="")  # type: ignore[arg-type]
     with pytest.raises(alt_fast.AltFastError, match="errors must be 'raise' or 'return', got 'ignore'"):
         model.classify(videos, LABELS, errors="ignore")  # type: ignore[call-overload]
-    with pytest.raises(ValueError, match="top_k must be >= 1, got 0"):
+    with pytest.raises(ValueError, match="top_k must be an int >= 1, got 0"):
         model.classify(videos[0], top_k=0)
     with pytest.raises(ValueError, match=r"must end in \.html, \.png, \.webm, got a\.txt"):
         model.explain(videos[0], LABELS, []).save("a.txt")

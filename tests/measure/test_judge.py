@@ -23,7 +23,7 @@ from alt_fast.tome.tokens import merge_step
 from tests.measure import broken
 
 
-def tower(**options: Any) -> nn.Module:
+def tower(**options: Any) -> Any:
     torch.manual_seed(0)
     model: nn.Module = timm.create_model("test_vit", img_size=64, num_classes=7, **options).eval()
     return model
@@ -61,8 +61,14 @@ def test_tokens_are_counted_where_they_come_second() -> None:
 def test_a_model_whose_blocks_are_gone_is_refused() -> None:
     plain = tower()
     blocks = block_names(plain)
-    del plain.blocks[1]
+    idle = copy.deepcopy(plain)
+    idle.blocks[-1].forward = lambda x: x
     with pytest.raises(ArgumentError, match=f"nothing ran in {blocks[-1]}"):
+        counts_of(idle, blocks)
+    with pytest.raises(ArgumentError, match=rf"keep the names of the model's blocks, and there is no {blocks[0]}, "):
+        counts_of(nn.Sequential(plain), blocks)
+    del plain.blocks[1]
+    with pytest.raises(ArgumentError, match=f"there is no {blocks[-1]}"):
         counts_of(plain, blocks)
     with pytest.raises(ArgumentError, match="one vision tower that apply_patch knows, got 0"):
         block_names(nn.Linear(2, 2))
@@ -74,14 +80,32 @@ def test_a_model_whose_blocks_are_gone_is_refused() -> None:
 )
 def test_dropping_has_the_tokens_it_is_told_wherever_they_go(counts: Counts) -> None:
     plain = tower(depth=2)
-    dropped = dropping(plain, counts)
+    dropped = dropping(plain, counts, IMAGES)
     assert counts_of(dropped, block_names(plain)) == counts
     assert counts_of(plain, block_names(plain)) == Counts((17, 17), (17, 17))
 
 
+def test_dropping_between_blocks_leaves_them_the_library_s() -> None:
+    """Whose Python is not ours: on small models a slice before a block of its own would beat the ceiling."""
+    plain, own = tower(depth=2), type(tower().blocks[0])
+    for counts, kept in ((Counts((17, 9), (17, 9)), True), (Counts((17, 9), (9, 9)), False)):
+        dropped = dropping(plain, counts, IMAGES)
+        assert [type(block) is own for block in dropped.blocks] == [kept, kept]
+    sliced = copy.deepcopy(plain)
+    sliced.blocks[1].register_forward_pre_hook(lambda block, args: (args[0][:, :9],))
+    assert torch.equal(dropping(plain, Counts((17, 9), (17, 9)), IMAGES)(IMAGES), sliced(IMAGES))
+
+
+def test_tokens_of_single_images_are_not_counted() -> None:
+    """In [1, N, C] of a batch of three, 1 is no number of tokens."""
+    plain = tower()
+    with pytest.raises(ArgumentError, match=r"run its blocks on the whole batch of 3 .*, and one got \(1, 17, "):
+        count_tokens(plain, block_names(plain), IMAGES, lambda: [plain(image[None]) for image in IMAGES])
+
+
 def test_dropping_computes_what_the_first_tokens_are() -> None:
     plain = tower(depth=1, global_pool="token")
-    dropped = dropping(plain, Counts((17,), (5,)))
+    dropped = dropping(plain, Counts((17,), (5,)), IMAGES)
     assert torch.allclose(dropped(IMAGES), plain(IMAGES), atol=1e-5)  # the class token attended before
 
 
@@ -316,13 +340,30 @@ def test_the_ceiling_has_the_tokens_of_the_batch_that_is_raced(monkeypatch: pyte
 
     seen: list[Counts] = []
 
-    def drop(model: nn.Module, counts: Counts) -> nn.Module:
+    def drop(model: nn.Module, counts: Counts, images: Tensor) -> nn.Module:
         seen.append(counts)
         return model
 
     monkeypatch.setattr("alt_fast.measure.judge.dropping", drop)
     judge("x", tower(depth=1), as_many_as_images, 1, IMAGES, Settings(("inference",), (1, 3), 2))
     assert [counts.mlp for counts in seen] == [(16,), (14,)]
+
+
+def test_results_that_are_kept_are_no_saving() -> None:
+    with pytest.raises(ArgumentError, match="method must compute in every call, and one on images that it saw before"):
+        judge("x", tower(depth=1), broken.keeps_results, 1, IMAGES, Settings(("inference",), (3,), 2))
+
+
+def test_a_method_may_take_batches_alone() -> None:
+    found = judge("x", tower(depth=1), broken.takes_whole_batches_alone, 1, IMAGES, Settings(("inference",), (2,), 2))
+    assert not found.faults
+    assert "effect" not in found.properties
+
+
+def test_a_patch_that_misses_is_said_to_do_nothing() -> None:
+    found = judge("x", tower(depth=1), broken.nothing, 1, IMAGES, Settings(("inference",), (2,), 2))
+    assert found.properties["effect"] == "none: all tokens stay, and the result"
+    assert (found.flop_ratio, found.faults) == (1, [])
 
 
 def test_the_front_is_what_nobody_beats() -> None:
