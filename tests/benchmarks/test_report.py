@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 
 from benchmarks.report import (
+    alt_runs_table,
+    alt_table,
     audit_table,
     main,
     methods_table,
     read_files,
     speed_runs_table,
     speed_table,
-    training_runs_table,
-    training_table,
     update_tables,
 )
 
@@ -151,16 +151,16 @@ def test_of_several_counts_of_a_row_the_last_in_time_is_shown(tmp_path: Path) ->
 def test_a_training_step_without_published_tome_is_shown(tmp_path: Path) -> None:
     case = "alt_b16, training step"
     pair = [race("plain", case), race("alt_fast", case, flop_ratio=1.3)]
-    (line,) = training_table(read_files([write(tmp_path / "a.jsonl", *pair)])[1]).splitlines()[2:]
+    (line,) = alt_table(read_files([write(tmp_path / "a.jsonl", *pair)])[1]).splitlines()[2:]
     assert "| 1.30 | not measured | 2.00 (1.90 to 2.10) | not measured | 3 |" in line
     ours = race("alt_fast", case, flop_ratio=1.3, activation_bytes=2**20)
     pair = [race("plain", case, activation_bytes=3 * 2**20), ours]
     rows = read_files([write(tmp_path / "a.jsonl", *pair)])[1]
-    (line,) = training_table(rows).splitlines()[2:]
+    (line,) = alt_table(rows).splitlines()[2:]
     assert "| 3, -, 1 MiB |" in line
-    assert training_runs_table(rows).replace("(results/", "(benchmarks/results/") == training_table(rows)
+    assert alt_runs_table(rows).replace("(results/", "(benchmarks/results/") == alt_table(rows)
     skipped = [pair[0], {"case": case, "contestant": "alt_fast", "skipped": "needs a GPU"}]
-    assert len(training_table(read_files([write(tmp_path / "a.jsonl", *skipped)])[1]).splitlines()) == 2
+    assert len(alt_table(read_files([write(tmp_path / "a.jsonl", *skipped)])[1]).splitlines()) == 2
 
 
 def test_a_text_without_marks_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -66,8 +66,9 @@ def test_no_fault_goes_without_a_broken_method() -> None:
     assert set().union(*BROKEN.values()) | races_tell == set(FAULTS)
 
 
-def test_a_right_method_has_none(model: nn.Module, images: Tensor) -> None:
-    assert not faults_of(model, broken.right, images)
+@pytest.mark.parametrize("method", [broken.right, broken.takes_whole_batches_alone])
+def test_a_right_method_has_none(method: Callable[..., Any], model: nn.Module, images: Tensor) -> None:
+    assert not faults_of(model, method, images)
 
 
 REDUCTIONS: dict[str, list[Any]] = {
