@@ -169,7 +169,7 @@ def add_corpus(parser: Any) -> None:
     )
 
 
-def add_labels(parser: Any, required: bool = False, default: str = "the classes trained on") -> None:
+def add_labels(parser: Any, required: bool = False) -> None:
     """Add --labels, for `data.annotations.read_labels`."""
     parser.add_argument(
         "--labels",
@@ -177,7 +177,7 @@ def add_labels(parser: Any, required: bool = False, default: str = "the classes 
         required=required,
         metavar="LABEL",
         help='texts, class files or text files with one label a line; "kinetics400" is known'
-        + ("" if required else f"; default: {default}"),
+        + ("" if required else "; default: the classes trained on"),
     )
 
 
@@ -204,15 +204,15 @@ def add_rotary(parser: Any) -> None:
     parser.add_argument("--rotary", metavar="RULE", help=f"{what} (default: as trained)")
 
 
-def add_also_r(parser: Any, what: str, *old_names: str) -> None:
+def add_also_r(parser: Any, what: str) -> None:
     """Add --also-r: further r to look at."""
-    parser.add_argument("--also-r", *old_names, type=int, nargs="*", metavar="R", help=what)
+    parser.add_argument("--also-r", type=int, nargs="*", metavar="R", help=what)
 
 
 def add_list(parser: Any, required: bool, what: str, classes: str, several: bool = False) -> None:
     """Add --list, with --classes and --root. classes: what is taken without --classes."""
-    names, nargs = (("--list", "--lists"), "+") if several else (("--list",), None)
-    parser.add_argument(*names, required=required, nargs=nargs, metavar="LIST", help=what)
+    nargs = "+" if several else None
+    parser.add_argument("--list", required=required, nargs=nargs, metavar="LIST", help=what)
     parser.add_argument("--classes", metavar="FILE", help=f"class file of --list; default: {classes}")
     parser.add_argument("--root", metavar="DIR", help="folder that video paths start from; default: the list's")
 

@@ -35,7 +35,7 @@ def make_parser() -> argparse.ArgumentParser:
         "and, on Motion Shapes, whether regions align to what they show",
     )
     parser.add_argument("--report", type=Path, metavar="FILE", help="also write a page (.html) of the results")
-    cli.add_also_r(parser, "with these r tested too", "--report-r")
+    cli.add_also_r(parser, "with these r tested too")
     parser.add_argument(
         "--explain",
         type=int,

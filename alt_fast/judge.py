@@ -233,8 +233,9 @@ POSSIBLE = {"possible": True}
 def judgements(arguments: argparse.Namespace, case: Case) -> Iterator[dict[str, Any]]:
     """Yield a row for every method and r: what was found, or why the model does not take it."""
     from alt_fast.measure.faults import patched
-    from alt_fast.measure.judge import first_line, judge
+    from alt_fast.measure.judge import judge
     from alt_fast.measure.observe import tower_shape
+    from alt_fast.measure.timing import first_line
     from alt_fast.methods.public import public_method
     from alt_fast.progress import Progress
 

@@ -191,9 +191,7 @@ def test_settings_are_spelled_with_hyphens_or_as_in_files() -> None:
         False,
         "runs/a",
     )
-    assert (
-        parse(["--eval-every=3", "--optim.batch-size", "64", "--frame-only", "false", "--output", "runs/a"]) == expected
-    )
+    assert parse(["--eval-every=3", "--optim.batch-size", "64", "--frame-only", "false", "--out", "runs/a"]) == expected
     assert parse(["--resume", "--compile"]).compile
 
 

@@ -80,7 +80,7 @@ def test_the_program_runs_without_our_models(tmp_path: Path) -> None:
     )
     subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": ":".join(sys.path)})
     with torch.inference_mode():
-        torch.testing.assert_close(torch.load(tmp_path / "z.pt"), model.describe(video)[0])
+        torch.testing.assert_close(torch.load(tmp_path / "z.pt"), model.describe(video))
 
 
 def test_the_compiled_program_gives_the_same(tmp_path: Path) -> None:
@@ -90,7 +90,7 @@ def test_the_compiled_program_gives_the_same(tmp_path: Path) -> None:
     for count in (1, 3):
         video = torch.randn(count, 2, 3, *model.image_size)
         with torch.inference_mode():
-            torch.testing.assert_close(run(video), model.describe(video)[0], rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(run(video), model.describe(video), rtol=1e-4, atol=1e-4)
 
 
 def test_a_folder_is_there_whole_or_not_at_all(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -335,7 +335,7 @@ def test_a_probe_of_splits(trained_run: Path, tmp_path: Path, capsys: pytest.Cap
     (tmp_path / "test.txt").write_text("\n".join([*lines[:6], "none.webm 3"]) + "\n")
     command = ["probe", "--checkpoint", str(trained_run), "--root", str(data), "--workers", "0", "--lr", "0.5"]
     command += ["--classes", str(data / "classes.csv"), "--probe-batch-size", "16"]
-    splits = ["--train", *[str(tmp_path / "train.txt")] * 2, "--lists", *[str(tmp_path / "test.txt")] * 2]
+    splits = ["--train", *[str(tmp_path / "train.txt")] * 2, "--list", *[str(tmp_path / "test.txt")] * 2]
     assert main([*command, *splits, "--json", "--epochs", "400"]) == 1
     out, errors = capsys.readouterr()
     answer = json.loads(out)

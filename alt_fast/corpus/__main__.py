@@ -7,15 +7,14 @@ alt-fast corpus rephrase --labels classes.csv --out texts.csv
 """
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from alt_fast import cli
 from alt_fast.corpus import CATEGORIES, Corpus, CorpusError
 from alt_fast.errors import ArgumentError, RunError
+from alt_fast.files import check_place
 
 if TYPE_CHECKING:
     from alt_fast.corpus.builder.build import Report
@@ -50,14 +49,11 @@ def print_stats(corpus: Corpus, by_label: bool) -> None:
     print(f"{counts.entities} entities")
     for category, number in counts.categories.items():
         print(f"  {category:8} {number:6}  {number / counts.entities:.0%}")
-    print(
-        f"{counts.repeated} entities are a further sense of a unit; {len(counts.alike)} pairs of them read much alike"
-    )
+    repeated, alike = counts.repeated, len(counts.alike)
+    print(f"{repeated} entities are a further sense of a unit; {alike} pairs of them read much alike")
     if counts.labels:
-        print(
-            f"labels with at least 1, 3, 8 entities: {', '.join(f'{counts.share(n):.0%}' for n in (1, 3, 8))}", end=""
-        )
-        print(f" of {len(counts.labels)}")
+        shares = ", ".join(f"{counts.share(n):.0%}" for n in (1, 3, 8))
+        print(f"labels with at least 1, 3, 8 entities: {shares} of {len(counts.labels)}")
     if by_label:
         for label, number in sorted(counts.labels.items(), key=lambda pair: pair[1]):
             print(f"  {number:6}  {label}")
@@ -168,18 +164,6 @@ def make_parser() -> argparse.ArgumentParser:
     return top
 
 
-def check_out(out: Path, read: Sequence[str]) -> None:
-    """See before the work that --out takes a file. read: what the command reads.
-
-    Raises ArgumentError for an --out that is read, and FileError.
-    """
-    from alt_fast.files import check_place
-
-    if os.path.realpath(out) in map(os.path.realpath, read):
-        raise ArgumentError(f"--out {out} is what the command reads: choose another file")
-    check_place(out)
-
-
 def build_from(arguments: argparse.Namespace) -> None:
     """The commands `build` and `extend`."""
     from alt_fast.corpus.builder.build import BuildConfig, build, extend
@@ -204,7 +188,8 @@ def build_from(arguments: argparse.Namespace) -> None:
         things_as_actions=arguments.paper,
     )
     model = open_language_model(arguments)
-    check_out(arguments.out, arguments.labels if before is None else [arguments.corpus, *arguments.labels])
+    cli.check_out(arguments)
+    check_place(arguments.out)
     corpus, report = build(labels, open_wordnet(), config, model)
     whole = corpus if before is None else extend(before, corpus)
     if not len(whole):
@@ -224,7 +209,8 @@ def rephrase_labels(arguments: argparse.Namespace) -> None:
     model, labels = open_language_model(arguments), read_labels(arguments.labels)
     if model is not None and arguments.senses:
         raise ArgumentError("--senses has no effect on rephrase --llm openai, which takes what the model says first")
-    check_out(arguments.out, arguments.labels)
+    cli.check_out(arguments)
+    check_place(arguments.out)
     if arguments.out.exists():  # it may have been edited
         raise RunError(f"{arguments.out} is there already: remove it, or choose another --out")
     if model is None:

@@ -35,7 +35,3 @@ def describe(record: ClipRecord) -> str:
     steps = [f"crop {record.crop[0]:g} x {record.crop[1]:g}"]
     steps += ["flipped"] * record.flip + ["coloured"] * bool(record.jitter) + ["gray"] * record.gray
     return ", ".join(steps)
-
-
-if __name__ == "__main__":
-    raise SystemExit("this is a command now: alt-fast data browse")

@@ -102,7 +102,3 @@ def summarize(
         "causes": kinds(failures),
         "unusable": [failure._asdict() for failure in failures],
     }
-
-
-if __name__ == "__main__":
-    raise SystemExit("this is a command now: alt-fast data check")

@@ -173,7 +173,3 @@ def _target(name: str, members: Mapping[str, tarfile.TarInfo]) -> tarfile.TarInf
 
 def _in_archive(name: str) -> str:
     return posixpath.normpath(name).lstrip("/")
-
-
-if __name__ == "__main__":
-    raise SystemExit("this is a command now: alt-fast data shard")

@@ -110,7 +110,7 @@ def trace_layers(encoder: RegionEncoder, frames: Tensor, schedule: MergeSchedule
         tokens = encoder.run_layer(*layer, tokens)
         sources.append(tokens.source())
     seen = encoder.finish(tokens)
-    return seen, torch.stack([source[:, 1:].long().cpu() for source in sources if source is not None], 1)
+    return seen, torch.stack([source[:, 1:].long().cpu() for source in sources], 1)
 
 
 def token_entities(model: ALT, tokens: Tensor) -> list[list[list[tuple[str, float]]]]:

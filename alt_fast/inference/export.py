@@ -61,7 +61,7 @@ class VideoEncoder(nn.Module):
         self.model = model.eval()
 
     def forward(self, video: Tensor) -> Tensor:
-        return self.model.describe(video)[0]
+        return self.model.describe(video)
 
 
 def export_program(model: ALT) -> torch.export.ExportedProgram:

@@ -47,7 +47,7 @@ def features(
     def described(video: Tensor) -> Tensor:
         """The vectors [B, d], and whether a clip is of one colour: [B, d + 1]."""
         blank = is_blank(video, spec.augment.normalize).all(1, keepdim=True)
-        return torch.cat([vectors := model.describe(video)[0], blank.to(vectors.dtype)], 1)
+        return torch.cat([vectors := model.describe(video), blank.to(vectors.dtype)], 1)
 
     mean, causes, _ = mean_over_views(clips, testing, device, described, width + 1, name)
     readable = torch.tensor([str(video.path) not in causes for video in videos], dtype=torch.bool)

@@ -68,8 +68,8 @@ def _found(checkpoint: Path, data: dict[str, Any]) -> dict[str, Any]:
 def _starts(checkpoint: Path) -> list[Path]:
     """Return the folders that relative paths in a run's settings may start from, the likeliest first.
 
-    It is the one that the run was started in. Where the run was moved, that one may have moved along;
-    the present one is the last, and the only one of runs that do not say. Raises FileError.
+    It is the one that the run was started in. Where the run was moved, that one may have moved along; the present one
+    is the last, and the only one of runs that do not say. Raises FileError.
     """
     present, recorded = Path(), checkpoint / ENVIRONMENT
     record = read_json(recorded) if recorded.is_file() else {}

@@ -45,13 +45,10 @@ class Recogniser:
     ) -> None:
         if cuda_graphs and trained.device.type != "cuda":
             raise ArgumentError(f"CUDA graphs need a model on a GPU, and this one is on {trained.device}")
-        self.trained = trained
-        self.labels = trained.classes if labels is None else list(labels)
-        self.head = trained.head if head is None else head
-        if self.head != "clip":
-            trained._check_trained()
+        self.trained, self.head = trained, trained.head_of(head)
+        choice = trained.choice(labels)
+        self.labels, self._classes = choice.labels, choice.classes
         self._record = view_record(trained.augment, 1)
-        self._classes = trained.embed(self.labels)
         trained.model.eval()
         self._see_one, self._score = self._see, self._score_clip
         self._warm_up(cuda_graphs)

@@ -144,7 +144,7 @@ class TrainedModel:
         self.probed.clear()
         return moved
 
-    def _head(self, head: Head | None) -> Head:
+    def head_of(self, head: Head | None) -> Head:
         """Return who scores, by default the model's own. Raises ArgumentError for none of Head, or one untrained."""
         head = self.head if head is None else head
         check_head(head)
@@ -263,7 +263,7 @@ class TrainedModel:
         views, batch size and decoding processes; who scores, `head` says. Raises VideoError, and ArgumentError for no
         labels or top_k < 1.
         """
-        choice, head = self.choice(labels, top_k), self._head(head)
+        choice, head = self.choice(labels, top_k), self.head_of(head)
         if errors not in ("raise", "return"):
             raise ArgumentError(f"errors must be 'raise' or 'return', got {errors!r}")
         if isinstance(videos, str | Path):
@@ -298,7 +298,7 @@ class TrainedModel:
         for name, value in (("every", every), ("window", window)):
             if not value > 0:
                 raise ArgumentError(f"{name} must be > 0 seconds, got {value}")
-        head = self._head(head)
+        head = self.head_of(head)
         labels = self._given(labels)
         judge = Judge(self.model, self.spec, self.embed(labels), head)
         return find_segments(video, judge, labels, window, every, rule or Hysteresis(), loading or Loading())

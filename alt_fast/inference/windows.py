@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
 from itertools import pairwise
-from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +70,7 @@ def place_windows(path: str | Path, index: VideoIndex, num_frames: int, window: 
         )
     span = min(span, length)
     last = length - span
-    starts = [*(number * step for number in range(ceil(last / step))), last]
+    starts = [*(number * step for number in range(math.ceil(last / step))), last]
     offsets = [(place + Fraction(1, 2)) * span / num_frames for place in range(num_frames)]
     numbers = [[index.frame_at(start + offset) for offset in offsets] for start in starts]
     middles = [float((start + following + span) / 2) for start, following in pairwise(starts)]
@@ -172,7 +171,7 @@ def find_segments(
     wanted = np.unique(windows.numbers).tolist()
     scan = _Scan(index, windows, judge, Segmenter(labels, rule))
     with closing(read_frames(reader, wanted, loading)) as parts:
-        for numbers, found in Progress(parts, Path(path).name, "part", total=ceil(len(wanted) / CHUNK)):
+        for numbers, found in Progress(parts, Path(path).name, "part", total=math.ceil(len(wanted) / CHUNK)):
             scan.take(numbers, found)
     scan.segmenter.stop(float(windows.steps[-1]))
     if not scan.judged:
@@ -210,7 +209,7 @@ class _Scan:
         self._kept: dict[int, Any] = {}
         self._shows: set[int] = set()  # frames that are more than one colour
         self._next = 0  # window
-        every = ceil(len(windows.numbers) / PICTURES)
+        every = math.ceil(len(windows.numbers) / PICTURES)
         self._pictured = set(windows.numbers[::every, windows.numbers.shape[1] // 2].tolist())
 
     def take(self, numbers: Sequence[int], found: NDArray[np.uint8] | str) -> None:

@@ -16,7 +16,7 @@ from alt_fast.measure.faults import FAULTS, Fault, Patch, call, find_faults, is_
 from alt_fast.measure.memory import saved_bytes
 from alt_fast.measure.observe import Counts, block_names, count_tokens
 from alt_fast.measure.outputs import agreement, as_tensor
-from alt_fast.measure.timing import Race, Step, every_compilation_counts, in_turn
+from alt_fast.measure.timing import Race, Step, every_compilation_counts, first_line, in_turn
 
 PLAIN, METHOD, DROPPED = "un-merged", "method", "dropped"
 """Who runs in every race; DROPPED has the method's tokens and does nothing for them: the ceiling."""
@@ -312,12 +312,6 @@ def _captures(method: nn.Module, images: Tensor) -> str:
     trial = Race()
     trial.add(METHOD, lambda: _unseeded(method, images), "cuda")
     return trial.skipped.get(METHOD, "yes")
-
-
-def first_line(error: Exception) -> str:
-    """Name an error, shortly."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0] if lines else ''}"[:200]
 
 
 def race(models: dict[str, nn.Module], images: Tensor, mode: Mode, rounds: int) -> Raced:

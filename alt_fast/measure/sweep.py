@@ -7,8 +7,9 @@ from torch import Tensor, nn
 
 from alt_fast.measure.counting import inference_macs
 from alt_fast.measure.faults import Patch, call, patched
-from alt_fast.measure.judge import PLAIN, batch_of, first_line, race
+from alt_fast.measure.judge import PLAIN, batch_of, race
 from alt_fast.measure.outputs import agreement
+from alt_fast.measure.timing import first_line
 
 
 def sweep(

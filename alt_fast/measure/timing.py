@@ -54,6 +54,12 @@ def check_writes(outputs: object, replay: Step) -> None:
         raise AssertionError("a replay leaves its outputs unwritten")
 
 
+def first_line(error: Exception) -> str:
+    """Name an error, shortly."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0] if lines else ''}"[:200]
+
+
 class OnCPU:
     """A contestant on a CPU."""
 
@@ -121,7 +127,7 @@ class Race:
         try:
             self.contestants[name] = OnGPU(step, graph, warm_up) if device == "cuda" else OnCPU(step)
         except Exception as error:  # contestants are other people's code
-            self.skipped[name] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:200]
+            self.skipped[name] = first_line(error)
         else:
             self.seconds[name] = []
 

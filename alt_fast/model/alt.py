@@ -92,17 +92,16 @@ class ALT(nn.Module):
         z, entity = self._describe(tokens, size, seed, tau)
         return Output(self.logits(z, classes), z, entity, tokens[:, :, 0])
 
-    def describe(
-        self, video: Tensor, seed: Tensor | None = None, schedule: MergeSchedule | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Do all of `forward` that needs no class names: return video vectors z [B, d] and entities [B, T, n]."""
-        tokens, size, _ = self.encode(video, schedule)
-        return self._describe(tokens, size, seed)
+    def describe(self, video: Tensor) -> Tensor:
+        """Return video vectors z [B, d]: all of `forward` that needs no class names."""
+        tokens, size, _ = self.encode(video)
+        z, _ = self._describe(tokens, size)
+        return z
 
     def _describe(
-        self, tokens: Tensor, size: Tensor, seed: Tensor | None, tau: float | None = None
+        self, tokens: Tensor, size: Tensor, seed: Tensor | None = None, tau: float | None = None
     ) -> tuple[Tensor, Tensor]:
-        """tokens, size: of `encode`."""
+        """Return z and entities [B, T, n]. tokens, size: of `encode`."""
         pooled, entity = self.alignment(tokens, size, seed if self.training and self.config.noise else None, tau)
         return self.answer(pooled, tokens[:, :, 0]), entity
 
@@ -153,7 +152,7 @@ class ALT(nn.Module):
         """
         return self._features(self.encode(video, schedule), head)
 
-    def see(self, frames: Tensor, head: Head = "alt", schedule: MergeSchedule | None = None) -> FrameFeatures:
+    def see(self, frames: Tensor, head: Head = "alt") -> FrameFeatures:
         """Encode frames [F, 3, H, W], normalised, each by itself: clips that share a frame need it once.
 
         Any T of them are a clip for `score`, which makes of them what `probabilities` makes of the clip. Raises
@@ -163,7 +162,7 @@ class ALT(nn.Module):
             raise ArgumentError(
                 "this model has adapters over time (tuning 'stm'): its frames cannot be seen one by one"
             )
-        regions = Regions(*(part[:, None] for part in self.encoder(frames, schedule)))
+        regions = Regions(*(part[:, None] for part in self.encoder(frames)))
         return FrameFeatures(*(part[:, 0] for part in self._features(regions, head)))
 
     def score(self, seen: FrameFeatures, classes: Tensor, head: Head = "alt") -> Tensor:

@@ -29,12 +29,12 @@ def write_picture(path: Path, seen: Seen) -> None:
     write_atomically(path, lambda partial: sheet.save(partial, "PNG"))
 
 
-def write_overlay(path: Path, seen: Seen, seconds: float = 1.0) -> None:
-    """A VP9 video in WebM, every frame shown for some seconds with its entities and the likeliest action."""
+def write_overlay(path: Path, seen: Seen) -> None:
+    """A VP9 video in WebM, every frame shown for a second with its entities and the likeliest action."""
     label, p = seen.view.labels[0]
     frames = [_tile(seen, number, f"{label} {100 * p:.1f} %") for number in range(len(seen.images))]
     rate = 10
-    repeated = [np.asarray(frame) for frame in frames for _ in range(round(rate * seconds))]
+    repeated = [np.asarray(frame) for frame in frames for _ in range(rate)]
     height, width = (side // 2 * 2 for side in repeated[0].shape[:2])  # VP9 halves the colours
     write_video(path, np.stack(repeated)[:, :height, :width], rate)
 

@@ -129,6 +129,5 @@ def attend_multihead(
     qkv = F.linear(x, attention.in_proj_weight, attention.in_proj_bias)
     qkv = qkv.view(*x.shape[:2], 3, attention.num_heads, attention.head_dim)
     dropout = attention.dropout if attention.training else 0.0
-    return attention.out_proj(proportional_attention_qkvpacked(qkv, size, dropout_p=dropout, rotary=rotary)), qkv[
-        :, :, 1
-    ]
+    out = proportional_attention_qkvpacked(qkv, size, dropout_p=dropout, rotary=rotary)
+    return attention.out_proj(out), qkv[:, :, 1]

@@ -136,17 +136,17 @@ def apply_patch(
     for tower, schedule, own in zip(towers, schedules, classes, strict=True):
         for i, (block, r_block, cls) in enumerate(zip(tower.blocks, schedule, own, strict=True)):
             settings = BlockSettings(
-                r_block,
-                tower.protected,
-                prop_attn,
-                trace_source,
-                unmerge,
-                i,
-                len(schedule),
-                rotary,
-                destinations,
-                step,
-                tower.class_token,
+                r=r_block,
+                protected=tower.protected,
+                prop_attn=prop_attn,
+                trace=trace_source,
+                unmerge=unmerge,
+                layer=i,
+                num_layers=len(schedule),
+                rotary=rotary,
+                destinations=destinations,
+                step=step,
+                class_token=tower.class_token,
             )
             cls.patch(block, settings)
     _add_hooks(holders)

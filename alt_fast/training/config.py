@@ -268,8 +268,6 @@ class TrainConfig:
 
 
 CONFIGS = Path(__file__).parent / "configs"
-_RENAMED = {"output": "out"}
-"""Options by the names they had."""
 
 
 def config_files() -> dict[str, Path]:
@@ -298,24 +296,21 @@ def _complete(arguments: Sequence[str]) -> list[str]:
 
     Configurations come first: options change them, wherever they stand.
     """
-    switches = {field.name for field in fields(TrainConfig) if field.type is bool}
+    switches = {f"--{field.name}" for field in fields(TrainConfig) if field.type is bool}
     packaged = config_files()
     configs: list[str] = []
     found: list[str] = []
     pending = list(arguments)
     while pending:
         option, equals, value = pending.pop(0).partition("=")
-        name = _RENAMED.get(option[2:], option[2:]) if option.startswith("--") else None
-        if name is None:
-            found.append(option + equals + value)
-        elif name in switches and not equals:
+        if option in switches and not equals:
             given = pending.pop(0) if pending and pending[0].lower() in ("true", "false") else "true"
-            found.append(f"--{name}={given}")
-        elif name == "config":
+            found.append(f"{option}={given}")
+        elif option == "--config":
             value = value if equals or not pending else pending.pop(0)
             configs.append(f"--config={packaged.get(value, value)}")
         else:
-            found.append(f"--{name}{equals}{value}")
+            found.append(option + equals + value)
     options = {argument.partition("=")[0] for argument in found}
     if not configs:
         own = "--data.train" in options and "--data.generate" not in options

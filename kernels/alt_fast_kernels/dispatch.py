@@ -25,8 +25,7 @@ def use_backend(name: Backend | None = None, *, attention: AttentionBackend | No
     """Run the ops inside by "reference" (PyTorch), by "triton" (kernels), or by "auto", the default.
 
     "auto" takes the kernel for fp32, fp16 and bf16 tensors on a GPU (NVIDIA's from Ampere on) and the reference for all
-    else. "triton" on CPU
-    tensors works under Triton's interpreter only (TRITON_INTERPRET=1).
+    else. "triton" on CPU tensors works under Triton's interpreter only (TRITON_INTERPRET=1).
     attention: for proportional attention alone "triton", "sdpa" (PyTorch's scaled_dot_product_attention), "flex"
     (FlexAttention) or "xformers", which raise ValueError saying why where they cannot run; "auto" does as the ops.
     What is not given stays as it is. The choice holds for the whole process: every thread sees it, those that run the

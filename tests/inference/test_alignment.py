@@ -56,7 +56,7 @@ def decide_by(trained: TrainedModel, videos: list[Video], source: str, monkeypat
     monkeypatch.setattr(model, "encode", encode)
     monkeypatch.setattr(model, "answer", answer)
     with torch.inference_mode():
-        answers = [model.describe(load_video(video.path, trained.spec))[0] for video in videos]
+        answers = [model.describe(load_video(video.path, trained.spec)) for video in videos]
     return F.normalize(torch.cat(answers), dim=-1)
 
 

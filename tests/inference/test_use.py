@@ -181,7 +181,7 @@ def test_features(model: alt_fast.TrainedModel, videos: list[Path], tmp_path: Pa
     assert vectors.shape == (3, model.model.alignment.entities.shape[1])
     for video, vector in zip(videos, vectors, strict=True):
         with torch.inference_mode():
-            expected = model.model.describe(load_video(video, model.spec))[0][0]
+            expected = model.model.describe(load_video(video, model.spec))[0]
         torch.testing.assert_close(vector, expected, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(model.features(videos[1], testing), vectors[1], rtol=1e-4, atol=1e-4)
     with pytest.raises(VideoError, match="none.mp4: no such file"):

@@ -273,7 +273,7 @@ def code(length: int, *jumps: tuple[int, int], warps: int = 4, registers: int = 
 def test_executed_instructions() -> None:
     nested = code(100, (59, 20), (39, 30), (89, 80))  # a loop of 40 around one of 10, then one of 10
     assert executed(nested, (Trips(3, (Trips(5),)), Trips(2)), "kernel") == 50 + 3 * (30 + 5 * 10) + 2 * 10
-    with pytest.raises(RuntimeError, match="kernel was compiled to 2 loops where predict.TRIPS has 1"):
+    with pytest.raises(RuntimeError, match="kernel was compiled to 2 loops where TRIPS has 1"):
         executed(nested, (Trips(3),), "kernel")
 
 

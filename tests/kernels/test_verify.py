@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from alt_fast_kernels.prediction import verify
-from alt_fast_kernels.prediction.verify import GIVEN, PROVEN, RACE, UNDECIDED, Program, Row
+from alt_fast_kernels.prediction.ptx import Program
+from alt_fast_kernels.prediction.verify import GIVEN, PROVEN, RACE, UNDECIDED, Row
 from tests.kernels.conftest import of_recorded_code
 
 pytestmark = [pytest.mark.kernel_only, pytest.mark.verify]

@@ -60,7 +60,7 @@ def page(trained_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "list.txt").write_text("\n".join([*lines, "<b>gone.webm 0"]) + "\n")
     command = ["--checkpoint", str(trained_run), "--list", str(folder / "list.txt"), "--root", str(data)]
     command += ["--workers", "0", "--report", str(folder / "out #1.html"), "--probe-alignment", "--interpolate", "0"]
-    assert main([*command, "--report-r", "0", "4", "--explain", "2"]) == 1  # a video is not there
+    assert main([*command, "--also-r", "0", "4", "--explain", "2"]) == 1  # a video is not there
     return folder / "out #1.html"
 
 
@@ -99,7 +99,7 @@ def test_the_page_holds_what_was_measured(
     for options, message in [
         (["--also-r", "0"], "name it with --report FILE"),
         (["--report", str(tmp_path / "a.txt")], "--report must end in .html"),
-        (["--report", str(tmp_path / "a.html"), "--report-r", "-1"], "r must be >= 0 in every layer"),
+        (["--report", str(tmp_path / "a.html"), "--also-r", "-1"], "r must be >= 0 in every layer"),
         (["--report", str(tmp_path / "a.html"), "--explain", "-1"], "--explain must be >= 0"),
     ]:
         assert main([*bare, *options]) == 2

@@ -94,7 +94,7 @@ def test_two_processes_test_as_one(two: Path, data: list[str], tmp_path: Path) -
         (tmp_path / "list.txt").write_text("".join(f"{line}\n" for line in listed))
         arguments = ["--checkpoint", str(two), "--list", str(tmp_path / "list.txt"), "--root", str(folder), "--json"]
         arguments += ["--workers", "0", "--device", "cpu", "--crops", "2"]
-        arguments += ["--report-r", "0", "--explain", "5", "--report"]
+        arguments += ["--also-r", "0", "--explain", "5", "--report"]
         reports = [tmp_path / f"{processes} of {number}" / "out.html" for processes in (1, 2)]
         rows = []
         for launch, report in zip((start, start_torchrun), reports, strict=True):

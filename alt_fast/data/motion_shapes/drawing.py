@@ -1,4 +1,4 @@
-"""What both levels are drawn with: motions, outlines, textured backgrounds; and what can be said of what was drawn."""
+"""What all levels are drawn with: motions, outlines, textured backgrounds; and what can be said of what was drawn."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple

@@ -368,16 +368,14 @@ class Inputs(NamedTuple):
         cos, sin, _ = self.rotary
         return (cos, sin), tuple(0 if n == 1 else s for n, s in zip(cos.shape[:3], cos.stride()[:3], strict=True))
 
-    def launch(
-        self, kernel: Any, rows: Tensor, args: tuple[Tensor, ...], grads: tuple[Tensor, ...], arch: Arch | None
-    ) -> Launch:
+    def launch(self, kernel: Any, rows: Tensor, args: tuple[Tensor, ...], grads: tuple[Tensor, ...]) -> Launch:
         """One program per tile of the tokens of `rows` [B, N, H, D]. grads: written views like q, k and v."""
         q, k, v, size, scale, rotary = self
         tables, table_strides = self.tables
         strides = (q.stride(), k.stride(), v.stride(), *[grad.stride() for grad in grads])
-        arch, layout = arch or arch_of(q.device), None if rotary is None else _layout(rotary)
+        layout = None if rotary is None else _layout(rotary)
         grid, numbers, table_numbers, options = _by_shape(
-            kernel.__name__, arch, q.dtype, size is not None, layout,
+            kernel.__name__, arch_of(q.device), q.dtype, size is not None, layout,
             rows.shape, q.shape[1], k.shape[1], strides, table_strides,
         )  # fmt: skip
         head = (q, k, v, q if size is None else size)  # q stands in for a size that is not read
@@ -457,18 +455,16 @@ class Gradients(NamedTuple):
     v: Tensor
 
 
-def attention_fwd_launch(inputs: Inputs, out: Tensor, lse2: Tensor, arch: Arch | None = None) -> Launch:
+def attention_fwd_launch(inputs: Inputs, out: Tensor, lse2: Tensor) -> Launch:
     """Write out [B, N, H * D] and lse2 [B, H, N] (fp32)."""
-    return inputs.launch(attention_fwd_kernel, inputs.q, (out, lse2), (), arch)
+    return inputs.launch(attention_fwd_kernel, inputs.q, (out, lse2), ())
 
 
-def attention_bwd_launches(
-    inputs: Inputs, saved: Saved, delta: Tensor, grads: Gradients, arch: Arch | None = None
-) -> tuple[Launch, Launch]:
+def attention_bwd_launches(inputs: Inputs, saved: Saved, delta: Tensor, grads: Gradients) -> tuple[Launch, Launch]:
     """Write delta [B, H, N] fp32 and the gradients, in two launches: the first leaves delta for the second."""
     args_q = (saved.out, saved.lse2, saved.grad_out, delta, grads.q)
     args_kv = (saved.lse2, saved.grad_out, delta, grads.k, grads.v)
     return (
-        inputs.launch(attention_bwd_q_kernel, inputs.q, args_q, (grads.q,), arch),
-        inputs.launch(attention_bwd_kv_kernel, inputs.k, args_kv, (grads.k, grads.v), arch),
+        inputs.launch(attention_bwd_q_kernel, inputs.q, args_q, (grads.q,)),
+        inputs.launch(attention_bwd_kv_kernel, inputs.k, args_kv, (grads.k, grads.v)),
     )

@@ -1,5 +1,3 @@
-# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
-# ruff: noqa: N803 -- constexpr parameters are upper case, as in Triton's own kernels
 """The plan of a long sequence by sorting: runs in fast memory, then places by binary search in every run.
 
 Sort, select, sort, place. The numbers that are sorted are unique, so every order is stable: a proposal is its score

@@ -307,9 +307,7 @@ class Part(NamedTuple):
         return Launch(self.kernel, self.grid, (*tensors, *self.numbers), self.options)
 
 
-def match_launches(
-    key: Tensor, protected: int, destinations: Tensor | None, plan: MergePlan, arch: Arch | None = None
-) -> tuple[Launch, ...]:
+def match_launches(key: Tensor, protected: int, destinations: Tensor | None, plan: MergePlan) -> tuple[Launch, ...]:
     """Read key [B, N, H, D] of any strides; write the plan's tensors, int32 contiguous. They run in this order.
 
     destinations: [D] tokens, or None for those of odd index.
@@ -319,8 +317,7 @@ def match_launches(
     listed, num_listed = None, None
     if destinations is not None:
         listed, num_listed = listed_by_side(destinations, num_tokens, protected).int(), len(destinations)
-    arch = arch or arch_of(key.device)
-    r = num_tokens - num_slots
+    arch, r = arch_of(key.device), num_tokens - num_slots
     first, second, proposed = _parts(key.shape, key.stride(), key.dtype, arch, r, protected, num_listed)
     if second is None:
         return (first.of(key, listed, slot, order, start),)

@@ -33,9 +33,7 @@ def merge_reference(x: Tensor, size: Tensor, slot: Tensor, order: Tensor, num_sl
     mixed = rows(first)
     step = (rows(merged) - rows(first.gather(1, target))) * share
     index = target.unsqueeze(-1).expand_as(step)
-    if (
-        torch._C._are_functorch_transforms_active()
-    ):  # vmap over sizes alone cannot write into tokens that are not mapped
+    if torch._C._are_functorch_transforms_active():  # vmap over sizes alone cannot write into tokens it does not map
         mixed = mixed.scatter_add(1, index, step)
     else:
         mixed.scatter_add_(1, index, step)

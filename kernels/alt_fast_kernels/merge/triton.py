@@ -235,12 +235,12 @@ class Gradients(NamedTuple):
     partial: Tensor | None
 
 
-def merge_fwd_launch(inputs: Inputs, outputs: Outputs, arch: Arch | None = None) -> Launch:
+def merge_fwd_launch(inputs: Inputs, outputs: Outputs) -> Launch:
     """Write the outputs; normed and moments only with a norm."""
     x, residual, segments, norm = inputs
     batch, num_tokens, channels = x.shape
     num_slots = segments.start.shape[1] - 1
-    options = _forward_options(residual is not None, norm is not None, arch or arch_of(x.device), x.dtype, channels)
+    options = _forward_options(residual is not None, norm is not None, arch_of(x.device), x.dtype, channels)
     other = x if residual is None else residual  # x stands in for what is not read
     weight, bias, eps = (x, x, 0.0) if norm is None else norm
     numbers = (*x.stride(), *other.stride(), num_tokens, num_slots, channels, eps)
@@ -255,11 +255,10 @@ def merge_bwd_launch(
     segments: Segments,
     norm: NormBackward | None,
     grads: Gradients,
-    arch: Arch | None = None,
 ) -> Launch:
     """Write the gradients wanted. grad_out (None: zero) and out (x'): [B, N', C] contiguous; new_size: [B, N']."""
     needed = (grad_out is not None, norm is not None, grads.x is not None, grads.partial is not None)
-    options = _backward_options(*needed, arch or arch_of(out.device), out.dtype, out.shape[2])
+    options = _backward_options(*needed, arch_of(out.device), out.dtype, out.shape[2])
     batch, num_slots, channels = out.shape
     num_tiles = grid = batch * -(-num_slots // options["ROWS"])
     if grads.partial is not None:
@@ -296,8 +295,8 @@ BACKWARD_PROGRAMS = 512
 """Parts of the LayerNorm weights' gradient: a few programs per multiprocessor, all resident at once."""
 
 
-def backward_programs(out: Tensor, groups: int = 1, arch: Arch | None = None) -> int:
+def backward_programs(out: Tensor, groups: int) -> int:
     """Return how many programs walk a group of images for the weights' gradient. out: [B, N', C], x'."""
     batch, num_slots, channels = out.shape
-    rows = _config("merge_bwd", arch or arch_of(out.device), out.dtype, padded(channels))["ROWS"]
+    rows = _config("merge_bwd", arch_of(out.device), out.dtype, channels)["ROWS"]
     return min(BACKWARD_PROGRAMS, batch // groups * -(-num_slots // rows))

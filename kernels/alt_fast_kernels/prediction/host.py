@@ -17,13 +17,13 @@ FRAMES = 32
 """More than `match_once` takes, so that a block is four launches, as it is at 256 frames."""
 
 
-def block_cases(tower: Tower, batch: int = FRAMES) -> list[Case]:
+def block_cases(tower: Tower) -> list[Case]:
     """The calls of a block that merges 8 tokens, forward and without gradients."""
     dim, num_tokens = tower.width // tower.heads, tower.tokens
     return [
-        attention_case(batch, num_tokens, tower.heads, dim),
-        match_case(batch, num_tokens, tower.heads, dim, 8),
-        merge_case(batch, num_tokens, 8, tower.width),
+        attention_case(FRAMES, num_tokens, tower.heads, dim),
+        match_case(FRAMES, num_tokens, tower.heads, dim, 8),
+        merge_case(FRAMES, num_tokens, 8, tower.width),
     ]
 
 

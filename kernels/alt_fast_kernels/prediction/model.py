@@ -183,7 +183,7 @@ def executed(code: Code, trips: tuple[Trips, ...], kernel: str) -> float:
 
     def within(first: int, last: int, loops: tuple[Loop, ...], trips: tuple[Trips, ...]) -> float:
         if len(loops) != len(trips):
-            raise RuntimeError(f"{kernel} was compiled to {len(loops)} loops where predict.TRIPS has {len(trips)}")
+            raise RuntimeError(f"{kernel} was compiled to {len(loops)} loops where TRIPS has {len(trips)}")
         straight = last - first + 1 - sum(loop.last - loop.first + 1 for loop in loops)
         pairs = zip(loops, trips, strict=True)
         return straight + sum(trip.count * within(x.first, x.last, x.inner, trip.inner) for x, trip in pairs)

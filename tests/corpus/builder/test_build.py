@@ -327,7 +327,7 @@ def test_where_a_corpus_goes_is_looked_at_before_the_work(
         (extend_it, tmp_path / "new/../new/folder" / made.name),
     ):
         assert main([*command, "--out", str(out)]) == 2
-        assert "is what the command reads: choose another file" in capsys.readouterr().err
+        assert "which is to be read: choose another" in capsys.readouterr().err
     for command in (build_it, extend_it):
         assert main([*command, "--out", str(labels / "corpus.json")]) == 1
         assert "cannot make folder" in capsys.readouterr().err

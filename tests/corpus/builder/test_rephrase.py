@@ -51,7 +51,7 @@ def test_texts_replace_no_file(
     (tmp_path / "classes.csv").write_text("id,name\n0,surfing\n")
     command = ["rephrase", "--labels", str(tmp_path / "classes.csv"), "--out"]
     for name, status, message in (
-        ("classes.csv", 2, "classes.csv is what the command reads: choose another file"),
+        ("classes.csv", 2, "classes.csv, which is to be read: choose another"),
         ("texts.csv", 1, "texts.csv is there already: remove it, or choose another --out"),
         ("texts.csv/texts.csv", 1, "cannot make folder"),
     ):
