@@ -110,6 +110,19 @@ def test_a_barrier_has_a_life_in_each_turn_of_a_loop(wait: str, expected: str) -
     assert found[0] == expected, found
 
 
+@pytest.mark.parametrize(("wait", "expected"), [(WAIT, PROVEN), ("", RACE)], ids=["waits", "does not wait"])
+def test_a_barrier_outlives_another_that_is_initialised_in_every_turn(wait: str, expected: str) -> None:
+    def outer(text: str) -> str:
+        return text.replace("%r15", "%r17").replace("$L__wait", "$L__last")
+
+    turn = [INIT, BARRIER, WRITE, ARRIVE, WAIT, READ, BARRIER, END, BARRIER]
+    places = "add.s32 %r15, %r2, 1024; add.s32 %r17, %r2, 1032; mov.u32 %r16, 0;"
+    loop = [*turn, "add.s32 %r16, %r16, 1; setp.lt.s32 %p4, %r16, 2; @%p4 bra $L__turn;"]
+    last = [WRITE, outer(ARRIVE), outer(wait), READ, BARRIER, outer(END), TILE]
+    found = verdict(IS_FIRST, places, outer(INIT), "$L__turn:;", *loop, *last)
+    assert found[0] == expected, found
+
+
 STORE_MATRIX = "stmatrix.sync.aligned.m8n8.x1.shared.b16 [%r13], {%r10};"
 
 

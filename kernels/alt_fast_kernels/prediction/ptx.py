@@ -6,10 +6,13 @@ Names in capitals are what `verify` says to be given where a program is spelt so
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import zip_longest
+from itertools import pairwise, zip_longest
 
 BF16 = 1 << 7 | 1 << 10
 """The bits of tcgen05's descriptor of a product that say bf16, where 0 says fp16 (PTX, "Instruction descriptor")."""
+
+LIFE, LIVES = 1 << 18, 128
+"""Bytes from one life of a barrier to its next, and how many lives one may have."""
 
 _EFFECT = re.compile(
     r"(ld|st|ldmatrix|stmatrix|atom|red|cp|bar|barrier|mbarrier|fence|membar|tcgen05|wgmma|elect|ret|exit|trap|setmaxnreg"
@@ -142,25 +145,37 @@ class Program:
         """With another place for barriers that are initialised again after `mbarrier.inval`, as NEW_BARRIERS says.
 
         Triton gives the barriers of a second loop the addresses of the first's, and those of a loop's next turn the
-        addresses of this one's; the verifier takes one life of each. Here a register tells lives apart: after the last
-        `mbarrier.inval` in a row all barriers are further on, by more than there is shared memory. One that lives on
-        would be looked for where it was never initialised, which the verifier refuses.
+        addresses of this one's; the verifier takes one life of each. Here a register tells lives apart, and places of
+        two lives are further from each other than there is shared memory. A barrier that is always invalidated before
+        another one is touched has lives of its own, for the others may live on; all others move on after the last
+        `mbarrier.inval` in a row. One that lives on all the same would be looked for where it was never initialised,
+        which the verifier refuses.
         """
         uses = [i for i, found in self.code.items() if "mbarrier" in found.name or found.name.startswith("bra")]
+        address = {i: match for i in uses if (match := re.search(r"\[\s*(%\w+)\s*\]", self.lines[i]))}
         ends = [i for i in uses if self.code[i].name.startswith("mbarrier.inval")]
         begins = [i for i in uses if self.code[i].name.startswith("mbarrier.init")]
         if not ends or not any(i > ends[0] or self.in_loop(i) for i in begins):
             return self
-        moving = {i for i, after in zip_longest(uses, uses[1:]) if i in ends and after not in ends}
+        marks = sorted([*begins, *ends])
+        alone = {address[i][1] for i in ends}
+        for before, i in pairwise([ends[0], *marks]):
+            if i in ends and (before in ends or address[before][1] != address[i][1]):
+                alone.discard(address[i][1])
+        lives = {register: f"%life{number}" for number, register in enumerate(sorted(alone), start=1)}
+        shared = [i for i in uses if i not in address or address[i][1] not in alone]
+        moving = {i for i, after in zip_longest(shared, shared[1:]) if i in ends and after not in ends}
+        moving |= {i for i in ends if address[i][1] in alone}
         program = self
-        for i in reversed(uses):
-            line, address = self.lines[i], re.search(r"\[\s*(%\w+)\s*\]", self.lines[i])
-            if address is not None:
-                moved = f"{line[: address.start()]}[%place]{line[address.end() :]}"
-                further = ["\tadd.u32 \t%life, %life, 262144;"] * (i in moving)
-                program = program.replace(i, f"\tadd.u32 \t%place, {address[1]}, %life;", moved, *further)
-        body = self.lines.index("{")
-        return program.replace(body, "{", "\t.reg .b32 \t%life, %place;", "\tmov.b32 \t%life, 0;")
+        for i in reversed(address):
+            line, place = self.lines[i], address[i]
+            life = lives.get(place[1], "%life0")
+            moved = f"{line[: place.start()]}[%place]{line[place.end() :]}"
+            further = [f"\tadd.u32 \t{life}, {life}, {LIFE};"] * (i in moving)
+            program = program.replace(i, f"\tadd.u32 \t%place, {place[1]}, {life};", moved, *further)
+        body, names = self.lines.index("{"), ["%life0", *lives.values()]
+        first = [f"\tmov.b32 \t{life}, {number * LIVES * LIFE};" for number, life in enumerate(names)]
+        return program.replace(body, "{", f"\t.reg .b32 \t%place, {', '.join(names)};", *first)
 
     def respelt(self) -> "Program":
         """The same accesses in other words.
