@@ -83,8 +83,12 @@ def check_options(options: Sequence[str], generated: bool) -> None:
 
     generated: whether the videos are, by a seed of their own.
     """
-    own = {"seed": "--seeds before -- says which", "out": "--out before -- is the folder of all", "resume": "they do"}
-    own["frame_only"] = "no table has it"
+    own = {
+        "seed": "--seeds before -- says which",
+        "out": "--out before -- is the folder of all",
+        "resume": "they all go on where they were",
+        "frame_only": "no table has it",
+    }
     if generated:
         own |= {"data.root": "it is in --out", "data.shapes.seed": "it is the run's seed"}
     for option in options:

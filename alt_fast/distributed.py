@@ -105,8 +105,8 @@ def _join(device: str) -> World:
 def _take_gpu(device: str, world: World) -> None:
     """Make the GPU of this process's number the one that "cuda" means. Raises ArgumentError where there is none."""
     gpus = torch.cuda.device_count()
-    if ":" in device and world.size > 1:
-        raise ArgumentError(f"device {device!r} is one GPU for {world.size} processes: cuda gives each its own")
+    if ":" in device:
+        raise ArgumentError(f"device {device!r} is one GPU, and torchrun's processes take one each: ask for cuda")
     if world.local_rank >= gpus:
         raise ArgumentError(
             f"process {world.local_rank + 1} of this machine has no GPU of its own: this PyTorch sees {gpus}, which is "

@@ -196,6 +196,12 @@ def test_rows_are_what_they_are_called_whatever_the_configuration(tmp_path: Path
     assert changes["5"][-1]["regions"] is True
     assert {change["query"] for change in changes["8"] + changes["C3"][1:]} == {"entities"}
     assert ["conv" in change for change in changes["C4"]] == [False, False, True, True]
+    unmerged = Sweep(parse([*options, "--model.r", "0"]), options, None, [], tmp_path, 8)
+    for table, merging in (("5", TABLES["5"][2:]), ("8", TABLES["8"][1:])):
+        assert unmerged.changes(TABLES[table][0]).get("r", 0) == 0
+        for row in merging:
+            with pytest.raises(RunError, match=r"a row merges tokens, and model\.r is 0"):
+                unmerged.changes(row)
 
 
 def test_options_that_every_run_has_its_own_of_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -239,6 +245,7 @@ def test_r_is_scaled_to_the_model(tmp_path: Path) -> None:
     assert "| r = 13 (here 6) | 81.9 |" in text
     assert "| r = 8 (here 4) | 82.4 |" in text
     listed = Sweep(parse(["--model.r", "[4, 4, 4, 4]"]), [], None, [], tmp_path, 8)
+    assert "r" not in listed.changes(TABLES["8"][2])  # its own
     with pytest.raises(RunError, match="must be an int"):
         listed.changes(TABLES["8"][1])
 

@@ -324,7 +324,7 @@ def test_a_probe_reads_the_numbers_of_both_lists_alike(
     assert main([*command, *both]) == 0
     assert json.loads(capsys.readouterr().out)["lists"][0]["top1"] > 0.5
     assert main([*command, *both, "--lr", "inf"]) == 1
-    assert "the model's scores are not finite" in capsys.readouterr().err
+    assert "the probe's scores are not finite, with a learning rate of inf" in capsys.readouterr().err
 
 
 def test_a_probe_of_splits(trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

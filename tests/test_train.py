@@ -662,7 +662,7 @@ def test_processes_share_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     monkeypatch.setenv("WORLD_SIZE", "3")
     for device, number, message in (
-        ("cuda:1", 0, "device 'cuda:1' is one GPU for 3 processes: cuda gives each its own"),
+        ("cuda:1", 0, "device 'cuda:1' is one GPU, and torchrun's processes take one each: ask for cuda"),
         ("auto", 2, "process 3 of this machine has no GPU of its own: this PyTorch sees 2, which is the most"),
     ):
         monkeypatch.setenv("RANK", str(number))

@@ -346,7 +346,7 @@ def _read_rows(path: Path) -> list[_Row]:
         return _something_rows(path, content) if isinstance(content, list) else _kinetics_json_rows(path, content)
     names = header(path, text)
     for column in _SPLITS & set(names):
-        _check_one_split(path, {row[column] for _, row in read_table(path, text, (column,))})
+        _check_one_split(path, {row.get(column) or "" for _, row in read_table(path, text, ())})
     if "youtube_id" in names:
         return [
             _kinetics_row(where, row["youtube_id"], row["time_start"], row["time_end"], row["label"])
@@ -366,9 +366,9 @@ _SPLITS = {"split", "subset"}
 
 
 def _check_one_split(path: Path, splits: set[str]) -> None:
-    """Raise AnnotationError for a list of several: they would be trained on together."""
-    if len(splits) > 1:
-        named = ", ".join(sorted(splits))
+    """Raise AnnotationError for a list of several: they would be trained on together. splits: "" says nothing."""
+    if len(splits - {""}) > 1:
+        named = ", ".join(sorted(splits - {""}))
         raise AnnotationError(f"{path} has rows of several splits, {named}: make a list of each")
 
 
@@ -382,7 +382,7 @@ def _folder(name: str) -> str:
 
 def _kinetics_json_rows(path: Path, content: dict[str, Any]) -> list[_Row]:
     subsets = (entry.get("subset") for entry in content.values() if isinstance(entry, dict))
-    _check_one_split(path, {str(subset) for subset in subsets if subset is not None})
+    _check_one_split(path, {str(subset or "") for subset in subsets})
     rows = []
     for youtube_id, entry in content.items():
         where = f"{path}, entry {youtube_id!r}"

@@ -36,7 +36,7 @@ from alt_fast.model.alt import ALT
 from alt_fast.model.clip_weights import build_clip, move_back
 from alt_fast.model.config import Head, ModelConfig, check_head
 from alt_fast.model.hashing import hash_weights
-from alt_fast.model.text import TEMPLATES
+from alt_fast.model.text import TEMPLATES, prompt_of
 from alt_fast.progress import Progress
 from alt_fast.report.explanation import Explanation
 from alt_fast.report.timeline import Timeline
@@ -192,11 +192,13 @@ class TrainedModel:
             seen[key] = label
         texts = {label: self.texts[key] for label in labels if (key := name_key(label)) in self.texts}
         read: dict[bytes, str] = {}
-        for label, tokens in zip(labels, self.model.text.tokenizer(list(labels)), strict=True):
-            other = read.setdefault(tokens.numpy().tobytes(), label)
-            if other != label and not texts.keys() & {label, other}:
+        for label in labels:
+            prompts = [prompt_of(template, label, texts.get(label)) for template in self.templates]
+            other = read.setdefault(self.model.text.tokenizer(prompts).numpy().tobytes(), label)
+            if other != label:
                 raise ArgumentError(
-                    f"labels must differ in what CLIP reads, {len(tokens)} tokens, and {label!r} and {other!r} do not"
+                    f"labels must differ in what CLIP reads, and {label!r} and {other!r} do not: texts are cut to "
+                    f"{self.model.text.tokenizer.context_length} tokens"
                 )
         return self.model.text.classes(labels, self.templates, texts)
 
@@ -213,7 +215,7 @@ class TrainedModel:
 
         Raises ArgumentError for no labels or top_k < 1.
         """
-        if top_k is not None and not (isinstance(top_k, int) and top_k >= 1):
+        if top_k is not None and not (hasattr(top_k, "__index__") and top_k >= 1):
             raise ArgumentError(f"top_k must be an int >= 1, got {top_k!r}")
         labels = self._given(labels)
         return Choice(labels, self.embed(labels), top_k)

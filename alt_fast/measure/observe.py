@@ -88,5 +88,6 @@ def _tokens(shape: torch.Size, batch: int) -> int:
     if len(shape) > 2 and batch in shape[:2]:
         return shape[1] if shape[0] == batch else shape[0]
     raise ArgumentError(
-        f"method must run its blocks on the whole batch of {batch} for tokens to be counted, and one got {tuple(shape)}"
+        f"model and method must run blocks on the whole batch of {batch} for tokens to be counted, and one got "
+        f"{tuple(shape)}"
     )

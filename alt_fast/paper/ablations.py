@@ -38,13 +38,14 @@ class Row:
 
 ALIGNED = {"query": "entities"}
 UNMERGED = {**ALIGNED, "r": 0, "regions": False}  # without merging there are no regions
-REGIONS = {**ALIGNED, "regions": True}
+MERGED = {**ALIGNED, "r": 8}
+REGIONS = {**MERGED, "regions": True}
 
 TABLES = {
     "5": [
         Row("frame tokens as queries, r = 0 (the paper: X-CLIP)", {"query": "frame", "r": 0}, (81.7, 53.0, 72.0)),
         Row("+ Align", UNMERGED, (82.6, 57.7, 75.0)),
-        Row("+ Align + ToMe", {**ALIGNED, "regions": False}, (82.0, 54.1, 73.3)),
+        Row("+ Align + ToMe", {**MERGED, "regions": False}, (82.0, 54.1, 73.3)),
         Row("+ Align + ToMe + Region", REGIONS, (82.4, 64.0, 76.7)),
     ],
     "7": [
@@ -120,9 +121,13 @@ class Sweep:
             changes["r"] = self.scale(changes["r"])
         return {name: value for name, value in changes.items() if value != getattr(self.config.model, name)}
 
-    def scale(self, r: int) -> int:
-        """An r of ALT-B/16 as one of this model. Raises RunError when its own is no int."""
+    def scale(self, r: int) -> Any:
+        """An r of ALT-B/16 as one of this model. Raises RunError when its own is none, or no int that has a share."""
         own = self.config.model.r
+        if r and not own:
+            raise RunError(f"a row merges tokens, and model.r is {own!r}: give the model an r of its own")
+        if r in (0, 8):
+            return own if r else 0
         if not isinstance(own, int):
             raise RunError(f"Table 8 varies model.r, which must be an int for it, got {own!r}")
         return r * own // 8
@@ -261,7 +266,7 @@ def table_text(sweep: Sweep, table: str, seeds: Sequence[int]) -> str:
     lines = [head, ["---", *["--:"] * (len(head) - 1)]]
     for row, found in zip(rows, scores, strict=True):
         name = row.name
-        if (r := row.changes.get("r")) and sweep.scale(r) != r:
+        if "r = " in name and (r := row.changes["r"]) and sweep.scale(r) != r:
             name += f" (here {sweep.scale(r)})"
         paper = ["-" if row.paper[i] is None else f"{row.paper[i]:.1f}" for i in papers]
         values = [[score[column] for score in found if column in score] for column in ours]

@@ -12,7 +12,6 @@ from alt_fast.data.batch import Failure
 from alt_fast.distributed import World
 from alt_fast.errors import RunError
 from alt_fast.inference.features import features
-from alt_fast.inference.predict import check_finite
 from alt_fast.inference.scoring import EvalConfig, Result, summarize
 from alt_fast.inference.trained import TrainedModel
 from alt_fast.inference.zero_shot import find_unseen, score_zero_shot
@@ -73,7 +72,8 @@ def probe(
         readable = _readable(test, failures)
         with torch.inference_mode():
             scores = layer(vectors).softmax(-1) * readable[:, None]
-        check_finite(scores[readable])
+        if not scores[readable].isfinite().all():
+            raise RunError(f"{train_path}: the probe's scores are not finite, with a learning rate of {config.lr:g}")
         result = Result(scores, torch.tensor([video.label for video in test]), failures, readable, Counter())
         row = summarize(test_path, result, len(names), testing)
         rows.append(row | {"not_trained_on": [failure._asdict() for failure in not_trained_on]})

@@ -33,8 +33,8 @@ class DataConfig:
         missing: what to do about videos that are not there, and files that hold no video: "error", they count as
             unusable when their turn comes, or stop the run at its start where too many are not there; "skip", they are
             looked for first, left out, and listed in the run folder.
-        max_bad_share: stop when more than this share of the training videos, and more than one unless it is 0, cannot
-            be used.
+        max_bad_share: stop when more than this share of the training videos cannot be used; one alone stops nothing,
+            unless this is 0.
     """
 
     train: str | None = None

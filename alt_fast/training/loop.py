@@ -122,9 +122,9 @@ def fit(stage: Stage, folder: Path, saving: SaveEvery, log: RunLog | None = None
                 trainer.save()
             if stop:
                 raise trainer.ended(asked)
-        (stop,) = world.mean(float(bool(asked)))  # since the last step began
-        if stop:
-            raise trainer.ended(asked)
+    (stop,) = world.mean(float(bool(asked)))  # since the last step began
+    if stop:
+        raise trainer.ended(asked)
     trainer.publish()
     return trainer.seconds
 
@@ -138,7 +138,7 @@ def _each(batches: Iterable[Any]) -> Generator[Any, None, None]:
 def _asked_to_end(world: World) -> Iterator[list[int]]:
     """Give a list of the signals by which the process was asked to end: SIGTERM, or SIGINT, which is Ctrl-C.
 
-    A second SIGINT is Python's own, where there is one process: torchrun hands on what they all have had.
+    A second SIGINT is Python's own where there is one process; torchrun passes them on, and kills after 30 s.
     """
     asked: list[int] = []
 
@@ -146,7 +146,7 @@ def _asked_to_end(world: World) -> Iterator[list[int]]:
         asked.append(number)
         if world.size == 1:
             signal.signal(number, before)
-            os.write(2, b"\nonce this step is done its checkpoint is written; Ctrl-C again ends at once\n")
+            os.write(2, b"\nonce this step, or test, is done a checkpoint is written; Ctrl-C again ends at once\n")
 
     before, term = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     signal.signal(signal.SIGTERM, lambda number, frame: asked.append(number))
@@ -191,11 +191,14 @@ class _Trainer:
         return self.state.step == self.settings.schedule.steps
 
     def ended(self, asked: Sequence[int]) -> BaseException:
-        """Return what to raise, given the signals that asked for it; says where the state is."""
-        if signal.SIGINT in asked:
-            return KeyboardInterrupt()
+        """Return what to raise, given the signals that asked for it, and say where the state is."""
         steps, path = self.settings.schedule.steps, self.files.path(self.state.step)
-        return TerminatedError(f"{self.stage.name}: asked to end; {self.state.step} of {steps} steps are in {path}")
+        said = f"{self.stage.name}: asked to end; {self.state.step} of {steps} steps are in {path}"
+        if signal.SIGINT not in asked:
+            return TerminatedError(said)
+        if self.world.main:
+            self.bar.write(said)
+        return KeyboardInterrupt()
 
     @property
     def checkpoint_is_due(self) -> bool:

@@ -45,8 +45,8 @@ class Quarantine:
         if len(self.met) > most_bad(self.max_share, self.num_videos):
             raise RunError(
                 f"{len(self.met)} of {self.num_videos} training videos cannot be used, more than "
-                f"data.max_bad_share {self.max_share} allows; they are listed in {self.path}. Where videos are not "
-                "there, data.missing skip leaves them out"
+                f"data.max_bad_share {self.max_share} allows; they are among those listed in {self.path}. Where videos "
+                "are not there, data.missing skip leaves them out"
             )
 
     def _tell(self, path: str, cause: str) -> None:

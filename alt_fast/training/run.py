@@ -187,8 +187,9 @@ def train_model(job: Job, name: str, model_config: ModelConfig) -> tuple[Trained
     trained = TrainedModel(model, job.lists.classes, list(job.templates), config.augment)
     if config.start_from is not None:
         load_weights(trained, config.start_from)
-        if job.lists.unseen:
-            find_unseen("data.unseen", job.lists.unseen, job.lists.unseen_classes, trained.seen_classes)
+    if job.lists.unseen:  # what testing would refuse, after all of the training
+        find_unseen("data.unseen", job.lists.unseen, job.lists.unseen_classes, trained.seen_classes)
+        trained.embed(job.lists.unseen_classes)
     model.embed_corpus()
     warn_of_chance(job, model)
     clips = TrainClips(job.lists.train, trained.spec, config.seed)

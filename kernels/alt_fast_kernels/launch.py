@@ -10,7 +10,7 @@ from alt_fast_kernels.configs import Arch, configured_for
 from alt_fast_kernels.interpreter import mend
 
 FP_FUSION = True
-"""A product and a sum are one instruction (FMA), as they were by default up to Triton 3.9; it asks for a word."""
+"""A product and a sum are one instruction (FMA). So they are by default up to Triton 3.9, which warns of the next."""
 
 _instead: Callable[["Launch"], object] | None = None
 

@@ -96,7 +96,7 @@ def test_what_cannot_be_asked(model: alt_fast.TrainedModel, videos: list[Path]) 
     with pytest.raises(alt_fast.AltFastError, match="labels must not be empty"):
         model.classify(videos[0], [])
     words = " ".join(["word"] * 80)
-    with pytest.raises(alt_fast.AltFastError, match="labels must differ in what CLIP reads, 24 tokens, and '.* y' and"):
+    with pytest.raises(alt_fast.AltFastError, match=r"labels must differ in what CLIP reads, and '.* y' and '"):
         model.classify(videos[0], [f"{words} x", f"{words} y"])
     with pytest.raises(alt_fast.AltFastError, match=r"top_k must be an int >= 1, got 2\.5"):
         model.classify("none.mp4", top_k=2.5)  # type: ignore[call-overload]

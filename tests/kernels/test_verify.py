@@ -110,6 +110,16 @@ def test_a_barrier_has_a_life_in_each_turn_of_a_loop(wait: str, expected: str) -
     assert found[0] == expected, found
 
 
+@pytest.mark.parametrize(("ordered", "expected"), [(BARRIER, PROVEN), ("", RACE)], ids=["ordered", "at once"])
+def test_other_data_in_the_bytes_of_a_barrier_wait_for_its_end(ordered: str, expected: str) -> None:
+    """Triton may put some there once it is invalidated, which is moved away from them."""
+    other = "setp.eq.s32 %p5, %r1, 33; @%p5 st.shared.b32 [%r15], %r10;"
+    turn = [INIT, BARRIER, WRITE, ARRIVE, WAIT, READ, BARRIER, END, ordered, other, BARRIER]
+    loop = [IS_FIRST, "add.s32 %r15, %r2, 1024; mov.u32 %r16, 0; $L__turn:;", *turn]
+    found = verdict(*loop, "add.s32 %r16, %r16, 1; setp.lt.s32 %p4, %r16, 2; @%p4 bra $L__turn;", TILE)
+    assert found[0] == expected, found
+
+
 @pytest.mark.parametrize(("wait", "expected"), [(WAIT, PROVEN), ("", RACE)], ids=["waits", "does not wait"])
 def test_a_barrier_outlives_another_that_is_initialised_in_every_turn(wait: str, expected: str) -> None:
     def outer(text: str) -> str:

@@ -99,7 +99,7 @@ def test_dropping_between_blocks_leaves_them_the_library_s() -> None:
 def test_tokens_of_single_images_are_not_counted() -> None:
     """In [1, N, C] of a batch of three, 1 is no number of tokens."""
     plain = tower()
-    with pytest.raises(ArgumentError, match=r"run its blocks on the whole batch of 3 .*, and one got \(1, 17, "):
+    with pytest.raises(ArgumentError, match=r"run blocks on the whole batch of 3 .*, and one got \(1, 17, "):
         count_tokens(plain, block_names(plain), IMAGES, lambda: [plain(image[None]) for image in IMAGES])
 
 

@@ -381,12 +381,26 @@ def test_interrupt_ends_after_the_step_with_its_state(tmp_path: Path, capfd: pyt
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
         fit(asked, tmp_path / "a", SaveEvery(100))
-    assert "Ctrl-C again ends at once" in capfd.readouterr().err
+    said = capfd.readouterr().err
+    assert "Ctrl-C again ends at once" in said
+    assert f"toy: asked to end; 6 of 12 steps are in {tmp_path / 'a' / 'toy-00000006.state'}" in said
     assert signal.getsignal(signal.SIGINT) == before
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["toy-00000006.state"]
     resumed = Toy()
     fit(resumed, tmp_path / "a", SaveEvery(100))
     assert all(torch.equal(a, b) for a, b in zip(weights(whole), weights(resumed), strict=True))
+
+
+def test_an_interrupt_while_the_workers_end_is_heard(tmp_path: Path) -> None:
+    class Closing(Toy):
+        def batches(self, step: int) -> Iterator[Any]:
+            try:
+                yield from super().batches(step)
+            finally:
+                signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(Closing(), tmp_path, SaveEvery(100))
 
 
 def test_a_second_interrupt_ends_at_once(tmp_path: Path) -> None:

@@ -146,10 +146,11 @@ class Program:
 
         Triton gives the barriers of a second loop the addresses of the first's, and those of a loop's next turn the
         addresses of this one's; the verifier takes one life of each. Here a register tells lives apart, and places of
-        two lives are further from each other than there is shared memory. A barrier that is always invalidated before
-        another one is touched has lives of its own, for the others may live on; all others move on after the last
-        `mbarrier.inval` in a row. One that lives on all the same would be looked for where it was never initialised,
-        which the verifier refuses.
+        two lives are further from each other than there is shared memory. A barrier that is always initialised and
+        invalidated, in the order of the text, with no `mbarrier.init` or `mbarrier.inval` of another one between has
+        lives of its own, for the others may live on; those move on after the last `mbarrier.inval` in a row. One that
+        lives on all the same would be looked for where it was never initialised, which the verifier refuses. Other data
+        may lie in the bytes of a barrier before its life and after it: each end of a life is a store there, too.
         """
         uses = [i for i, found in self.code.items() if "mbarrier" in found.name or found.name.startswith("bra")]
         address = {i: match for i in uses if (match := re.search(r"\[\s*(%\w+)\s*\]", self.lines[i]))}
@@ -171,8 +172,9 @@ class Program:
             line, place = self.lines[i], address[i]
             life = lives.get(place[1], "%life0")
             moved = f"{line[: place.start()]}[%place]{line[place.end() :]}"
+            store = [f"{line[: line.index('mbarrier')]}st.shared.b64 [{place[1]}], 0;"] * (i in marks)
             further = [f"\tadd.u32 \t{life}, {life}, {LIFE};"] * (i in moving)
-            program = program.replace(i, f"\tadd.u32 \t%place, {place[1]}, {life};", moved, *further)
+            program = program.replace(i, *store, f"\tadd.u32 \t%place, {place[1]}, {life};", moved, *further)
         body, names = self.lines.index("{"), ["%life0", *lives.values()]
         first = [f"\tmov.b32 \t{life}, {number * LIVES * LIFE};" for number, life in enumerate(names)]
         return program.replace(body, "{", f"\t.reg .b32 \t%place, {', '.join(names)};", *first)
