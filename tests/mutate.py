@@ -859,8 +859,8 @@ MUTATIONS = [
     ),
     Mutation(
         "alt_fast/measure/faults.py",
-        "        kept = patched(model, patch, r)\n        call(kept, given)",
-        "        call(kept := patched(model, patch, r), images)\n        call(kept, given)",
+        "        kept = patched(model, patch, r)\n        try:",
+        "        call(kept := patched(model, patch, r), images)\n        try:",
         "tests/measure/test_faults.py::test_every_broken_method_has_its_fault_and_no_other",
     ),
     Mutation(

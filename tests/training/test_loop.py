@@ -373,6 +373,15 @@ def test_sigterm_ends_after_the_step_with_its_state(tmp_path: Path) -> None:
         fit(ending, tmp_path / "c", SaveEvery(100))
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """SIGINT is Python's own, as in the foreground of a terminal; what runs in the background may ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_interrupt_ends_after_the_step_with_its_state(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     whole = Toy()
     fit(whole, tmp_path / "whole", SaveEvery(100))
@@ -391,6 +400,7 @@ def test_interrupt_ends_after_the_step_with_its_state(tmp_path: Path, capfd: pyt
     assert all(torch.equal(a, b) for a, b in zip(weights(whole), weights(resumed), strict=True))
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_while_the_workers_end_is_heard(tmp_path: Path) -> None:
     class Closing(Toy):
         def batches(self, step: int) -> Iterator[Any]:
@@ -403,6 +413,7 @@ def test_an_interrupt_while_the_workers_end_is_heard(tmp_path: Path) -> None:
         fit(Closing(), tmp_path, SaveEvery(100))
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_a_second_interrupt_ends_at_once(tmp_path: Path) -> None:
     def twice(number: int) -> None:
         signal.raise_signal(signal.SIGINT)
