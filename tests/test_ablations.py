@@ -3,19 +3,30 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 import pytest
 
 from alt_fast.ablations import main
 from alt_fast.errors import RunError
 from alt_fast.model.config import ModelConfig
-from alt_fast.paper.ablations import SHAPES_FEW_SHOT, TABLES, Row, Sweep, run_all, table_text
+from alt_fast.paper.ablations import (
+    SHAPES_FEW_SHOT,
+    TABLES,
+    Row,
+    Sweep,
+    call,
+    ended_together,
+    run_all,
+    table_text,
+)
 from alt_fast.training.config import parse
 from tests.conftest import SMALL_JOB
 from tests.processes import start
@@ -288,6 +299,35 @@ def test_sigterm_ends_the_training_too(tmp_path: Path) -> None:
         assert process.wait(30) == 143
     with pytest.raises(ProcessLookupError):
         os.kill(int((tmp_path / "pid").read_text()), 0)
+
+
+def test_sigterm_ends_a_training_that_has_just_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before the thread that started it had the time to say so; and no other one begins."""
+    begun: list[subprocess.Popen[bytes]] = []
+    plain = subprocess.Popen
+
+    def slow(*args: Any, **options: Any) -> "subprocess.Popen[bytes]":
+        begun.append(plain(*args, **options))
+        time.sleep(0.3)
+        return begun[-1]
+
+    monkeypatch.setattr(subprocess, "Popen", slow)
+    with (tmp_path / "log").open("w") as log, ThreadPoolExecutor(1) as pool:
+
+        @ended_together()
+        def begin() -> None:
+            trainings.extend(pool.submit(call, ["sleep", "20"], log) for _ in range(2))
+            while not begun:
+                time.sleep(0.01)
+            signal.raise_signal(signal.SIGTERM)
+
+        trainings: list[Future[int]] = []
+        with pytest.raises(SystemExit):
+            begin()
+        assert trainings[0].result(10) == -signal.SIGTERM
+        with pytest.raises(RunError, match="asked to end before sleep 20"):
+            trainings[1].result(10)
+    assert len(begun) == 1
 
 
 def test_a_row_that_fails_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -192,12 +192,20 @@ class Sweep:
 
 
 _running: set["subprocess.Popen[bytes]"] = set()
+_starting = threading.RLock()  # held until what starts is among them
+_ending = threading.Event()
 
 
 def call(command: Sequence[str], log: IO[str]) -> int:
-    """Run a command to its end and return its status. log: where its output goes."""
-    process = subprocess.Popen(command, stdout=log, stderr=log)
-    _running.add(process)
+    """Run a command to its end and return its status. log: where its output goes.
+
+    Raises RunError once `ended_together` has ended the others.
+    """
+    with _starting:
+        if _ending.is_set():
+            raise RunError(f"asked to end before {shlex.join(command)}")
+        process = subprocess.Popen(command, stdout=log, stderr=log)
+        _running.add(process)
     try:
         return process.wait()
     finally:
@@ -209,10 +217,13 @@ def ended_together() -> Iterator[None]:
     """Inside, SIGTERM ends what `call` runs, and then this process: a training writes a checkpoint first."""
 
     def end(number: int, frame: object) -> NoReturn:
-        for process in [*_running]:
-            process.terminate()
+        with _starting:
+            _ending.set()
+            for process in [*_running]:
+                process.terminate()
         raise SystemExit(128 + number)
 
+    _ending.clear()
     before = signal.signal(signal.SIGTERM, end)
     try:
         yield
