@@ -60,9 +60,9 @@ class Corpus:
         """The entities of some categories (Table C3); all of them for None. Raises CorpusError when none is left."""
         if categories is None:
             return self
-        unknown = sorted(set(categories) - set(CATEGORIES))
         if not categories:
             raise CorpusError("categories of a corpus must be at least one, or None for all")
+        unknown = sorted(set(categories) - set(CATEGORIES))
         if unknown:
             raise CorpusError(f"unknown corpus category {', '.join(unknown)}; known are {', '.join(CATEGORIES)}")
         chosen = tuple(entity for entity in self.entities if entity.category in categories)

@@ -55,8 +55,8 @@ class TrainedModel:
     classes: names that it was trained on. templates: prompts for class names. augment: how its test clips are cropped
     and normalised. head: who scores, "alt", or "clip" where ALT was not trained (`load_clip`). texts: of `use_texts`,
     by `name_key` of the class; no file keeps them. earlier: classes that its weights were trained on before these, in
-    the models it started from. probed: what `probe_alignment` found when the run was tested,
-    empty where that is not known, or the model has changed since.
+    the models it started from. probed: what `probe_alignment` found when the run was tested, empty where that is not
+    known, or the model has changed since.
 
         model = alt_fast.load("runs/k400")
         for label, probability in model.classify("clip.mp4", labels=["surfing", "diving"]): ...

@@ -55,6 +55,8 @@ def dropping(model: nn.Module, counts: Counts, images: Tensor) -> nn.Module:
 
 def _is_rotary(model: nn.Module, tower: Tower, images: Tensor) -> bool:
     """Whether the blocks turn tokens by their positions, which the library's own do for as many as they were told."""
+    if not any(layout.rotary for layout in tower.layouts.values()):
+        return False
     found: list[bool] = []
 
     def look(block: nn.Module, args: tuple[Any, ...], options: dict[str, Any]) -> None:

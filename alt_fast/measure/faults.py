@@ -75,7 +75,7 @@ def find_faults(
     """
     first = patched(model, patch, r)
     found: list[Fault] = []
-    plain, expected = _seen(model, images, blocks)
+    plain, expected = look(model, images, blocks)
     own, _ = _waits_of(model, images)
     waits, out = _waits_of(first, images)
     if out.shape != expected.shape or out.dtype != expected.dtype:
@@ -86,7 +86,7 @@ def find_faults(
     if more := [wait for wait in waits if wait not in own]:
         found.append(Fault("host synchronisation", ", ".join(more)))
     found += _state(model, patch, r, images, out)
-    counts, _ = _seen(first, images, blocks)
+    counts, _ = look(first, images, blocks)
     if claimed is not None and tuple(claimed) != counts.mlp:
         found.append(Fault("other tokens", f"{_text(counts.mlp)} at the MLPs, claimed {_text(claimed)}"))
     changes = counts != plain or not is_close(out, expected)
@@ -142,8 +142,8 @@ def is_close(a: Tensor, b: Tensor) -> bool:
     return torch.allclose(a, b, rtol=relative, atol=relative * largest / 10, equal_nan=True)
 
 
-def _seen(model: nn.Module, images: Tensor, blocks: list[str]) -> tuple[Counts, Tensor]:
-    """The tokens of a call, and what it returns."""
+def look(model: nn.Module, images: Tensor, blocks: list[str]) -> tuple[Counts, Tensor]:
+    """Return the tokens of a call, and what it returns."""
     returned: list[Tensor] = []
     counts = count_tokens(model, blocks, images, lambda: returned.append(call(model, images)))
     return counts, returned[0]
@@ -159,7 +159,7 @@ def _alike(
     alike = []
     for other in _others(r):
         try:
-            seen, returned = _seen(patched(model, patch, other), images, blocks)
+            seen, returned = look(patched(model, patch, other), images, blocks)
         except Exception:  # an r that it does not take shows nothing
             continue
         if seen != counts or not is_close(returned, out):

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from alt_fast.errors import ArgumentError
 from alt_fast.measure.ceiling import dropping
 from alt_fast.measure.counting import inference_macs
-from alt_fast.measure.faults import FAULTS, Fault, Patch, call, find_faults, is_close, patched
+from alt_fast.measure.faults import FAULTS, Fault, Patch, call, find_faults, is_close, look, patched
 from alt_fast.measure.memory import saved_bytes
 from alt_fast.measure.observe import Counts, block_names, count_tokens
 from alt_fast.measure.outputs import agreement, as_tensor
@@ -195,7 +194,7 @@ def judge(
     """
     blocks = block_names(model)
     method = patched(model, patch, r)
-    expected, found = call(model, images), call(method, images)
+    (plain, expected), (own, found) = (look(who, images, blocks) for who in (model, method))
 
     beside = beside or {}
     ratios = {
@@ -210,7 +209,6 @@ def judge(
         return replace(race(models, given, mode, settings.rounds), flop_ratio=ratios[batch])
 
     faults, facts = find_faults(model, patch, r, images, blocks, claimed), properties(model, method, images)
-    plain, own = (count_tokens(who, blocks, images, partial(call, who, images)) for who in (model, method))
     if plain == own and is_close(found, expected):
         facts["effect"] = "none: all tokens stay, and the result"
     races = [raced(mode, batch) for mode, batch in settings.races()]

@@ -28,6 +28,8 @@ def test_select_keeps_order_and_categories(corpus: Corpus) -> None:
     assert corpus.select(None) is corpus
     with pytest.raises(CorpusError, match="unknown corpus category colour"):
         corpus.select(["colour"])
+    with pytest.raises(CorpusError, match="categories of a corpus must be at least one, or None for all"):
+        corpus.select([])
     with pytest.raises(CorpusError, match="no entity of category body"):
         Corpus(corpus.entities[:1]).select(["body"])
 
